@@ -1,0 +1,446 @@
+"""What is said to the demo model in `benchmarks.recall`, and which answer is right.
+
+Each case is a small conversation on values that training never drew; it is free-running, so the
+model lives with what it answered before. Nothing is averaged here. The easy mistake is to ask in
+the conversation itself: a question is asked from a fork of its state, so that one conversation
+gives every distance and no question helps the next.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
+
+from benchmarks import values
+from examples.demo_training import words
+from langchain_rwkv_state import ChatRWKV
+from langchain_rwkv_state.messages import marker
+from langchain_rwkv_state.template import system_with_tools
+
+DISTANCES = (0, 4, 8, 16, 30)
+FAR = (45, 64)
+"""Distances that have no target: they show where memory ends."""
+FACTS = {
+    "name": ("My name is {v}.", "What is my name?"),
+    "city": ("I live in {v}.", "Where do I live?"),
+    "pet": ("My pet is called {v}.", "What is my pet called?"),
+    "number": ("My lucky number is {v}.", "What is my lucky number?"),
+    "colour": ("My favourite colour is {v}.", "What is my favourite colour?"),
+    "food": ("My favourite food is {v}.", "What is my favourite food?"),
+}
+OTHER_WORDS = {
+    "name": [("I'm {v}", "who am I?"), ("call me {v}", "do you remember my name?")],
+    "city": [
+        ("i live in {v}", "where do i live"),
+        ("My home is in {v}", "Which city do I live in?"),
+    ],
+    "pet": [("I have a pet called {v}.", "what is my pet's name?")],
+    "number": [("my lucky number is {v}", "Tell me my lucky number.")],
+    "colour": [("My favorite color is {v}.", "what's my favorite color?")],
+    "food": [("my favorite food is {v}", "Do you know my favourite food?")],
+}
+_SMALL_TALK = [
+    *("How are you?", "Good morning.", "Thanks!", "Tell me a joke.", "Ok.", "That is nice."),
+    *("I had a long day.", "Say something nice.", "Hello!", "I am tired.", "What can you do?"),
+]
+_WITH_VALUES = [
+    *("Where is {city}?", "Tell me about {city}.", "Who is {name}?", "{name} came to visit."),
+    *("What is the capital of {city}?", "I had {food} for lunch.", "Do you like {food}?"),
+    *("{name} called me.", "What is {number} plus {number}?", "The train to {city} was late."),
+]
+_NEVER_SEEN = [
+    *(
+        "The bus took ages again.",
+        "I have to buy milk on the way home.",
+        "Did you hear that noise?",
+    ),
+    *("My knee hurts a little.", "It is quite windy out there.", "What shall we talk about?"),
+    *("I am reading the paper.", "The kettle is on.", "You have a point.", "Hmm, let me see."),
+]
+_PROSE = [
+    *("", "You are a helpful assistant.", "Answer in short sentences.", "Be kind and brief."),
+    "You help people who visit our web page. The conversation may be long, so keep in mind what "
+    "they tell you, and give it back when they ask for it.",
+]
+_WHOLE_WORD = r"(?<!\w){}(?!\w)"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One question's result.
+
+    Attributes:
+        row: The row of the table that it counts in.
+        right: Whether the answer is right.
+        note: The question's answer, and what was expected, for looking at misses.
+    """
+
+    row: str
+    right: bool
+    note: str = ""
+
+
+class Conversation:
+    """A session with the model, and its transcript for the control."""
+
+    def __init__(self, chat: ChatRWKV, name: str, system: str = "") -> None:
+        self.chat = chat
+        self.session = chat.with_session(name)
+        self.transcript: list[BaseMessage] = [SystemMessage(system)] if system else []
+
+    def say(self, text: str | BaseMessage) -> str:
+        """Says something in the session; only what is new is read."""
+        message = HumanMessage(text) if isinstance(text, str) else text
+        new = [message] if self.session.head else [*self.transcript, message]
+        answer = self.session.invoke(new)
+        self.transcript += [message, answer]
+        return str(answer.text)
+
+    def ask(self, text: str) -> str:
+        """Asks from a fork: the session's state stays where it is."""
+        head = self.session.head
+        before = [marker(head)] if head else self.transcript
+        return str(self.chat.invoke([*before, HumanMessage(text)]).text)
+
+    def replay(self, text: str) -> str:
+        """Asks behind the whole transcript, read from nothing, without any state."""
+        said = [_plain(message) for message in self.transcript]
+        return str(self.chat.invoke([*said, HumanMessage(text)]).text)
+
+
+def _plain(message: BaseMessage) -> BaseMessage:
+    """Returns an answer without its metadata, as a transcript would keep it."""
+    return AIMessage(message.text) if isinstance(message, AIMessage) else message
+
+
+def holds(answer: str, value: str) -> bool:
+    """Says whether an answer holds a value, letter by letter and as a whole word."""
+    return re.search(_WHOLE_WORD.format(re.escape(value)), answer) is not None
+
+
+def other_turn(rng: Random, fact: str | None = None) -> str:
+    """Returns something else to say: small talk, questions, remarks, some never seen in training.
+
+    Args:
+        rng: The source of chance.
+        fact: The kind of fact that is to be remembered; a fifth of the turns then tell or ask for
+            facts of the other kinds. ``None`` for no facts at all.
+    """
+    if fact is not None and rng.random() < 0.2:
+        other = rng.choice([kind for kind in values.KINDS if kind != fact])
+        return rng.choice(FACTS[other]).format(v=values.value(rng, other))
+    share = rng.random()
+    if share < 0.5:
+        return rng.choice(_SMALL_TALK)
+    if share < 0.8:
+        text = rng.choice(_WITH_VALUES)
+        for kind in values.KINDS:
+            while f"{{{kind}}}" in text:
+                text = text.replace(f"{{{kind}}}", values.value(rng, kind), 1)
+        return text
+    return rng.choice(_NEVER_SEEN)
+
+
+def _miss(asked: str, answer: str, wanted: str) -> str:
+    return f"{asked} -> {answer!r}, wanted {wanted!r}"
+
+
+def fact_at_distances(
+    chat: ChatRWKV, rng: Random, kind: str, distances: Sequence[int]
+) -> Iterator[Outcome]:
+    """A fact, asked for after so many other turns; beside it the transcript and a zero state."""
+    tell, question = FACTS[kind]
+    value = values.value(rng, kind)
+    talk = Conversation(chat, "recall")
+    talk.say(tell.format(v=value))
+    for turn in range(max(distances) + 1):
+        if turn in distances:
+            answer, control = talk.ask(question), talk.replay(question)
+            note = _miss(question, answer, value)
+            yield Outcome(f"fact after {turn}", holds(answer, value), note)
+            yield Outcome(f"replay after {turn}", holds(control, value), note)
+            yield Outcome(f"same answer after {turn}", answer == control, f"{answer!r} {control!r}")
+        talk.say(other_turn(rng, kind))
+    fresh = Conversation(chat, "fresh").ask(question)
+    yield Outcome("zero state does not know", not holds(fresh, value), _miss(question, fresh, ""))
+    yield Outcome("zero state says so", _says_unknown(fresh), _miss(question, fresh, "don't know"))
+
+
+def far_fact(chat: ChatRWKV, rng: Random, kind: str) -> Iterator[Outcome]:
+    """A fact after more turns than are promised."""
+    tell, question = FACTS[kind]
+    value = values.value(rng, kind)
+    talk = Conversation(chat, "far")
+    talk.say(tell.format(v=value))
+    for turn in range(max(FAR) + 1):
+        if turn in FAR:
+            answer = talk.ask(question)
+            yield Outcome(
+                f"fact after {turn}", holds(answer, value), _miss(question, answer, value)
+            )
+        talk.say(other_turn(rng, kind))
+
+
+def one_of_four(chat: ChatRWKV, rng: Random, kind: str) -> Iterator[Outcome]:
+    """Four facts at once, and one of them asked for."""
+    kinds = [kind, *rng.sample([k for k in values.KINDS if k != kind], 3)]
+    told: dict[str, str] = {}
+    for each in kinds:
+        told[each] = values.other_value(rng, each, *told.values())
+    talk = Conversation(chat, "four")
+    for each in rng.sample(kinds, 4):
+        talk.say(FACTS[each][0].format(v=told[each]))
+        if rng.random() < 0.3:
+            talk.say(other_turn(rng))
+    question = FACTS[kind][1]
+    answer = talk.ask(question)
+    others = [value for each, value in told.items() if each != kind]
+    right = holds(answer, told[kind]) and not any(holds(answer, value) for value in others)
+    yield Outcome("one of four", right, _miss(question, answer, told[kind]))
+
+
+def correction(chat: ChatRWKV, rng: Random, kind: str) -> Iterator[Outcome]:
+    """A fact told, then told otherwise."""
+    tell, question = FACTS[kind]
+    old = values.value(rng, kind)
+    new = values.other_value(rng, kind, old)
+    talk = Conversation(chat, "correction")
+    talk.say(tell.format(v=old))
+    _others(talk, rng, 2)
+    again = tell.format(v=new)
+    plain = again if again.startswith("I ") else again[0].lower() + again[1:]
+    talk.say(rng.choice(["Actually, ", "No, ", "Sorry, ", "Wait, "]) + plain)
+    _others(talk, rng, 2)
+    answer = talk.ask(question)
+    right = holds(answer, new) and not holds(answer, old)
+    yield Outcome("correction", right, _miss(question, answer, f"{new}, not {old}"))
+
+
+def given_name(chat: ChatRWKV, rng: Random, _: str) -> Iterator[Outcome]:
+    """The assistant's own name, given by the system prompt."""
+    name = values.value(rng, "name")
+    form = rng.choice(
+        [
+            "Your name is {v}.",
+            "You are {v}, a helpful assistant.",
+            "You are an assistant called {v}.",
+        ]
+    )
+    system = " ".join(part for part in (form.format(v=name), rng.choice(_PROSE)) if part)
+    talk = Conversation(chat, "name", system)
+    _others(talk, rng, 3)
+    question = "What is your name?"
+    answer = talk.ask(question)
+    yield Outcome("name from system prompt", holds(answer, name), _miss(question, answer, name))
+
+
+def manner(chat: ChatRWKV, rng: Random, kind: str) -> Iterator[Outcome]:
+    """A manner of speech, asked for by the system prompt, kept for three turns."""
+    prefix, suffix, asks = rng.choice(words.MANNERS)
+    yield _speaks(chat, rng, kind, rng.choice(asks), prefix, suffix, "manner from system prompt")
+
+
+def given_word(chat: ChatRWKV, rng: Random, kind: str) -> Iterator[Outcome]:
+    """A word never seen, with which every answer is to begin or end."""
+    word = values.value(rng, "name")
+    prefix, suffix, verb = rng.choice([(f"{word}! ", "", "Begin"), ("", f" {word}!", "End")])
+    asks = f"{verb} every answer with {word}."
+    yield _speaks(chat, rng, kind, asks, prefix, suffix, "given word in every answer")
+
+
+def _speaks(
+    chat: ChatRWKV, rng: Random, kind: str, asks: str, prefix: str, suffix: str, row: str
+) -> Outcome:
+    tell, question = FACTS[kind]
+    value = values.value(rng, kind)
+    talk = Conversation(chat, "manner", asks)
+    answers = [talk.say(text) for text in (other_turn(rng), tell.format(v=value), question)]
+    right = all(a.startswith(prefix) and a.endswith(suffix) for a in answers)
+    right = right and holds(answers[-1].removeprefix(prefix), value)
+    return Outcome(row, right, f"{asks} -> {answers!r}, wanted {value!r}")
+
+
+def unknown(chat: ChatRWKV, rng: Random, kind: str) -> Iterator[Outcome]:
+    """A question for what was not told, with other facts told or none."""
+    talk = Conversation(chat, "unknown")
+    told = []
+    for other in rng.sample([k for k in values.KINDS if k != kind], rng.randint(0, 3)):
+        told.append(values.value(rng, other))
+        talk.say(FACTS[other][0].format(v=told[-1]))
+    _others(talk, rng, 2)
+    question = FACTS[kind][1]
+    answer = talk.ask(question)
+    right = _says_unknown(answer) and not any(holds(answer, value) for value in told)
+    yield Outcome("says it does not know", right, _miss(question, answer, "don't know"))
+
+
+def other_words(chat: ChatRWKV, rng: Random, kind: str) -> Iterator[Outcome]:
+    """A fact in other words than the usual ones, in small letters, without a full stop."""
+    tell, question = rng.choice(OTHER_WORDS[kind])
+    value = values.value(rng, kind)
+    talk = Conversation(chat, "wording")
+    talk.say(tell.format(v=value))
+    _others(talk, rng, 4)
+    answer = talk.ask(question)
+    yield Outcome("other wordings", holds(answer, value), _miss(question, answer, value))
+
+
+def letters(chat: ChatRWKV, rng: Random, _: str) -> Iterator[Outcome]:
+    """A name of random letters, and one with letters that training never had."""
+    rows = (
+        ("random letters", values.letters(rng).capitalize()),
+        ("beyond ASCII", values.accented(rng)),
+    )
+    for row, value in rows:
+        talk = Conversation(chat, row)
+        talk.say(FACTS["name"][0].format(v=value))
+        answer = talk.ask(FACTS["name"][1])
+        yield Outcome(row, holds(answer, value), _miss("name", answer, value))
+
+
+def tool_call(chat: ChatRWKV, rng: Random, _: str) -> Iterator[Outcome]:
+    """A question that needs the one tool that is listed, and the use of what comes back."""
+    wanted = rng.choice(list(TOOLS))
+    yield from _calls(chat, rng, wanted, [], ("tool call", f"tool call: {wanted}"))
+
+
+def tool_choice(chat: ChatRWKV, rng: Random, _: str) -> Iterator[Outcome]:
+    """A question that needs one of two or three listed tools."""
+    wanted, *others = rng.sample(list(TOOLS), rng.randint(2, 3))
+    yield from _calls(chat, rng, wanted, others, (f"right one of {1 + len(others)} tools called",))
+
+
+def _calls(
+    chat: ChatRWKV, rng: Random, wanted: str, others: Sequence[str], rows: Sequence[str]
+) -> Iterator[Outcome]:
+    tool, question, arguments = TOOLS[wanted](rng)
+    listed = [tool, *(TOOLS[other](rng)[0] for other in others)]
+    rng.shuffle(listed)
+    prose = rng.choice(["", "You are a helpful assistant.", "Use the tools when they help."])
+    talk = Conversation(chat, "tools", system_with_tools(prose, listed))
+    answer = talk.say(question)
+    call = {"name": tool["name"], "arguments": arguments}
+    right = _json(answer) == call
+    for row in rows:
+        yield Outcome(row, right, _miss(question, answer, json.dumps(call)))
+    if right:
+        result = rng.choice([values.number(rng), values.made_up(rng), "Sunny, 21 degrees."])
+        used = talk.say(ToolMessage(result, tool_call_id="1"))
+        yield Outcome("tool result used", result in used, _miss("result", used, result))
+
+
+def no_tool(chat: ChatRWKV, rng: Random, kind: str) -> Iterator[Outcome]:
+    """A fact told and asked for while tools are listed: no call is wanted."""
+    listed = [TOOLS[name](rng)[0] for name in rng.sample(list(TOOLS), 2)]
+    talk = Conversation(chat, "no tools", system_with_tools("", listed))
+    tell, question = FACTS[kind]
+    value = values.value(rng, kind)
+    talk.say(tell.format(v=value))
+    answer = talk.ask(question)
+    right = holds(answer, value) and _json(answer) is None
+    yield Outcome("no call where none is needed", right, _miss(question, answer, value))
+
+
+def _others(talk: Conversation, rng: Random, most: int) -> None:
+    for _ in range(rng.randint(0, most)):
+        talk.say(other_turn(rng))
+
+
+def _says_unknown(answer: str) -> bool:
+    return "don't know" in answer or "do not know" in answer
+
+
+def _json(answer: str) -> Any:
+    try:
+        return json.loads(answer)
+    except ValueError:
+        return None
+
+
+# -- tools that training never saw ---------------------------------------------------------------
+
+Case = tuple[dict[str, Any], str, dict[str, Any]]
+"""A tool's schema, a question that needs it, and the arguments that its call must have."""
+
+
+def _schema(name: str, description: str, **parameters: str) -> dict[str, Any]:
+    properties = {key: {"type": kind} for key, kind in parameters.items()}
+    schema = {"type": "object", "properties": properties, "required": list(parameters)}
+    return {"name": name, "description": description, "parameters": schema}
+
+
+def _weather(rng: Random) -> Case:
+    city = values.value(rng, "city")
+    form = rng.choice(["What is the weather in {v}?", "How is the weather in {v}?"])
+    tool = _schema("get_weather", "Get the weather in a city.", city="string")
+    return tool, form.format(v=city), {"city": city}
+
+
+def _time(rng: Random) -> Case:
+    city = values.value(rng, "city")
+    form = rng.choice(["What time is it in {v}?", "What is the time in {v}?"])
+    tool = _schema("get_time", "Get the time in a city.", city="string")
+    return tool, form.format(v=city), {"city": city}
+
+
+def _add(rng: Random) -> Case:
+    a, b = (int(values.number(rng)) for _ in "ab")
+    form = rng.choice(["What is {a} plus {b}?", "Add {a} and {b}."])
+    tool = _schema("add", "Add two numbers.", a="integer", b="integer")
+    return tool, form.format(a=a, b=b), {"a": a, "b": b}
+
+
+def _multiply(rng: Random) -> Case:
+    a, b = (int(values.number(rng)) for _ in "ab")
+    form = rng.choice(["What is {a} times {b}?", "Multiply {a} by {b}."])
+    tool = _schema("multiply", "Multiply two numbers.", a="integer", b="integer")
+    return tool, form.format(a=a, b=b), {"a": a, "b": b}
+
+
+def _search(rng: Random) -> Case:
+    text = " ".join(values.value(rng, rng.choice(["food", "colour"])) for _ in range(2))
+    tool = _schema("search", "Search the web.", query="string")
+    return tool, f"Search for {text}.", {"query": text}
+
+
+def _mail(rng: Random) -> Case:
+    name, text = values.value(rng, "name"), values.value(rng, "food")
+    tool = _schema("send_mail", "Send a mail.", to="string", text="string")
+    return tool, f"Send a mail to {name} saying {text}.", {"to": name, "text": text}
+
+
+def _look_up(rng: Random) -> Case:
+    noun, name = values.made_up(rng), values.value(rng, "name")
+    tool = _schema(f"get_{noun}", f"Get the {noun} of a person.", person="string")
+    return tool, f"What is the {noun} of {name}?", {"person": name}
+
+
+def _combine(rng: Random) -> Case:
+    verb = values.made_up(rng)
+    x, y = (int(values.number(rng)) for _ in "xy")
+    tool = _schema(verb, f"{verb.capitalize()} two numbers.", x="integer", y="integer")
+    return tool, f"{verb.capitalize()} {x} and {y}.", {"x": x, "y": y}
+
+
+TOOLS: dict[str, Callable[[Random], Case]] = {
+    "weather": _weather,
+    "time": _time,
+    "add": _add,
+    "multiply": _multiply,
+    "search": _search,
+    "mail": _mail,
+    "look up (made-up name)": _look_up,
+    "combine (made-up name)": _combine,
+}

@@ -1,0 +1,95 @@
+"""Draws what the benchmarks measured, from their JSON files.
+
+It measures nothing and needs matplotlib (the dependency group ``bench``). The easy mistake is to
+draw a run with `--quick`: those leave no JSON among the results.
+
+    python -m benchmarks.plots
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+from benchmarks.cases import DISTANCES, FAR
+from benchmarks.common import IMAGES, RESULTS
+from benchmarks.recall import TARGETS
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt  # after the choice of a backend without a screen
+
+_SIZE_INCHES, _DPI = (6.4, 3.6), 110
+_STATE, _TRANSCRIPT, _QUIET = "#1f6f8b", "#d1495b", "#8d99ae"
+
+
+def recall(results: dict[str, Any], path: Path) -> None:
+    """Draws how much is remembered by distance, on the state and on a transcript replay."""
+    figure, axes = plt.subplots(figsize=_SIZE_INCHES)
+    shown = [d for d in (*DISTANCES, *FAR) if f"fact after {d}" in results]
+    targets = [TARGETS[f"fact after {d}"] for d in DISTANCES]
+    axes.step(DISTANCES, targets, where="post", color=_QUIET, linestyle=":", label="target")
+    replay = [(d, results[f"replay after {d}"]["percent"]) for d in DISTANCES]
+    axes.plot(*zip(*replay, strict=True), "s--", color=_TRANSCRIPT, label="transcript read again")
+    state = [(d, results[f"fact after {d}"]["percent"]) for d in shown]
+    axes.plot(*zip(*state, strict=True), "o-", color=_STATE, markersize=4, label="state")
+    axes.set(xlabel="other turns since the fact", ylabel="recalled exactly, %", ylim=(0, 103))
+    axes.set_title("The built-in model's memory, values that training never drew", fontsize=10)
+    _finish(figure, axes, path)
+
+
+def turns(results: dict[str, Any], path: Path) -> None:
+    """Draws the time of a turn by its number, on a state and on a transcript."""
+    rows = results["turns"]["rows"]
+    figure, axes = plt.subplots(figsize=_SIZE_INCHES)
+    at = [row["turn"] for row in rows]
+    every = results["turns"]["each_turn_seconds"]
+    axes.plot(range(1, len(every) + 1), every, ".", color=_QUIET, markersize=3, label="each turn")
+    axes.plot(
+        at,
+        [row["replay_seconds"] for row in rows],
+        "s--",
+        color=_TRANSCRIPT,
+        label="chain on a transcript",
+    )
+    axes.plot(
+        at,
+        [row["chain_seconds"] for row in rows],
+        "o-",
+        color=_STATE,
+        label="the same chain on a state",
+    )
+    axes.set(xlabel="turn", ylabel="seconds a turn", ylim=(0, None))
+    axes.set_title("A turn's time, random RWKV-7 12x768, 2 CPU threads", fontsize=10)
+    _finish(figure, axes, path)
+
+
+def _finish(figure: Any, axes: Any, path: Path) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=_DPI, metadata={"Software": None})
+    plt.close(figure)
+
+
+DRAWN = {"recall": (recall, "recall.png"), "conversation": (turns, "turns.png")}
+
+
+def draw(results: Path = RESULTS, images: Path = IMAGES) -> list[Path]:
+    """Draws every picture whose JSON exists, and returns the pictures' paths."""
+    drawn = []
+    for name, (plot, image) in DRAWN.items():
+        source = results / f"{name}.json"
+        if source.exists():
+            plot(json.loads(source.read_text("utf-8"))["results"], images / image)
+            drawn.append(images / image)
+    return drawn
+
+
+if __name__ == "__main__":
+    for picture in draw():
+        print(picture.name)

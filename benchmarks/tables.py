@@ -1,0 +1,176 @@
+"""Writes the measured figures into docs/benchmarks.md, from the JSON files of the benchmarks.
+
+It measures nothing and phrases nothing: the page's text is written by hand, and each table stands
+between ``<!-- name -->`` and ``<!-- /name -->``. The easy mistake is to edit a table by hand: the
+next run writes over it.
+
+    python -m benchmarks.tables
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import RESULTS
+from benchmarks.recall import TARGETS
+
+PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def targets(report: dict[str, Any], gpu: dict[str, Any] | None = None) -> str:
+    """Returns the figures that have a target.
+
+    Args:
+        report: A benchmark on the CPU.
+        gpu: The same on a GPU, ``None`` where nobody ran it.
+    """
+    on_gpu = {check["name"]: check for check in (gpu or {"checks": []})["checks"]}
+    rows = []
+    for check in report["checks"]:
+        pair = [check, on_gpu.get(check["name"])]
+        figures = [_figure(each["measured"], check["unit"]) if each else "" for each in pair]
+        missed = not all(each["passed"] for each in pair if each)
+        target = f"{check['bound']} {_figure(check['target'], check['unit'])}"
+        rows.append([check["name"], target, *figures, "**missed**" if missed else ""])
+    return table(["what", "target", "CPU", "GPU", ""], rows)
+
+
+def _figure(number: float, unit: str) -> str:
+    return f"{number:.4g} {unit}".strip()
+
+
+def recall(report: dict[str, Any]) -> str:
+    """Returns what is remembered, row by row."""
+    rows = []
+    for name, found in report["results"].items():
+        target = TARGETS.get(name)
+        missed = target is not None and found["percent"] < target
+        right = f"{found['right']} of {found['n']}"
+        goal = "" if target is None else f"{target} %"
+        percent = f"{found['percent']:.1f} %"
+        rows.append([name, percent, right, goal, "**missed**" if missed else ""])
+    return table(["what", "right", "cases", "target", ""], rows)
+
+
+def turns(report: dict[str, Any]) -> str:
+    """Returns the time of early and late turns."""
+    found = report["results"]["turns"]
+    rows = [
+        [
+            str(row["turn"]),
+            *(f"{row[f'{way}_seconds']:.2f} s" for way in ("session", "chain", "replay")),
+            str(row["session_tokens_read"]),
+            str(row["replay_tokens_read"]),
+        ]
+        for row in found["rows"]
+    ]
+    ratios = [f"{found['ratio'][way]:.3f}" for way in ("session", "chain", "replay")]
+    rows.append(["last over first", *ratios, "", ""])
+    head = ["turn", "`with_session`", "chain on a state", "the same chain on a transcript"]
+    return table([*head, "tokens read, state", "tokens read, transcript"], rows)
+
+
+def overhead(report: dict[str, Any]) -> str:
+    """Returns a session's turn beside the bare loop's, and where its time goes."""
+    found = report["results"]["overhead"]
+    bare = found["bare_seconds"]
+    beside = table(
+        ["who", "median of a turn", "session's ratio to it"],
+        [
+            ["`with_session`, committed to disk", f"{1000 * found['session_seconds']:.0f} ms", ""],
+            ["bare `rwkv` loop", f"{1000 * bare:.0f} ms", f"{found['ratio']:.3f}"],
+        ],
+    )
+    parts = found["breakdown_ms"]
+    total = parts["whole turn"]
+    where = table(
+        ["part of a turn", "ms (mean)", "share"],
+        [[name, f"{ms:.2f}", f"{100 * ms / total:.2f} %"] for name, ms in parts.items()],
+    )
+    return f"{beside}\n\n{where}"
+
+
+def resume(report: dict[str, Any]) -> str:
+    """Returns the time of a resume, part by part."""
+    found = report["results"]["resume"]
+    again = found["reread_seconds"]
+    rows = []
+    for state, times in found["resume_seconds"].items():
+        parts = [f"{1000 * times[part]:.1f} ms" for part in ("open", "head", "get", "total")]
+        rows.append([f"resume, files {state}", *parts, f"{again / times['total']:.0f}"])
+    name = f"reading {found['reread_tokens']:,} tokens again"
+    rows.append([name, "", "", "", f"{1000 * again:.0f} ms", "1"])
+    return table(["", "open the store", "head", "get the state", "whole", "times faster"], rows)
+
+
+def stored(report: dict[str, Any]) -> str:
+    """Returns the bytes of sessions of several lengths."""
+    found = report["results"]["bytes"]
+    rows = [
+        [
+            f"{row['tokens']:,}",
+            str(row["history"]),
+            f"{row['stored']:,}",
+            f"{row['stored_over_nominal']:.4f}",
+            f"{row['directory']:,}",
+        ]
+        for row in found["rows"]
+    ]
+    head = ["tokens", "`history`", "bytes stored", "of (1 + history) states"]
+    return table([*head, "whole directory"], rows)
+
+
+def machine(report: dict[str, Any]) -> str:
+    """Returns a line about the machine."""
+    found = report["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    gpu = found["gpu"] or "no GPU"
+    return (
+        f"{report['date']}: {found['cpu']}, {found['cores']} cores, {found['memory_gb']} GB, "
+        f"{gpu}; {found['system']}, Python {found['python']}; {versions}."
+    )
+
+
+TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "machine": ("conversation", machine),
+    "recall targets": ("recall", targets),
+    "recall": ("recall", recall),
+    "conversation targets": ("conversation", targets),
+    "turns": ("conversation", turns),
+    "overhead": ("conversation", overhead),
+    "resume": ("conversation", resume),
+    "bytes": ("conversation", stored),
+    "store targets": ("store", targets),
+}
+"""By the name in the page: which benchmark it comes from, and how it is written."""
+
+
+def fill(page: str, results: Path = RESULTS) -> str:
+    """Returns the page with every table whose JSON exists written anew."""
+    for name, (benchmark, write) in TABLES.items():
+        source = results / f"{benchmark}.json"
+        if not source.exists():
+            continue
+        report = json.loads(source.read_text("utf-8"))
+        other = results / f"{benchmark}_cuda.json"
+        if write is targets and other.exists():
+            text = targets(report, json.loads(other.read_text("utf-8")))
+        else:
+            text = write(report)
+        pattern = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        page = pattern.sub(lambda found, text=text: f"{found[1]}{text}\n{found[2]}", page)  # type: ignore[misc]
+    return page
+
+
+if __name__ == "__main__":
+    PAGE.write_text(fill(PAGE.read_text("utf-8")), "utf-8")

@@ -1,0 +1,61 @@
+"""The demo model's tokenizer: byte-level BPE of 640 tokens, learnt from the dialogues themselves.
+
+Token 0 is `<|endoftext|>`; digits stay single, so that numbers are copied digit by digit; the
+separator is one token and in no other. The easy mistake is to train on joined lines: then merges
+reach over the places where the template joins segments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from .data import SEPARATOR
+from .dialogue import Dialogue
+from .inventory import Inventory
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def segments(seed: int, count: int) -> Iterator[str]:
+    """The segments of `count` short dialogues, as the template encodes them."""
+    inventory = Inventory()
+    for i in range(count):
+        dialogue = Dialogue(Random(f"tokenizer {seed} {i}"), inventory, 320)
+        if dialogue.system:
+            yield f"System: {dialogue.system}"
+            yield SEPARATOR
+        for n, turn in enumerate(dialogue.turns(lambda: False)):
+            yield f"{turn.speaker}: {turn.text}"
+            yield SEPARATOR
+            yield "Assistant:"
+            yield " " + turn.answer
+            if n == 9:
+                break
+
+
+def train_tokenizer(seed: int, vocab: int, dialogues: int) -> Tokenizer:
+    """Learns the merges; the same seed gives the same file."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(segments(seed, dialogues), trainer)
+    holding = [t for t in tokenizer.get_vocab() if "ĊĊ" in t]
+    if holding != ["ĊĊ"]:
+        raise ValueError(
+            f"the separator must be one token and in no other, but these hold it: {holding}"
+        )
+    return tokenizer

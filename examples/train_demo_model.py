@@ -1,0 +1,47 @@
+"""Trains the demo model that `langchain_rwkv_state` ships, from nothing, on a CPU.
+
+    python examples/train_demo_model.py --out build/demo            # 45 minutes on two cores
+    python examples/train_demo_model.py --out /tmp/smoke --smoke    # seconds, learns nothing
+
+A run that was cut off goes on from its last checkpoint when it is started again with the same
+arguments; `--fresh` starts over. The easy mistake is to change `--steps` of a half-done run: the
+learning rate and the lengths of dialogues follow the share of the run that is over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from examples.demo_training.loop import Plan, train
+from examples.demo_training.model import Shape
+
+
+def main() -> None:
+    """Reads the arguments and trains."""
+    parser = argparse.ArgumentParser(description="Train the demo model.")
+    parser.add_argument("--out", type=Path, default=Path("build/demo"), help="folder to write to")
+    parser.add_argument("--steps", type=int, default=2300, help="optimiser steps")
+    parser.add_argument("--seed", type=int, default=1, help="of weights and data")
+    parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
+    parser.add_argument("--fresh", action="store_true", help="do not go on from a checkpoint")
+    parser.add_argument("--smoke", action="store_true", help="a tiny model and a few steps")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.smoke:
+        shape = Shape(vocab=384, layers=2, width=64, lora=(8, 8, 8, 8), ffn=128)
+        plan = Plan(steps=5, seed=args.seed, shape=shape, tokens=512, dialogues=300)
+    else:
+        plan = Plan(steps=args.steps, seed=args.seed)
+    train(plan, args.out, resume=not args.fresh)
+
+
+if __name__ == "__main__":
+    main()

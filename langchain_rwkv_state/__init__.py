@@ -1,0 +1,53 @@
+"""RWKV for LangChain, with the model's state itself as the conversation's memory.
+
+The public names live here and are imported when first used, so that a program that needs only
+one of them (a command line's ``--help``, say) does not wait for PyTorch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from langchain_rwkv_state._version import __version__
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.chat_models import ChatRWKV
+    from langchain_rwkv_state.history import RWKVStateHistory
+    from langchain_rwkv_state.llms import RWKVLLM
+    from langchain_rwkv_state.state import RWKVState, StateLayout
+    from langchain_rwkv_state.store import DiskStateStore, MemoryStateStore, StateStore
+
+__all__ = [
+    "ChatRWKV",
+    "DiskStateStore",
+    "MemoryStateStore",
+    "RWKVLLM",
+    "RWKVState",
+    "RWKVStateHistory",
+    "StateLayout",
+    "StateStore",
+    "__version__",
+]
+
+_HOMES = {
+    "ChatRWKV": "chat_models",
+    "DiskStateStore": "store",
+    "MemoryStateStore": "store",
+    "RWKVLLM": "llms",
+    "RWKVState": "state",
+    "RWKVStateHistory": "history",
+    "StateLayout": "state",
+    "StateStore": "store",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name from the module that holds it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

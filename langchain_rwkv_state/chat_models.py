@@ -1,0 +1,299 @@
+"""`ChatRWKV`: RWKV as a LangChain chat model, a pure function of the messages it is given.
+
+A conversation's memory enters as a state marker among the messages and leaves as a reference in
+the answer's `response_metadata`; nothing is remembered here, and generating commits nothing. The
+easy mistake is to pass a client's messages straight in: a marker in them is a capability.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any, Literal
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.language_models.base import LangSmithParams
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+
+from langchain_rwkv_state import turn
+from langchain_rwkv_state.engine import Delta, Done, Request
+from langchain_rwkv_state.messages import STATE_KEY, to_messages, without_markers
+from langchain_rwkv_state.model import Loaded, RWKVModel
+from langchain_rwkv_state.session import RWKVSession, session_messages
+from langchain_rwkv_state.store import TTL
+from langchain_rwkv_state.turn import Reading
+
+Progress = Callable[[int, int], None]
+
+
+class ChatRWKV(RWKVModel, BaseChatModel):
+    """RWKV as a chat model whose conversations are states of fixed size.
+
+    Setup:
+        ``pip install langchain-rwkv-state``; the built-in ``demo`` model needs nothing else.
+
+    Key init args:
+        model: ``demo``, a path to a ``.pth`` or ``.safetensors`` file, or
+            ``org/repo[/file.pth]`` on a hub.
+        strategy: ``auto`` or any strategy of the `rwkv` package, such as ``cuda fp16``.
+        store: A `StateStore`, a directory, or ``None`` for the user's default store.
+        temperature, top_p, top_k, presence_penalty, frequency_penalty, penalty_decay, seed:
+            Sampling; ``temperature=0`` is greedy.
+        max_tokens, stop: Where answers end.
+
+    Instantiate:
+        >>> from langchain_rwkv_state import ChatRWKV
+        >>> chat = ChatRWKV(model="demo", temperature=0)  # doctest: +SKIP
+
+    Invoke:
+        >>> chat.invoke("Good morning.").content  # doctest: +SKIP
+
+    Sessions:
+        >>> bob = chat.with_session("bob", ttl=3600)  # doctest: +SKIP
+        >>> bob.invoke("My name is Bob.")  # doctest: +SKIP
+        >>> bob.invoke("What is my name?").content  # doctest: +SKIP
+        'Your name is Bob.'
+
+    Stream:
+        >>> for chunk in chat.stream("Tell me a joke."):  # doctest: +SKIP
+        ...     print(chunk.text, end="")
+
+    Async:
+        >>> await chat.ainvoke("Good morning.")  # doctest: +SKIP
+
+    Warm state:
+        >>> ref = chat.prefill([SystemMessage("Your name is Ada.")])  # doctest: +SKIP
+        >>> chat.invoke([marker(ref), HumanMessage("What is your name?")])  # doctest: +SKIP
+
+    Tool calling, structured output:
+        Not in this release.
+
+    Response metadata:
+        ``model_name``, ``finish_reason`` (``stop`` or ``length``) and ``rwkv_state``, the
+        reference of the state behind the answer. It is kept in memory for a short while; commit
+        it to a session, or keep it, to make it last.
+    """
+
+    cache: Any = False
+    """Apart from LangChain's global cache: a hit there would name a state that may be gone."""
+
+    # -- LangChain's interface ---------------------------------------------------------------
+
+    @property
+    def _llm_type(self) -> str:
+        return "rwkv-state-chat"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        return self._settings
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """Says that LangChain's `dumpd` and `load` work (the weights stay where they are)."""
+        return True
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        params = super()._get_ls_params(stop=stop, **kwargs)
+        params["ls_provider"] = "rwkv"
+        texts = [*(self.stop or []), *(stop or [])]
+        if texts:
+            params["ls_stop"] = texts
+        return params
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """Returns the model's token ids of a plain text."""
+        return self.loaded().tokenizer.encode(text)
+
+    def get_num_tokens_from_messages(
+        self, messages: Sequence[BaseMessage], tools: Sequence[Any] | None = None
+    ) -> int:
+        """Returns how many tokens the messages take in the chat template; markers take none."""
+        if tools is not None:
+            raise NotImplementedError("Tools are not in this release: count messages alone.")
+        said = without_markers(messages)
+        segments = self.loaded().template.segments(said, start=True)
+        return len(turn.ids_of(segments))
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002
+        **kwargs: Any,
+    ) -> ChatResult:
+        loaded, reading, request = self._prepare(messages, stop, kwargs)
+        done = loaded.engine.submit(request).result()
+        return self._chat_result(reading, done)
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,  # noqa: ARG002
+        **kwargs: Any,
+    ) -> ChatResult:
+        loaded, reading, request = await asyncio.to_thread(self._prepare, messages, stop, kwargs)
+        done = await loaded.engine.submit(request).aresult()
+        return await asyncio.to_thread(self._chat_result, reading, done)
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        loaded, reading, request = self._prepare(messages, stop, kwargs)
+        ticket = loaded.engine.submit(request)
+        try:
+            for event in ticket:
+                if isinstance(event, Delta):
+                    yield ChatGenerationChunk(message=AIMessageChunk(content=event.text))
+                else:
+                    yield self._last_chunk(reading, event)
+        finally:
+            ticket.cancel()
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,  # noqa: ARG002
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        loaded, reading, request = await asyncio.to_thread(self._prepare, messages, stop, kwargs)
+        ticket = loaded.engine.submit(request)
+        try:
+            async for event in ticket:
+                if isinstance(event, Delta):
+                    yield ChatGenerationChunk(message=AIMessageChunk(content=event.text))
+                else:
+                    yield await asyncio.to_thread(self._last_chunk, reading, event)
+        finally:
+            ticket.cancel()
+
+    # -- states ------------------------------------------------------------------------------
+
+    def with_session(
+        self, session: str, *, ttl: TTL = None, on_conflict: Literal["raise", "fork"] = "raise"
+    ) -> RWKVSession:
+        """Returns this model with a durable conversation of that name.
+
+        Args:
+            session: The session's name, 1 to 512 characters.
+            ttl: Time to live from each turn on, in seconds or as a `timedelta`; ``None`` means
+                the store's default, `math.inf` never.
+            on_conflict: ``raise`` a `SessionConflict` where somebody else committed meanwhile, or
+                ``fork`` the conversation.
+        """
+        return RWKVSession(self, self.store, session, ttl=ttl, on_conflict=on_conflict)
+
+    def prefill(
+        self,
+        model_input: LanguageModelInput,
+        *,
+        session: str | None = None,
+        ttl: TTL = None,
+        on_progress: Progress | None = None,
+    ) -> str:
+        """Reads without answering, and stores the state durably.
+
+        Args:
+            model_input: Messages (through the chat template), or a text (as it stands).
+            session: A session to read into, from its head on; ``None`` for a state of its own.
+            ttl: Time to live of the state, or of the session.
+            on_progress: Called with (tokens read, tokens to read) as a long text is read, on
+                another thread.
+
+        Returns:
+            The reference of the warm state.
+
+        Raises:
+            SessionConflict: The session's head moved meanwhile.
+            StoreFull: The store has no room.
+        """
+        loaded = self.loaded()
+        info = self.store.session(session) if session is not None else None
+        if isinstance(model_input, str):
+            reading = turn.plan_text(
+                model_input,
+                after=session_messages(info, []),
+                template=loaded.template,
+                store=self.store,
+                zero=loaded.zero,
+            )
+        else:
+            messages = to_messages(model_input)
+            if session is not None:
+                messages = session_messages(info, messages)
+            reading = self._plan(loaded, messages, answer=False)
+        request = Request(base=reading.base, prompt=reading.ids, on_progress=on_progress)
+        done = loaded.engine.submit(request).result()
+        if session is None:
+            return self.store.put(done.state.with_block(reading.block), ttl=ttl)
+        ref = turn.stage(reading, done, self.store)
+        head, covered = (info.head, len(info.unread)) if info else (None, 0)
+        self.store.commit(session, ref, head, ttl, unread_covered=covered)
+        return ref
+
+    async def aprefill(
+        self,
+        model_input: LanguageModelInput,
+        *,
+        session: str | None = None,
+        ttl: TTL = None,
+        on_progress: Progress | None = None,
+    ) -> str:
+        """As `prefill`, without blocking the event loop."""
+        return await asyncio.to_thread(
+            self.prefill, model_input, session=session, ttl=ttl, on_progress=on_progress
+        )
+
+    # -- the way down and up -----------------------------------------------------------------
+
+    def _plan(
+        self, loaded: Loaded, messages: Sequence[BaseMessage], *, answer: bool = True
+    ) -> Reading:
+        return turn.plan(
+            messages,
+            template=loaded.template,
+            store=self.store,
+            zero=loaded.zero,
+            answer=answer,
+        )
+
+    def _prepare(
+        self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, options: dict[str, Any]
+    ) -> tuple[Loaded, Reading, Request]:
+        loaded = self.loaded()
+        reading = self._plan(loaded, messages)
+        return loaded, reading, self._request(loaded, reading, stop, options, chat=True)
+
+    def _finish(self, reading: Reading, done: Done) -> tuple[dict[str, Any], UsageMetadata]:
+        """Stages and files the state behind an answer; returns what the message says of it."""
+        ref = turn.stage(reading, done, self.store)
+        turn.file_answer(reading, done, ref, self.store)
+        about = {"model_name": self.model, "finish_reason": done.finish_reason, STATE_KEY: ref}
+        read = reading.base.n_tokens + done.prompt_tokens
+        usage = UsageMetadata(
+            input_tokens=read,
+            output_tokens=done.answer_tokens,
+            total_tokens=read + done.answer_tokens,
+            input_token_details=InputTokenDetails(cache_read=reading.base.n_tokens),
+        )
+        return about, usage
+
+    def _chat_result(self, reading: Reading, done: Done) -> ChatResult:
+        about, usage = self._finish(reading, done)
+        message = AIMessage(content=done.text, response_metadata=about, usage_metadata=usage)
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    def _last_chunk(self, reading: Reading, done: Done) -> ChatGenerationChunk:
+        about, usage = self._finish(reading, done)
+        message = AIMessageChunk(
+            content="", response_metadata=about, usage_metadata=usage, chunk_position="last"
+        )
+        return ChatGenerationChunk(message=message)

@@ -1,0 +1,68 @@
+"""The application: its commands, and one place where errors become sentences.
+
+Each command lives in a module of its own. The easy mistake is to catch this package's errors in a
+command: `_Commands` prints them all in one form, with exit code 1 and no traceback.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from langchain_rwkv_state._version import __version__
+from langchain_rwkv_state.cli import output
+from langchain_rwkv_state.cli.chat import chat
+from langchain_rwkv_state.cli.doctor import doctor
+from langchain_rwkv_state.cli.sessions import prune, rm, sessions, show
+from langchain_rwkv_state.errors import RWKVStateError
+
+
+class _Commands(TyperGroup):
+    """A group of commands whose expected errors end with a sentence and exit code 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (RWKVStateError, OSError, ValueError) as problem:
+            if isinstance(problem, BrokenPipeError):
+                raise
+            output.error(problem)
+            raise typer.Exit(1) from problem
+
+
+app = typer.Typer(
+    cls=_Commands,
+    name="rwkv-state",
+    help="Talk to an RWKV model whose conversations are states, and look after those states.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        output.out().print(f"langchain-rwkv-state {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+for _command in (chat, sessions, show, rm, prune, doctor):
+    app.command()(_command)
+
+
+def main() -> None:
+    """Runs the command line."""
+    app()

@@ -1,0 +1,92 @@
+"""Options that several commands share, and how their texts become values.
+
+The easy mistake is to read an option's text in a command: a wrong one is then an error of the
+command instead of the parser's, which shows the usage.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.store import DiskStateStore
+
+_TTL = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)")
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+
+StoreOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--store",
+        metavar="DIR",
+        envvar="RWKV_STATE_DIR",
+        show_default="the user's data directory",
+        help="Directory of the store.",
+    ),
+]
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", help="demo, a .pth or .safetensors file, or org/repo/file.pth on a hub."
+    ),
+]
+StrategyOption = Annotated[
+    str, typer.Option("--strategy", help="auto, or one of the rwkv package, such as 'cuda fp16'.")
+]
+
+
+def read_ttl(text: str) -> float:
+    """Reads a time to live: seconds, or a number and one of s, m, h, d, w; or ``never``.
+
+    Raises:
+        typer.BadParameter: The text is none of these.
+
+    Example:
+        >>> read_ttl("90"), read_ttl("2h"), read_ttl("never")
+        (90.0, 7200.0, inf)
+    """
+    given = text.strip().lower()
+    if given == "never":
+        return math.inf
+    match = _TTL.fullmatch(given)
+    if match is None or float(match[1]) == 0:
+        raise typer.BadParameter(f"{text!r} is no time: use seconds, 30m, 12h, 7d, 2w or never.")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+TtlOption = Annotated[
+    float | None,
+    typer.Option(
+        "--ttl",
+        parser=read_ttl,
+        metavar="TIME",
+        show_default="the store's",
+        help="Time to live from each turn on: seconds, 30m, 12h, 7d, 2w or never.",
+    ),
+]
+
+
+def open_store(directory: Path | None) -> DiskStateStore:
+    """Opens a store, made where it is missing.
+
+    Args:
+        directory: Its directory; ``None`` for the user's own.
+
+    Raises:
+        StoreError: It is foreign, damaged or not to be opened.
+    """
+    from langchain_rwkv_state.store import DiskStateStore
+
+    return DiskStateStore(directory)
+
+
+def store_directory(directory: Path | None) -> Path:
+    """Returns the directory of a store, whether or not it is there."""
+    from langchain_rwkv_state.store import default_directory
+
+    return default_directory() if directory is None else directory.expanduser()

@@ -1,0 +1,181 @@
+"""The commands that look after a store: ``sessions``, ``show``, ``rm`` and ``prune``.
+
+They need no model. The easy mistake is to open a store just to look whether there is one: opening
+makes it, so a mistyped directory would come to be.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from langchain_rwkv_state.cli import output
+from langchain_rwkv_state.cli.options import StoreOption, open_store, store_directory
+from langchain_rwkv_state.errors import RWKVStateError
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.store import DiskStateStore, LogEntry, SessionInfo
+
+_UNREAD_SHOWN_CHARS = 60
+
+
+def sessions(
+    store: StoreOption = None,
+    prefix: Annotated[str, typer.Option(help="Only names that begin so.")] = "",
+) -> None:
+    """List the sessions of a store."""
+    console = output.out()
+    with _existing(store) as opened:
+        if opened is None:
+            return
+        found = list(_infos(opened, prefix))
+        if not found:
+            console.print(Text(f"No sessions in {opened.path}."), soft_wrap=True)
+            return
+        now = time.time()
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        table.add_column("SESSION", overflow="fold")
+        for name in ("TURNS", "TOKENS", "BYTES"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for name in ("LAST USED", "EXPIRES"):
+            table.add_column(name, no_wrap=True)
+        for info in found:
+            table.add_row(
+                output.one_line(info.session),
+                str(info.n_turns),
+                str(info.n_tokens),
+                output.size(info.nbytes),
+                output.ago(info.updated_seconds, now),
+                output.until(info.expires_seconds, now),
+            )
+        console.print(table)
+
+
+def show(
+    session: Annotated[str, typer.Argument(help="Its name.")], store: StoreOption = None
+) -> None:
+    """Show one session: its head, its log, its size and its time to live."""
+    with _existing(store) as opened:
+        info = opened.session(session, renew=False) if opened else None
+        if opened is None or info is None:
+            raise _unknown(session)
+        console = output.out()
+        console.print(_facts(info, time.time()), soft_wrap=True)
+        log = opened.log(session)
+        if log:
+            console.print()
+            console.print(log_table(log))
+        if info.unread:
+            console.print()
+            console.print("Unread messages, to be read with the next turn:")
+            for text in info.unread:
+                console.print(Text("  ") + output.one_line(_unread(text)), soft_wrap=True)
+
+
+def rm(
+    session: Annotated[list[str], typer.Argument(help="Names of sessions.")],
+    store: StoreOption = None,
+) -> None:
+    """Delete sessions, with every state that nothing else needs."""
+    with _existing(store) as opened:
+        for name in session:
+            if opened is None or not opened.delete_session(name):
+                raise _unknown(name)
+            output.out().print(Text("Deleted ") + output.one_line(name) + Text("."))
+
+
+def prune(store: StoreOption = None) -> None:
+    """Remove what has expired."""
+    with _existing(store) as opened:
+        if opened is not None:
+            count = opened.prune()
+            what = "session or state" if count == 1 else "sessions and states"
+            output.out().print(f"Removed {count} expired {what}.")
+
+
+def log_table(log: list[LogEntry]) -> Table:
+    """Returns a session's log as a table, newest first."""
+    now = time.time()
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("TURN", justify="right")
+    table.add_column("STATE")
+    table.add_column("TOKENS", justify="right")
+    table.add_column("WHEN")
+    table.add_column("KEPT")
+    for back, entry in enumerate(log):
+        table.add_row(
+            "head" if back == 0 else f"-{back}",
+            output.short(entry.ref),
+            str(entry.n_tokens),
+            output.ago(entry.created_seconds, now),
+            "yes" if entry.kept else "no",
+            style=None if entry.kept else "dim",
+        )
+    return table
+
+
+def _infos(store: DiskStateStore, prefix: str) -> Iterator[SessionInfo]:
+    """Yields the sessions; a damaged one is told of and does not hide the others."""
+    for name in store.sessions(prefix):
+        try:
+            info = store.session(name, renew=False)
+        except RWKVStateError as problem:
+            output.error(problem)
+            continue
+        if info is not None:
+            yield info
+
+
+def _facts(info: SessionInfo, now: float) -> Text:
+    expires = output.until(info.expires_seconds, now)
+    if expires != "never":
+        expires += f" ({output.clock_time(info.expires_seconds)})"
+    facts = (
+        ("session", output.one_line(info.session)),
+        ("head", info.head or "none: only unread messages so far"),
+        ("turns", str(info.n_turns)),
+        ("tokens", f"{info.n_tokens}, which the state stands for"),
+        ("bytes", f"{info.nbytes:,} ({output.size(info.nbytes)}) for all states kept"),
+        ("first turn", output.clock_time(info.created_seconds)),
+        ("last turn", output.clock_time(info.updated_seconds)),
+        ("expires", expires),
+        ("unread", str(len(info.unread))),
+    )
+    lines = (Text.assemble((f"{name:<12}", "bold"), value) for name, value in facts)
+    return Text("\n").join(lines)
+
+
+def _unread(text: str) -> str:
+    from langchain_rwkv_state.messages import message_from_json
+
+    message = message_from_json(text)
+    said = str(message.text)
+    more = "\u2026" if len(said) > _UNREAD_SHOWN_CHARS else ""
+    return f"{message.type}: {said[:_UNREAD_SHOWN_CHARS]}{more}"
+
+
+def _unknown(session: str) -> typer.Exit:
+    output.error(f"There is no session {session!r}: `rwkv-state sessions` lists those there are.")
+    return typer.Exit(1)
+
+
+@contextmanager
+def _existing(directory: Path | None) -> Iterator[DiskStateStore | None]:
+    """Opens a store and closes it at the end; gives ``None``, with a note, where there is none."""
+    path = store_directory(directory)
+    if not path.exists():
+        output.note(f"There is no store at {path} yet.")
+        yield None
+        return
+    opened = open_store(directory)
+    try:
+        yield opened
+    finally:
+        opened.close()

@@ -1,0 +1,18 @@
+"""The demo model: a trained RWKV-7 of a million parameters that remembers what it is told.
+
+Two files and their paths, nothing else; `docs/demo_model.md` says what it knows and how it was
+trained. The easy mistake is to expect talk: it gives back facts, follows a manner of speech, calls
+tools and says that it is tiny about anything else.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+MODEL_PATH = Path(__file__).with_name("model.safetensors")
+"""The weights, float16, under BlinkDL's tensor names."""
+
+TOKENIZER_PATH = Path(__file__).with_name("tokenizer.json")
+"""The tokenizer, in the format of the `tokenizers` library."""
+
+__all__ = ["MODEL_PATH", "TOKENIZER_PATH"]

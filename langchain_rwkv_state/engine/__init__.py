@@ -1,0 +1,24 @@
+"""The engine: one worker that owns a runtime and answers requests."""
+
+from langchain_rwkv_state.engine.engine import Engine, EngineStats
+from langchain_rwkv_state.engine.request import (
+    Delta,
+    Done,
+    Event,
+    FinishReason,
+    Request,
+    Sampling,
+)
+from langchain_rwkv_state.engine.ticket import Ticket
+
+__all__ = [
+    "Delta",
+    "Done",
+    "Engine",
+    "EngineStats",
+    "Event",
+    "FinishReason",
+    "Request",
+    "Sampling",
+    "Ticket",
+]

@@ -1,0 +1,160 @@
+"""A caller's hold on a request: its events as they come, its end, and the way to cancel it.
+
+It computes nothing; a worker thread puts events in, one caller (of threads or of an event loop)
+takes them out. The easy mistake is to leave a stream half read: iterators cancel their request
+when they are closed, but a ticket that nobody iterates over or awaits runs to its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+
+from langchain_rwkv_state.engine.request import Done, Event
+from langchain_rwkv_state.errors import EngineError, RWKVStateError
+
+
+class Ticket:
+    """The events of one request: deltas, and `Done` last.
+
+    Iterating (``for`` or ``async for``) takes the events; closing the iterator, or cancelling the
+    task that runs it, cancels the request. `result` and `aresult` wait for the end and leave the
+    deltas where they are. A cancelled request delivers nothing more, and no `Done`.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        self._events: deque[Event] = deque()
+        self._over = False
+        self._done: Done | None = None
+        self._error: BaseException | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether the request ended, failed or was cancelled."""
+        return self._over
+
+    def cancel(self) -> None:
+        """Gives the request up: decoding stops within one token. After the end, does nothing."""
+        with self._changed:
+            if not self._over:
+                self._over = True
+                self._events.clear()
+                self._wake()
+
+    def result(self) -> Done:
+        """Waits for the end.
+
+        Raises:
+            EngineError: The request failed or was cancelled.
+        """
+        try:
+            with self._changed:
+                self._changed.wait_for(lambda: self._over)
+                return self._outcome()
+        finally:
+            self.cancel()
+
+    async def aresult(self) -> Done:
+        """Waits for the end without blocking the event loop; raises as `result` does."""
+        try:
+            await self._until(lambda: self._over)
+            return self._outcome()
+        finally:
+            self.cancel()
+
+    def __iter__(self) -> Iterator[Event]:
+        """Yields the events as they come."""
+        try:
+            while (event := self._next()) is not None:
+                yield event
+        finally:
+            self.cancel()
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        """Yields the events as they come, without blocking the event loop."""
+        try:
+            while True:
+                await self._until(lambda: bool(self._events) or self._over)
+                if (event := self._next()) is None:
+                    return
+                yield event
+        finally:
+            self.cancel()
+
+    def put(self, event: Event) -> None:
+        """Hands an event to the caller; the worker's side. After the end, does nothing."""
+        with self._changed:
+            if self._over:
+                return
+            self._events.append(event)
+            if isinstance(event, Done):
+                self._done = event
+                self._over = True
+            self._wake()
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the request with an error; the worker's side. After the end, does nothing."""
+        with self._changed:
+            if not self._over:
+                self._error = error
+                self._over = True
+                self._wake()
+
+    def orphan(self) -> None:
+        """Ends the request in a forked child, where no worker serves it."""
+        self._changed = threading.Condition()  # the parent's may have been held at the fork
+        self._waiters = []
+        self.fail(EngineError("The process was forked, and requests stay with the parent."))
+
+    def _next(self) -> Event | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._events or self._over)
+            if self._events:
+                return self._events.popleft()
+            if self._error is not None:
+                raise _reason(self._error)
+            return None
+
+    def _outcome(self) -> Done:
+        if self._error is not None:
+            raise _reason(self._error)
+        if self._done is None:
+            raise EngineError("The request was cancelled, so it has no result.")
+        return self._done
+
+    def _wake(self) -> None:
+        self._changed.notify_all()
+        for loop, future in self._waiters:
+            with contextlib.suppress(RuntimeError):  # the loop was closed
+                loop.call_soon_threadsafe(_resolve, future)
+        self._waiters.clear()
+
+    async def _until(self, ready: Callable[[], bool]) -> None:
+        """Waits in the event loop until something that was put in makes `ready` true."""
+        loop = asyncio.get_running_loop()
+        while True:
+            with self._changed:
+                if ready():
+                    return
+                future: asyncio.Future[None] = loop.create_future()
+                self._waiters.append((loop, future))
+            await future
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _reason(error: BaseException) -> RWKVStateError:
+    """Returns an error of this package for whatever a request failed with."""
+    if isinstance(error, RWKVStateError):
+        return error
+    reason = EngineError(f"The request failed: {type(error).__name__}: {error}")
+    reason.__cause__ = error
+    return reason

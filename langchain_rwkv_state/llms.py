@@ -1,0 +1,253 @@
+"""`RWKVLLM`: RWKV as a LangChain text completion model that goes on from a state.
+
+It reads a text as it stands, without the chat template. The easy mistake is to expect a prompt's
+reference to travel in the text: it comes as ``state=``, or as a marker among messages, which this
+class takes out when it turns its input into a prompt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any, Self
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import BaseLLM, LanguageModelInput
+from langchain_core.language_models.base import LangSmithParams
+from langchain_core.messages import BaseMessage, get_buffer_string
+from langchain_core.outputs import Generation, GenerationChunk, LLMResult
+from langchain_core.prompt_values import ChatPromptValue, PromptValue, StringPromptValue
+
+from langchain_rwkv_state import turn
+from langchain_rwkv_state.engine import Delta, Done, Request
+from langchain_rwkv_state.messages import STATE_KEY, is_marker, marker, without_markers
+from langchain_rwkv_state.model import Loaded, RWKVModel
+from langchain_rwkv_state.turn import Reading
+
+
+class _Continuation(str):
+    """A prompt's text that remembers the markers it came with, through LangChain's `str`."""
+
+    __slots__ = ("markers",)
+    markers: tuple[BaseMessage, ...]
+
+
+class _ContinuationValue(StringPromptValue):
+    """A prompt value that gives a `_Continuation`."""
+
+    markers: tuple[BaseMessage, ...]
+
+    def to_string(self) -> str:
+        """Returns the text, with its markers attached."""
+        text = _Continuation(self.text)
+        text.markers = self.markers
+        return text
+
+
+class RWKVLLM(RWKVModel, BaseLLM):
+    r"""RWKV as a text completion model.
+
+    Its settings are those of `ChatRWKV`. A call may pass ``state=ref`` to go on from a state;
+    each answer's ``generation_info["rwkv_state"]`` names the state behind it.
+
+    Example:
+        >>> from langchain_rwkv_state import RWKVLLM
+        >>> llm = RWKVLLM(model="demo", temperature=0, max_tokens=20)  # doctest: +SKIP
+        >>> llm.invoke("User: Good morning.\n\nAssistant:", stop=["\n\n"])  # doctest: +SKIP
+    """
+
+    cache: Any = False
+    """Apart from LangChain's global cache: a hit there would name a state that may be gone."""
+
+    @property
+    def _llm_type(self) -> str:
+        return "rwkv-state"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        return self._settings
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """Says that LangChain's `dumpd` and `load` work (the weights stay where they are)."""
+        return True
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        params = super()._get_ls_params(stop=stop, **kwargs)
+        params["ls_provider"] = "rwkv"
+        return params
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """Returns the model's token ids of a text."""
+        return self.loaded().tokenizer.encode(text)
+
+    def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
+        value = super()._convert_input(model_input)
+        if not isinstance(value, ChatPromptValue) or not any(map(is_marker, value.messages)):
+            return value
+        markers = tuple(message for message in value.messages if is_marker(message))
+        text = get_buffer_string(without_markers(value.messages))
+        return _ContinuationValue(text=text, markers=markers)
+
+    def generate(
+        self, prompts: list[str], stop: list[str] | None = None, *args: Any, **kwargs: Any
+    ) -> LLMResult:
+        """Answers prompts; past LangChain's cache where they go on from states."""
+        llm = self._past_the_cache() if _has_state(prompts, kwargs) else self
+        return super(RWKVLLM, llm).generate(prompts, stop, *args, **kwargs)
+
+    async def agenerate(
+        self, prompts: list[str], stop: list[str] | None = None, *args: Any, **kwargs: Any
+    ) -> LLMResult:
+        """Answers prompts; past LangChain's cache where they go on from states."""
+        llm = self
+        if _has_state(prompts, kwargs):
+            llm = await asyncio.to_thread(self._past_the_cache)
+        return await super(RWKVLLM, llm).agenerate(prompts, stop, *args, **kwargs)
+
+    def _past_the_cache(self) -> Self:
+        """Returns this model without a cache, whose keys leave out which state a call is for."""
+        if self.cache is False:
+            return self
+        loaded = self.loaded()
+        apart = self.model_copy(update={"cache": False})
+        apart._loaded = loaded
+        return apart
+
+    def _generate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002
+        **kwargs: Any,
+    ) -> LLMResult:
+        loaded, prepared = self._prepare(prompts, stop, kwargs)
+        tickets = [loaded.engine.submit(request) for _, request in prepared]
+        try:
+            answers = [ticket.result() for ticket in tickets]
+        finally:
+            for ticket in tickets:
+                ticket.cancel()
+        return self._result([reading for reading, _ in prepared], answers)
+
+    async def _agenerate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,  # noqa: ARG002
+        **kwargs: Any,
+    ) -> LLMResult:
+        loaded, prepared = await asyncio.to_thread(self._prepare, prompts, stop, kwargs)
+        tickets = [loaded.engine.submit(request) for _, request in prepared]
+        try:
+            answers = [await ticket.aresult() for ticket in tickets]
+        finally:
+            for ticket in tickets:
+                ticket.cancel()
+        return await asyncio.to_thread(self._result, [reading for reading, _ in prepared], answers)
+
+    def _stream(
+        self,
+        prompt: str,
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[GenerationChunk]:
+        loaded, [(reading, request)] = self._prepare([prompt], stop, kwargs)
+        ticket = loaded.engine.submit(request)
+        try:
+            for event in ticket:
+                if isinstance(event, Delta):
+                    chunk = GenerationChunk(text=event.text)
+                else:
+                    chunk = GenerationChunk(text="", generation_info=self._finish(reading, event))
+                if run_manager:
+                    run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                yield chunk
+        finally:
+            ticket.cancel()
+
+    async def _astream(
+        self,
+        prompt: str,
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[GenerationChunk]:
+        loaded, [(reading, request)] = await asyncio.to_thread(
+            self._prepare, [prompt], stop, kwargs
+        )
+        ticket = loaded.engine.submit(request)
+        try:
+            async for event in ticket:
+                if isinstance(event, Delta):
+                    chunk = GenerationChunk(text=event.text)
+                else:
+                    info = await asyncio.to_thread(self._finish, reading, event)
+                    chunk = GenerationChunk(text="", generation_info=info)
+                if run_manager:
+                    await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                yield chunk
+        finally:
+            ticket.cancel()
+
+    def _prepare(
+        self, prompts: Sequence[str], stop: Sequence[str] | None, options: dict[str, Any]
+    ) -> tuple[Loaded, list[tuple[Reading, Request]]]:
+        """Plans one reading for each prompt.
+
+        Raises:
+            ValueError: ``state`` is a list of another length than `prompts`.
+        """
+        loaded, rest = self.loaded(), dict(options)
+        state = rest.pop("state", None)
+        refs = list(state) if isinstance(state, (list, tuple)) else [state] * len(prompts)
+        if len(refs) != len(prompts):
+            raise ValueError(
+                f"There are {len(refs)} states for {len(prompts)} prompts: pass one each."
+            )
+        prepared = []
+        for prompt, ref in zip(prompts, refs, strict=True):
+            known = list(getattr(prompt, "markers", ()))
+            if ref is not None:
+                known.append(marker(ref))
+            reading = turn.plan_text(
+                str(prompt),
+                after=known,
+                template=loaded.template,
+                store=self.store,
+                zero=loaded.zero,
+            )
+            prepared.append((reading, self._request(loaded, reading, stop, rest, chat=False)))
+        return loaded, prepared
+
+    def _finish(self, reading: Reading, done: Done) -> dict[str, Any]:
+        """Stages and files the state behind an answer; returns the answer's information."""
+        ref = turn.stage(reading, done, self.store)
+        turn.file_answer(reading, done, ref, self.store)
+        return {"finish_reason": done.finish_reason, STATE_KEY: ref}
+
+    def _result(self, readings: Sequence[Reading], answers: Sequence[Done]) -> LLMResult:
+        generations = [
+            [Generation(text=done.text, generation_info=self._finish(reading, done))]
+            for reading, done in zip(readings, answers, strict=True)
+        ]
+        read = sum(
+            r.base.n_tokens + d.prompt_tokens for r, d in zip(readings, answers, strict=True)
+        )
+        sampled = sum(done.answer_tokens for done in answers)
+        usage = {
+            "prompt_tokens": read,
+            "completion_tokens": sampled,
+            "total_tokens": read + sampled,
+        }
+        return LLMResult(
+            generations=list(generations),
+            llm_output={"model_name": self.model, "token_usage": usage},
+        )
+
+
+def _has_state(prompts: Sequence[str], options: dict[str, Any]) -> bool:
+    """Says whether a call goes on from a state, named in its options or by markers."""
+    marked = any(getattr(prompt, "markers", ()) for prompt in prompts)
+    return marked or options.get("state") is not None

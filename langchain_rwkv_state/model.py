@@ -1,0 +1,307 @@
+"""What `ChatRWKV` and `RWKVLLM` share: their settings, and the model behind them.
+
+The settings are values; the model is loaded at first use, shared with every other user of the
+same file in this process, and left out of copies, pickles and serialised forms. The easy mistake
+is to touch the runtime from here: everything goes through the engine's one worker.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    field_serializer,
+    field_validator,
+)
+
+from langchain_rwkv_state.engine import Engine, Request, Sampling
+from langchain_rwkv_state.runtime import Runtime, check_model, load_runtime, locate
+from langchain_rwkv_state.state import RWKVState
+from langchain_rwkv_state.store import DiskStateStore, StateStore
+from langchain_rwkv_state.template import ChatTemplate, WorldTemplate
+from langchain_rwkv_state.tokenizer import Tokenizer, load_tokenizer
+from langchain_rwkv_state.turn import Reading
+
+SAMPLING_FIELDS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "presence_penalty",
+    "frequency_penalty",
+    "penalty_decay",
+    "seed",
+)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model at work: its runtime and what stands around it."""
+
+    runtime: Runtime
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    engine: Engine
+    zero: RWKVState
+
+
+class RWKVModel(BaseModel):
+    """Settings of a model, and access to it.
+
+    Raises:
+        ModelLoadError: At construction, where the name of the model or the strategy cannot be
+            right; at first use, where loading fails.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True)
+
+    model: str = "demo"
+    """``demo``, a path to a ``.pth`` or ``.safetensors`` file, or ``org/repo[/file.pth]``."""
+    strategy: str = "auto"
+    """``auto`` (CUDA fp16 where there is a card, else CPU fp32) or one of the `rwkv` package."""
+    tokenizer: Any = None
+    """``world``, a path to a ``tokenizer.json``, a `Tokenizer`, or ``None`` to find it."""
+    template: Any = None
+    """A `ChatTemplate` class or a function of a tokenizer; ``None`` for `WorldTemplate`."""
+    store_location: Any = Field(default=None, alias="store")
+    """A `StateStore`, a directory, or ``None`` for the user's default store."""
+    prefix_cache: Any = None
+    """Reserved: this release has no prefix cache, so ``None`` and ``False`` are the same."""
+    temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """0 takes the most likely token."""
+    top_p: float = Field(default=0.3, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    """0 chooses from all tokens."""
+    presence_penalty: float = Field(default=0.0, allow_inf_nan=False)
+    frequency_penalty: float = Field(default=0.0, allow_inf_nan=False)
+    penalty_decay: float = Field(default=0.996, ge=0, le=1)
+    seed: int | None = None
+    """Makes the choice repeatable; ``None`` for a fresh one at each call."""
+    max_tokens: int = Field(default=512, ge=1)
+    stop: list[str] | None = None
+    """Texts that end every answer, besides those of the template and of the call."""
+
+    _loaded: Loaded | None = PrivateAttr(default=None)
+    _store: StateStore | None = PrivateAttr(default=None)
+    _lock: Any = PrivateAttr(default_factory=threading.RLock)
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model_name(cls, value: Any) -> Any:
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _stop_list(cls, value: Any) -> Any:
+        return None if value is None else _stop_texts(value)
+
+    @field_validator("prefix_cache")
+    @classmethod
+    def _no_prefix_cache(cls, value: Any) -> Any:
+        if value not in (None, False):
+            raise ValueError("This release has no prefix cache: leave prefix_cache out.")
+        return value
+
+    @field_validator("store_location", mode="before")
+    @classmethod
+    def _store_or_path(cls, value: Any) -> Any:
+        return value if value is None or isinstance(value, StateStore) else os.fspath(value)
+
+    @field_serializer("store_location")
+    def _store_path(self, location: Any) -> str | None:
+        """Returns the store as text: its directory, ``None`` for one in memory."""
+        if isinstance(location, StateStore):
+            location = getattr(location, "path", None)
+        return None if location is None else str(location)
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Checks what can be checked without loading."""
+        super().model_post_init(context)
+        check_model(self.model, self.strategy)
+
+    @property
+    def lc_attributes(self) -> dict[str, Any]:
+        """What LangChain's `dumpd` writes in place of a store object."""
+        if isinstance(self.store_location, StateStore):
+            return {"store_location": self._store_path(self.store_location)}
+        return {}
+
+    def __copy__(self) -> Self:
+        """Copies the settings: the copy shares the store, and holds the weights on its own."""
+        copied = super().__copy__()
+        copied._loaded = None
+        copied._lock = threading.RLock()
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """Copies the settings: neither weights nor stores are copied."""
+        copied = self.__copy__()
+        for name, value in self.__dict__.items():
+            if isinstance(value, (list, dict)):
+                copied.__dict__[name] = copy.deepcopy(value, memo)
+        return copied
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Returns a copy with other settings, under their names as in the constructor."""
+        changes = dict(update or {})
+        if "store" in changes:
+            changes["store_location"] = changes.pop("store")
+        copied = super().model_copy(update=changes, deep=deep)
+        if "store_location" in changes:
+            copied._store = None
+        return copied
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Leaves the loaded model and the open store out of a pickle.
+
+        Raises:
+            TypeError: The store lives in memory and cannot travel.
+        """
+        location = self._store_path(self.store_location)
+        if location is None and self.store_location is not None:
+            raise TypeError(
+                "A model whose store lives in memory cannot be pickled: use a DiskStateStore, or "
+                "pickle it without a store."
+            )
+        state = super().__getstate__()
+        settings = {**state["__dict__"], "store_location": location}
+        return {**state, "__dict__": settings, "__pydantic_private__": None}
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        """Restores the settings; the model is loaded again at first use."""
+        super().__setstate__(state)
+        private = {"_loaded": None, "_store": None, "_lock": threading.RLock()}
+        object.__setattr__(self, "__pydantic_private__", private)
+
+    @property
+    def store(self) -> StateStore:
+        """The store that this model's references live in, opened at first use."""
+        if isinstance(self.store_location, StateStore):
+            return self.store_location
+        with self._lock:
+            if self._store is None:
+                self._store = DiskStateStore(self.store_location)
+            return self._store
+
+    def loaded(self) -> Loaded:
+        """Returns the model at work, loading it at first use.
+
+        Raises:
+            ModelLoadError: It cannot be loaded; the message says why and what to do.
+        """
+        with self._lock:
+            if self._loaded is None:
+                self._loaded = self._load()
+            return self._loaded
+
+    def unload(self) -> None:
+        """Lets go of the model; the last user in the process frees the weights.
+
+        The next call loads it again.
+        """
+        with self._lock:
+            loaded, self._loaded = self._loaded, None
+        if loaded is not None:
+            loaded.engine.close()
+            loaded.runtime.close()
+
+    def _load(self) -> Loaded:
+        nameless = load_runtime(self.model, self.strategy)
+        try:
+            tokenizer = load_tokenizer(
+                self.tokenizer,
+                model_path=locate(self.model),
+                vocab_size=nameless.vocab_size,
+            )
+            template: ChatTemplate = (self.template or WorldTemplate)(tokenizer)
+            runtime = load_runtime(
+                self.model, self.strategy, tokenizer.identity, template=template.identity
+            )
+        finally:
+            nameless.close()
+        return Loaded(
+            runtime, tokenizer, template, Engine(runtime, tokenizer), runtime.zero_state()
+        )
+
+    def _sampling(self, overrides: dict[str, Any]) -> Sampling:
+        """Takes the sampling settings of one call out of `overrides`; ``None`` means the own."""
+        given = {name: overrides.pop(name, None) for name in SAMPLING_FIELDS}
+        return Sampling(
+            **{
+                name: getattr(self, name) if value is None else value
+                for name, value in given.items()
+            }
+        )
+
+    def _request(
+        self,
+        loaded: Loaded,
+        reading: Reading,
+        stop: Sequence[str] | None,
+        overrides: dict[str, Any],
+        *,
+        chat: bool,
+    ) -> Request:
+        """Makes the engine's request for one answer.
+
+        Raises:
+            ValueError: A setting is out of range, or unknown.
+        """
+        options = dict(overrides)
+        sampling = self._sampling(options)
+        max_tokens = options.pop("max_tokens", None)
+        max_tokens = self.max_tokens if max_tokens is None else max_tokens
+        if max_tokens == 0:
+            raise ValueError("max_tokens must be 1 or more, got 0: use prefill() to read only.")
+        strange = sorted(name for name in options if name not in _LANGCHAIN_OPTIONS)
+        if strange:
+            raise ValueError(
+                f"{type(self).__name__} has no option {strange[0]!r}; a call may set "
+                f"{', '.join((*SAMPLING_FIELDS, 'max_tokens', 'stop'))}."
+            )
+        template, tokenizer = loaded.template, loaded.tokenizer
+        texts = dict.fromkeys(
+            (*(template.stops if chat else ()), *(self.stop or ()), *_stop_texts(stop or ()))
+        )
+        return Request(
+            base=reading.base,
+            prompt=reading.ids,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            stop=tuple(texts),
+            stop_ids=tokenizer.eos_ids,
+            strip=chat,
+            canonical=template.answer_ids if chat else tokenizer.encode,
+            checkpoints=reading.checkpoints,
+        )
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """The settings that an answer depends on."""
+        names = ("model", "strategy", *SAMPLING_FIELDS, "max_tokens", "stop")
+        return {name: getattr(self, name) for name in names}
+
+
+def _stop_texts(stop: str | Sequence[Any]) -> list[str]:
+    """Returns stop texts as a list, a single one too.
+
+    Raises:
+        ValueError: One is empty or no text.
+    """
+    texts = [stop] if isinstance(stop, str) else list(stop)
+    for text in texts:
+        if not isinstance(text, str) or not text:
+            raise ValueError(f"stop must be texts, none of them empty, got {text!r}.")
+    return texts
+
+
+_LANGCHAIN_OPTIONS = frozenset({"stream", "ls_structured_output_format", "output_version"})
+"""Options that LangChain itself passes down to a model."""

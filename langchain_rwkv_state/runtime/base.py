@@ -1,0 +1,75 @@
+"""The runtime port: tokens and a state in, next-token logits and a new state out.
+
+Nothing above this port knows about files, strategies, devices or environment flags. The easy
+mistake of an adapter is to change the state it was handed: a `Runtime` never does, on any device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from langchain_rwkv_state.state import RWKVState, StateLayout
+
+
+@runtime_checkable
+class Runtime(Protocol):
+    """One loaded RWKV model.
+
+    Glossary: V vocabulary size, B batch size.
+    """
+
+    @property
+    def layout(self) -> StateLayout:
+        """Names, shapes and dtypes of the model's states."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of weights, compute dtype, tokenizer and template (see `Fingerprint`)."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits, V."""
+        ...
+
+    def zero_state(self) -> RWKVState:
+        """Returns the state of a model that has read nothing."""
+        ...
+
+    def forward(self, tokens: Sequence[int], state: RWKVState) -> tuple[torch.Tensor, RWKVState]:
+        """Reads tokens from a state.
+
+        Args:
+            tokens: At least one token id, each in ``[0, V)``.
+            state: A state of this model; it is left as it is, bit for bit.
+
+        Returns:
+            The logits after the last token (``[V]``, fp32, on the CPU) and the new state.
+
+        Raises:
+            ValueError: There are no tokens, or one is out of range.
+            StateMismatch: The state belongs to other weights or another compute dtype.
+        """
+        ...
+
+    def forward_batch(
+        self, tokens: Sequence[Sequence[int]], states: Sequence[RWKVState]
+    ) -> tuple[torch.Tensor, list[RWKVState]]:
+        """Reads B sequences of any lengths, each from its own state.
+
+        Returns:
+            Logits ``[B, V]`` (fp32, on the CPU) and the B new states.
+
+        Raises:
+            ValueError: The numbers of sequences and states differ, or as `forward`.
+            StateMismatch: As `forward`.
+        """
+        ...
+
+    def close(self) -> None:
+        """Gives back this user's hold on the weights; the last one frees them."""
+        ...

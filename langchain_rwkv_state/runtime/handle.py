@@ -1,0 +1,194 @@
+"""`RuntimeHandle`: one user's hold on a loaded model, and the `Runtime` that the user sees.
+
+Many handles share one model; each has the identities of its own tokenizer and template, and gives
+the model back when it is closed or collected. It does no arithmetic. The easy mistake is to hold
+a handle for the weights' lifetime: they live until the last handle is closed.
+"""
+
+from __future__ import annotations
+
+import operator
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+
+from langchain_rwkv_state.errors import ModelLoadError, StateMismatch
+from langchain_rwkv_state.state import Derivation, Fingerprint, RWKVState, StateLayout, zero_state
+
+
+class Model(Protocol):
+    """What an adapter loads: weights, and arithmetic on plain tensors."""
+
+    layout: StateLayout
+    weights: str
+    compute: str
+    vocab_size: int
+
+    def zero_tensors(self) -> Mapping[str, torch.Tensor]:
+        """Returns those tensors of the first state that are not zero, by name."""
+        ...
+
+    def forward(
+        self, tokens: list[int], tensors: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Reads tokens from the tensors of a state, which stay as they are."""
+        ...
+
+
+class RuntimeHandle:
+    """A `Runtime` over a shared model. Safe to use from several threads at once.
+
+    Args:
+        model: The loaded model.
+        give_back: Called once, when this handle is closed or collected.
+        name: What the user asked for, for messages.
+        tokenizer: Identity of the tokenizer, ``None`` where the caller deals in ids.
+        template: Identity of the template, likewise.
+
+    Example:
+        >>> from langchain_rwkv_state.runtime import load_runtime
+        >>> runtime = load_runtime("model.pth")  # doctest: +SKIP
+        >>> logits, state = runtime.forward([1, 2, 3], runtime.zero_state())  # doctest: +SKIP
+        >>> runtime.close()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        give_back: Callable[[], None],
+        *,
+        name: str,
+        tokenizer: str | None = None,
+        template: str | None = None,
+    ) -> None:
+        self._model: Model | None = model
+        self._name = name
+        self._layout = model.layout
+        self._vocab_size = model.vocab_size
+        self._identity = Fingerprint(
+            model.weights, model.compute, tokenizer or "-", template or "-"
+        )
+        self._fingerprint = str(self._identity)
+        Fingerprint.parse(self._fingerprint)
+        self._give_back = weakref.finalize(self, give_back)
+
+    @property
+    def layout(self) -> StateLayout:
+        """Names, shapes and dtypes of the model's states."""
+        return self._layout
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of weights, compute dtype, tokenizer and template."""
+        return self._fingerprint
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits, V."""
+        return self._vocab_size
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._model is None
+
+    def __repr__(self) -> str:
+        """Shows what was loaded."""
+        state = ", closed" if self.closed else ""
+        return f"RuntimeHandle({self._name!r}, {self._fingerprint!r}{state})"
+
+    def zero_state(self) -> RWKVState:
+        """Returns the state of a model that has read nothing.
+
+        A checkpoint that brings a tuned start state starts from that.
+        """
+        state = zero_state(self._layout, self._fingerprint)
+        tuned = self._open().zero_tensors()
+        if not tuned:
+            return state
+        tensors = {name: state.shared(name) for name in state} | dict(tuned)
+        return RWKVState(self._layout, tensors, Derivation(self._fingerprint))
+
+    def forward(self, tokens: Sequence[int], state: RWKVState) -> tuple[torch.Tensor, RWKVState]:
+        """Reads tokens from a state.
+
+        Args:
+            tokens: At least one token id, each in ``[0, V)``.
+            state: A state of this model; it is left as it is, bit for bit.
+
+        Returns:
+            The logits after the last token (``[V]``, fp32, on the CPU) and the new state.
+
+        Raises:
+            ValueError: There are no tokens, or one is out of range.
+            StateMismatch: The state belongs to other weights or another compute dtype.
+            ModelLoadError: The handle was closed.
+        """
+        model, ids = self._open(), self._checked(tokens)
+        self._require(state)
+        return self._read(model, ids, state)
+
+    def forward_batch(
+        self, tokens: Sequence[Sequence[int]], states: Sequence[RWKVState]
+    ) -> tuple[torch.Tensor, list[RWKVState]]:
+        """Reads B sequences of any lengths, each from its own state, one after the other.
+
+        Returns:
+            Logits ``[B, V]`` (fp32, on the CPU) and the B new states.
+
+        Raises:
+            ValueError: The numbers of sequences and states differ, or as `forward`.
+            StateMismatch: As `forward`; nothing was read then.
+            ModelLoadError: The handle was closed.
+        """
+        if len(tokens) != len(states):
+            raise ValueError(f"{len(tokens)} sequences were given with {len(states)} states.")
+        model, rows = self._open(), [self._checked(row) for row in tokens]
+        for state in states:
+            self._require(state)
+        logits = torch.empty(len(rows), self._vocab_size, dtype=torch.float32)
+        advanced = []
+        for row, ids in enumerate(rows):
+            logits[row], state = self._read(model, ids, states[row])
+            advanced.append(state)
+        return logits, advanced
+
+    def close(self) -> None:
+        """Gives back this user's hold on the weights; the last one frees them."""
+        self._model = None
+        self._give_back()
+
+    def _open(self) -> Model:
+        model = self._model
+        if model is None:
+            raise ModelLoadError(f"The model {self._name!r} was unloaded here: load it again.")
+        return model
+
+    def _checked(self, tokens: Sequence[int]) -> list[int]:
+        ids = [operator.index(token) for token in tokens]
+        if not ids:
+            raise ValueError("There are no tokens to read: give at least one.")
+        if min(ids) < 0 or max(ids) >= self._vocab_size:
+            wrong = next(token for token in ids if not 0 <= token < self._vocab_size)
+            raise ValueError(
+                f"Token {wrong} is not in the model's vocabulary of {self._vocab_size}: "
+                "use the tokenizer that belongs to the model."
+            )
+        return ids
+
+    def _require(self, state: RWKVState) -> None:
+        if state.fingerprint != self._fingerprint:
+            self._identity.require(state.fingerprint, parts=("weights", "compute"))
+        if state.layout != self._layout:
+            raise StateMismatch(
+                f"The state's tensors are those of {state.layout}, the model's are {self._layout}."
+            )
+
+    def _read(
+        self, model: Model, ids: list[int], state: RWKVState
+    ) -> tuple[torch.Tensor, RWKVState]:
+        names = [spec.name for spec in self._layout.specs]
+        logits, tensors = model.forward(ids, [state.shared(name) for name in names])
+        return logits, state.advanced(dict(zip(names, tensors, strict=True)), ids)

@@ -1,0 +1,171 @@
+"""`load_runtime`: from the name of a model to a `Runtime`.
+
+Finds the file, reads what it is, checks that the strategy can be had, and only then loads weights,
+once for the process. It neither parses checkpoints nor runs them. The easy mistake is to name a
+model by its path alone: a file that was replaced is another model, so size, time and inode count.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from langchain_rwkv_state.errors import ModelLoadError
+from langchain_rwkv_state.runtime.base import Runtime
+from langchain_rwkv_state.runtime.checkpoint import Checkpoint
+from langchain_rwkv_state.runtime.files import SUFFIXES, read_tensors, require_file
+from langchain_rwkv_state.runtime.handle import RuntimeHandle
+from langchain_rwkv_state.runtime.package import PackageModel
+from langchain_rwkv_state.runtime.registry import MODELS
+from langchain_rwkv_state.runtime.strategy import Strategy
+
+DEMO = "demo"
+_HUB_NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)(?:/(?P<file>.+))?")
+_KERNEL_HEAD_SIZE = 64  # compiled into the package's kernel for RWKV-7
+
+
+def load_runtime(
+    model: str | Path,
+    strategy: str = "auto",
+    tokenizer: str | None = None,
+    *,
+    template: str | None = None,
+) -> Runtime:
+    """Loads a model, or shares the one that this process has loaded already.
+
+    Args:
+        model: A ``.pth`` or ``.safetensors`` file, ``"demo"`` for the built-in model, or a name on
+            the hub, ``"org/repo/file.pth"`` or ``"org/repo"``. A path that exists wins over a name.
+        strategy: ``"auto"`` (``cuda fp16`` where there is a card, else ``cpu fp32``) or a string of
+            the `rwkv` package, such as ``"cuda fp16i8 *10 -> cpu fp32"``. On a CPU fp16 and bf16
+            halve the memory, and most CPUs compute ten times slower in them than in fp32. On CUDA
+            the package's own kernels are used where its switch ``RWKV_CUDA_ON=1`` is set.
+        tokenizer: Identity of the tokenizer, which becomes part of the fingerprint; ``None``
+            where the caller deals in token ids.
+        template: Identity of the chat template, likewise.
+
+    Returns:
+        A runtime, safe to use from several threads. Its `close` gives the weights back, and the
+        last close of a process frees them.
+
+    Raises:
+        ModelLoadError: The model cannot be found or read, or the strategy cannot be had; the
+            message names what and says what to do.
+
+    Example:
+        >>> runtime = load_runtime("demo", strategy="cpu fp32")  # doctest: +SKIP
+        >>> logits, state = runtime.forward([1, 2, 3], runtime.zero_state())  # doctest: +SKIP
+        >>> logits.shape == (runtime.vocab_size,), state.n_tokens  # doctest: +SKIP
+        (True, 3)
+    """
+    chosen = Strategy.parse(strategy)
+    chosen.require_devices()
+    kernels = os.environ.get("RWKV_CUDA_ON") == "1" and chosen.on_cuda
+    path = locate(model)
+    key = (*_identity(path), str(chosen), kernels)
+    load = functools.partial(_load, path, chosen, kernels)
+    loaded, give_back = MODELS.hold(key, functools.partial(_on_a_thread, load))
+    try:
+        return RuntimeHandle(
+            loaded, give_back, name=str(model), tokenizer=tokenizer, template=template
+        )
+    except BaseException:
+        give_back()
+        raise
+
+
+def check_model(model: str | Path, strategy: str = "auto") -> None:
+    """Checks what can be checked of a model's name and a strategy without loading anything.
+
+    Args:
+        model: As for `load_runtime`; a name on the hub is not looked up.
+        strategy: As for `load_runtime`; whether its devices are there is not checked.
+
+    Raises:
+        ModelLoadError: There is no such file, or no such strategy.
+    """
+    Strategy.parse(strategy)
+    path = Path(model).expanduser()
+    if model != DEMO and (isinstance(model, Path) or path.exists() or not _is_hub_name(model)):
+        require_file(path)
+
+
+def locate(model: str | Path) -> Path:
+    """Returns the file of a model, downloaded if need be.
+
+    Args:
+        model: As for `load_runtime`.
+
+    Raises:
+        ModelLoadError: There is no such file, or the hub does not give it.
+    """
+    if model == DEMO:
+        return _demo_path()
+    path = Path(model).expanduser()
+    if isinstance(model, Path) or path.exists() or not _is_hub_name(model):
+        require_file(path)
+        return path
+    # The hub's client takes a third of a second to import, for nothing where there is a file.
+    from langchain_rwkv_state.runtime.hub import download
+
+    match = _HUB_NAME.fullmatch(model)
+    assert match is not None  # noqa: S101  # _is_hub_name
+    return download(match["repo"], match["file"])
+
+
+def _is_hub_name(text: str) -> bool:
+    """Says whether a text that is no existing path reads as ``org/repo[/file]``."""
+    match = _HUB_NAME.fullmatch(text)
+    if match is None or (text.count("/") == 1 and text.endswith(SUFFIXES)):
+        return False
+    return not Path(text.partition("/")[0]).is_dir()
+
+
+def _demo_path() -> Path:
+    try:
+        found = getattr(importlib.import_module("langchain_rwkv_state.demo"), "MODEL_PATH", None)
+    except ImportError:
+        found = None
+    if found is None or not Path(found).is_file():
+        raise ModelLoadError(
+            "The built-in model is not part of this installation: install langchain-rwkv-state "
+            "anew, or give the path of a model."
+        )
+    return Path(found)
+
+
+def _identity(path: Path) -> tuple[str, int, int, int, int]:
+    stat = path.stat()
+    return str(path.resolve()), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _on_a_thread(load: Callable[[], PackageModel]) -> PackageModel:
+    """Loads on a thread that ends with it.
+
+    PyTorch keeps a pool of OpenMP threads for each thread that computed. Where the caller had one
+    beside the thread that runs the model, there would be more of them than cores, and they would
+    sleep between operations instead of spinning: decoding takes half as long again.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="rwkv-load") as pool:
+        return pool.submit(load).result()
+
+
+def _load(path: Path, strategy: Strategy, kernels: bool) -> PackageModel:
+    tensors = read_tensors(path)
+    checkpoint = Checkpoint.of(tensors, path)
+    strategy.require_for(checkpoint.version)
+    fits = checkpoint.version != "7" or checkpoint.head_size == _KERNEL_HEAD_SIZE
+    try:
+        return PackageModel(tensors, checkpoint, strategy, kernels=kernels and fits)
+    except Exception as error:  # whatever the package raises, and asserts
+        reason = str(error) or type(error).__name__
+        switch = ", unset RWKV_CUDA_ON" if kernels else ""
+        raise ModelLoadError(
+            f"The rwkv package could not load {path} with the strategy {str(strategy)!r}: "
+            f"{reason}. Try another strategy, such as 'cpu fp32'{switch}, or a smaller model."
+        ) from error

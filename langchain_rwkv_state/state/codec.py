@@ -1,0 +1,232 @@
+"""A state as bytes and back: a safetensors file whose header says what it is and a checksum.
+
+The codec turns values into values; it opens no file and knows no store. `docs/state_format.md`
+describes the bytes one by one. The easy mistake is to check the tensors and not the header: the
+checksum covers every byte of the file except itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+
+from langchain_rwkv_state.errors import StateCorrupt, StateMismatch
+from langchain_rwkv_state.state.derivation import Derivation
+from langchain_rwkv_state.state.layout import StateLayout, TensorSpec, dtype_name
+from langchain_rwkv_state.state.state import RWKVState, as_bytes
+
+FORMAT = "langchain-rwkv-state"
+FORMAT_VERSION = 1
+_CHECKSUM_BYTES = 64  # hex digits of a SHA-256
+_HEADER_LIMIT_BYTES = 1 << 20  # a header of the largest known model takes 40 kB
+_BLANK = b"0" * _CHECKSUM_BYTES
+_MARK = b'"checksum":"'
+_HEX = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What one file holds.
+
+    Attributes:
+        state: The state.
+        parent: Reference of the state before it, ``None`` where unknown.
+        ref: Reference under which a store keeps it, ``None`` for a plain file.
+        created_seconds: Unix time of writing.
+    """
+
+    state: RWKVState
+    parent: str | None
+    ref: str | None
+    created_seconds: float
+
+
+def encode(
+    state: RWKVState,
+    *,
+    parent: str | None = None,
+    ref: str | None = None,
+    created_seconds: float | None = None,
+) -> bytes:
+    """Returns a state as the bytes of a file, without loss.
+
+    Args:
+        state: The state; tensors on any device.
+        parent: Reference of the state before it.
+        ref: Reference under which a store keeps it.
+        created_seconds: Unix time; now if not given.
+    """
+    derivation = state.derivation
+    about: dict[str, Any] = {
+        "block": state.block,
+        "codec": "exact",
+        "created": time.time() if created_seconds is None else created_seconds,
+        "fingerprint": derivation.fingerprint,
+        "n_tokens": derivation.n_tokens,
+        "parent": parent,
+        "ref": ref,
+        "root": derivation.root,
+        "token_hash": derivation.token_hash,
+    }
+    header = {
+        "format": f"{FORMAT}/{FORMAT_VERSION}",
+        "about": json.dumps(about, sort_keys=True, separators=(",", ":")),
+        "layout": state.layout.to_json(),
+        "checksum": _BLANK.decode(),
+    }
+    blank, body = _sorted_header(safetensors.torch.save(_stacked(state), metadata=header))
+    digest = hashlib.sha256(blank)
+    digest.update(body)
+    at = _checksum_at(blank)
+    hexadecimal = digest.hexdigest().encode()
+    return b"".join((blank[:at], hexadecimal, blank[at + _CHECKSUM_BYTES :], body))
+
+
+def decode(data: bytes, *, fingerprint: str | None = None, ref: str | None = None) -> Decoded:
+    """Reads what `encode` wrote.
+
+    Args:
+        data: The bytes of the file.
+        fingerprint: If given, the model that the state must belong to.
+        ref: If given, the reference that the header must name.
+
+    Raises:
+        StateCorrupt: The bytes are truncated, changed, foreign or of a later format.
+        StateMismatch: The state belongs to another model than `fingerprint`.
+    """
+    header = _checked_header(data)
+    missing = sorted({"about", "layout"} - header.keys())
+    if missing:
+        raise StateCorrupt(f"The header lacks {missing[0]!r}.")
+    about = _about(header["about"])
+    layout = StateLayout.from_json(header["layout"])
+    if ref is not None and about["ref"] != ref:
+        raise StateCorrupt(f"The file of {ref} holds the state {about['ref']}.")
+    if fingerprint is not None and about["fingerprint"] != fingerprint:
+        raise StateMismatch(
+            f"The state belongs to the model {about['fingerprint']!r}, not to {fingerprint!r}: "
+            "load it with the model, tokenizer, template and dtype that made it."
+        )
+    derivation = Derivation(
+        about["fingerprint"], about["root"], about["n_tokens"], about["token_hash"]
+    )
+    try:
+        tensors = _unstacked(safetensors.torch.load(data), layout)
+        state = RWKVState(layout, tensors, derivation, block=about["block"])
+    except (safetensors.SafetensorError, StateMismatch, LookupError, ValueError) as error:
+        raise StateCorrupt(f"The tensors do not fit the header: {error}") from error
+    return Decoded(state, about["parent"], about["ref"], float(about["created"]))
+
+
+def _sorted_header(data: bytes) -> tuple[bytes, memoryview]:
+    """Returns header and tensors, the header's keys in order.
+
+    safetensors writes them in another order each time.
+    """
+    size = int.from_bytes(data[:8], "little")
+    text = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True, separators=(",", ":"))
+    header = text.encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header, memoryview(data)[8 + size :]
+
+
+def _stack_name(spec: TensorSpec) -> str:
+    """Returns the name in the file of the stack that a layer's tensor is a row of."""
+    return f"{spec.name.rpartition('.')[2]}.{dtype_name(spec.dtype)}"
+
+
+def _stacked(state: RWKVState) -> dict[str, torch.Tensor]:
+    """Joins the layers' tensors of one kind, so that the header stays below 2 kB."""
+    rows: dict[str, list[torch.Tensor]] = {}
+    for spec in state.layout.specs:
+        rows.setdefault(_stack_name(spec), []).append(state.shared(spec.name).cpu())
+    return {name: _stack(tensors) for name, tensors in rows.items()}
+
+
+def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:
+    return torch.from_numpy(np.stack([as_bytes(t) for t in tensors])).view(tensors[0].dtype)
+
+
+def _unstacked(stacks: dict[str, torch.Tensor], layout: StateLayout) -> dict[str, torch.Tensor]:
+    """Takes apart what `_stacked` joined."""
+    rows = {name: list(stack.unbind(0)) for name, stack in stacks.items()}
+    tensors = {spec.name: rows[_stack_name(spec)].pop(0) for spec in layout.specs}
+    left = [name for name, tensors_left in rows.items() if tensors_left]
+    if left:
+        raise ValueError(f"{left[0]!r} has more rows than the layout has layers")
+    return tensors
+
+
+def _checksum_at(data: bytes) -> int:
+    """Returns where the checksum's digits stand in the file."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    found = data.find(_MARK, 8, end)
+    if found < 0 or data.find(_MARK, found + 1, end) >= 0:
+        raise StateCorrupt("The header holds no checksum, or more than one.")
+    return found + len(_MARK)
+
+
+def _checked_header(data: bytes) -> dict[str, str]:
+    """Returns the header's texts once the checksum is known to be right."""
+    if len(data) < 8:
+        raise StateCorrupt(f"The file is truncated: {len(data)} bytes hold no header.")
+    size = int.from_bytes(data[:8], "little")
+    if size > _HEADER_LIMIT_BYTES:
+        raise StateCorrupt("The file is not a state: its header would be too large.")
+    if len(data) < 8 + size:
+        raise StateCorrupt(f"The file is truncated: its header needs {8 + size} bytes.")
+    try:
+        parsed = json.loads(data[8 : 8 + size])
+        header = parsed["__metadata__"]
+        named = str(header["format"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise StateCorrupt("The file is not a state: its header is not readable.") from error
+    name, _, version = named.partition("/")
+    if name != FORMAT:
+        raise StateCorrupt(f"The file is not a state of this package but {named!r}.")
+    if version.isdecimal() and int(version) > FORMAT_VERSION:
+        raise StateCorrupt(
+            f"The file has format version {version}; this release reads up to {FORMAT_VERSION}: "
+            "upgrade langchain-rwkv-state."
+        )
+    at = _checksum_at(data)
+    digest = hashlib.sha256(memoryview(data)[:at])
+    digest.update(_BLANK)
+    digest.update(memoryview(data)[at + _CHECKSUM_BYTES :])
+    if digest.hexdigest().encode() != data[at : at + _CHECKSUM_BYTES]:
+        raise StateCorrupt("The checksum is wrong: the file was truncated or changed.")
+    if version != str(FORMAT_VERSION):
+        raise StateCorrupt(f"The format version {version!r} is not known.")
+    return {str(key): str(value) for key, value in header.items()}
+
+
+def _about(text: str) -> dict[str, Any]:
+    """Reads and checks the part of the header that says what the state is."""
+    try:
+        about: dict[str, Any] = json.loads(text)
+        texts = [about["fingerprint"], about["root"], about["token_hash"]]
+        optional = [about[key] for key in ("block", "parent", "ref")]
+        sound = (
+            all(isinstance(item, str) for item in texts)
+            and all(item is None or isinstance(item, str) for item in optional)
+            and type(about["n_tokens"]) is int
+            and about["n_tokens"] >= 0
+            and isinstance(about["created"], (int, float))
+            and _HEX.fullmatch(about["token_hash"]) is not None
+        )
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise StateCorrupt(f"The header is not readable: {error}.") from error
+    if not sound:
+        raise StateCorrupt("The header's values are out of range.")
+    if about.get("codec") != "exact":
+        raise StateCorrupt(f"The codec {about.get('codec')!r} is not known to this release.")
+    return about

@@ -1,0 +1,247 @@
+"""`RWKVState`: everything that an RWKV model remembers of a conversation, as one value.
+
+A state holds named tensors and knows where it came from; it does not run a model and does not
+store itself anywhere but in a file it is told to. The easy mistake is to change a tensor of it:
+indexing gives copies, so that a state, once made, stays what it was.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from langchain_rwkv_state.errors import StateMismatch
+from langchain_rwkv_state.state.derivation import Derivation
+from langchain_rwkv_state.state.layout import StateLayout
+
+
+class RWKVState(Mapping[str, torch.Tensor]):
+    """An immutable RWKV state of fixed size.
+
+    Args:
+        layout: Names, shapes and dtypes of the tensors.
+        tensors: One tensor for each name of the layout.
+        derivation: What the state was made from.
+        block: Digest of the system block that the conversation began with, ``None`` for none.
+
+    Raises:
+        StateMismatch: A tensor is missing, unknown, or of another shape or dtype.
+
+    Example:
+        >>> from langchain_rwkv_state.state import Derivation, StateLayout, zero_state
+        >>> state = zero_state(StateLayout.of(7, n_layer=1, n_embd=64, head_size=64), "model")
+        >>> state["blocks.0.att_kv"].shape
+        torch.Size([1, 64, 64])
+        >>> state.n_tokens
+        0
+    """
+
+    __slots__ = ("_block", "_derivation", "_layout", "_tensors")
+
+    def __init__(
+        self,
+        layout: StateLayout,
+        tensors: Mapping[str, torch.Tensor],
+        derivation: Derivation,
+        *,
+        block: str | None = None,
+    ) -> None:
+        extra = sorted(set(tensors) - {spec.name for spec in layout.specs})
+        if extra:
+            raise StateMismatch(f"An RWKV-{layout.version} state has no tensor {extra[0]!r}.")
+        kept: dict[str, torch.Tensor] = {}
+        for spec in layout.specs:
+            tensor = tensors.get(spec.name)
+            if tensor is None:
+                raise StateMismatch(f"The state lacks the tensor {spec.name!r}.")
+            if tuple(tensor.shape) != spec.shape or tensor.dtype != spec.dtype:
+                raise StateMismatch(
+                    f"{spec.name!r} should be {spec.dtype} {list(spec.shape)}, "
+                    f"got {tensor.dtype} {list(tensor.shape)}."
+                )
+            kept[spec.name] = _compact(tensor)
+        self._layout = layout
+        self._tensors = kept
+        self._derivation = derivation
+        self._block = block
+
+    @property
+    def layout(self) -> StateLayout:
+        """Names, shapes and dtypes of the tensors."""
+        return self._layout
+
+    @property
+    def derivation(self) -> Derivation:
+        """Model, root and hash of the tokens read: what a reference is made from."""
+        return self._derivation
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the model that the state belongs to."""
+        return self._derivation.fingerprint
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens that the state stands for."""
+        return self._derivation.n_tokens
+
+    @property
+    def block(self) -> str | None:
+        """Digest of the system block that the conversation began with."""
+        return self._block
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the tensors."""
+        return sum(tensor.untyped_storage().nbytes() for tensor in self._tensors.values())
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the first tensor (a strategy may spread layers over several)."""
+        return next(iter(self._tensors.values())).device
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """Returns a copy of one tensor, such as ``state["blocks.0.att_kv"]``."""
+        return self.shared(name).clone()
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterates over the tensors' names, layer by layer."""
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        """Returns the number of tensors."""
+        return len(self._tensors)
+
+    def __eq__(self, other: object) -> bool:
+        """Says whether both have one derivation and the same bits."""
+        if not isinstance(other, RWKVState):
+            return NotImplemented
+        return (
+            self._derivation == other._derivation
+            and self._layout == other._layout
+            and all(_same_bits(self._tensors[name], other._tensors[name]) for name in self)
+        )
+
+    def __hash__(self) -> int:
+        """Hashes the derivation."""
+        return hash(self._derivation)
+
+    def __repr__(self) -> str:
+        """Shows size and origin, never numbers."""
+        return (
+            f"RWKVState(RWKV-{self._layout.version}, {self._layout.n_layer}x{self._layout.n_embd}, "
+            f"n_tokens={self.n_tokens}, nbytes={self.nbytes}, fingerprint={self.fingerprint!r})"
+        )
+
+    def shared(self, name: str) -> torch.Tensor:
+        """Returns one tensor without copying it: for runtimes, which must not change it."""
+        try:
+            return self._tensors[name]
+        except KeyError:
+            self._layout[name]
+            raise
+
+    def advanced(self, tensors: Mapping[str, torch.Tensor], tokens: Iterable[int]) -> RWKVState:
+        """Returns the state that a model gives after reading `tokens` from this one."""
+        return RWKVState(self._layout, tensors, self._derivation.read(tokens), block=self._block)
+
+    def with_block(self, block: str | None) -> RWKVState:
+        """Returns the same state with another digest of the system block."""
+        return RWKVState(self._layout, self._tensors, self._derivation, block=block)
+
+    def with_fingerprint(self, fingerprint: str) -> RWKVState:
+        """Returns the same numbers under another fingerprint (the caller vouches for it)."""
+        derivation = replace(self._derivation, fingerprint=fingerprint)
+        return RWKVState(self._layout, self._tensors, derivation, block=self._block)
+
+    def to(self, device: str | torch.device) -> RWKVState:
+        """Returns the state with all tensors on `device` (itself where they are there already)."""
+        target = torch.device(device)
+        if all(tensor.device == target for tensor in self._tensors.values()):
+            return self
+        moved = {name: tensor.to(target) for name, tensor in self._tensors.items()}
+        return RWKVState(self._layout, moved, self._derivation, block=self._block)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the state to a file, whole or not at all, readable by its owner alone.
+
+        Args:
+            path: Where to write; an existing file is replaced in one step.
+        """
+        from langchain_rwkv_state.state.codec import encode
+
+        target = Path(path)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(encode(self))
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(target)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, fingerprint: str | None = None) -> RWKVState:
+        """Reads a state that `save` wrote.
+
+        Args:
+            path: The file.
+            fingerprint: If given, the model that the state must belong to.
+
+        Raises:
+            StateCorrupt: The file is truncated, changed, foreign or of a later format.
+            StateMismatch: It belongs to another model.
+        """
+        from langchain_rwkv_state.state.codec import decode
+
+        return decode(Path(path).read_bytes(), fingerprint=fingerprint).state
+
+
+def zero_state(layout: StateLayout, fingerprint: str) -> RWKVState:
+    """Returns the state of a model that has read nothing.
+
+    RWKV-4 starts its log-scale ``att_pp`` at -1e30, as the `rwkv` package does: at zero the first
+    token would share its weight with an empty past.
+    """
+    tensors = {
+        spec.name: torch.from_numpy(
+            np.full(spec.shape, -1e30 if spec.name.endswith("att_pp") else 0.0, np.float32)
+        ).to(spec.dtype)
+        for spec in layout.specs
+    }
+    return RWKVState(layout, tensors, Derivation(fingerprint))
+
+
+def as_bytes(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Returns a contiguous CPU tensor's bytes, shared, the last dimension longer by its item size.
+
+    States are copied through these and not by PyTorch, whose copies of more than 32,768 numbers
+    start a pool of OpenMP threads for the calling thread. Where pools outnumber the cores, their
+    threads sleep between operations instead of spinning, and the model, on another thread, decodes
+    at two thirds of its speed.
+    """
+    return tensor.view(torch.uint8).numpy()
+
+
+def _compact(tensor: torch.Tensor) -> torch.Tensor:
+    """Detaches a tensor from any larger storage that it is a view of."""
+    plain = tensor.detach()
+    if plain.is_contiguous() and plain.untyped_storage().nbytes() == plain.nbytes:
+        return plain
+    if plain.is_contiguous() and plain.is_cpu:
+        return torch.from_numpy(as_bytes(plain).copy()).view(plain.dtype)
+    return plain.clone(memory_format=torch.contiguous_format)
+
+
+def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    one, other = (as_bytes(t.cpu().contiguous()) for t in (a, b))
+    return np.array_equal(one, other)

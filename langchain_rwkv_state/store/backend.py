@@ -1,0 +1,118 @@
+"""The seam below the policy: rows as bytes by key, blobs by name, and a transaction.
+
+Whoever implements it (diskcache and dicts here) knows no session, no time and no state. The easy
+mistake is to delete a blob inside a transaction: it goes only once the transaction has happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol, TypeVar
+
+from langchain_rwkv_state.store.records import CheckReport
+
+T = TypeVar("T")
+
+
+class Reader(Protocol):
+    """Rows as they stand."""
+
+    def get(self, key: bytes) -> bytes | None:
+        """Returns a row's bytes, ``None`` where there is none.
+
+        Raises:
+            StateCorrupt: There is one that is not of this store's making.
+        """
+        ...
+
+    def scan(
+        self, start: bytes, end: bytes, *, limit: int | None = None, reverse: bool = False
+    ) -> list[tuple[bytes, bytes | None]]:
+        """Returns rows from `start` to `end` (exclusive) in order; ``None`` for a foreign one."""
+        ...
+
+    def count(self, start: bytes, end: bytes) -> int:
+        """Returns how many rows there are from `start` to `end` (exclusive)."""
+        ...
+
+    def nbytes(self) -> int:
+        """Returns the bytes of all rows and of the blobs that they count."""
+        ...
+
+
+class Transaction(Reader, Protocol):
+    """Rows as they will stand if the transaction happens."""
+
+    def put(self, key: bytes, value: bytes, *, blob_nbytes: int = 0) -> None:
+        """Writes a row that counts for its own bytes and for `blob_nbytes`."""
+        ...
+
+    def delete(self, *keys: bytes) -> None:
+        """Deletes rows, as far as they are there."""
+        ...
+
+    def delete_range(self, start: bytes, end: bytes) -> None:
+        """Deletes the rows from `start` to `end` (exclusive)."""
+        ...
+
+    def drop_blob(self, name: str) -> None:
+        """Deletes a blob after the transaction has happened."""
+        ...
+
+    def blob_exists(self, name: str) -> bool:
+        """Says whether a blob is there."""
+        ...
+
+
+class Backend(Protocol):
+    """Where a store keeps its rows and blobs."""
+
+    @property
+    def reader(self) -> Reader:
+        """Rows outside of any transaction."""
+        ...
+
+    def transact(self, work: Callable[[Transaction], T], *, freeing: bool = False) -> T:
+        """Runs `work` in a transaction: all of it happens, durably, or nothing.
+
+        Args:
+            work: Gets the transaction; may run a second time after a failure.
+            freeing: Whether it makes room, and so may use the room that is kept back.
+
+        Raises:
+            StoreFull: The disk leaves no room.
+            StoreError: The store is damaged, busy, closed or gone.
+        """
+        ...
+
+    def write_blob(self, name: str, data: bytes) -> None:
+        """Writes a blob, durably, or nothing.
+
+        Raises:
+            StoreFull: The disk leaves no room.
+        """
+        ...
+
+    def read_blob(self, name: str) -> bytes | None:
+        """Returns a blob, ``None`` where it is missing.
+
+        Raises:
+            StateCorrupt: What stands there is not a plain file, or the name is none of ours.
+        """
+        ...
+
+    def drop_blob(self, name: str) -> None:
+        """Deletes a blob, if it is there."""
+        ...
+
+    def blobs(self) -> Iterator[tuple[str, float]]:
+        """Yields each blob's name and its age in seconds."""
+        ...
+
+    def check(self, *, fix: bool) -> CheckReport:
+        """Verifies what only the backend knows: settings, counters, foreign rows and files."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of all that is open."""
+        ...

@@ -1,0 +1,76 @@
+"""The store port: states by reference, and sessions that are moving names for references.
+
+A store needs no model. It gives durable, compare-and-swap names to states; it does not decide
+what a turn is. The easy mistake is to take `stage` for `put`: a staged state lives in this
+process's memory for a short while and is written only when something commits or keeps it.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from langchain_rwkv_state.store.aio import AsyncVerbs
+from langchain_rwkv_state.store.clock import TTL
+from langchain_rwkv_state.store.records import (
+    CheckReport,
+    Codec,
+    Filing,
+    LogEntry,
+    LogKind,
+    SessionInfo,
+    StoreStats,
+)
+from langchain_rwkv_state.store.unsaved import EndedTurn, UnsavedTurns
+
+__all__ = [
+    "TTL",
+    "CheckReport",
+    "Codec",
+    "EndedTurn",
+    "Filing",
+    "LogEntry",
+    "LogKind",
+    "SessionInfo",
+    "StateStore",
+    "StoreStats",
+]
+
+
+class StateStore(UnsavedTurns, AsyncVerbs):
+    """Keeps states and sessions. Every verb has an async twin with an ``a`` before its name.
+
+    A store is a context manager, in both forms: leaving it closes it.
+
+    Example:
+        >>> from langchain_rwkv_state.state import StateLayout, zero_state
+        >>> from langchain_rwkv_state.store import MemoryStateStore
+        >>> state = zero_state(StateLayout.of(7, n_layer=1, n_embd=64, head_size=64), "model")
+        >>> with MemoryStateStore() as store:
+        ...     ref = store.stage(state)
+        ...     store.commit("bob", ref, parent=None)
+        ...     store.head("bob") == ref
+        True
+    """
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()

@@ -1,0 +1,101 @@
+"""`DiskStateStore`: the default store, in a directory on this machine's disk.
+
+Several threads and several processes may use one directory; a network file system will not do,
+since SQLite's locks do not work there. The easy mistake is to delete files by hand: delete
+sessions, or the directory as a whole while nothing uses it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import platformdirs
+
+from langchain_rwkv_state.store.clock import TTL
+from langchain_rwkv_state.store.disk_backend import DiskBackend
+from langchain_rwkv_state.store.policy import DEFAULT_TTL, KeyedStore
+from langchain_rwkv_state.store.records import Codec, LogKind
+from langchain_rwkv_state.store.settings import check_settings
+from langchain_rwkv_state.store.staging import STAGED_BUDGET_BYTES
+
+DIRECTORY_VARIABLE = "RWKV_STATE_DIR"
+
+
+def default_directory() -> Path:
+    """Returns the user's own store: ``$RWKV_STATE_DIR``, or a folder in the user's data."""
+    named = os.environ.get(DIRECTORY_VARIABLE)
+    if named:
+        return Path(named).expanduser()
+    return Path(platformdirs.user_data_dir("langchain-rwkv-state", appauthor=False)) / "states"
+
+
+class DiskStateStore(KeyedStore):
+    """Keeps states and sessions in a directory, durably, for any number of processes.
+
+    Args:
+        path: The directory, made where it is missing; ``None`` for the user's own
+            (``$RWKV_STATE_DIR``, or a folder in the user's data).
+        ttl: How long sessions and states live, unless said otherwise.
+        sliding: Whether commits and reads renew that.
+        history: How many states before a session's head are kept.
+        log: ``"tokens"`` keeps the token ids, so that `rebuild` can make states again. Such a log
+            is a transcript.
+        size_limit: The most bytes to store, ``None`` for no limit.
+        codec: How states become bytes; ``"exact"`` is lossless.
+        clock: Gives Unix time.
+        staged_bytes: The most bytes of states to hold in memory that nothing has committed yet.
+        timeout_seconds: How long to wait for another writer.
+
+    Raises:
+        ValueError: A value is out of range.
+        StoreError: The directory holds something else than a store of this package.
+        StoreFull: The disk leaves no room for one.
+
+    Example:
+        >>> import tempfile
+        >>> from langchain_rwkv_state.state import StateLayout, zero_state
+        >>> state = zero_state(StateLayout.of(7, n_layer=1, n_embd=64, head_size=64), "model")
+        >>> with tempfile.TemporaryDirectory() as folder, DiskStateStore(folder) as store:
+        ...     store.commit("bob", store.stage(state), parent=None)
+        ...     store.sessions()
+        ['bob']
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        ttl: TTL = DEFAULT_TTL,
+        sliding: bool = True,
+        history: int = 1,
+        log: LogKind = "none",
+        size_limit: int | None = None,
+        codec: Codec = "exact",
+        *,
+        clock: Callable[[], float] = time.time,
+        staged_bytes: int = STAGED_BUDGET_BYTES,
+        timeout_seconds: float = 60.0,
+    ) -> None:
+        check_settings(ttl, history, log, size_limit, codec)
+        root = default_directory() if path is None else Path(path).expanduser()
+        self._path = root.absolute()
+        super().__init__(
+            DiskBackend(self._path, timeout_seconds),
+            ttl=ttl,
+            sliding=sliding,
+            history=history,
+            log=log,
+            size_limit=size_limit,
+            clock=clock,
+            staged_bytes=staged_bytes,
+        )
+
+    @property
+    def path(self) -> Path:
+        """The store's directory."""
+        return self._path
+
+    def __repr__(self) -> str:
+        return f"DiskStateStore({str(self._path)!r})"

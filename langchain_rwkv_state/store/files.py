@@ -1,0 +1,233 @@
+"""State files in a store's directory: strict names, whole or absent, flushed, owner only.
+
+A file is written once under a name that is never used again, and deleted; it is never changed.
+The easy mistake is to open what stands under a name: a link, a pipe or a device may stand there,
+so nothing but a regular file in a real folder is opened, and no link is followed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+from langchain_rwkv_state.errors import StateCorrupt, StoreError, StoreFull
+
+SUFFIX = ".safetensors"
+RESERVE = "reserve"
+_RESERVE_BYTES = 1 << 20  # SQLite needs some pages of its log to delete a row
+_NAME = re.compile(r"[0-9a-f]{64}-[0-9a-f]{16}")
+_SHARD = re.compile(r"[0-9a-f]{2}")
+_MANY, _THREADS = 8, 8  # 100 deletes take 12 ms instead of 60 to 300 on a busy disk
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # a pipe would wait for a writer
+
+
+def is_full(error: OSError) -> bool:
+    """Says whether an error means that there is no room."""
+    return error.errno in _FULL
+
+
+def make_directories(path: Path) -> None:
+    """Makes a directory and those above it, each for the owner alone, and flushes them."""
+    missing = [path, *path.parents]
+    missing = missing[: next(i for i, each in enumerate(missing) if each.exists())]
+    for each in reversed(missing):
+        with suppress(FileExistsError):
+            each.mkdir(mode=0o700)
+            flush_directory(each.parent)
+
+
+def flush_directory(path: Path) -> None:
+    """Makes the names in a directory durable."""
+    if os.name == "nt":
+        return  # Windows opens no directories, and flushes them by itself
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_new(path: Path, data: bytes | memoryview) -> None:
+    """Writes a file that must not exist yet, durably, or not at all.
+
+    Raises:
+        OSError: It could not be written; nothing is left of it.
+    """
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o600)
+    try:
+        try:
+            left = memoryview(data)
+            while left:
+                left = left[os.write(handle, left) :]
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except BaseException:
+        with suppress(OSError):
+            path.unlink()
+        raise
+
+
+def read_regular(path: Path) -> bytes:
+    """Returns what a regular file holds.
+
+    Raises:
+        FileNotFoundError: There is nothing of that name.
+        StateCorrupt: Something else than a regular file stands there.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | _NO_LINK | _NO_WAIT)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK, errno.ENXIO):
+            raise StateCorrupt(f"{path.name} is not a plain file: it was put there.") from error
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise StateCorrupt(f"{path.name} is not a plain file: it was put there.")
+    with os.fdopen(handle, "rb") as file:
+        return file.read()
+
+
+class StateFiles:
+    """The files of one store, in 256 folders by the first digits of their names.
+
+    Args:
+        root: The store's directory.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def write(self, name: str, data: bytes) -> None:
+        """See `Backend.write_blob`."""
+        path = self._path(name)
+        try:
+            if not path.parent.exists():
+                make_directories(path.parent)
+            self._require_folder(path.parent)
+            write_new(path, data)
+        except OSError as error:
+            if is_full(error):
+                raise StoreFull(
+                    f"The disk leaves no room for a state of {len(data)} bytes: {error.strerror}. "
+                    "What was stored before is unharmed; delete sessions or make room."
+                ) from error
+            raise StoreError(f"A state could not be written to {path}: {error}") from error
+
+    def read(self, name: str) -> bytes | None:
+        """See `Backend.read_blob`."""
+        path = self._path(name)
+        try:
+            self._require_folder(path.parent)
+            return read_regular(path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StoreError(f"The state file {path} could not be read: {error}") from error
+
+    def drop(self, name: str) -> None:
+        """See `Backend.drop_blob`."""
+        # A prune deletes hundreds: texts, since `Path` takes as long as the disk does.
+        path = str(self._path(name))
+        try:
+            if stat.S_ISDIR(os.lstat(path[: -len(name) - len(SUFFIX) - 1]).st_mode):
+                os.unlink(path)  # noqa: PTH108
+        except OSError:
+            return  # gone already, or for `check` to report
+
+    def drop_all(self, names: Sequence[str]) -> None:
+        """Deletes blobs, many at a time: a delete mostly waits, for the disk's journal."""
+        if len(names) < _MANY:
+            for name in names:
+                self.drop(name)
+            return
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="rwkv-state-drop") as pool:
+            list(pool.map(self.drop, names))
+
+    def exists(self, name: str) -> bool:
+        """See `Transaction.blob_exists`."""
+        return self._path(name).is_file()
+
+    def all(self) -> Iterator[tuple[str, float]]:
+        """See `Backend.blobs`."""
+        now = time.time()
+        for folder in sorted(self._root.iterdir()):
+            if _SHARD.fullmatch(folder.name) is None or not _is_folder(folder):
+                continue
+            for path in sorted(folder.iterdir()):
+                name = path.name.removesuffix(SUFFIX)
+                with suppress(FileNotFoundError):
+                    about = path.lstat()
+                    if self._is_ours(folder, path) and stat.S_ISREG(about.st_mode):
+                        yield name, now - about.st_mtime
+
+    def strangers(self, known: frozenset[str]) -> Iterator[Path]:
+        """Yields what stands in the directory and is no state file; `known` are fine names."""
+        for path in sorted(self._root.iterdir()):
+            if path.name in known:
+                continue
+            if _SHARD.fullmatch(path.name) is None or not _is_folder(path):
+                yield path
+                continue
+            for inner in sorted(path.iterdir()):
+                if not self._is_ours(path, inner) or not _is_plain(inner):
+                    yield inner
+
+    def _is_ours(self, folder: Path, path: Path) -> bool:
+        name = path.name.removesuffix(SUFFIX)
+        return (
+            path.name.endswith(SUFFIX)
+            and _NAME.fullmatch(name) is not None
+            and name.startswith(folder.name)
+        )
+
+    def _path(self, name: str) -> Path:
+        if _NAME.fullmatch(name) is None:
+            raise StateCorrupt(f"{name!r:.200} is not the name of a state file.")
+        return self._root / name[:2] / f"{name}{SUFFIX}"
+
+    def _require_folder(self, folder: Path) -> None:
+        if not stat.S_ISDIR(folder.lstat().st_mode):
+            raise StateCorrupt(f"{folder.name} in the store is not a folder: it was put there.")
+
+    def any_folder(self) -> bool:
+        """Says whether a state was ever written here."""
+        return any(_SHARD.fullmatch(path.name) for path in self._root.iterdir())
+
+    # -- the reserve -----------------------------------------------------------------------------
+
+    def fill_reserve(self) -> None:
+        """Keeps back some room, if there is any."""
+        path = self._root / RESERVE
+        if path.exists():
+            return
+        with suppress(OSError):
+            write_new(path, bytes(_RESERVE_BYTES))
+
+    def spend_reserve(self) -> bool:
+        """Gives up the room that was kept back; says whether there was any."""
+        try:
+            (self._root / RESERVE).unlink()
+        except OSError:
+            return False
+        return True
+
+
+def _is_folder(path: Path) -> bool:
+    return stat.S_ISDIR(path.lstat().st_mode)
+
+
+def _is_plain(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except FileNotFoundError:
+        return True  # deleted since it was listed

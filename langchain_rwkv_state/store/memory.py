@@ -1,0 +1,218 @@
+"""`MemoryStateStore`: a store that lives and dies with its object, for tests and demos.
+
+Same policy, same rows and same bytes as on disk, kept in dicts. It is not a cache and evicts
+nothing. The easy mistake is to share one between processes: a forked child has a copy of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
+
+from langchain_rwkv_state.store.backend import Reader, Transaction
+from langchain_rwkv_state.store.clock import TTL
+from langchain_rwkv_state.store.forks import ForkLock
+from langchain_rwkv_state.store.policy import DEFAULT_TTL, KeyedStore
+from langchain_rwkv_state.store.records import CheckReport, LogKind
+from langchain_rwkv_state.store.settings import check_settings
+from langchain_rwkv_state.store.staging import STAGED_BUDGET_BYTES
+
+T = TypeVar("T")
+
+
+class _Rows:
+    """Rows in a dict with a sorted list of their keys."""
+
+    def __init__(self, lock: ForkLock) -> None:
+        self._lock = lock
+        self._rows: dict[bytes, tuple[bytes, int]] = {}
+        self._keys: list[bytes] = []
+        self._nbytes = 0
+
+    def get(self, key: bytes) -> bytes | None:
+        """See `Reader.get`."""
+        with self._lock:
+            found = self._rows.get(key)
+            return None if found is None else found[0]
+
+    def scan(
+        self, start: bytes, end: bytes, *, limit: int | None = None, reverse: bool = False
+    ) -> list[tuple[bytes, bytes | None]]:
+        """See `Reader.scan`."""
+        with self._lock:
+            keys = self._keys[bisect_left(self._keys, start) : bisect_left(self._keys, end)]
+            if reverse:
+                keys.reverse()
+            return [(key, self._rows[key][0]) for key in keys[:limit]]
+
+    def count(self, start: bytes, end: bytes) -> int:
+        """See `Reader.count`."""
+        with self._lock:
+            return bisect_left(self._keys, end) - bisect_left(self._keys, start)
+
+    def nbytes(self) -> int:
+        """See `Reader.nbytes`."""
+        return self._nbytes
+
+    def set(self, key: bytes, value: tuple[bytes, int] | None) -> tuple[bytes, int] | None:
+        """Sets or deletes a row and its size; returns what was there."""
+        old = self._rows.pop(key, None)
+        self._nbytes -= 0 if old is None else old[1]
+        if value is not None:
+            self._rows[key] = value
+            self._nbytes += value[1]
+            if old is None:
+                insort(self._keys, key)
+        elif old is not None:
+            del self._keys[bisect_left(self._keys, key)]
+        return old
+
+
+class _Changes:
+    """A transaction on `_Rows`: what was there before is remembered until the end."""
+
+    def __init__(self, rows: _Rows, blobs: Mapping[str, object]) -> None:
+        self._rows = rows
+        self._blobs = blobs
+        self._undo: dict[bytes, tuple[bytes, int] | None] = {}
+        self.dropped: list[str] = []
+        self.get = rows.get
+        self.scan = rows.scan
+        self.count = rows.count
+        self.nbytes = rows.nbytes
+
+    def put(self, key: bytes, value: bytes, *, blob_nbytes: int = 0) -> None:
+        """See `Transaction.put`."""
+        self._undo.setdefault(key, self._rows.set(key, (value, len(value) + blob_nbytes)))
+
+    def delete(self, *keys: bytes) -> None:
+        """See `Transaction.delete`."""
+        for key in keys:
+            self._undo.setdefault(key, self._rows.set(key, None))
+
+    def delete_range(self, start: bytes, end: bytes) -> None:
+        """See `Transaction.delete_range`."""
+        for key, _ in self._rows.scan(start, end):
+            self.delete(key)
+
+    def drop_blob(self, name: str) -> None:
+        """See `Transaction.drop_blob`."""
+        self.dropped.append(name)
+
+    def blob_exists(self, name: str) -> bool:
+        """See `Transaction.blob_exists`."""
+        return name in self._blobs
+
+    def roll_back(self) -> None:
+        """Puts back what was there before."""
+        for key, value in self._undo.items():
+            self._rows.set(key, value)
+
+
+class MemoryBackend:
+    """Rows and blobs in dicts, one transaction at a time."""
+
+    def __init__(self) -> None:
+        self._lock = ForkLock()
+        self._rows = _Rows(self._lock)
+        self._blobs: dict[str, tuple[bytes, float]] = {}
+
+    @property
+    def reader(self) -> Reader:
+        """See `Backend.reader`."""
+        return self._rows
+
+    def transact(self, work: Callable[[Transaction], T], *, freeing: bool = False) -> T:  # noqa: ARG002
+        """See `Backend.transact`."""
+        with self._lock:
+            changes = _Changes(self._rows, self._blobs)
+            try:
+                result = work(changes)
+            except BaseException:
+                changes.roll_back()
+                raise
+            for name in changes.dropped:
+                self._blobs.pop(name, None)
+            return result
+
+    def write_blob(self, name: str, data: bytes) -> None:
+        """See `Backend.write_blob`."""
+        with self._lock:
+            self._blobs[name] = (data, time.monotonic())
+
+    def read_blob(self, name: str) -> bytes | None:
+        """See `Backend.read_blob`."""
+        with self._lock:
+            found = self._blobs.get(name)
+            return None if found is None else found[0]
+
+    def drop_blob(self, name: str) -> None:
+        """See `Backend.drop_blob`."""
+        with self._lock:
+            self._blobs.pop(name, None)
+
+    def blobs(self) -> Iterator[tuple[str, float]]:
+        """See `Backend.blobs`."""
+        with self._lock:
+            now = time.monotonic()
+            return iter([(name, now - made) for name, (_, made) in self._blobs.items()])
+
+    def check(self, *, fix: bool) -> CheckReport:  # noqa: ARG002
+        """See `Backend.check`: dicts have nothing of their own to verify."""
+        return CheckReport(())
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        with self._lock:
+            self._rows = _Rows(self._lock)
+            self._blobs = {}
+
+
+class MemoryStateStore(KeyedStore):
+    """Keeps states and sessions in memory, until it is closed.
+
+    Args:
+        ttl: How long sessions and states live, unless said otherwise.
+        sliding: Whether commits and reads renew that.
+        history: How many states before a session's head are kept.
+        log: ``"tokens"`` keeps the token ids, so that `rebuild` can make states again.
+        size_limit: The most bytes to store, ``None`` for no limit.
+        clock: Gives Unix time.
+        staged_bytes: The most bytes of staged states to hold.
+
+    Raises:
+        ValueError: A value is out of range.
+
+    Example:
+        >>> from langchain_rwkv_state.state import StateLayout, zero_state
+        >>> state = zero_state(StateLayout.of(7, n_layer=1, n_embd=64, head_size=64), "model")
+        >>> store = MemoryStateStore(ttl=3600)
+        >>> ref = store.put(state)
+        >>> store.get(ref) == state
+        True
+    """
+
+    def __init__(
+        self,
+        ttl: TTL = DEFAULT_TTL,
+        sliding: bool = True,
+        history: int = 1,
+        log: LogKind = "none",
+        size_limit: int | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+        staged_bytes: int = STAGED_BUDGET_BYTES,
+    ) -> None:
+        check_settings(ttl, history, log, size_limit, "exact")
+        super().__init__(
+            MemoryBackend(),
+            ttl=ttl,
+            sliding=sliding,
+            history=history,
+            log=log,
+            size_limit=size_limit,
+            clock=clock,
+            staged_bytes=staged_bytes,
+        )

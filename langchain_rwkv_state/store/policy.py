@@ -1,0 +1,687 @@
+"""`KeyedStore`: what a commit, a fork, a rewind and an expiry mean, written once for all backends.
+
+It joins a backend (rows, blobs, transactions), the ledger (the books), the staging area (memory)
+and the clock into the verbs of `StateStore`, and touches neither files nor SQL. The easy mistake
+is to trust what was read before a transaction: everything that decides is read again inside it.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import TypeVar
+
+from langchain_rwkv_state.errors import (
+    SessionConflict,
+    StateCorrupt,
+    StateNotFound,
+    StoreError,
+    StoreFull,
+)
+from langchain_rwkv_state.runtime.base import Runtime
+from langchain_rwkv_state.state import RWKVState, decode, encode, is_reference, reference
+from langchain_rwkv_state.store import rows
+from langchain_rwkv_state.store.audit import audit
+from langchain_rwkv_state.store.backend import Backend, Transaction
+from langchain_rwkv_state.store.base import StateStore
+from langchain_rwkv_state.store.clock import (
+    TTL,
+    ClockMark,
+    StoreClock,
+    steady_seconds,
+    ttl_seconds,
+)
+from langchain_rwkv_state.store.heads import Heads
+from langchain_rwkv_state.store.ledger import Ledger, View
+from langchain_rwkv_state.store.rebuild import Rebuilder
+from langchain_rwkv_state.store.records import (
+    CheckReport,
+    Filing,
+    LogEntry,
+    LogKind,
+    SessionInfo,
+    StoreStats,
+)
+from langchain_rwkv_state.store.rows import HolderRow, Origin, SessionRow, StateRow
+from langchain_rwkv_state.store.secret import store_secret
+from langchain_rwkv_state.store.staging import STAGED_BUDGET_BYTES, Staging
+from langchain_rwkv_state.store.tokens import joined, pack_tokens
+
+T = TypeVar("T")
+DEFAULT_TTL = timedelta(days=30)
+_NAME_MAX = 512
+_RENEW_AFTER = 0.1  # of the time to live: a read renews no more often than that
+_PRUNE_BATCH = 50  # things a transaction, so that writers wait for a few milliseconds only
+_WRITE_TRIES = 3
+
+
+class _Vanished(Exception):
+    """A state's bytes went between the look and the transaction."""
+
+
+class KeyedStore(StateStore):
+    """A `StateStore` over any backend.
+
+    Args:
+        backend: Where rows and blobs are kept.
+        ttl: How long sessions and states live, unless said otherwise.
+        sliding: Whether commits and reads renew that.
+        history: How many states before a session's head are kept.
+        log: ``"tokens"`` keeps the token ids, so that `rebuild` can make states again.
+        size_limit: The most bytes to store, ``None`` for no limit.
+        clock: Gives Unix time.
+        staged_bytes: The most bytes of staged states to hold in memory.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        ttl: TTL = DEFAULT_TTL,
+        sliding: bool = True,
+        history: int = 1,
+        log: LogKind = "none",
+        size_limit: int | None = None,
+        clock: Callable[[], float] = time.time,
+        staged_bytes: int = STAGED_BUDGET_BYTES,
+    ) -> None:
+        self._backend = backend
+        self._closed = False
+        self._ttl = ttl_seconds(ttl, DEFAULT_TTL.total_seconds())
+        self._sliding = sliding
+        self._heads = Heads(self._ttl, sliding, history)
+        self._log_tokens = log == "tokens"
+        self._size_limit = size_limit
+        self._key = self._backend.transact(store_secret)
+        steady = steady_seconds if clock is time.time else None
+        self._clock = StoreClock(clock, self._ttl, self._clock_mark, steady)
+        self._staging = Staging(self._clock.now, budget_bytes=staged_bytes)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({'closed' if self._closed else 'open'})"
+
+    # -- states ----------------------------------------------------------------------------------
+
+    def put(self, state: RWKVState, *, ttl: TTL = None) -> str:
+        """See `StateStore.put`."""
+        self._check_open()
+        seconds = ttl_seconds(ttl, self._ttl)
+        ref = reference(state.derivation, self._key)
+
+        def work(ledger: Ledger) -> None:
+            ledger.hold(ref, b"p", "", seconds)
+
+        self._with_state(ref, work, state=state)
+        return ref
+
+    def stage(
+        self, state: RWKVState, *, parent: str | None = None, tokens: Sequence[int] = ()
+    ) -> str:
+        """See `StateStore.stage`."""
+        self._check_open()
+        if parent is not None:
+            _check_ref(parent, "parent")
+        ref = reference(state.derivation, self._key)
+        self._staging.stage(ref, state, parent, tokens if self._log_tokens else ())
+        return ref
+
+    def get(self, ref: str) -> RWKVState:
+        """See `StateStore.get`."""
+        self._check_open()
+        _check_ref(ref, "ref")
+        staged = self._staging.get(ref)
+        if staged is not None:
+            return staged.state
+        view = self._view()
+        row = view.state(ref)
+        data = self._backend.read_blob(row.blob)
+        if data is None:
+            row = self._view().state(ref)  # deleted, or stored anew, since the look above
+            data = self._backend.read_blob(row.blob)
+        if data is None:
+            raise StateCorrupt(
+                f"The file {row.blob} of the state {ref} is missing, though nobody deleted the "
+                "state: run check() on the store."
+            )
+        state = decode(data, ref=ref).state
+        if reference(state.derivation, self._key) != ref:
+            raise StateCorrupt(f"The file of the state {ref} holds a state of another store.")
+        self._renew_holds(view, ref)
+        return state
+
+    def descends(self, later: str, earlier: str) -> bool:
+        """See `StateStore.descends`."""
+        self._check_open()
+        _check_ref(later, "later")
+        _check_ref(earlier, "earlier")
+        view, seen = self._view(), set[str]()
+        todo: list[str | None] = [later]
+        while todo:
+            ref = todo.pop()
+            if ref == earlier:
+                return True
+            if ref is None or ref in seen:
+                continue
+            seen.add(ref)
+            staged, row = self._staging.get(ref), view.stored_state(ref)
+            todo += [made.parent for made in (staged, row) if made is not None]
+            todo += view.parents(ref)
+        return False
+
+    def keep(self, ref: str, owner: str, ttl: TTL = None) -> None:
+        """See `StateStore.keep`."""
+        self._check_open()
+        _check_ref(ref, "ref")
+        _check_name(owner, "owner")
+        seconds = ttl_seconds(ttl, self._ttl)
+        self._with_state(ref, lambda ledger: ledger.hold(ref, b"k", owner, seconds))
+
+    def release(self, owner: str) -> int:
+        """See `StateStore.release`."""
+        self._check_open()
+        _check_name(owner, "owner")
+        return self._write(lambda ledger: ledger.release(owner), freeing=True)
+
+    # -- sessions --------------------------------------------------------------------------------
+
+    def head(self, session: str) -> str | None:
+        """See `StateStore.head`."""
+        row = self._read_session(session)
+        return None if row is None else row.head
+
+    def session(self, session: str, *, renew: bool = True) -> SessionInfo | None:
+        """See `StateStore.session`."""
+        row = self._read_session(session, renew=renew)
+        if row is None:
+            return None
+        return SessionInfo(
+            session=session,
+            head=row.head,
+            n_tokens=row.n_tokens,
+            n_turns=row.turns,
+            nbytes=self._view().nbytes(row.kept),
+            created_seconds=row.created,
+            updated_seconds=row.updated,
+            expires_seconds=row.expires,
+            unread=row.unread,
+        )
+
+    def commit(
+        self,
+        session: str,
+        ref: str,
+        parent: str | None,
+        ttl: TTL = None,
+        *,
+        sliding: bool | None = None,
+        unread_covered: int = 0,
+    ) -> None:
+        """See `StateStore.commit`."""
+        self._check_open()
+        _check_name(session, "session")
+        _check_ref(ref, "ref")
+        if parent is not None:
+            _check_ref(parent, "parent")
+        ttl_seconds(ttl, self._ttl)
+        if unread_covered < 0:
+            raise ValueError(f"unread_covered must not be negative, got {unread_covered!r}.")
+        view = self._view()
+        _expect_head(view.session(session), session, parent)
+        origin = self._origin(view, ref, parent) if self._log_tokens else None
+
+        def work(ledger: Ledger) -> None:
+            row = self._heads.living(ledger, session)
+            _expect_head(row, session, parent)
+            if unread_covered > len(row.unread):
+                raise ValueError(
+                    f"unread_covered is {unread_covered}, but the session {session!r} has "
+                    f"{len(row.unread)} unread messages."
+                )
+            row = replace(row, unread=row.unread[unread_covered:], updated=ledger.now)
+            row = self._heads.renewed(row, ledger.now, ttl, sliding)
+            if ref != row.head:
+                row = self._heads.moved(ledger, row, ref, origin)
+            ledger.save_session(row)
+
+        # An expired session may hold the very state that begins a new one: let go of it first.
+        self._with_state(ref, work, first=lambda ledger: self._heads.living(ledger, session))
+
+    def append_unread(self, session: str, messages: Sequence[str], ttl: TTL = None) -> None:
+        """See `StateStore.append_unread`."""
+        self._check_open()
+        _check_name(session, "session")
+        if isinstance(messages, str) or not all(isinstance(text, str) for text in messages):
+            raise ValueError(f"messages must be a list of JSON texts, got {messages!r:.200}.")
+        ttl_seconds(ttl, self._ttl)
+        if not messages:
+            return
+
+        def work(ledger: Ledger) -> None:
+            row = self._heads.living(ledger, session)
+            row = replace(row, unread=(*row.unread, *messages), updated=ledger.now)
+            ledger.save_session(self._heads.renewed(row, ledger.now, ttl, None))
+
+        self._write(work)
+
+    def log(self, session: str) -> list[LogEntry]:
+        """See `StateStore.log`."""
+        self._check_open()
+        _check_name(session, "session")
+        view = self._view()
+        if view.session(session) is None:
+            return []
+        return [
+            LogEntry(turn.ref, turn.parent, turn.n_tokens, turn.created, view.lives(turn.ref))
+            for turn in view.log(session)
+        ]
+
+    def sessions(self, prefix: str = "") -> list[str]:
+        """See `StateStore.sessions`."""
+        self._check_open()
+        now = self._clock.now()
+        start = rows.session_key(prefix)
+        names: list[str] = []
+        for key, data in self._backend.reader.scan(start, rows.after_prefix(start)):
+            try:
+                alive = rows.peek_expires(key, data) > now
+                name = rows.name_text(key[1:])
+            except (StateCorrupt, ValueError):
+                continue  # not a session any more; `check` and `head` say so
+            if alive:
+                names.append(name)
+        return names
+
+    def fork(self, session: str, new_session: str, at: str | None = None) -> str:
+        """See `StateStore.fork`."""
+        self._check_open()
+        _check_name(session, "session")
+        _check_name(new_session, "new_session")
+        if at is not None:
+            _check_ref(at, "at")
+
+        def work(ledger: Ledger) -> str:
+            source = ledger.session(session)
+            if source is None or source.head is None:
+                raise StateNotFound(f"The session {session!r} has no state to fork.")
+            if ledger.session(new_session) is not None:
+                raise SessionConflict(
+                    f"The session {new_session!r} exists already: choose another name, or "
+                    "delete it first."
+                )
+            turn = self._heads.turn_at(ledger, source, at or source.head)
+            fresh = replace(
+                self._heads.living(ledger, new_session),
+                ttl=source.ttl,
+                sliding=source.sliding,
+                expires=ledger.now + source.ttl,
+                turns=turn.seq,
+                unread=source.unread if turn.ref == source.head else (),
+            )
+            ledger.copy_log(session, new_session, turn.seq)
+            ledger.save_session(self._heads.back_to(ledger, fresh, turn))
+            return turn.ref
+
+        return self._write(work)
+
+    def rewind(self, session: str, turns: int = 1, to: str | None = None) -> str | None:
+        """See `StateStore.rewind`."""
+        self._check_open()
+        _check_name(session, "session")
+        if to is not None:
+            _check_ref(to, "to")
+        elif not _is_whole(turns) or turns < 1:
+            raise ValueError(f"A session is rewound by 1 turn or more, got {turns!r}.")
+
+        def work(ledger: Ledger) -> str | None:
+            row = ledger.session(session)
+            if row is None:
+                raise StateNotFound(f"There is no session {session!r} to rewind.")
+            turn = self._heads.rewind_target(ledger, row, turns, to)
+            seq = 0 if turn is None else turn.seq
+            ledger.cut_log(session, seq)
+            row = replace(row, turns=seq, unread=(), updated=ledger.now)
+            row = self._heads.renewed(row, ledger.now, None, None)
+            ledger.save_session(self._heads.back_to(ledger, row, turn))
+            return None if turn is None else turn.ref
+
+        return self._write(work, freeing=True)
+
+    def delete_session(self, session: str) -> bool:
+        """See `StateStore.delete_session`."""
+        self._check_open()
+        _check_name(session, "session")
+
+        def work(ledger: Ledger) -> bool:
+            try:
+                expired = ledger.stored_session(session) is not None
+                alive = ledger.session(session) is not None
+            except StateCorrupt:
+                expired, alive = False, True
+            ledger.remove_session(session, expired=expired and not alive)
+            return alive
+
+        return self._write(work, freeing=True)
+
+    # -- turns -----------------------------------------------------------------------------------
+
+    def file(self, turn_id: str, filing: Filing) -> None:
+        """See `StateStore.file`."""
+        self._check_open()
+        self._staging.file(turn_id, filing)
+
+    def filings(self, turn_id: str) -> list[Filing]:
+        """See `StateStore.filings`."""
+        self._check_open()
+        return self._staging.filings(turn_id)
+
+    def forget_turn(self, turn_id: str) -> None:
+        """See `StateStore.forget_turn`."""
+        self._check_open()
+        self._staging.forget_turn(turn_id)
+
+    # -- upkeep ----------------------------------------------------------------------------------
+
+    def prune(self) -> int:
+        """See `StateStore.prune`."""
+        self._check_open()
+        gone = 0
+        while True:
+            looked, removed = self._write(_expire_batch, freeing=True)
+            gone += removed
+            if looked < _PRUNE_BATCH:
+                return gone
+
+    def stats(self) -> StoreStats:
+        """See `StateStore.stats`."""
+        self._check_open()
+        reader = self._backend.reader
+        staged, staged_nbytes = self._staging.size()
+        return StoreStats(
+            sessions=reader.count(b"s", b"t"),
+            states=reader.count(b"t", b"u"),
+            nbytes=reader.nbytes(),
+            staged=staged,
+            staged_nbytes=staged_nbytes,
+            size_limit=self._size_limit,
+        )
+
+    def check(self, *, fix: bool = False) -> CheckReport:
+        """See `StateStore.check`."""
+        self._check_open()
+        return audit(self._backend, self._key, fix=fix)
+
+    def close(self) -> None:
+        """See `StateStore.close`."""
+        if self._closed:
+            return
+        self._closed = True
+        self._threads.close()
+        self._staging.clear()
+        self._backend.close()
+
+    def rebuild(self, ref: str, runtime: Runtime) -> RWKVState:
+        """Makes a state again from its token ids; needs a store with ``log="tokens"``.
+
+        The tokens are read from the nearest state that is kept, or from zero. Under another model
+        with the same tokenizer they are read from zero, and the state that comes out has a
+        reference of its own: `put` or `stage` it to use it.
+
+        Args:
+            ref: A state in the log of some session, or one that was put or kept.
+            runtime: The model to read them with.
+
+        Raises:
+            StateNotFound: No log entry with token ids leads to it.
+            StateMismatch: The model has another tokenizer.
+        """
+        self._check_open()
+        _check_ref(ref, "ref")
+        return Rebuilder(self._view(), self._key, self.get).rebuild(ref, runtime)
+
+    async def arebuild(self, ref: str, runtime: Runtime) -> RWKVState:
+        """Async twin of `rebuild`."""
+        return await self._in_thread(self.rebuild, ref, runtime)
+
+    # -- how a write happens ---------------------------------------------------------------------
+
+    def _write(self, work: Callable[[Ledger], T], *, freeing: bool = False) -> T:
+        """Runs `work` on the ledger in a transaction that keeps to the size limit."""
+        try:
+            return self._write_once(work, freeing=freeing)
+        except _OverLimit:
+            if self.prune() == 0:
+                raise
+            return self._write_once(work, freeing=freeing)
+
+    def _write_once(self, work: Callable[[Ledger], T], *, freeing: bool) -> T:
+        now, mark = self._clock.now(), self._clock.mark_to_save()
+
+        def transaction(changes: Transaction) -> T:
+            before = changes.nbytes()
+            result = work(Ledger(changes, now))
+            if mark is not None:
+                body = {"wall": mark.wall, "offset": mark.offset}
+                changes.put(rows.CLOCK_KEY, rows.pack(rows.CLOCK_KEY, body))
+            after = changes.nbytes()
+            limit = self._size_limit
+            if limit is not None and not freeing and after > max(limit, before):
+                raise _OverLimit(
+                    f"The store would hold {after} bytes, its size limit is {limit}: delete "
+                    "sessions, or raise size_limit."
+                )
+            return result
+
+        result = self._backend.transact(transaction, freeing=freeing)
+        if mark is not None:
+            self._clock.saved(mark)
+        return result
+
+    def _with_state(
+        self,
+        ref: str,
+        work: Callable[[Ledger], None],
+        *,
+        state: RWKVState | None = None,
+        first: Callable[[Ledger], object] = lambda _: None,
+    ) -> None:
+        """Runs `work` where the state `ref` is stored: its bytes first, then the transaction.
+
+        Args:
+            ref: The state.
+            work: Makes something hold it.
+            state: The state itself, ``None`` where it is staged or stored.
+            first: Runs in the transaction before the state gets its row.
+        """
+        for _ in range(_WRITE_TRIES):
+            fresh = self._write_bytes(ref, state)
+
+            def transaction(ledger: Ledger, fresh: StateRow | None = fresh) -> None:
+                first(ledger)
+                _adopt(ledger, ref, fresh)
+                work(ledger)
+
+            try:
+                self._write(transaction)
+            except _Vanished:
+                continue
+            finally:
+                if fresh is not None:
+                    self._tidy(fresh)
+            self._staging.stored(ref)
+            return
+        raise StoreError(f"The state {ref} was deleted as fast as it was written: try again.")
+
+    def _write_bytes(self, ref: str, state: RWKVState | None) -> StateRow | None:
+        """Writes a state's bytes where no row has them; the row comes with the transaction."""
+        view = self._view()
+        staged = self._staging.get(ref)
+        value = state if state is not None else staged.state if staged is not None else None
+        if value is None:
+            view.state(ref)  # raises where it is missing or has expired
+            return None
+        if view.lives(ref):
+            return None
+        parent = staged.parent if staged is not None else None
+        data = encode(value, parent=parent, ref=ref, created_seconds=view.now)
+        row = StateRow(
+            ref=ref,
+            blob=f"{ref[-64:]}-{secrets.token_hex(8)}",
+            nbytes=len(data),
+            n_tokens=value.n_tokens,
+            parent=parent,
+            created=view.now,
+            origin=self._origin(view, ref, None) if self._log_tokens else None,
+        )
+        self._backend.write_blob(row.blob, data)
+        return row
+
+    def _tidy(self, row: StateRow) -> None:
+        """Deletes bytes that no row names; where that is not certain, `check` does it later."""
+        try:
+            stored = self._view().stored_state(row.ref)
+        except (StateCorrupt, StoreError):
+            return
+        if stored is None or stored.blob != row.blob:
+            self._backend.drop_blob(row.blob)
+
+    def _origin(self, view: View, ref: str, base: str | None) -> Origin | None:
+        """Returns what a state was read from: the tokens since `base`, or since zero.
+
+        The way back leads over staged states; where it comes to a stored one, that one's row
+        tells the rest.
+        """
+        first = self._staging.get(ref)
+        if first is None:
+            row = view.stored_state(ref)
+            return None if row is None else row.origin
+        at, tokens = first.parent, first.tokens
+        while at is not None and at != base:
+            found = self._staging.get(at)
+            if found is None:
+                break
+            at, tokens = found.parent, (*found.tokens, *tokens)
+        packed = pack_tokens(tokens)
+        origin = Origin(at, packed, first.state.fingerprint, first.state.block)
+        if at is None or at == base:
+            return origin
+        row = view.stored_state(at)
+        return origin if row is None or row.origin is None else joined(row.origin, origin)
+
+    # -- pieces of the verbs ---------------------------------------------------------------------
+
+    def _view(self) -> View:
+        return View(self._backend.reader, self._clock.now())
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreError("The store is closed: open it again to use it.")
+
+    def _clock_mark(self) -> ClockMark | None:
+        try:
+            row = rows.unpack(rows.CLOCK_KEY, self._backend.reader.get(rows.CLOCK_KEY) or b"")
+            body = rows.Body(rows.CLOCK_KEY, row.body)
+            return ClockMark(body.seconds("wall"), body.seconds("offset"))
+        except StateCorrupt:
+            return None  # without a mark the clock is taken at its word
+
+    def _read_session(self, session: str, *, renew: bool = True) -> SessionRow | None:
+        """Returns a living session, renewed where that is due and asked for."""
+        self._check_open()
+        _check_name(session, "session")
+        view = self._view()
+        row = view.session(session)
+        if row is None or not renew or not row.sliding or not _worn(row, view.now):
+            return row
+
+        def work(ledger: Ledger) -> SessionRow | None:
+            found = ledger.session(session)
+            if found is not None and found.sliding:
+                found = replace(found, expires=ledger.now + found.ttl)
+                ledger.save_session(found)
+            return found
+
+        try:
+            return self._write(work, freeing=True)
+        except StoreFull:
+            return row  # reading goes on where writing cannot
+
+    def _renew_holds(self, view: View, ref: str) -> None:
+        """Lets the owners' and puts' holds on a state that was read start anew."""
+        if not self._sliding:
+            return
+        worn = [
+            hold
+            for kind in (b"k", b"p")
+            for hold in view.holders(ref, kind)
+            if hold.expires > view.now and _worn(hold, view.now)
+        ]
+        if not worn:
+            return
+
+        def work(ledger: Ledger) -> None:
+            for hold in worn:
+                if ledger.holds(ref, hold.kind, hold.owner):
+                    ledger.hold(ref, hold.kind, hold.owner, hold.ttl)
+
+        try:
+            self._write(work, freeing=True)
+        except StoreFull:
+            return
+
+
+class _OverLimit(StoreFull):
+    """The store's own size limit was reached (and not the disk's)."""
+
+
+def _adopt(ledger: Ledger, ref: str, fresh: StateRow | None) -> None:
+    """Gives a state its row, unless it has one by now."""
+    if ledger.stored_state(ref) is not None:
+        return
+    if fresh is None or not ledger.blob_exists(fresh.blob):
+        raise _Vanished
+    ledger.add_state(fresh)
+
+
+def _expire_batch(ledger: Ledger) -> tuple[int, int]:
+    looked, sessions = ledger.expire_next(_PRUNE_BATCH)
+    return looked, sessions + ledger.states_removed
+
+
+def _expect_head(row: SessionRow | None, session: str, parent: str | None) -> None:
+    head = None if row is None else row.head
+    if head != parent:
+        raise SessionConflict(
+            f"The head of the session {session!r} is {head}, not {parent}: somebody else moved "
+            "it. Load the head again and repeat the turn, or fork."
+        )
+
+
+def _worn(row: SessionRow | HolderRow, now: float) -> bool:
+    """Says whether a tenth of a time to live has passed since it last started."""
+    return math.isfinite(row.expires) and row.expires - now <= (1 - _RENEW_AFTER) * row.ttl
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_ref(value: object, name: str) -> None:
+    if not is_reference(value):
+        raise ValueError(
+            f"{name} is no state reference: {value!r:.200}. References come from put, stage, "
+            "head, or an answer's response_metadata['rwkv_state']."
+        )
+
+
+def _check_name(value: object, name: str) -> None:
+    if not isinstance(value, str) or not 1 <= len(value) <= _NAME_MAX:
+        raise ValueError(
+            f"A {name} name is a text of 1 to {_NAME_MAX} characters, got {value!r:.200}."
+        )

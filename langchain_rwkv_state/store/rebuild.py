@@ -1,0 +1,119 @@
+"""Making a state again from the token ids that a store with ``log="tokens"`` keeps.
+
+It reads the books and runs a model; it stores nothing. The easy mistake is to trust the tokens:
+what they give is compared with the reference that was asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from langchain_rwkv_state.errors import StateCorrupt, StateMismatch, StateNotFound
+from langchain_rwkv_state.runtime.base import Runtime
+from langchain_rwkv_state.state import Derivation, Fingerprint, RWKVState, reference
+from langchain_rwkv_state.store.ledger import View
+from langchain_rwkv_state.store.rows import Origin
+from langchain_rwkv_state.store.tokens import joined, unpack_tokens
+
+_CHUNK_TOKENS = 512  # bounds the memory of one forward pass
+
+
+class Rebuilder:
+    """Makes states again.
+
+    Args:
+        view: The books.
+        key: The store's secret.
+        get: Reads a stored state.
+    """
+
+    def __init__(self, view: View, key: bytes, get: Callable[[str], RWKVState]) -> None:
+        self._view = view
+        self._key = key
+        self._get = get
+
+    def rebuild(self, ref: str, runtime: Runtime) -> RWKVState:
+        """Returns the state `ref`, or what `runtime` makes of its tokens.
+
+        Raises:
+            StateNotFound: No log entry with token ids leads to it.
+            StateMismatch: The model has another tokenizer.
+            StateCorrupt: The tokens lead elsewhere.
+        """
+        if self._view.lives(ref):
+            state = self._get(ref)
+            if _same_model(state.fingerprint, runtime.fingerprint):
+                return state
+        path = self._view.path(ref)
+        if not path:
+            raise StateNotFound(
+                f"No token ids of the state {ref} are kept: only a store with log='tokens' keeps "
+                "them, from the turn on at which it was opened so."
+            )
+        last = path[-1][1]
+        _require_tokenizer(last.fingerprint, runtime.fingerprint)
+        if not _same_model(last.fingerprint, runtime.fingerprint):
+            return self._from_zero(ref, path, runtime)
+        state, origin = self._nearest(path, runtime)
+        state = _read(runtime, state, origin).with_block(last.block)
+        if reference(state.derivation, self._key) != ref:
+            raise StateCorrupt(f"The token ids of the state {ref} lead to another state.")
+        return state
+
+    def _nearest(
+        self, path: list[tuple[str, Origin]], runtime: Runtime
+    ) -> tuple[RWKVState, Origin]:
+        """Returns the last state on the way that is kept, and the way on from there."""
+        origin: Origin | None = None
+        for _, step in reversed(path):
+            origin = step if origin is None else joined(step, origin)
+            if step.base is not None and self._view.lives(step.base):
+                return self._get(step.base), origin
+        if origin is None or origin.base is not None:
+            raise StateNotFound(f"The token ids of {path[-1][0]} do not reach back to a state.")
+        zero = runtime.zero_state()
+        return zero.with_fingerprint(origin.fingerprint), origin
+
+    def _from_zero(self, ref: str, path: list[tuple[str, Origin]], runtime: Runtime) -> RWKVState:
+        """Reads the whole way with another model, once its old name is known to be right."""
+        origin = path[0][1]
+        for _, step in path[1:]:
+            origin = joined(origin, step)
+        tokens = unpack_tokens(origin.tokens)
+        expected = reference(Derivation(origin.fingerprint).read(tokens), self._key)
+        if origin.base is not None or expected != ref:
+            raise StateNotFound(
+                f"The token ids of the state {ref} do not reach back to the zero state, so "
+                "another model cannot read them."
+            )
+        return _read(runtime, runtime.zero_state(), origin).with_block(origin.block)
+
+
+def _read(runtime: Runtime, state: RWKVState, origin: Origin) -> RWKVState:
+    tokens = unpack_tokens(origin.tokens)
+    for start in range(0, len(tokens), _CHUNK_TOKENS):
+        _, state = runtime.forward(tokens[start : start + _CHUNK_TOKENS], state)
+    return state
+
+
+def _parts(found: str, current: str) -> tuple[Fingerprint, Fingerprint] | None:
+    try:
+        return Fingerprint.parse(found), Fingerprint.parse(current)
+    except StateMismatch:
+        return None
+
+
+def _same_model(found: str, current: str) -> bool:
+    parts = _parts(found, current)
+    return found == current if parts is None else parts[0][:2] == parts[1][:2]
+
+
+def _require_tokenizer(found: str, current: str) -> None:
+    parts = _parts(found, current)
+    if parts is None or "-" in (parts[0].tokenizer, parts[1].tokenizer):
+        return
+    if parts[0].tokenizer != parts[1].tokenizer:
+        raise StateMismatch(
+            f"The token ids were made by the tokenizer of {found!r}; {current!r} has another one, "
+            "for which they mean other text."
+        )

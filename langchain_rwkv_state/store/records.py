@@ -1,0 +1,121 @@
+"""What a store tells its callers: sessions, log entries, filings, counts, as plain values.
+
+Nothing here is stored as it stands (see `rows` for that). The easy mistake is to read `kept` of a
+log entry as "can be reached for good": it is true at the moment of the call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class LogEntry:
+    """One step of a session, newest first in `StateStore.log`.
+
+    Attributes:
+        ref: The state that became the head.
+        parent: The head before it, ``None`` for the first.
+        n_tokens: Tokens that the state stands for.
+        created_seconds: Unix time of the commit.
+        kept: Whether the state itself is still stored (and not only named).
+    """
+
+    ref: str
+    parent: str | None
+    n_tokens: int
+    created_seconds: float
+    kept: bool
+
+
+@dataclass(frozen=True)
+class SessionInfo:
+    """One session as it stands.
+
+    Attributes:
+        session: Its name.
+        head: Reference of its state; ``None`` where it has only unread messages.
+        n_tokens: Tokens that the head stands for.
+        n_turns: Entries ever committed and not rewound.
+        nbytes: Bytes stored for its states.
+        created_seconds: Unix time of the first commit.
+        updated_seconds: Unix time of the last commit.
+        expires_seconds: Unix time at which it expires; `math.inf` for never.
+        unread: Messages behind the head that no state covers yet, as JSON texts.
+    """
+
+    session: str
+    head: str | None
+    n_tokens: int
+    n_turns: int
+    nbytes: int
+    created_seconds: float
+    updated_seconds: float
+    expires_seconds: float
+    unread: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Filing:
+    """An answer that a model filed under a turn id, for a history to commit.
+
+    Attributes:
+        text_digest: Digest of the answer's text.
+        ref: The state behind the answer (staged).
+        base: The head that the model was handed, ``None`` for a new session.
+        unread_ref: The state behind the history's last unread message, where there were any.
+        unread_digest: Digest of the unread messages as the model read them.
+    """
+
+    text_digest: str
+    ref: str
+    base: str | None
+    unread_ref: str | None = None
+    unread_digest: str | None = None
+
+
+@dataclass(frozen=True)
+class StoreStats:
+    """Counts and sizes of a store.
+
+    Attributes:
+        sessions: Sessions stored, those included that have expired and wait for `prune`.
+        states: States stored.
+        nbytes: Bytes of all states and rows; what `size_limit` is compared with.
+        staged: States in this process's memory that nothing has committed yet.
+        staged_nbytes: Bytes of those.
+        size_limit: The most bytes that may be stored, ``None`` for no limit.
+    """
+
+    sessions: int
+    states: int
+    nbytes: int
+    staged: int
+    staged_nbytes: int
+    size_limit: int | None
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What `StateStore.check` found.
+
+    Attributes:
+        problems: One sentence each, with the row or file it is about; empty for a sound store.
+        repaired: What `fix=True` did, one sentence each.
+    """
+
+    problems: tuple[str, ...]
+    repaired: tuple[str, ...] = ()
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing was found."""
+        return not self.problems
+
+
+Codec = Literal["exact"]
+"""How states become bytes; every codec of this release is lossless."""
+
+LogKind = Literal["none", "tokens"]
+"""Whether a store keeps the token ids that its states were read from."""

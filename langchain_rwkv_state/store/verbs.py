@@ -1,0 +1,198 @@
+"""The store's verbs, in the blocking form that an implementation writes.
+
+This is a list of promises, with no policy and no storage. The easy mistake is to take `stage` for
+`put`: a staged state lives in this process's memory for a short while and is written only when
+something commits or keeps it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from langchain_rwkv_state.state import RWKVState
+from langchain_rwkv_state.store.clock import TTL
+from langchain_rwkv_state.store.records import (
+    CheckReport,
+    Filing,
+    LogEntry,
+    SessionInfo,
+    StoreStats,
+)
+
+
+class StoreVerbs(ABC):
+    """Keeps states and sessions."""
+
+    # -- states ------------------------------------------------------------------------------
+
+    @abstractmethod
+    def put(self, state: RWKVState, *, ttl: TTL = None) -> str:
+        """Stores a state durably for `ttl` and returns its reference.
+
+        The first bytes stored under a reference stay; putting again renews the time to live, and
+        so does reading the state in a store that slides.
+
+        Raises:
+            StoreFull: The size limit or the disk leaves no room.
+        """
+
+    @abstractmethod
+    def stage(
+        self, state: RWKVState, *, parent: str | None = None, tokens: Sequence[int] = ()
+    ) -> str:
+        """Keeps a state in memory for a short while and returns its reference.
+
+        Args:
+            state: The state.
+            parent: Reference of the state that it was read from.
+            tokens: The ids read since the parent; stored only with ``log="tokens"``.
+        """
+
+    @abstractmethod
+    def get(self, ref: str) -> RWKVState:
+        """Returns a stored or staged state.
+
+        Raises:
+            StateExpired: Its time to live ran out less than a week ago.
+            StateNotFound: It is not here (never was, was deleted, or was staged too long ago).
+            StateCorrupt: Its bytes were changed.
+        """
+
+    @abstractmethod
+    def descends(self, later: str, earlier: str) -> bool:
+        """Says whether one state was read on from another, as far as this store knows.
+
+        Args:
+            later: A reference.
+            earlier: The reference that `later` may have been read from, in any number of turns.
+        """
+
+    @abstractmethod
+    def keep(self, ref: str, owner: str, ttl: TTL = None) -> None:
+        """Holds a state (durably) for an owner, such as ``thread:42``, without moving any head.
+
+        Raises:
+            StateNotFound, StateExpired, StoreFull: As `get` and `put`.
+        """
+
+    @abstractmethod
+    def release(self, owner: str) -> int:
+        """Lets go of all that an owner keeps; returns how many states that were."""
+
+    # -- sessions ----------------------------------------------------------------------------
+
+    @abstractmethod
+    def head(self, session: str) -> str | None:
+        """Returns the reference of a session's state; ``None`` if new, deleted or expired."""
+
+    @abstractmethod
+    def session(self, session: str, *, renew: bool = True) -> SessionInfo | None:
+        """Returns a session as it stands; ``None`` if new, deleted or expired.
+
+        Args:
+            session: Its name.
+            renew: Whether this counts as a use of it, from which a sliding time to live starts
+                anew; ``False`` only looks.
+        """
+
+    @abstractmethod
+    def commit(
+        self,
+        session: str,
+        ref: str,
+        parent: str | None,
+        ttl: TTL = None,
+        *,
+        sliding: bool | None = None,
+        unread_covered: int = 0,
+    ) -> None:
+        """Moves a session's head from `parent` to `ref`, durably, or not at all.
+
+        Args:
+            session: Its name: 1 to 512 characters.
+            ref: A stored or staged state.
+            parent: The head that the caller saw; ``None`` for a new session.
+            ttl: The session's time to live from now on; ``None`` leaves it (or the default).
+            sliding: Whether the time to live starts anew at each commit and read; ``None``
+                leaves it (or the default).
+            unread_covered: How many of the oldest unread messages `ref` covers: these go.
+
+        Raises:
+            SessionConflict: The head is not `parent`.
+            StateNotFound, StateExpired: `ref` names no state.
+            StoreFull: No room; the old head stays, readable.
+        """
+
+    @abstractmethod
+    def append_unread(self, session: str, messages: Sequence[str], ttl: TTL = None) -> None:
+        """Keeps messages (JSON texts) behind whatever head the session has now.
+
+        Raises:
+            StoreFull: No room; what was there stays.
+        """
+
+    @abstractmethod
+    def log(self, session: str) -> list[LogEntry]:
+        """Returns up to 100 steps behind and with the head, newest first."""
+
+    @abstractmethod
+    def sessions(self, prefix: str = "") -> list[str]:
+        """Returns the names of the living sessions, sorted."""
+
+    @abstractmethod
+    def fork(self, session: str, new_session: str, at: str | None = None) -> str:
+        """Gives a state of `session` (its head, or `at`) a second name; returns the reference.
+
+        Raises:
+            SessionConflict: `new_session` exists.
+            StateNotFound: `session` or the state is not here.
+        """
+
+    @abstractmethod
+    def rewind(self, session: str, turns: int = 1, to: str | None = None) -> str | None:
+        """Moves a head back by `turns`, or to the reference `to`; returns the new head.
+
+        Returns:
+            The new head; ``None`` where the session was rewound to before its first turn.
+
+        Raises:
+            StateNotFound: The log does not reach so far, or that state is no longer kept (a
+                store with a larger `history` keeps more).
+        """
+
+    @abstractmethod
+    def delete_session(self, session: str) -> bool:
+        """Deletes a session and the states that nothing else needs; says whether it existed."""
+
+    # -- turns (for histories) ---------------------------------------------------------------
+
+    @abstractmethod
+    def file(self, turn_id: str, filing: Filing) -> None:
+        """Notes an answer under a turn id, in memory, for a short while."""
+
+    @abstractmethod
+    def filings(self, turn_id: str) -> list[Filing]:
+        """Returns what was filed under a turn id, oldest first."""
+
+    @abstractmethod
+    def forget_turn(self, turn_id: str) -> None:
+        """Drops a turn id's filings."""
+
+    # -- upkeep ------------------------------------------------------------------------------
+
+    @abstractmethod
+    def prune(self) -> int:
+        """Removes what has expired, in batches; returns how many sessions and states went."""
+
+    @abstractmethod
+    def stats(self) -> StoreStats:
+        """Counts what is stored."""
+
+    @abstractmethod
+    def check(self, *, fix: bool = False) -> CheckReport:
+        """Verifies every row and file; with `fix`, removes what nothing can use."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Closes the store; safe to call twice."""

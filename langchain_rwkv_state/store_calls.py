@@ -1,0 +1,78 @@
+"""Steps that ask a store: one text for the sync and the async form of what needs a store.
+
+A function of steps is a generator that yields calls of a store's verbs and gets back what they
+return, or has raised in it what they raise. It says what is asked, not how: `run` calls the verb,
+`arun` awaits its async twin. The easy mistake is to call the store inside of steps: that blocks
+the event loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any, TypeAlias, TypeVar
+
+from langchain_rwkv_state.store.base import StateStore
+
+T = TypeVar("T")
+
+
+class StoreCall:
+    """One verb of a store with what it is given.
+
+    Args:
+        verb: Its name, such as ``commit``; the async twin is ``acommit``.
+        args: By position.
+        options: By name.
+    """
+
+    __slots__ = ("args", "options", "verb")
+
+    def __init__(self, verb: str, *args: Any, **options: Any) -> None:
+        self.verb = verb
+        self.args = args
+        self.options = options
+
+
+Steps: TypeAlias = Generator[StoreCall, Any, T]
+
+
+def run(steps: Steps[T], store: StateStore) -> T:
+    """Runs steps to their end in the calling thread and returns what they return.
+
+    Args:
+        steps: The steps, not yet begun.
+        store: The store that they ask.
+    """
+    try:
+        call = next(steps)
+        while True:
+            try:
+                answer = getattr(store, call.verb)(*call.args, **call.options)
+            except BaseException as error:  # noqa: BLE001 - the steps decide
+                call = steps.throw(error)
+            else:
+                call = steps.send(answer)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+
+
+async def arun(steps: Steps[T], store: StateStore) -> T:
+    """Runs steps to their end on the event loop and returns what they return.
+
+    Args:
+        steps: The steps, not yet begun.
+        store: The store that they ask, by the async twins of its verbs.
+    """
+    try:
+        call = next(steps)
+        while True:
+            try:
+                answer = await getattr(store, f"a{call.verb}")(*call.args, **call.options)
+            except BaseException as error:  # noqa: BLE001 - the steps decide
+                call = steps.throw(error)
+            else:
+                call = steps.send(answer)
+    except StopIteration as end:
+        result: T = end.value
+        return result

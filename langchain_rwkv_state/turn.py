@@ -1,0 +1,262 @@
+"""From messages to one reading: which state to start from, and which token ids to read.
+
+A turn is planned here and filed here; nothing is generated, and no head moves. The easy mistake
+is to read the block before a marker again: it is already in the state that the marker names,
+unless it has changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from langchain_core.messages import BaseMessage, SystemMessage
+
+from langchain_rwkv_state.engine import Done
+from langchain_rwkv_state.errors import MarkerError
+from langchain_rwkv_state.messages import (
+    Mark,
+    is_marker,
+    marker_remainder,
+    messages_digest,
+    read_marker,
+    text_digest,
+)
+from langchain_rwkv_state.state import Fingerprint, RWKVState
+from langchain_rwkv_state.store import Filing, StateStore
+from langchain_rwkv_state.template import ChatTemplate, Segment
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a model has to read for one turn.
+
+    Attributes:
+        base: The state to start from.
+        base_ref: Its reference; ``None`` for the zero state.
+        ids: Token ids to read.
+        block: Digest of the block before the marker, kept with the states that follow.
+        turn_id: Under which a history wants the answer filed.
+        unread_at: Number of ids after which a history's unread messages are read.
+        unread_digest: Digest of those messages.
+    """
+
+    base: RWKVState
+    base_ref: str | None
+    ids: tuple[int, ...]
+    block: str | None = None
+    turn_id: str | None = None
+    unread_at: int | None = None
+    unread_digest: str | None = None
+
+    @property
+    def checkpoints(self) -> tuple[int, ...]:
+        """Positions at which the engine is to keep the state."""
+        return () if self.unread_at is None else (self.unread_at,)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Messages taken apart at their marker."""
+
+    block: list[BaseMessage]
+    mark: Mark | None
+    after: list[BaseMessage]
+
+
+def plan(
+    messages: Sequence[BaseMessage],
+    *,
+    template: ChatTemplate,
+    store: StateStore,
+    zero: RWKVState,
+    answer: bool = True,
+) -> Reading:
+    """Works out what to read for `messages`.
+
+    Args:
+        messages: What LangChain hands to a chat model; at most one conversation's markers.
+        template: Turns messages into token ids.
+        store: Where the marker's reference is looked up.
+        zero: The model's zero state; its fingerprint is the model's.
+        answer: Whether an answer is to follow.
+
+    Raises:
+        MarkerError: A marker is malformed, or two markers belong to different conversations.
+        StateNotFound, StateExpired: The marker's state is not in `store`.
+        StateMismatch: It belongs to another model.
+        ValueError: There is nothing to read.
+    """
+    parts = _take_apart(messages, store)
+    mark = parts.mark
+    ref = mark.ref if mark else None
+    base = zero if ref is None else load_state(ref, store=store, fingerprint=zero.fingerprint)
+    block, covered = parts.block, base.block
+    if block and not _is_transcript(block, base, template=template, zero=zero):
+        covered = _block_digest(block, template)
+    head = block if ref is None or _changed(covered, base.block) else []
+    to_read = [*head, *parts.after]
+    if not to_read and mark is None:
+        raise ValueError("There are no messages to read: pass at least one.")
+    segments = template.segments(to_read, start=base.n_tokens == 0, answer=answer)
+    unread_at = unread_digest = None
+    if mark is not None and mark.n_unread:
+        unread = parts.after[: mark.n_unread]
+        if len(unread) == mark.n_unread:
+            until = len(head) + mark.n_unread
+            unread_at = len(ids_of(segments[:until]))
+            unread_digest = messages_digest(unread)
+    return Reading(
+        base=base,
+        base_ref=ref,
+        ids=ids_of(segments),
+        block=covered,
+        turn_id=mark.turn_id if mark else None,
+        unread_at=unread_at,
+        unread_digest=unread_digest,
+    )
+
+
+def plan_text(
+    text: str,
+    *,
+    after: Sequence[BaseMessage] = (),
+    template: ChatTemplate,
+    store: StateStore,
+    zero: RWKVState,
+) -> Reading:
+    """Works out what to read for a plain text, as it stands, without the chat template.
+
+    Args:
+        text: The text.
+        after: A marker, and messages behind it, to read first.
+        template: Says how a sequence begins.
+        store: Where the marker's reference is looked up.
+        zero: The model's zero state.
+
+    Raises:
+        ValueError: The text is empty.
+        MarkerError, StateNotFound, StateExpired, StateMismatch: As `plan`.
+    """
+    if not text:
+        raise ValueError("The text to read is empty: pass at least one character.")
+    before = Reading(zero, None, ())
+    if after:
+        before = plan(after, template=template, store=store, zero=zero, answer=False)
+    start = before.base.n_tokens == 0 and not before.ids
+    return replace(before, ids=(*before.ids, *template.text_ids(text, start=start)))
+
+
+def load_state(ref: str, *, store: StateStore, fingerprint: str) -> RWKVState:
+    """Returns a stored state after checking that it belongs to this model.
+
+    Raises:
+        StateNotFound, StateExpired: It is not in `store`.
+        StateMismatch: It belongs to another model; the message says what differs.
+    """
+    state = store.get(ref)
+    Fingerprint.parse(fingerprint).require(state.fingerprint)
+    return state
+
+
+def stage(reading: Reading, done: Done, store: StateStore) -> str:
+    """Keeps the state behind an answer for whoever commits it, and returns its reference."""
+    tokens = (*reading.ids, *done.answer_ids)
+    state = done.state.with_block(reading.block)
+    return store.stage(state, parent=reading.base_ref, tokens=tokens)
+
+
+def file_answer(reading: Reading, done: Done, ref: str, store: StateStore) -> None:
+    """Files an answer under the turn id that a history handed out, if one did."""
+    if reading.turn_id is None:
+        return
+    unread_ref = None
+    if reading.unread_at is not None and done.checkpoints:
+        state = done.checkpoints[0].with_block(reading.block)
+        tokens = reading.ids[: reading.unread_at]
+        unread_ref = store.stage(state, parent=reading.base_ref, tokens=tokens)
+    filing = Filing(
+        text_digest=text_digest(done.text),
+        ref=ref,
+        base=reading.base_ref,
+        unread_ref=unread_ref,
+        unread_digest=reading.unread_digest,
+    )
+    store.file(reading.turn_id, filing)
+
+
+def ids_of(segments: Iterable[Segment]) -> tuple[int, ...]:
+    """Joins the token ids of segments."""
+    return tuple(token for segment in segments for token in segment.ids)
+
+
+def leading_system(messages: Sequence[BaseMessage]) -> int:
+    """Returns how many of the first messages are system messages."""
+    count = 0
+    while count < len(messages) and messages[count].type == "system":
+        count += 1
+    return count
+
+
+def _take_apart(messages: Sequence[BaseMessage], store: StateStore) -> _Parts:
+    """Splits messages into the block before the marker and what comes after it."""
+    places = [place for place, message in enumerate(messages) if is_marker(message)]
+    if not places:
+        end = leading_system(messages)
+        return _Parts(list(messages[:end]), None, list(messages[end:]))
+    marks = [read_marker(messages[place]) for place in places]
+    for earlier in marks[:-1]:
+        _require_descent(marks[-1], earlier, store)
+    first, last = places[0], places[-1]
+    before, _ = marker_remainder(messages[first])
+    _, behind = marker_remainder(messages[last])
+    block = [*messages[:first], *_system(before)]
+    return _Parts(block, marks[-1], [*_system(behind), *messages[last + 1 :]])
+
+
+def _require_descent(later: Mark, earlier: Mark, store: StateStore) -> None:
+    if earlier.ref is None or later.ref == earlier.ref:
+        return
+    if later.ref is None or not store.descends(later.ref, earlier.ref):
+        raise MarkerError(
+            f"Of two state markers among the messages, {later.ref or 'that of a new conversation'} "
+            f"does not descend from {earlier.ref}: a model carries on one conversation at a time. "
+            "Pass one marker, or answer each conversation on its own."
+        )
+
+
+def _system(text: str) -> list[BaseMessage]:
+    return [SystemMessage(text)] if text else []
+
+
+def _is_transcript(
+    block: Sequence[BaseMessage], base: RWKVState, *, template: ChatTemplate, zero: RWKVState
+) -> bool:
+    """Says whether the messages before a marker are the very ones that its state stands for."""
+    if base.n_tokens == 0:
+        return False
+    said = ids_of(template.segments(block, start=True))
+    return zero.derivation.read(said) == base.derivation
+
+
+def _block_digest(block: Sequence[BaseMessage], template: ChatTemplate) -> str:
+    """Returns a digest of what a model would read of the block."""
+    digest = hashlib.sha256()
+    for segment in template.segments(block, start=True):
+        digest.update(repr(segment.ids).encode())
+    return digest.hexdigest()
+
+
+def _changed(now: str | None, then: str | None) -> bool:
+    """Says, with a warning, whether the block before the marker is another than it was."""
+    if now is None or now == then:
+        return False
+    warnings.warn(
+        "The messages before the state marker (the system prompt, for example) are not those that "
+        "the conversation began with: they are read now, as new text behind it, and stay in the "
+        "state. Keep text that changes from turn to turn behind the marker.",
+        stacklevel=2,
+    )
+    return True

@@ -1,0 +1,154 @@
+"""Several processes on one directory: races, first openings, disks that are full."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from langchain_rwkv_state.store import DiskStateStore
+from tests.helpers.states import random_state
+
+ROOT = Path(__file__).parents[3]
+
+
+def start(code: str, *arguments: object) -> subprocess.Popen[str]:
+    """Starts a Python process that runs `code`."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """Waits for a process to end well; returns what it wrote."""
+    out, error = process.communicate(timeout=240)
+    assert process.returncode == 0, error
+    return out
+
+
+def test_processes_that_open_and_race_at_once_lose_no_turn(tmp_path):
+    code = """
+        import sys
+        from langchain_rwkv_state.errors import SessionConflict
+        from langchain_rwkv_state.store import DiskStateStore
+        from tests.helpers.states import random_state
+
+        worker = int(sys.argv[2])
+        with DiskStateStore(sys.argv[1]) as store:
+            for number in range(5):
+                while True:
+                    head = store.head("bob")
+                    ref = store.stage(random_state([worker, number]), parent=head)
+                    try:
+                        store.commit("bob", ref, head)
+                    except SessionConflict:
+                        continue
+                    break
+                store.append_unread("unread", [f"{worker} {number}"])
+    """
+    processes = [start(code, tmp_path / "new", worker) for worker in range(3)]
+    for process in processes:
+        finish(process)
+    with DiskStateStore(tmp_path / "new") as store:
+        assert len(store.log("bob")) == 15
+        unread = store.session("unread")
+        assert unread is not None
+        assert len(set(unread.unread)) == 15
+        assert store.check().sound
+
+
+def test_a_state_outlives_its_process(tmp_path):
+    code = """
+        import sys
+        from langchain_rwkv_state.store import DiskStateStore
+        from tests.helpers.states import random_state
+
+        store = DiskStateStore(sys.argv[1])
+        store.commit("bob", store.stage(random_state([1, 2])), None)
+        print(store.head("bob"))
+    """
+    ref = finish(start(code, tmp_path / "store")).strip()
+    with DiskStateStore(tmp_path / "store") as store:
+        assert store.head("bob") == ref
+        assert store.get(ref) == random_state([1, 2])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs RLIMIT_FSIZE as on Linux")
+def test_a_file_size_limit_of_the_system_is_a_full_store(tmp_path):
+    with DiskStateStore(tmp_path / "store") as store:
+        store.commit("bob", store.stage(random_state([1])), None)
+        ref = store.head("bob")
+    code = """
+        import resource, signal, sys
+        from langchain_rwkv_state.errors import StoreFull
+        from langchain_rwkv_state.store import DiskStateStore
+        from tests.helpers.states import random_state
+
+        store = DiskStateStore(sys.argv[1])
+        mine = store.stage(random_state([2]))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        for verb in (lambda: store.commit("bob", mine, sys.argv[2]), lambda: store.keep(mine, "t")):
+            try:
+                verb()
+            except StoreFull:
+                print("full")
+        assert store.head("bob") == sys.argv[2]
+        store.get(sys.argv[2])
+    """
+    assert finish(start(code, tmp_path / "store", ref)).split() == ["full", "full"]
+    assert len(list((tmp_path / "store").glob("??/*.safetensors"))) == 1
+    with DiskStateStore(tmp_path / "store") as store:
+        assert store.head("bob") == ref
+        assert store.check().sound
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs to mount a tmpfs")
+def test_a_disk_that_is_really_full_leaves_the_old_head_and_deletes_work(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(disk)],
+        capture_output=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip("may not mount a tmpfs")
+    try:
+        code = """
+            import sys
+            from langchain_rwkv_state.errors import StoreFull
+            from langchain_rwkv_state.store import DiskStateStore
+            from tests.helpers.states import random_state
+
+            with DiskStateStore(sys.argv[1], history=0) as store:
+                full = 0
+                for number in range(400):
+                    try:
+                        store.commit(f"s{number}", store.stage(random_state([number])), None)
+                        store.append_unread(f"s{number}", ["x" * 2000])
+                    except StoreFull:
+                        full += 1
+                assert full
+                names = store.sessions()
+                for name in names:
+                    head = store.head(name)
+                    assert head is None or store.get(head)
+                for name in names:
+                    assert store.delete_session(name)
+                assert store.check(fix=True).repaired == ()
+                store.commit("bob", store.stage(random_state([1])), None)
+                print(len(names))
+        """
+        assert int(finish(start(code, disk / "store"))) > 5
+    finally:
+        subprocess.run(["umount", str(disk)], check=False)

@@ -1,0 +1,112 @@
+"""Every benchmark runs, and asks for values that the demo model's training never drew.
+
+Nothing here looks at a time or a percentage: with `--quick` both mean nothing.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from benchmarks import cases, values
+from benchmarks.common import Check
+from benchmarks.conversation import THINGS, question
+from examples.demo_training import words
+from examples.demo_training.inventory import Inventory, is_held_out
+from langchain_rwkv_state.tokenizer import WorldTokenizer
+
+ROOT = Path(__file__).parent.parent.parent
+SCRIPTS: dict[str, tuple[str, list[str]]] = {
+    "recall": ("recall", []),
+    "conversation": ("conversation", []),
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_benchmark_runs_and_writes_its_json(name, tmp_path):
+    script, options = SCRIPTS[name]
+    command = [sys.executable, "-m", f"benchmarks.{script}", "--quick", "--out", str(tmp_path)]
+    done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads((tmp_path / f"{name}.json").read_text("utf-8"))
+    assert report["benchmark"] == name
+    assert report["machine"]["cores"] >= 1
+    assert report["results"]
+    assert all(set(check) >= {"name", "measured", "target", "passed"} for check in report["checks"])
+    assert str(Path.home()) not in json.dumps(report)
+
+
+def test_pictures_are_drawn_from_the_committed_results(tmp_path):
+    pytest.importorskip("matplotlib")
+    from benchmarks import plots
+
+    drawn = plots.draw(images=tmp_path)
+    assert all(path.stat().st_size > 1000 for path in drawn)
+
+
+def drawn_by_training(kind, rng):
+    return Inventory(held_out=False).value(rng, kind).lower()
+
+
+@pytest.mark.parametrize("kind", values.KINDS)
+def test_no_value_asked_for_is_one_that_training_draws(kind):
+    rng = Random(0)
+    trained = {drawn_by_training(kind, rng) for _ in range(20_000)}
+    asked = {values.value(rng, kind).lower() for _ in range(3_000)}
+    assert not asked & trained
+
+
+def test_no_real_word_stands_in_a_list_of_the_training():
+    lists = (words.NAMES, words.CITIES, words.PETS, words.COLOURS, words.FOODS, words.WORDS)
+    listed = {word.lower() for each in lists for word in each}
+    for real in values.REAL.values():
+        assert len(real) >= 20
+        assert not {word.lower() for word in real} & listed
+
+
+def test_no_made_up_value_can_be_made_by_the_training():
+    rng = Random(1)
+    for _ in range(2_000):
+        for value in (values.made_up(rng), values.number(rng), values.letters(rng)):
+            assert is_held_out(value) or value in values._HELD_OUT
+
+
+@pytest.mark.parametrize("name", cases.TOOLS)
+def test_no_tool_is_one_that_training_can_make(name):
+    rng = Random(2)
+    nouns = {*words.TOOL_NOUNS, *words.PAIR_VERBS, *words.SEEK_VERBS, *words.CORPORA}
+    for _ in range(200):
+        tool, asked, arguments = cases.TOOLS[name](rng)
+        made_up = tool["name"].removeprefix("get_")
+        assert tool["name"] in words.HELD_OUT["tool"] or is_held_out(made_up)
+        assert made_up not in nouns
+        assert all(str(value) in asked for value in arguments.values())
+
+
+@pytest.mark.parametrize(
+    ("answer", "value", "held"),
+    [
+        ("Your name is Zoë.", "Zoë", True),
+        ("Your lucky number is 17.", "7", False),
+        ("Your name is Annabel.", "Anna", False),
+        ("You live in Ulm.", "ulm", False),
+        ("You live in Ulm!", "Ulm", True),
+    ],
+)
+def test_a_value_counts_only_as_a_whole_word_letter_by_letter(answer, value, held):
+    assert cases.holds(answer, value) is held
+
+
+def test_all_questions_have_one_length():
+    tokenizer = WorldTokenizer()
+    assert len({len(tokenizer.encode(question(turn))) for turn in range(len(THINGS))}) == 1
+
+
+def test_a_check_knows_its_side():
+    assert Check("recall", 99.0, 99, "at least").passed
+    assert not Check("recall", 98.9, 99, "at least").passed
+    assert Check("time", 1.1, 1.1, "at most").passed
+    assert not Check("time", 1.2, 1.1, "at most").passed

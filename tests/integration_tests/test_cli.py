@@ -1,0 +1,187 @@
+"""The command line in processes of its own, with the built-in model: pipe, terminal, doctor."""
+
+import codecs
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from langchain_rwkv_state.store import DiskStateStore
+
+RWKV_STATE = [sys.executable, "-c", "from langchain_rwkv_state.cli import main; main()"]
+PATIENCE_SECONDS = 500  # a busy machine takes its time to import PyTorch
+
+
+def _run(store, *words, text=None, **options):
+    return subprocess.run(
+        [*RWKV_STATE, *words, "--store", str(store)],
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+        **options,
+    )
+
+
+def _chat(store, *words, text):
+    return _run(store, "chat", "-s", "bob", "--temperature", "0", *words, text=text)
+
+
+def test_a_second_process_remembers_through_a_pipe_and_obeys_commands(tmp_path):
+    store = tmp_path / "store"
+    first = _chat(store, "--ttl", "2h", text="My name is Marlow.\n\nI live in Lisbon.\n")
+    assert (first.returncode, first.stderr) == (0, "")
+    assert len(first.stdout.splitlines()) == 2  # one line, one turn, and only answers
+
+    lines = ["What is my name?", "/fork bob2", "/rewind", "/log", "/wrong", "Where do I live?"]
+    second = _chat(store, text="\n".join(lines))
+    answers = second.stdout.splitlines()
+    assert second.returncode == 0
+    assert "Marlow" in answers[0]
+    assert "bob2" in answers[1]
+    assert answers[2].startswith("Took back the last turn")
+    assert sum("rwkv1-" in line for line in answers) == 2
+    assert "Lisbon" in answers[-1]
+    assert second.stderr == "error: There is no command '/wrong': /help lists them.\n"
+
+    with DiskStateStore(store) as opened:
+        assert opened.sessions() == ["bob", "bob2"]
+        info = opened.session("bob")
+        assert info is not None
+        assert info.n_turns == 3
+        assert info.expires_seconds - info.updated_seconds == pytest.approx(7200, abs=1)
+
+
+def test_an_error_in_a_pipe_ends_it_with_a_sentence(tmp_path):
+    result = _chat(tmp_path / "store", text="/rewind\nMy name is Marlow.\n")
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert "Traceback" not in result.stderr
+
+
+def test_a_system_prompt_is_obeyed_and_a_changed_one_is_a_note(tmp_path):
+    store = tmp_path / "store"
+    first = _chat(store, "--system", "Talk like a pirate.", text="My name is Marlow.\nHow are you?")
+    assert first.stderr == ""
+    assert all(line.startswith("Arr!") for line in first.stdout.splitlines())
+    second = _chat(store, "--system", "Be kind.", text="What is my name?\nHow are you?")
+    assert second.returncode == 0
+    assert second.stderr.count("note: ") == 1
+    assert "UserWarning" not in second.stderr
+
+
+class _Terminal:
+    """A process at a pseudo-terminal."""
+
+    def __init__(self, *words, program=RWKV_STATE):
+        self.pid, self._end = pty.fork()
+        if self.pid == 0:
+            os.environ["TERM"] = "xterm"
+            os.execv(sys.executable, [*program, *words])
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self.seen = ""
+        self._at = 0
+
+    def until(self, text):
+        """Reads until a text shows up behind what was waited for last."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while (found := self.seen.find(text, self._at)) < 0:
+            assert time.monotonic() < deadline, f"no {text!r} in {self.seen!r}"
+            ready, _, _ = select.select([self._end], [], [], 1)
+            if not ready:
+                continue
+            try:
+                data = os.read(self._end, 4096)
+            except OSError:
+                data = b""
+            assert data, f"the process ended; it wrote {self.seen!r}"
+            self.seen += self._decoder.decode(data)
+        self._at = found + len(text)
+
+    def type(self, text):
+        os.write(self._end, text.encode())
+
+    def wait(self):
+        """Returns the exit code."""
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def close(self):
+        os.close(self._end)
+
+
+def test_a_conversation_at_a_terminal(tmp_path):
+    store = tmp_path / "store"
+    words = ("chat", "-s", "bob", "--temperature", "0", "--store", str(store))
+    terminal = _Terminal(*words)
+    try:
+        terminal.until("New session bob")
+        terminal.until("\u203a")
+        terminal.type("My name is Marlow.\n")
+        terminal.until("Nice to meet you, Marlow")
+        terminal.until("you")
+        terminal.type("\x03")  # at the prompt Ctrl-C ends nothing
+        terminal.until("Ctrl-D or /quit ends")
+        terminal.type("/rewind 7\n")
+        terminal.until("error: ")
+        terminal.until("\u203a")
+        terminal.type("\x04")
+        terminal.until("Kept bob")
+        assert terminal.wait() == 0
+    finally:
+        terminal.close()
+    assert "Traceback" not in terminal.seen
+
+
+def test_ctrl_c_stops_an_answer_and_nothing_of_it_is_kept(tmp_path):
+    script = (
+        "import time\n"
+        "from langchain_rwkv_state.engine import ticket\n"
+        "own = ticket.Ticket._next\n"
+        "def slow(self):\n"
+        "    event = own(self)\n"
+        "    time.sleep(0.5)\n"
+        "    return event\n"
+        "from langchain_rwkv_state.cli import main\n"
+        "ticket.Ticket._next = slow\n"
+        "main()"
+    )
+    store = tmp_path / "store"
+    words = ("chat", "-s", "bob", "--temperature", "0", "--store", str(store))
+    terminal = _Terminal(*words, program=[sys.executable, "-c", script])
+    try:
+        terminal.until("\u203a")
+        terminal.type("Hello, my name is Marlow.\n")
+        terminal.until("rwkv")
+        terminal.until("Nice")
+        os.kill(terminal.pid, signal.SIGINT)
+        terminal.until("Stopped. Nothing of this turn is kept.")
+        terminal.type("/quit\n")
+        assert terminal.wait() == 0
+    finally:
+        terminal.close()
+    with DiskStateStore(store) as opened:
+        assert opened.sessions() == []
+
+
+def test_doctor_finds_a_sound_installation_and_a_damaged_store(tmp_path):
+    store = tmp_path / "store"
+    with DiskStateStore(store):
+        pass
+    well = _run(store, "doctor")
+    assert (well.returncode, well.stderr) == (0, "")
+    for found in ("torch", "rwkv", "diskcache", "cpu fp32", "Vera", str(store), "All is well."):
+        assert found in well.stdout
+
+    (store / "cache.db").write_bytes(b"no database at all" * 100)
+    ill = _run(store, "doctor")
+    assert ill.returncode == 1
+    assert "\u2192" in ill.stdout  # what to do
+    assert "Vera" in ill.stdout  # one failed check does not hide the others
+    assert "Traceback" not in ill.stderr

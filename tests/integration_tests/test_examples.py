@@ -1,0 +1,100 @@
+"""Every example runs as it stands, and so does every piece of Python in the documentation."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted(path.name for path in ROOT.glob("examples/*.py"))
+PATIENCE_SECONDS = 900  # a busy machine takes its time to import PyTorch
+
+EXPECTED = {
+    "quickstart.py": ["This session is new", "Nice to meet you, Marlow", "Your name is Marlow."],
+    "chain.py": ["Arr! Your name is Marlow."],
+    "warm_state.py": ["Mirabel", "known from the state"],
+    "llm.py": ["' Marlow.'", "' Ottilie.'"],
+    "many_users.py": ["u1  Your name is Marlow. You live in Lisbon.", "Ottilie", "Ruben", "Kyoto"],
+    "demo.py": [
+        "It recalled 3 of 3 facts.",
+        "tokens, in 6 turns",
+        "135,168 bytes",
+        "time to live",
+        "No transcript is stored",
+    ],
+}
+ELSEWHERE = {"train_demo_model.py"}
+README = ["Your name is Marlow.", "Arr! Your name is Marlow.", "Mirabel", " Marlow."]
+
+
+def _run(tmp_path, *command):
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", *command],
+        env={**os.environ, "RWKV_STATE_DIR": str(tmp_path / "store"), "PYTHONUTF8": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    return done.stdout
+
+
+def _blocks(page):
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
+
+
+def test_every_example_has_its_expected_output_here():
+    assert set(EXAMPLES) == set(EXPECTED) | ELSEWHERE
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_an_example_prints_what_it_promises(name, tmp_path):
+    printed = _run(tmp_path, str(ROOT / "examples" / name))
+    for text in EXPECTED[name]:
+        assert text in printed
+
+
+def test_the_quickstart_remembers_when_it_is_run_again(tmp_path):
+    script = str(ROOT / "examples" / "quickstart.py")
+    _run(tmp_path, script)
+    again = _run(tmp_path, script)
+    assert "This session has a past" in again
+    assert "Your name is Marlow." in again
+    assert "You live in Lisbon." in again
+
+
+def test_the_demo_takes_words_of_ones_own_and_keeps_its_store(tmp_path):
+    words = ["--name", "Ruben", "--city", "Kyoto", "--number", "905"]
+    store = tmp_path / "kept"
+    printed = _run(tmp_path, str(ROOT / "examples/demo.py"), "--store", str(store), *words)
+    for text in ("Your name is Ruben.", "You live in Kyoto.", "Your lucky number is 905."):
+        assert text in printed
+    assert "rwkv-state show demo-session" in printed
+    assert (store / "cache.db").is_file()
+
+
+@pytest.mark.parametrize("number", range(len(README)))
+def test_a_block_of_the_readme_runs_by_itself(number, tmp_path):
+    blocks = _blocks("README.md")
+    assert len(blocks) == len(README)
+    assert len(blocks[number].splitlines()) <= 24
+    assert README[number] in _run(tmp_path, "-c", blocks[number])
+
+
+def test_the_blocks_of_the_page_on_langchain_run_one_after_the_other(tmp_path):
+    blocks = _blocks("docs/langchain.md")
+    assert len(blocks) == 7
+    printed = _run(tmp_path, "-c", "\n".join(blocks))
+    for text in (
+        "Your name is Marlow.",
+        "You live in Lisbon.",
+        "Mirabel",
+        "demo 0.0",
+        "1 message is left",
+    ):
+        assert text in printed

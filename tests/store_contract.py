@@ -1,0 +1,1076 @@
+"""What every `StateStore` must do: one suite, to be run against any implementation.
+
+Subclass `StoreContract`, give it a `make_store`, and pytest runs all of it. The suite uses the
+public verbs alone; what an implementation promises beyond them is tested beside it. The easy
+mistake is to let two stores of one test share their data: each `make_store()` starts empty.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+
+from langchain_rwkv_state.errors import (
+    SessionConflict,
+    StateExpired,
+    StateNotFound,
+    StoreError,
+    StoreFull,
+)
+from langchain_rwkv_state.state import is_reference
+from langchain_rwkv_state.store import Filing, StateStore
+from tests.helpers.states import SetClock, random_state
+
+DAY = 86400.0
+NAMES = [
+    "bob",
+    "a/b",
+    "../../etc/passwd",
+    "nul\x00in it",
+    "\ud800 alone",
+    "日本語 🐦",
+    " ",
+    "x" * 512,
+]
+
+
+def turns(store: StateStore, session: str, count: int, start: int = 0) -> list[str]:
+    """Commits turns 1 to `count` to a session; returns all their references."""
+    refs: list[str] = []
+    head = store.head(session)
+    for number in range(start, start + count):
+        ref = store.stage(random_state([*session.encode(), *range(number + 1)]), parent=head)
+        store.commit(session, ref, head)
+        refs.append(ref)
+        head = ref
+    return refs
+
+
+class StoreContract(ABC):
+    """The suite."""
+
+    @abstractmethod
+    def open_store(self, **settings: Any) -> StateStore:
+        """Opens an empty store."""
+
+    @pytest.fixture
+    def make_store(self, tmp_path) -> Iterator[Callable[..., StateStore]]:
+        """Opens empty stores and closes them at the end."""
+        self.tmp_path = tmp_path
+        made: list[StateStore] = []
+
+        def make(**settings: Any) -> StateStore:
+            made.append(self.open_store(**settings))
+            return made[-1]
+
+        yield make
+        for store in made:
+            store.close()
+
+    @pytest.fixture
+    def clock(self) -> SetClock:
+        return SetClock()
+
+    @pytest.fixture
+    def store(self, make_store, clock) -> StateStore:
+        opened: StateStore = make_store(clock=clock)
+        return opened
+
+    # -- states ----------------------------------------------------------------------------------
+
+    def test_a_put_state_comes_back_bit_for_bit(self, store):
+        state = random_state([1, 2, 3])
+        ref = store.put(state)
+        assert is_reference(ref)
+        assert store.get(ref) == state
+        assert store.get(ref).block is None
+
+    def test_a_states_block_digest_comes_back(self, store):
+        ref = store.put(random_state([1]).with_block("digest"))
+        assert store.get(ref).block == "digest"
+
+    def test_two_stores_name_one_state_differently(self, make_store):
+        state = random_state([1])
+        assert make_store().put(state) != make_store().put(state)
+
+    def test_one_text_has_one_reference_however_it_was_read(self, store):
+        assert store.put(random_state([1, 2])) == store.stage(random_state([1, 2]))
+
+    def test_the_first_bytes_under_a_reference_stay(self, store):
+        first = random_state([1])
+        other = first.advanced({name: first[name] + 1e-6 for name in first}, [])
+        ref = store.put(first)
+        assert store.put(other) == ref
+        assert store.get(ref) == first
+
+    def test_a_staged_state_is_readable_and_not_stored(self, store):
+        state = random_state([1])
+        ref = store.stage(state)
+        assert store.get(ref) == state
+        stats = store.stats()
+        assert (stats.states, stats.staged) == (0, 1)
+        assert stats.staged_nbytes == state.nbytes
+
+    def test_a_staged_state_goes_after_a_quarter_of_an_hour(self, store, clock):
+        ref = store.stage(random_state([1]))
+        clock.advance(16 * 60)
+        with pytest.raises(StateNotFound):
+            store.get(ref)
+        with pytest.raises(StateNotFound):
+            store.commit("bob", ref, None)
+
+    def test_staged_states_keep_to_their_budget_oldest_out_first(self, make_store):
+        size = random_state([0]).nbytes
+        store = make_store(staged_bytes=3 * size)
+        refs = [store.stage(random_state([number])) for number in range(5)]
+        assert store.stats().staged == 3
+        for ref in refs[2:]:
+            store.get(ref)
+        for ref in refs[:2]:
+            with pytest.raises(StateNotFound):
+                store.get(ref)
+
+    def test_a_state_larger_than_the_budget_is_staged_alone(self, make_store):
+        store = make_store(staged_bytes=1)
+        refs = [store.stage(random_state([number])) for number in range(2)]
+        store.commit("bob", refs[1], None)
+        assert store.head("bob") == refs[1]
+
+    def test_two_turns_with_one_text_can_both_be_committed(self, make_store):
+        store = make_store(history=0)
+        refs = [store.stage(random_state([7])), store.stage(random_state([7]))]
+        store.commit("a", refs[0], None)
+        store.delete_session("a")
+        store.commit("b", refs[1], None)
+        assert store.get(refs[1]) == random_state([7])
+
+    def test_an_unknown_reference_is_not_found(self, store):
+        with pytest.raises(StateNotFound, match="another store"):
+            store.get("rwkv1-" + "0" * 64)
+
+    @pytest.mark.parametrize("value", ["", "x", "rwkv1-", "rwkv1-" + "G" * 64, None, 7, b"x"])
+    def test_what_is_no_reference_is_named(self, store, value):
+        turns(store, "bob", 1)
+        for verb in (
+            lambda: store.get(value),
+            lambda: store.keep(value, "thread"),
+            lambda: store.commit("bob", value, None),
+            lambda: value is None or store.commit("bob", store.head("bob"), value),
+            lambda: value is None or store.fork("bob", "al", at=value),
+            lambda: value is None or store.rewind("bob", to=value),
+            lambda: value is None or store.stage(random_state([1]), parent=value),
+        ):
+            try:
+                done = verb()
+            except ValueError as error:
+                assert repr(value) in str(error)  # noqa: PT017
+            else:
+                assert done is True
+
+    # -- keep and release ------------------------------------------------------------------------
+
+    def test_an_owner_holds_a_staged_state_durably(self, store, clock):
+        ref = store.stage(random_state([1]))
+        store.keep(ref, "thread:1")
+        clock.advance(16 * 60)
+        assert store.get(ref) == random_state([1])
+        assert store.sessions() == []
+
+    def test_release_lets_go_of_all_that_an_owner_keeps(self, store):
+        refs = [store.put(random_state([n])) for n in range(2)]
+        refs.append(store.stage(random_state([3])))
+        for ref in refs[1:]:
+            store.keep(ref, "thread:1")
+            store.keep(ref, "thread:1")
+        assert store.release("thread:1") == 2
+        assert store.release("thread:1") == 0
+        store.get(refs[1])
+        with pytest.raises(StateNotFound):
+            store.get(refs[2])
+
+    def test_one_owners_name_may_begin_with_anothers(self, store):
+        refs = [store.stage(random_state([n])) for n in range(2)]
+        store.keep(refs[0], "t")
+        store.keep(refs[1], "t\x00")
+        assert store.release("t") == 1
+        store.get(refs[1])
+
+    def test_a_kept_state_outlives_its_session(self, store):
+        (ref,) = turns(store, "bob", 1)
+        store.keep(ref, "thread:1")
+        store.delete_session("bob")
+        store.get(ref)
+        store.release("thread:1")
+        with pytest.raises(StateNotFound):
+            store.get(ref)
+
+    def test_keeping_what_is_not_there_fails(self, store):
+        with pytest.raises(StateNotFound):
+            store.keep("rwkv1-" + "0" * 64, "thread:1")
+
+    # -- commit ----------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("name", NAMES, ids=ascii)
+    def test_any_name_of_up_to_512_characters_will_do(self, store, name):
+        (ref,) = turns_of_any_name(store, name)
+        assert store.head(name) == ref
+        assert store.sessions() == [name]
+        assert store.session(name).session == name
+        assert store.delete_session(name)
+        assert store.sessions() == []
+
+    @pytest.mark.parametrize("name", ["", "x" * 513, None, 7, b"bob"], ids=repr)
+    def test_other_names_are_refused(self, store, name):
+        ref = store.put(random_state([1]))
+        for verb in (
+            lambda: store.head(name),
+            lambda: store.session(name),
+            lambda: store.log(name),
+            lambda: store.commit(name, ref, None),
+            lambda: store.append_unread(name, ["{}"]),
+            lambda: store.fork(name, "al"),
+            lambda: store.fork("al", name),
+            lambda: store.rewind(name),
+            lambda: store.delete_session(name),
+        ):
+            with pytest.raises(ValueError, match="1 to 512 characters"):
+                verb()
+
+    def test_a_new_session_has_no_head(self, store):
+        assert store.head("bob") is None
+        assert store.session("bob") is None
+        assert store.log("bob") == []
+        assert store.delete_session("bob") is False
+
+    def test_a_commit_moves_the_head(self, store, clock):
+        refs = turns(store, "bob", 3)
+        assert store.head("bob") == refs[-1]
+        info = store.session("bob")
+        assert (info.head, info.n_turns, info.n_tokens) == (refs[-1], 3, 3 + 3)
+        assert info.created_seconds == info.updated_seconds == clock.seconds
+        assert info.expires_seconds == clock.seconds + 30 * DAY
+        assert info.nbytes == pytest.approx(2 * random_state([1]).nbytes, rel=0.05)
+
+    def test_a_committed_state_is_no_longer_staged(self, store):
+        turns(store, "bob", 2)
+        assert store.stats().staged == 0
+
+    def test_a_lost_race_leaves_the_other_turn(self, store):
+        (first,) = turns(store, "bob", 1)
+        mine, theirs = store.stage(random_state([8])), store.stage(random_state([9]))
+        store.commit("bob", theirs, first)
+        with pytest.raises(SessionConflict) as caught:
+            store.commit("bob", mine, first)
+        assert all(part in str(caught.value) for part in ("'bob'", first, theirs))
+        assert store.head("bob") == theirs
+        assert store.session("bob").n_turns == 2
+        assert store.get(mine) == random_state([8])
+
+    def test_a_session_that_exists_is_not_new(self, store):
+        turns(store, "bob", 1)
+        with pytest.raises(SessionConflict):
+            store.commit("bob", store.stage(random_state([8])), None)
+
+    def test_a_session_that_does_not_exist_has_no_parent(self, store):
+        ref = store.put(random_state([1]))
+        with pytest.raises(SessionConflict):
+            store.commit("bob", store.stage(random_state([8])), ref)
+        assert store.head("bob") is None
+
+    def test_a_turn_that_read_nothing_may_be_committed(self, store):
+        refs = turns(store, "bob", 2)
+        store.commit("bob", refs[-1], refs[-1])
+        assert store.session("bob").n_turns == 2
+
+    def test_committing_an_unknown_state_changes_nothing(self, store):
+        refs = turns(store, "bob", 1)
+        with pytest.raises(StateNotFound):
+            store.commit("bob", "rwkv1-" + "0" * 64, refs[0])
+        assert store.head("bob") == refs[0]
+
+    def test_one_state_of_two_sessions_is_stored_once(self, store):
+        for name in ("a", "b"):
+            store.commit(name, store.stage(random_state([1])), None)
+        assert store.stats().states == 1
+        store.delete_session("a")
+        assert store.get(store.head("b")) == random_state([1])
+        store.delete_session("b")
+        assert store.stats().states == 0
+
+    def test_a_state_may_be_held_by_many(self, store):
+        ref = store.put(random_state([1]))
+        for number in range(70):
+            store.commit(f"s{number}", ref, None)
+            store.keep(ref, f"thread {number}")
+        assert store.get(ref)
+        for number in range(70):
+            store.delete_session(f"s{number}")
+            store.release(f"thread {number}")
+        assert store.get(ref)
+        assert store.check().sound
+
+    def test_eight_threads_lose_no_turn(self, store):
+        wins: list[str] = []
+
+        def write(worker: int) -> None:
+            torch.set_num_threads(1)
+            for number in range(5):
+                while True:
+                    head = store.head("bob")
+                    ref = store.stage(random_state([worker, number, len(wins)]), parent=head)
+                    try:
+                        store.commit("bob", ref, head)
+                    except SessionConflict:
+                        continue
+                    wins.append(ref)
+                    break
+
+        threads = [threading.Thread(target=write, args=(n,)) for n in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(wins) == 40
+        assert store.session("bob").n_turns == 40
+        log = store.log("bob")
+        assert {entry.ref for entry in log} == set(wins)
+        assert all(newer.parent == older.ref for newer, older in pairwise(log))
+        assert store.stats().states == 2
+        assert store.check().sound
+
+    # -- unread ----------------------------------------------------------------------------------
+
+    def test_unread_messages_wait_behind_any_head(self, store):
+        store.append_unread("bob", ['"one"'])
+        info = store.session("bob")
+        assert (info.head, info.unread, info.n_turns) == (None, ('"one"',), 0)
+        assert store.sessions() == ["bob"]
+        store.append_unread("bob", ['"two"', '"three"'])
+        ref = store.stage(random_state([1]))
+        store.commit("bob", ref, None, unread_covered=2)
+        assert store.session("bob").unread == ('"three"',)
+        assert store.head("bob") == ref
+
+    def test_a_lost_race_leaves_the_unread_messages(self, store):
+        store.append_unread("bob", ['"one"'])
+        store.commit("bob", store.stage(random_state([1])), None)
+        with pytest.raises(SessionConflict):
+            store.commit("bob", store.stage(random_state([2])), None, unread_covered=1)
+        assert store.session("bob").unread == ('"one"',)
+
+    @pytest.mark.parametrize("covered", [-1, 2])
+    def test_what_was_not_there_cannot_be_covered(self, store, covered):
+        store.append_unread("bob", ['"one"'])
+        with pytest.raises(ValueError, match=str(covered)):
+            store.commit("bob", store.stage(random_state([1])), None, unread_covered=covered)
+        assert store.session("bob").unread == ('"one"',)
+
+    def test_threads_append_unread_messages_without_losing_one(self, store):
+        def write(worker: int) -> None:
+            for number in range(10):
+                store.append_unread("bob", [f'"{worker}-{number}"'])
+
+        threads = [threading.Thread(target=write, args=(n,)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(set(store.session("bob").unread)) == 40
+
+    def test_unread_messages_are_texts(self, store):
+        with pytest.raises(ValueError, match="list of JSON texts"):
+            store.append_unread("bob", "{}")
+        store.append_unread("bob", [])
+        assert store.session("bob") is None
+
+    # -- history and log -------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("history", [0, 1, 3])
+    def test_as_many_states_are_kept_as_history_says(self, make_store, history):
+        store = make_store(history=history)
+        refs = turns(store, "bob", 5)
+        assert [entry.kept for entry in store.log("bob")] == [
+            number <= history for number in range(5)
+        ]
+        assert store.stats().states == history + 1
+        for ref in refs[4 - history :]:
+            store.get(ref)
+        for ref in refs[: 4 - history]:
+            with pytest.raises(StateNotFound):
+                store.get(ref)
+
+    def test_the_log_is_newest_first_and_names_parents(self, store, clock):
+        refs = turns(store, "bob", 3)
+        log = store.log("bob")
+        assert [entry.ref for entry in log] == refs[::-1]
+        assert [entry.parent for entry in log] == [refs[1], refs[0], None]
+        assert [entry.n_tokens for entry in log] == [6, 5, 4]
+        assert {entry.created_seconds for entry in log} == {clock.seconds}
+
+    def test_the_log_keeps_its_last_100_entries(self, store):
+        refs = turns(store, "bob", 104)
+        assert [entry.ref for entry in store.log("bob")] == refs[:-101:-1]
+        assert store.session("bob").n_turns == 104
+        with pytest.raises(StateNotFound, match="reaches back to turn 5"):
+            store.rewind("bob", 101)
+
+    def test_a_session_takes_a_fixed_number_of_states_however_long_it_is(self, store):
+        turns(store, "bob", 20)
+        assert store.session("bob").nbytes <= 1.05 * 2 * random_state([1]).nbytes
+
+    # -- fork ------------------------------------------------------------------------------------
+
+    def test_a_fork_is_a_second_name_that_goes_its_own_way(self, store):
+        refs = turns(store, "bob", 3)
+        assert store.fork("bob", "al") == refs[-1]
+        assert store.stats().states == 2
+        store.commit("al", store.stage(random_state([99])), refs[-1])
+        assert store.head("bob") == refs[-1]
+        assert [entry.ref for entry in store.log("al")][1:] == refs[::-1]
+        assert store.session("al").n_turns == 4
+        store.delete_session("bob")
+        assert store.rewind("al") == refs[-1]
+
+    def test_a_fork_at_an_earlier_state_has_the_log_up_to_there(self, make_store):
+        store = make_store(history=5)
+        refs = turns(store, "bob", 4)
+        assert store.fork("bob", "al", at=refs[1]) == refs[1]
+        assert [entry.ref for entry in store.log("al")] == [refs[1], refs[0]]
+        assert store.session("al").n_turns == 2
+        assert store.session("al").n_tokens == 5
+
+    def test_a_fork_of_the_head_takes_the_unread_messages_along(self, store):
+        refs = turns(store, "bob", 2)
+        store.append_unread("bob", ['"one"'])
+        store.fork("bob", "al")
+        store.fork("bob", "cy", at=refs[0])
+        assert store.session("al").unread == ('"one"',)
+        assert store.session("cy").unread == ()
+
+    def test_a_fork_takes_the_time_to_live_along(self, store, clock):
+        ref = store.stage(random_state([1]))
+        store.commit("bob", ref, None, ttl=100, sliding=False)
+        clock.advance(50)
+        store.fork("bob", "al")
+        assert store.session("al").expires_seconds == clock.seconds + 100
+
+    def test_a_fork_does_not_overwrite_a_session(self, store):
+        turns(store, "bob", 1)
+        (other,) = turns(store, "al", 1)
+        with pytest.raises(SessionConflict, match="'al' exists"):
+            store.fork("bob", "al")
+        assert store.head("al") == other
+
+    def test_what_is_not_there_cannot_be_forked(self, store):
+        refs = turns(store, "bob", 4)
+        foreign = store.put(random_state([99]))
+        with pytest.raises(StateNotFound, match="'al'"):
+            store.fork("al", "cy")
+        with pytest.raises(StateNotFound, match="not in the log"):
+            store.fork("bob", "cy", at=foreign)
+        with pytest.raises(StateNotFound, match="no longer kept"):
+            store.fork("bob", "cy", at=refs[0])
+        store.append_unread("dan", ['"one"'])
+        with pytest.raises(StateNotFound):
+            store.fork("dan", "cy")
+        assert store.head("cy") is None
+
+    # -- rewind ----------------------------------------------------------------------------------
+
+    def test_a_rewind_undoes_the_last_turn(self, store):
+        refs = turns(store, "bob", 3)
+        assert store.rewind("bob") == refs[1]
+        assert store.head("bob") == refs[1]
+        assert [entry.ref for entry in store.log("bob")] == [refs[1], refs[0]]
+        assert store.session("bob").n_turns == 2
+        with pytest.raises(StateNotFound):
+            store.get(refs[2])
+        new = store.stage(random_state([5]))
+        store.commit("bob", new, refs[1])
+        assert [entry.ref for entry in store.log("bob")] == [new, refs[1], refs[0]]
+
+    def test_a_rewind_goes_as_far_as_states_are_kept(self, make_store):
+        store = make_store(history=5)
+        refs = turns(store, "bob", 5)
+        assert store.rewind("bob", 2) == refs[2]
+        assert store.rewind("bob", to=refs[0]) == refs[0]
+        assert store.rewind("bob", to=refs[0]) == refs[0]
+
+    def test_a_rewind_beyond_what_is_kept_changes_nothing(self, store):
+        refs = turns(store, "bob", 4)
+        with pytest.raises(StateNotFound, match="no longer kept"):
+            store.rewind("bob", 2)
+        with pytest.raises(StateNotFound, match="has 4 turns"):
+            store.rewind("bob", 5)
+        with pytest.raises(StateNotFound, match="not in the log"):
+            store.rewind("bob", to="rwkv1-" + "0" * 64)
+        with pytest.raises(StateNotFound, match="no session 'al'"):
+            store.rewind("al")
+        assert store.head("bob") == refs[-1]
+        assert len(store.log("bob")) == 4
+
+    def test_a_rewind_to_before_the_first_turn_leaves_a_session_with_no_head(self, store):
+        turns(store, "bob", 2)
+        store.append_unread("bob", ['"one"'])
+        assert store.rewind("bob", 2) is None
+        info = store.session("bob")
+        assert (info.head, info.n_turns, info.n_tokens, info.unread) == (None, 0, 0, ())
+        assert store.log("bob") == []
+        assert store.stats().states == 0
+        turns(store, "bob", 1)
+        assert store.session("bob").n_turns == 1
+
+    @pytest.mark.parametrize("count", [0, -1, 1.5, True, "1"])
+    def test_a_rewind_is_by_one_turn_or_more(self, store, count):
+        turns(store, "bob", 1)
+        with pytest.raises(ValueError, match="1 turn or more"):
+            store.rewind("bob", count)
+
+    # -- sessions, delete ------------------------------------------------------------------------
+
+    def test_sessions_are_listed_sorted_by_prefix(self, store):
+        for name in ("b", "ab", "a/", "a", "ä"):
+            turns(store, name, 1)
+        assert store.sessions() == ["a", "a/", "ab", "b", "ä"]
+        assert store.sessions("a") == ["a", "a/", "ab"]
+        assert store.sessions("zz") == []
+
+    def test_a_deleted_session_is_new_and_its_states_are_gone(self, store):
+        refs = turns(store, "bob", 3)
+        store.append_unread("bob", ['"one"'])
+        assert store.delete_session("bob") is True
+        assert store.session("bob") is None
+        stats = store.stats()
+        assert (stats.sessions, stats.states) == (0, 0)
+        for ref in refs:
+            with pytest.raises(StateNotFound):
+                store.get(ref)
+        turns(store, "bob", 1)
+
+    # -- time ------------------------------------------------------------------------------------
+
+    def test_an_expired_session_is_new(self, store, clock):
+        (ref,) = turns(store, "bob", 1)
+        clock.advance(31 * DAY)
+        assert store.head("bob") is None
+        assert store.session("bob") is None
+        assert store.log("bob") == []
+        assert store.sessions() == []
+        assert store.delete_session("bob") is False
+        with pytest.raises(StateExpired, match="expired"):
+            store.get(ref)
+        new = store.stage(random_state([5]))
+        with pytest.raises(SessionConflict):
+            store.commit("bob", new, ref)
+        store.commit("bob", new, None)
+        assert store.session("bob").n_turns == 1
+        assert [entry.ref for entry in store.log("bob")] == [new]
+
+    @pytest.mark.parametrize("history", [0, 1])
+    def test_an_expired_session_may_begin_anew_with_the_same_text(self, make_store, clock, history):
+        store = make_store(clock=clock, history=history)
+        for _ in range(3):
+            turns(store, "bob", 2)
+            clock.advance(31 * DAY)
+        assert store.head("bob") is None
+        refs = turns(store, "bob", 1)
+        assert store.get(refs[0]) == random_state([*b"bob", 0])
+        assert store.check().sound
+
+    @pytest.mark.parametrize("pruned", [False, True])
+    def test_an_expired_state_leaves_a_tombstone_for_a_week(self, store, clock, pruned):
+        ref = store.put(random_state([1]), ttl=10)
+        clock.advance(10)
+        if pruned:
+            assert store.prune() == 1
+        with pytest.raises(StateExpired):
+            store.get(ref)
+        clock.advance(7 * DAY - 1)
+        with pytest.raises(StateExpired):
+            store.get(ref)
+        clock.advance(2)
+        with pytest.raises(StateNotFound):
+            store.get(ref)
+        store.prune()
+        with pytest.raises(StateNotFound):
+            store.get(ref)
+        assert store.check().sound
+
+    def test_an_expired_state_can_be_stored_again(self, store, clock):
+        ref = store.put(random_state([1]), ttl=10)
+        clock.advance(11)
+        store.prune()
+        assert store.put(random_state([1]), ttl=10) == ref
+        assert store.get(ref) == random_state([1])
+        assert store.check().sound
+
+    def test_each_commit_renews_a_sliding_session(self, store, clock):
+        for number in range(4):
+            turns(store, "bob", 1, start=number)
+            clock.advance(20 * DAY)
+        assert store.session("bob").n_turns == 4
+
+    def test_a_read_renews_a_sliding_session_and_its_states(self, store, clock):
+        refs = turns(store, "bob", 2)
+        for _ in range(5):
+            clock.advance(20 * DAY)
+            assert store.head("bob") == refs[1]
+        store.get(refs[1])
+        store.get(refs[0])
+
+    def test_a_read_within_a_tenth_of_the_time_writes_nothing(self, store, clock):
+        ref = store.stage(random_state([1]))
+        store.commit("bob", ref, None, ttl=100)
+        expires = store.session("bob").expires_seconds
+        clock.advance(9)
+        assert store.session("bob").expires_seconds == expires
+        clock.advance(2)
+        assert store.session("bob").expires_seconds == clock.seconds + 100
+
+    def test_a_fixed_session_is_not_renewed(self, store, clock):
+        head = None
+        for number in range(3):
+            ref = store.stage(random_state([number]))
+            store.commit("bob", ref, head, sliding=False, ttl=100 if head is None else None)
+            clock.advance(30)
+            head = store.head("bob")
+        clock.advance(11)
+        assert store.head("bob") is None
+        with pytest.raises(StateExpired):
+            store.get(ref)
+
+    def test_a_time_to_live_given_at_a_commit_counts_from_there(self, store, clock):
+        (first,) = turns(store, "bob", 1)
+        store.commit("bob", store.stage(random_state([8])), first, ttl=timedelta(minutes=1))
+        assert store.session("bob").expires_seconds == clock.seconds + 60
+        clock.advance(61)
+        assert store.head("bob") is None
+
+    def test_a_session_can_live_for_ever(self, store, clock):
+        store.commit("bob", store.stage(random_state([1])), None, ttl=math.inf)
+        for _ in range(20):
+            clock.advance(100 * DAY)
+            store.prune()
+        assert store.session("bob").expires_seconds == math.inf
+
+    @pytest.mark.parametrize("ttl", [0, -1, math.nan, timedelta(0), timedelta(-1), "1", True])
+    def test_an_impossible_time_to_live_is_refused(self, store, make_store, ttl):
+        ref = store.put(random_state([1]))
+        for verb in (
+            lambda: store.put(random_state([1]), ttl=ttl),
+            lambda: store.commit("bob", ref, None, ttl=ttl),
+            lambda: store.keep(ref, "thread", ttl=ttl),
+            lambda: store.append_unread("bob", ["{}"], ttl=ttl),
+            lambda: make_store(ttl=ttl),
+        ):
+            with pytest.raises(ValueError, match="time to live"):
+                verb()
+        assert store.sessions() == []
+
+    def test_a_put_state_has_a_time_of_its_own(self, store, clock):
+        ref = store.put(random_state([1]), ttl=100)
+        store.commit("bob", ref, None, ttl=10)
+        clock.advance(11)
+        assert store.head("bob") is None
+        store.get(ref)
+
+    def test_putting_again_renews(self, store, clock):
+        ref = store.put(random_state([1]), ttl=100)
+        clock.advance(99)
+        store.put(random_state([1]), ttl=100)
+        clock.advance(99)
+        store.get(ref)
+
+    def test_reading_a_put_or_kept_state_renews_it(self, store, clock):
+        ref = store.put(random_state([1]), ttl=100)
+        kept = store.put(random_state([2]), ttl=10)
+        store.keep(kept, "thread", ttl=100)
+        for _ in range(4):
+            clock.advance(60)
+            store.get(ref)
+            store.get(kept)
+        clock.advance(101)
+        for each in (ref, kept):
+            with pytest.raises(StateExpired):
+                store.get(each)
+
+    def test_a_look_at_a_session_does_not_renew_it(self, make_store, clock):
+        store = make_store(clock=clock, ttl=100)
+        store.commit("bob", store.put(random_state([1])), None)
+        expires = store.session("bob").expires_seconds
+        clock.advance(50)
+        assert store.session("bob", renew=False).expires_seconds == expires
+        assert store.session("bob").expires_seconds == expires + 50
+
+    def test_a_store_that_does_not_slide_renews_nothing_on_reading(self, make_store, clock):
+        store = make_store(clock=clock, sliding=False, ttl=100)
+        ref = store.put(random_state([1]))
+        turns(store, "bob", 1)
+        clock.advance(60)
+        store.get(ref)
+        store.head("bob")
+        clock.advance(60)
+        assert store.head("bob") is None
+        with pytest.raises(StateExpired):
+            store.get(ref)
+
+    @pytest.mark.parametrize("years", [-60, -1, 1, 60])
+    def test_a_leap_of_the_clock_expires_nothing(self, store, clock, years):
+        refs = turns(store, "bob", 2)
+        put = store.put(random_state([77]), ttl=60)
+        clock.advance(years * 365 * DAY)
+        assert store.prune() == 0
+        assert store.head("bob") == refs[-1]
+        store.get(put)
+        turns(store, "bob", 1, start=2)
+        clock.advance(61)
+        with pytest.raises(StateExpired):
+            store.get(put)
+        clock.advance(31 * DAY)
+        assert store.head("bob") is None
+
+    def test_a_small_step_back_stops_time_and_no_more(self, store, clock):
+        ref = store.put(random_state([1]), ttl=100)
+        clock.advance(-50)
+        store.get(ref)
+        clock.advance(151)
+        with pytest.raises(StateExpired):
+            store.get(ref)
+
+    def test_prune_removes_what_has_expired_and_nothing_else(self, store, clock):
+        for number in range(60):
+            store.commit(f"s{number}", store.stage(random_state([number])), None, ttl=10 + number)
+        living = turns(store, "bob", 3)
+        clock.advance(39)
+        assert store.prune() == 2 * 30
+        assert store.prune() == 0
+        stats = store.stats()
+        assert (stats.sessions, stats.states) == (31, 32)
+        assert store.get(living[-1])
+        assert store.check().sound
+
+    def test_prune_follows_a_time_to_live_that_was_shortened(self, store, clock):
+        (ref,) = turns(store, "bob", 1)
+        store.commit("bob", ref, ref, ttl=5)
+        store.put(random_state([8]), ttl=1000)
+        store.put(random_state([8]), ttl=5)
+        clock.advance(6)
+        assert store.prune() == 3
+        assert store.check().sound
+
+    def test_prune_spares_what_was_renewed(self, store, clock):
+        turns(store, "bob", 1)
+        ref = store.put(random_state([8]))
+        for _ in range(5):
+            clock.advance(20 * DAY)
+            store.head("bob")
+            store.get(ref)
+            assert store.prune() == 0
+        assert store.sessions() == ["bob"]
+        clock.advance(31 * DAY)
+        assert store.prune() == 3
+        assert store.check().sound
+
+    # -- limits ----------------------------------------------------------------------------------
+
+    def test_a_full_store_refuses_and_what_was_there_stays(self, make_store, clock):
+        size = random_state([1]).nbytes
+        store = make_store(clock=clock, size_limit=int(3.5 * size))
+        refs = turns(store, "bob", 1)
+        store.put(random_state([50]))
+        store.put(random_state([51]))
+        mine = store.stage(random_state([52]))
+        for verb in (
+            lambda: store.commit("bob", mine, refs[0]),
+            lambda: store.keep(mine, "thread"),
+            lambda: store.put(random_state([53])),
+            lambda: store.append_unread("bob", ["x" * size]),
+        ):
+            with pytest.raises(StoreFull, match="size limit"):
+                verb()
+        assert store.head("bob") == refs[0]
+        assert store.get(refs[0])
+        assert store.get(mine)
+        assert store.stats().states == 3
+        assert store.stats().nbytes <= int(3.5 * size)
+        assert store.check().sound
+        assert store.delete_session("bob")
+        store.commit("al", mine, None)
+
+    def test_a_session_at_the_limit_goes_on(self, make_store):
+        size = random_state([1]).nbytes
+        store = make_store(size_limit=int(2.5 * size), history=1)
+        turns(store, "bob", 10)
+        assert store.stats().states == 2
+
+    def test_what_has_expired_makes_room(self, make_store, clock):
+        size = random_state([1]).nbytes
+        store = make_store(clock=clock, size_limit=int(2.5 * size))
+        for number in range(6):
+            store.put(random_state([number]), ttl=10)
+            clock.advance(6)
+
+    # -- turns -----------------------------------------------------------------------------------
+
+    def test_filings_are_given_back_in_order_until_forgotten(self, store):
+        filings = [Filing("digest", f"ref {n}", None) for n in range(2)]
+        for filing in filings:
+            store.file("turn", filing)
+        assert store.filings("turn") == filings
+        assert store.filings("other") == []
+        store.forget_turn("turn")
+        store.forget_turn("turn")
+        assert store.filings("turn") == []
+
+    def test_filings_go_after_a_quarter_of_an_hour(self, store, clock):
+        store.file("turn", Filing("digest", "ref", None))
+        clock.advance(16 * 60)
+        assert store.filings("turn") == []
+
+    # -- the token log ---------------------------------------------------------------------------
+
+    def test_without_a_token_log_nothing_is_rebuilt(self, store):
+        state = random_state([1])
+        ref = store.stage(state, tokens=[1])
+        store.commit("bob", ref, None)
+        with pytest.raises(StateNotFound):
+            store.rebuild("rwkv1-" + "0" * 64, Reader())
+
+    def test_any_state_of_a_token_log_can_be_rebuilt(self, make_store):
+        store, runtime = make_store(log="tokens"), Reader()
+        refs, said = chat(store, runtime, "bob", 105)
+        before = runtime.tokens_read
+        for number in (104, 103, 60, 6, 5):
+            state = store.rebuild(refs[number], runtime)
+            assert state == runtime.read(said[number])
+        assert runtime.tokens_read > before
+        with pytest.raises(StateNotFound, match="log='tokens'"):
+            store.rebuild(refs[0], runtime)
+
+    def test_a_rebuild_reads_from_the_nearest_state_that_is_kept(self, make_store):
+        store, runtime = make_store(log="tokens", history=0), Reader()
+        refs, said = chat(store, runtime, "bob", 10)
+        store.fork("bob", "al")
+        chat(store, runtime, "bob", 3, said[-1])
+        lost = store.log("bob")[1].ref
+        runtime.tokens_read = 0
+        state = store.rebuild(lost, runtime)
+        assert state.n_tokens == len(said[-1]) + 8
+        assert runtime.tokens_read == 8
+        assert store.get(refs[-1])
+
+    def test_another_model_rebuilds_from_zero(self, make_store):
+        store, runtime = make_store(log="tokens"), Reader()
+        refs, said = chat(store, runtime, "bob", 5)
+        other = Reader("v7-other/fp32/tok/chat")
+        state = store.rebuild(refs[-1], other)
+        assert state == other.read(said[-1])
+        assert store.rebuild(refs[0], other) == other.read(said[0])
+        assert state.fingerprint == other.fingerprint
+
+    def test_another_tokenizer_is_refused(self, make_store):
+        from langchain_rwkv_state.errors import StateMismatch
+
+        store, runtime = make_store(log="tokens"), Reader()
+        refs, _ = chat(store, runtime, "bob", 2)
+        with pytest.raises(StateMismatch, match="tokenizer"):
+            store.rebuild(refs[-1], Reader("v7-other/fp32/other/chat"))
+
+    def test_tokens_are_followed_through_states_that_were_only_staged(self, make_store):
+        store, runtime = make_store(log="tokens"), Reader()
+        first = runtime.read([1, 2])
+        warm = store.stage(first, tokens=[1, 2])
+        store.put(first)
+        second = store.stage(runtime.read([1, 2, 3]), parent=warm, tokens=[3])
+        third = store.stage(runtime.read([1, 2, 3, 4]), parent=second, tokens=[4])
+        store.commit("bob", third, None)
+        other = Reader("v7-other/fp32/tok/chat")
+        assert store.rebuild(third, other) == other.read([1, 2, 3, 4])
+
+    # -- async, closing --------------------------------------------------------------------------
+
+    async def test_every_verb_has_an_async_twin(self, store):
+        state = random_state([1])
+        ref = await store.aput(state)
+        assert await store.aget(ref) == state
+        await store.akeep(ref, "thread")
+        assert await store.arelease("thread") == 1
+        staged = await store.astage(random_state([2]), parent=ref, tokens=[2])
+        await store.acommit("bob", staged, None, 50, sliding=False)
+        assert await store.ahead("bob") == staged
+        await store.aappend_unread("bob", ['"x"'])
+        assert (await store.asession("bob")).unread == ('"x"',)
+        assert len(await store.alog("bob")) == 1
+        assert await store.asessions() == ["bob"]
+        assert await store.afork("bob", "al") == staged
+        assert await store.arewind("al") is None
+        await store.afile("turn", Filing("digest", ref, None))
+        assert len(await store.afilings("turn")) == 1
+        await store.aforget_turn("turn")
+        assert await store.adelete_session("bob") is True
+        assert await store.aprune() == 0
+        assert (await store.astats()).sessions == 1
+        assert (await store.acheck()).sound
+        await store.aclose()
+
+    def test_each_public_verb_has_its_twin(self, store):
+        verbs = {name for name in dir(type(store)) if not name.startswith("_")}
+        sync = set(StateStore.__abstractmethods__)
+        assert sync <= verbs
+        assert {f"a{name}" for name in sync} <= verbs
+
+    async def test_async_verbs_do_not_block_the_loop(self, store, monkeypatch):
+        own, loop_went_on = store.put, threading.Event()
+
+        def put_once_the_loop_went_on(state, *, ttl=None):
+            assert loop_went_on.wait(30)
+            return own(state, ttl=ttl)
+
+        monkeypatch.setattr(store, "put", put_once_the_loop_went_on)
+        putting = asyncio.create_task(store.aput(random_state([1])))
+        await asyncio.sleep(0.01)
+        assert not putting.done()
+        loop_went_on.set()
+        assert is_reference(await putting)
+
+    def test_a_closed_store_says_so_and_closes_again(self, make_store):
+        store = make_store()
+        ref = store.put(random_state([1]))
+        store.close()
+        store.close()
+        for verb in (
+            lambda: store.put(random_state([1])),
+            lambda: store.stage(random_state([1])),
+            lambda: store.get(ref),
+            lambda: store.keep(ref, "thread"),
+            lambda: store.release("thread"),
+            lambda: store.head("bob"),
+            lambda: store.session("bob"),
+            lambda: store.commit("bob", ref, None),
+            lambda: store.append_unread("bob", ["{}"]),
+            lambda: store.log("bob"),
+            lambda: store.sessions(),
+            lambda: store.fork("bob", "al"),
+            lambda: store.rewind("bob"),
+            lambda: store.delete_session("bob"),
+            lambda: store.file("turn", Filing("d", ref, None)),
+            lambda: store.filings("turn"),
+            lambda: store.forget_turn("turn"),
+            lambda: store.prune(),
+            lambda: store.stats(),
+            lambda: store.check(),
+        ):
+            with pytest.raises(StoreError, match="is closed"):
+                verb()
+
+    async def test_a_store_is_a_context_manager(self, make_store):
+        with make_store() as store:
+            store.sessions()
+        async with make_store() as another:
+            await another.asessions()
+        for closed in (store, another):
+            with pytest.raises(StoreError, match="is closed"):
+                closed.sessions()
+
+    def test_a_used_store_is_sound(self, make_store, clock):
+        store = make_store(clock=clock, history=3, log="tokens")
+        chat(store, Reader(), "bob", 6)
+        store.fork("bob", "al")
+        store.rewind("bob", 2)
+        store.keep(store.head("al"), "thread", ttl=5)
+        store.append_unread("cy", ["{}"])
+        store.put(random_state([1]), ttl=3)
+        clock.advance(4)
+        assert store.check().problems == ()
+        store.prune()
+        store.delete_session("al")
+        clock.advance(4)
+        store.prune()
+        assert store.check(fix=True).problems == ()
+
+    @pytest.mark.parametrize(
+        ("settings", "word"),
+        [
+            ({"history": -1}, "history"),
+            ({"history": 1.5}, "history"),
+            ({"log": "text"}, "tokens"),
+            ({"size_limit": 0}, "size_limit"),
+        ],
+    )
+    def test_impossible_settings_are_refused(self, make_store, settings, word):
+        with pytest.raises(ValueError, match=word):
+            make_store(**settings)
+
+
+def turns_of_any_name(store: StateStore, session: str) -> list[str]:
+    """Commits one turn to a session of any name."""
+    ref = store.stage(random_state([1]))
+    store.commit(session, ref, None)
+    return [ref]
+
+
+class Reader:
+    """A `Runtime` whose states depend on the tokens alone, and which counts what it reads."""
+
+    vocab_size = 256
+
+    def __init__(self, fingerprint: str = "v7-one/fp32/tok/chat") -> None:
+        self.fingerprint = fingerprint
+        self.tokens_read = 0
+
+    @property
+    def layout(self) -> Any:
+        return random_state([]).layout
+
+    def zero_state(self) -> Any:
+        return random_state([], fingerprint=self.fingerprint)
+
+    def read(self, tokens: list[int]) -> Any:
+        state = self.zero_state()
+        for token in tokens:
+            _, state = self.forward([token], state)
+        return state
+
+    def forward(self, tokens: Any, state: Any) -> Any:
+        self.tokens_read += len(tokens)
+        for token in tokens:
+            tensors = {name: state[name] * 0.5 + token for name in state}
+            state = state.advanced(tensors, [token])
+        return torch.zeros(self.vocab_size), state
+
+    def forward_batch(self, tokens: Any, states: Any) -> Any:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
+
+
+def chat(
+    store: StateStore, runtime: Reader, session: str, count: int, said: list[int] | None = None
+) -> tuple[list[str], list[list[int]]]:
+    """Commits turns of two staged steps each; returns references and all that was said by then."""
+    tokens = list(said or [])
+    head: Any = store.head(session)
+    state = store.get(head) if head else runtime.zero_state()
+    refs: list[str] = []
+    texts: list[list[int]] = []
+    for number in range(count):
+        at: Any = head
+        for step in ([number % 200, 1], [2, 3]):
+            _, state = runtime.forward(step, state)
+            at = store.stage(state, parent=at, tokens=step)
+            tokens += step
+        store.commit(session, at, head)
+        head = at
+        refs.append(head)
+        texts.append(list(tokens))
+    return refs, texts

@@ -1,0 +1,123 @@
+"""The engine on real arithmetic: tiny random models of every version."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from langchain_rwkv_state.engine import Delta, Engine, Request, Sampling
+from langchain_rwkv_state.runtime import Runtime, load_runtime
+from langchain_rwkv_state.state import RWKVState
+from langchain_rwkv_state.template import WorldTemplate
+from langchain_rwkv_state.tokenizer import JsonTokenizer, StreamDecoder
+from tests.helpers.checkpoints import write_checkpoint, write_tokenizer
+
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> JsonTokenizer:
+    return JsonTokenizer(write_tokenizer(tmp_path_factory.mktemp("t") / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module", params=[4, 5.2, 6, 7])
+def runtime(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Runtime]:
+    path: Path = tmp_path_factory.mktemp("model") / "model.pth"
+    write_checkpoint(path, request.param, n_embd=64, head_size=32)
+    runtime = load_runtime(str(path), strategy="cpu fp32")
+    yield runtime
+    runtime.close()
+
+
+@pytest.fixture(scope="module")
+def engine(runtime: Runtime, tokenizer: JsonTokenizer) -> Iterator[Engine]:
+    engine = Engine(runtime, tokenizer, prefill_chunk=5)
+    yield engine
+    engine.close()
+
+
+def differ(runtime: Runtime, one: RWKVState, other: RWKVState) -> float:
+    """How far apart the next-token distributions of two states are."""
+    probe = [1]
+    (a, _), (b, _) = runtime.forward(probe, one), runtime.forward(probe, other)
+    return float((a - b).abs().max())
+
+
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    prompt=st.lists(st.integers(0, 280), min_size=1, max_size=16),
+    max_tokens=st.integers(0, 24),
+    seed=st.integers(0, 1000),
+    stop=st.sampled_from([(), ("e",), ("\n\n",), ("a", " t")]),
+    strip=st.booleans(),
+)
+def test_the_state_after_an_answer_is_that_of_its_text_read_in_one_go(
+    runtime, engine, tokenizer, prompt, max_tokens, seed, stop, strip
+):
+    template = WorldTemplate(tokenizer)
+    canonical = template.answer_ids if strip else tokenizer.encode
+    request = Request(
+        runtime.zero_state(),
+        prompt,
+        max_tokens=max_tokens,
+        sampling=Sampling(seed=seed, top_p=1, temperature=2),
+        stop=stop,
+        stop_ids=tokenizer.eos_ids,
+        strip=strip,
+        canonical=canonical,
+    )
+    *deltas, done = engine.submit(request)
+    assert "".join(event.text for event in deltas if isinstance(event, Delta)) == done.text
+    _, whole = runtime.forward([*prompt, *canonical(done.text)], runtime.zero_state())
+    assert done.state.derivation == whole.derivation
+    assert differ(runtime, done.state, whole) <= TOLERANCE
+
+
+def test_an_answer_is_the_greedy_loop_over_the_bare_runtime(runtime, engine, tokenizer):
+    prompt = tokenizer.encode("User: the other one")
+    logits, state = runtime.forward(prompt, runtime.zero_state())
+    decoder, text = StreamDecoder(), ""
+    for _ in range(20):
+        token = int(logits.argmax())
+        text += decoder.push(tokenizer.decode_bytes([token]))
+        logits, state = runtime.forward([token], state)
+    request = Request(
+        runtime.zero_state(), prompt, max_tokens=20, sampling=Sampling(temperature=0), strip=False
+    )
+    assert engine.submit(request).result().text == text
+
+
+def test_checkpoints_are_the_states_of_shorter_prompts(runtime, engine):
+    prompt = list(range(1, 18))
+    done = engine.submit(Request(runtime.zero_state(), prompt, checkpoints=(3, 7, 17))).result()
+    for at, state in zip((3, 7, 17), done.checkpoints, strict=True):
+        _, whole = runtime.forward(prompt[:at], runtime.zero_state())
+        assert state.derivation == whole.derivation
+        assert differ(runtime, state, whole) <= TOLERANCE
+
+
+def test_the_same_seed_gives_the_same_answer(runtime, engine, tokenizer):
+    request = Request(
+        runtime.zero_state(),
+        tokenizer.encode("User: Hi"),
+        max_tokens=30,
+        sampling=Sampling(seed=5, temperature=1.5, top_p=1, presence_penalty=0.2),
+    )
+    assert engine.submit(request).result().text == engine.submit(request).result().text

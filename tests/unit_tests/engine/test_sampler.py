@@ -1,0 +1,192 @@
+"""The sampler: the `rwkv` package's semantics, repeatable, exact at its borders."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rwkv.utils import PIPELINE
+
+from langchain_rwkv_state.engine import Sampling
+from langchain_rwkv_state.engine.sampler import Sampler, choices
+from langchain_rwkv_state.errors import EngineError
+
+LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=2, max_size=40, unique=True).map(
+    lambda values: np.array(values, dtype=np.float32)
+)
+
+
+def picks(sampling: Sampling, logits: torch.Tensor, count: int) -> list[int]:
+    sampler = Sampler(sampling)
+    found = []
+    for _ in range(count):
+        found.append(sampler.pick(logits))
+        sampler.saw(found[-1], b"x")
+    return found
+
+
+def global_numbers() -> tuple[float, float, float]:
+    """The next numbers of the process's generators, which are set back."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    found = random.random(), float(np.random.rand()), float(torch.rand(()))
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+    return found
+
+
+def distribution(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
+    ids, weights = choices(logits, sampling)
+    full = np.zeros(len(logits))
+    full[slice(None) if ids is None else ids] = weights / weights.sum()
+    return full
+
+
+def package_distribution(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
+    """What `PIPELINE.sample_logits` of the rwkv package 0.8.32 draws from, on the CPU."""
+    found: list[np.ndarray] = []
+
+    def choice(*, a: int, p: np.ndarray) -> int:
+        found.append(p)
+        return 0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(np.random, "choice", choice)
+        PIPELINE.sample_logits(
+            None,
+            torch.from_numpy(logits.copy()),
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+        )
+    return found[0]
+
+
+@settings(deadline=None)
+@given(
+    logits=LOGITS,
+    temperature=st.floats(0.2, 3),
+    top_p=st.floats(0.01, 0.99),
+    top_k=st.integers(0, 45),
+)
+def test_the_choice_is_that_of_the_rwkv_package(logits, temperature, top_p, top_k):
+    sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
+    ours, theirs = distribution(logits, sampling), package_distribution(logits, sampling)
+    probabilities = torch.from_numpy(logits).softmax(-1).double().sort(descending=True).values
+    if bool((probabilities.cumsum(0) - top_p).abs().min() < 1e-5):
+        return  # rounding decides which side of the border a token is on
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@given(logits=LOGITS)
+def test_temperature_zero_takes_the_most_likely(logits):
+    assert picks(Sampling(temperature=0, top_p=0.01), torch.from_numpy(logits), 1) == [
+        int(logits.argmax())
+    ]
+
+
+@given(logits=LOGITS, top_k=st.integers(1, 50))
+def test_top_k_leaves_the_k_likeliest(logits, top_k):
+    left = distribution(logits, Sampling(top_p=1, top_k=top_k)).nonzero()[0]
+    assert set(left) <= set(np.argsort(-logits)[:top_k])
+
+
+def test_top_k_of_one_is_greedy_even_among_equals():
+    logits = torch.tensor([0.0, 1.0, 1.0, 1.0])
+    assert set(picks(Sampling(top_k=1, top_p=1), logits, 30)) == {1}
+    assert set(picks(Sampling(top_k=2, top_p=1), logits, 60)) == {1, 2}
+
+
+def test_equal_tokens_at_the_border_of_top_p_are_all_kept():
+    left = distribution(np.zeros(10, dtype=np.float32), Sampling(top_p=0.05))
+    np.testing.assert_allclose(left, np.full(10, 0.1))
+
+
+def test_a_flat_distribution_over_a_large_vocabulary_is_cut_where_it_should():
+    logits = torch.randn(65_536, generator=torch.Generator().manual_seed(0)).numpy()
+    for top_p in (0.001, 0.7, 0.999):
+        left = distribution(logits, Sampling(top_p=top_p)) > 0
+        probabilities = torch.from_numpy(logits).double().softmax(-1).numpy()
+        kept = probabilities[left].sum()
+        assert kept >= top_p - 1e-6
+        assert kept - probabilities[left].min() < top_p + 1e-6
+
+
+def test_a_seed_repeats_the_choices_and_leaves_the_global_numbers_alone():
+    logits = torch.randn(100, generator=torch.Generator().manual_seed(0))
+    first = picks(Sampling(seed=7, top_p=1), logits, 50)
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    states = global_numbers()
+    assert picks(Sampling(seed=7, top_p=1), logits, 50) == first
+    assert global_numbers() == states
+    assert picks(Sampling(seed=8, top_p=1), logits, 50) != first
+    assert picks(Sampling(top_p=1), logits, 50) != picks(Sampling(top_p=1), logits, 50)
+
+
+def test_draws_follow_the_probabilities():
+    logits = torch.tensor([1.0, 2.0, 3.0])
+    counts = np.bincount(picks(Sampling(seed=0, top_p=1), logits, 20_000), minlength=3)
+    np.testing.assert_allclose(counts / 20_000, logits.softmax(-1).numpy(), atol=0.015)
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e30])
+def test_extreme_temperatures_are_no_error(temperature):
+    logits = torch.tensor([100.0, -100.0, 99.0])
+    found = set(picks(Sampling(temperature=temperature, top_p=1), logits, 60))
+    assert found == ({0} if temperature < 1 else {0, 1, 2})
+
+
+class TestPenalties:
+    """Presence and frequency, as `PIPELINE.generate` counts them."""
+
+    def test_penalties_follow_the_package_step_by_step(self):
+        sampling = Sampling(
+            temperature=0, presence_penalty=0.3, frequency_penalty=0.5, penalty_decay=0.9
+        )
+        generator = torch.Generator().manual_seed(3)
+        sampler = Sampler(sampling)
+        occurrence: dict[int, float] = {}
+        for _ in range(200):
+            logits = torch.randn(100, generator=generator)
+            expected = logits.clone()
+            for token, count in occurrence.items():
+                expected[token] -= 0.3 + count * 0.5
+            token = sampler.pick(logits)
+            assert token == int(expected.argmax())
+            piece = b"7" if token % 3 == 0 else b"x"
+            sampler.saw(token, piece)
+            for seen in occurrence:
+                occurrence[seen] *= 0.9
+            occurrence[token] = occurrence.get(token, 0.0) + (0.0 if piece == b"7" else 1.0)
+
+    def test_a_presence_penalty_alone_makes_repeats_rarer(self):
+        logits = torch.tensor([1.0, 0.9, 0.8])
+        assert picks(Sampling(temperature=0, presence_penalty=5), logits, 3) == [0, 1, 2]
+        assert picks(Sampling(temperature=0), logits, 3) == [0, 0, 0]
+
+    def test_digits_are_not_counted(self):
+        logits = torch.tensor([1.0, 0.9])
+        sampler = Sampler(Sampling(temperature=0, frequency_penalty=5))
+        sampler.saw(0, b"42")
+        assert sampler.pick(logits) == 1  # "42" is no run of the digits in order
+        sampler = Sampler(Sampling(temperature=0, frequency_penalty=5))
+        sampler.saw(0, b"4")
+        assert sampler.pick(logits) == 0
+
+    def test_the_logits_handed_in_stay_as_they_are(self):
+        logits = torch.tensor([1.0, 0.9])
+        picks(Sampling(presence_penalty=1, frequency_penalty=1), logits, 5)
+        assert logits.tolist() == pytest.approx([1.0, 0.9])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_logits_that_are_no_numbers_are_an_error(bad, temperature):
+    with pytest.raises(EngineError, match="wider dtype"):
+        picks(Sampling(temperature=temperature), torch.tensor([0.0, bad, 1.0]), 1)

@@ -1,0 +1,212 @@
+"""The command line without a model: sessions of hand-made states, options, errors, speed."""
+
+import subprocess
+import sys
+from datetime import timedelta
+
+import pytest
+from langchain_core.messages import HumanMessage
+from typer.testing import CliRunner
+
+from langchain_rwkv_state.cli import app, output
+from langchain_rwkv_state.cli.options import read_ttl
+from langchain_rwkv_state.messages import message_to_json
+from langchain_rwkv_state.state import StateLayout, zero_state
+from langchain_rwkv_state.store import DiskStateStore
+
+LAYOUT = StateLayout.of(7, n_layer=1, n_embd=64, head_size=64)
+
+
+def _turns(store, session, count, ttl=None):
+    """Commits turns of made-up states; returns the last reference."""
+    head = store.head(session)
+    state = zero_state(LAYOUT, "model") if head is None else store.get(head)
+    for number in range(count):
+        tensors = {name: state[name] + 1 for name in state}
+        state = state.advanced(tensors, [ord(c) for c in f"{session}{number}"])
+        ref = store.stage(state, parent=head)
+        store.commit(session, ref, head, ttl)
+        head = ref
+    return head
+
+
+@pytest.fixture
+def store(tmp_path):
+    with DiskStateStore(tmp_path / "store") as opened:
+        yield opened
+
+
+@pytest.fixture
+def run(store):
+    def call(*words, **options):
+        return CliRunner().invoke(app, [*words, "--store", str(store.path)], **options)
+
+    return call
+
+
+def test_help_does_not_import_pytorch():
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\n"
+        "from langchain_rwkv_state.cli import app\n"
+        "result = CliRunner().invoke(app, ['chat', '--help'])\n"
+        "assert result.exit_code == 0 and '--session' in result.output, result.output\n"
+        "heavy = {'torch', 'rwkv', 'langchain_core', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={"COLUMNS": "120"})
+
+
+@pytest.mark.parametrize("command", ["chat", "sessions", "show", "rm", "prune", "doctor"])
+def test_every_command_has_help_and_takes_a_store(command):
+    result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "120"})
+    assert result.exit_code == 0
+    assert "--store" in result.stdout
+
+
+def test_sessions_are_listed_with_their_numbers(run, store):
+    _turns(store, "bob", 3)
+    _turns(store, "ada", 1, ttl=float("inf"))
+    result = run("sessions")
+    lines = result.stdout.splitlines()
+    assert result.exit_code == 0
+    assert lines[0].split() == ["SESSION", "TURNS", "TOKENS", "BYTES", "LAST", "USED", "EXPIRES"]
+    assert lines[1].split()[:3] == ["ada", "1", "4"]
+    assert lines[1].rstrip().endswith("never")
+    assert lines[2].split()[:3] == ["bob", "3", "12"]
+    assert lines[2].rstrip().endswith("in 30 d")
+
+
+def test_sessions_can_be_chosen_by_prefix(run, store):
+    _turns(store, "a/1", 1)
+    _turns(store, "b/1", 1)
+    assert "b/1" not in run("sessions", "--prefix", "a/").stdout
+
+
+def test_a_name_with_markup_and_escapes_is_shown_harmlessly(run, store):
+    _turns(store, "[red]x\x1b[31m\ny[/]", 1)
+    line = run("sessions").stdout.splitlines()[1]
+    assert "\x1b" not in line
+    assert line.startswith("[red]x\ufffd[31m y[/]")
+
+
+def test_an_empty_store_says_so(run):
+    assert "No sessions in" in run("sessions").stdout
+
+
+def test_looking_for_a_store_does_not_make_one(tmp_path):
+    missing = tmp_path / "missing"
+    for command in ("sessions", "prune"):
+        result = CliRunner().invoke(app, [command, "--store", str(missing)])
+        assert result.exit_code == 0
+        assert "There is no store" in result.stderr
+    assert not missing.exists()
+
+
+def test_the_store_comes_from_the_environment_where_no_option_names_one(store):
+    _turns(store, "bob", 1)
+    result = CliRunner().invoke(app, ["sessions"], env={"RWKV_STATE_DIR": str(store.path)})
+    assert "bob" in result.stdout
+
+
+def test_show_tells_head_log_bytes_and_unread(run, store):
+    head = _turns(store, "bob", 3)
+    store.append_unread("bob", [message_to_json(HumanMessage("I moved.\nTwice."))])
+    shown = run("show", "bob").stdout
+    assert head in shown
+    facts = dict(line.split(maxsplit=1) for line in shown.splitlines() if len(line.split()) > 1)
+    assert facts["turns"] == "3"
+    assert facts["tokens"].startswith("12")
+    assert facts["bytes"].startswith(f"{store.session('bob').nbytes:,}")
+    assert facts["unread"] == "1"
+    assert facts["expires"].startswith("in 30 d")
+    assert [line.split()[0] for line in shown.splitlines() if "rwkv1" in line] == [
+        "head",
+        "head",
+        "-1",
+        "-2",
+    ]
+    assert "human: I moved. Twice." in shown
+
+
+def test_show_of_an_unknown_session_is_an_error(run):
+    result = run("show", "nobody")
+    assert result.exit_code == 1
+    assert "There is no session 'nobody'" in result.stderr
+    assert result.stdout == ""
+
+
+def test_rm_deletes_sessions(run, store):
+    _turns(store, "bob", 1)
+    _turns(store, "ada", 1)
+    assert run("rm", "bob", "ada").exit_code == 0
+    assert store.sessions() == []
+    again = run("rm", "bob")
+    assert again.exit_code == 1
+    assert "There is no session 'bob'" in again.stderr
+
+
+def test_prune_removes_what_has_expired(tmp_path):
+    path = tmp_path / "store"
+    now = [1_000_000_000.0]
+    with DiskStateStore(path, clock=lambda: now[0]) as store:
+        _turns(store, "old", 1, ttl=timedelta(seconds=1))
+    result = CliRunner().invoke(app, ["prune", "--store", str(path)])
+    assert result.exit_code == 0
+    assert result.stdout.startswith("Removed")
+
+
+def test_a_damaged_store_is_one_sentence(tmp_path):
+    path = tmp_path / "store"
+    path.mkdir()
+    (path / "cache.db").write_bytes(b"no database at all" * 100)
+    result = CliRunner().invoke(app, ["sessions", "--store", str(path)])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert "Traceback" not in result.stderr
+
+
+def test_chat_with_a_missing_model_is_one_sentence(run):
+    result = run("chat", "--model", "/nowhere/all.pth", input="hello\n")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert "all.pth" in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("1.5h", 5400), ("30m", 1800), ("7d", 604800), ("never", float("inf"))],
+)
+def test_a_time_to_live_is_read(text, seconds):
+    assert read_ttl(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-1", "0", "3x"])
+def test_a_time_to_live_that_is_none_is_refused(run, text):
+    result = run("chat", f"--ttl={text}")
+    assert result.exit_code == 2
+    assert "is no time" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "shown"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (999_960, "1.0 MB"), (34_603_008, "34.6 MB")],
+)
+def test_sizes_are_shown_in_the_unit_that_suits_them(nbytes, shown):
+    assert output.size(nbytes) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (-3, "0 s"),
+        (0.2, "0 s"),
+        (61, "1 min 1 s"),
+        (3600, "1 h"),
+        (7201, "2 h"),
+        (86_400 * 30 - 5, "30 d"),
+        (90_000, "1 d 1 h"),
+    ],
+)
+def test_durations_are_shown_in_two_units(seconds, shown):
+    assert output.duration(seconds) == shown

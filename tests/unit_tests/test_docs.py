@@ -1,0 +1,89 @@
+"""The documentation says what is: links lead somewhere, tables agree with the code."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from langchain_rwkv_state import errors
+from langchain_rwkv_state.state import StateLayout
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")])
+_LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
+_CODE = re.compile(r"```.*?```|`[^`]*`", re.S)
+
+
+def _links(page: Path) -> list[str]:
+    text = _CODE.sub("", page.read_text())
+    return ["".join(pair) for pair in _LINK.findall(text)]
+
+
+def _anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", _CODE.sub("", page.read_text()), re.M)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_relative_links_lead_to_files_that_are_there(page):
+    for link in _links(page):
+        if link.startswith(("http:", "https:", "mailto:")):
+            continue
+        target, _, anchor = link.partition("#")
+        file = (page.parent / target).resolve() if target else page
+        assert file.exists(), f"{page.name} links to {link}"
+        if anchor:
+            assert anchor in _anchors(file), f"{page.name} links to {link}"
+
+
+def test_every_page_is_in_the_index():
+    index = _links(ROOT / "docs/index.md")
+    for page in ROOT.glob("docs/*.md"):
+        assert page.name == "index.md" or page.name in index
+
+
+def test_every_error_is_on_the_page_on_errors():
+    page = (ROOT / "docs/errors.md").read_text()
+    tree = page.split("```")[1]
+    classes = [c for _, c in inspect.getmembers(errors, inspect.isclass)]
+    assert len(classes) > 10
+    for error in classes:
+        assert re.search(rf"\b{error.__name__}\b", tree), f"the tree lacks {error.__name__}"
+        assert f"| `{error.__name__}` |" in page, f"the table lacks {error.__name__}"
+        if error is not errors.RWKVStateError:
+            assert error.__bases__[0] is errors.RWKVStateError, "the drawn tree has one level"
+            line = next(x for x in tree.splitlines() if re.search(rf"\b{error.__name__}\b", x))
+            assert issubclass(error, ValueError) == ("ValueError" in line)
+    for name in re.findall(r"^\| `(\w+)` \|", page, re.M):
+        assert hasattr(errors, name), f"the table has {name}, which is no error"
+
+
+def test_sizes_on_the_page_on_the_idea_are_those_of_the_layout():
+    page = (ROOT / "docs/idea.md").read_text()
+    rows = re.findall(r"^\| RWKV-(\d) .*? \| (\d+) x (\d+) \| ([\d,]+) \|$", page, re.M)
+    assert len(rows) > 10
+    for version, n_layer, n_embd, nbytes in rows:
+        layout = StateLayout.of(
+            int(version),  # type: ignore[arg-type]
+            n_layer=int(n_layer),
+            n_embd=int(n_embd),
+            head_size=None if version == "4" else 64,
+        )
+        assert f"{layout.nbytes:,}" == nbytes
+
+
+def test_versions_in_the_table_of_the_tested_setup_are_the_pinned_ones():
+    readme = (ROOT / "README.md").read_text()
+    pinned = dict(
+        line.split("==")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    )
+    for shown, name in (
+        ("PyTorch", "torch"),
+        *((n, n) for n in ("langchain-core", "rwkv", "diskcache")),
+    ):
+        row = re.search(rf"^\| {shown} \| ([\d.]+)", readme, re.M)
+        assert row, f"the table lacks {shown}"
+        assert row[1] == pinned[name]

@@ -1,0 +1,50 @@
+import subprocess
+import sys
+
+import pytest
+
+import langchain_rwkv_state
+
+EXPORTED = [
+    "ChatRWKV",
+    "DiskStateStore",
+    "MemoryStateStore",
+    "RWKVLLM",
+    "RWKVState",
+    "RWKVStateHistory",
+    "StateLayout",
+    "StateStore",
+    "__version__",
+]
+
+
+def test_the_public_names_are_these_and_no_others():
+    assert sorted(langchain_rwkv_state.__all__) == sorted(EXPORTED)
+    assert set(EXPORTED) <= set(dir(langchain_rwkv_state))
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_each_public_name_can_be_imported(name):
+    assert getattr(langchain_rwkv_state, name) is not None
+
+
+def test_no_other_name_can():
+    with pytest.raises(AttributeError, match="RWKVNothing"):
+        _ = langchain_rwkv_state.RWKVNothing
+
+
+def test_importing_the_package_neither_loads_torch_nor_prints():
+    code = (
+        "import sys, langchain_rwkv_state;"
+        "sys.exit('torch' in sys.modules or 'langchain_core' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_every_error_has_one_root():
+    from langchain_rwkv_state import errors
+
+    named = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    assert len(named) > 8
+    assert all(issubclass(kind, errors.RWKVStateError) for kind in named)
