@@ -132,7 +132,7 @@ def test_a_frozen_turn_is_let_go_once_its_state_is_gone(history, fake, store):
 
 
 def test_a_failing_store_reaches_who_asks_for_messages(history, store, monkeypatch):
-    def fail(session):
+    def fail(session, *, renew=True):
         raise OSError("the disk is gone")
 
     monkeypatch.setattr(store, "session", fail)
