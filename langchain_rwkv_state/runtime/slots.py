@@ -1,0 +1,124 @@
+"""Slots: places in which a runtime holds the states of many conversations and advances them.
+
+Whoever decodes many conversations at once puts each state into a slot, reads ids into any of the
+slots at each step, and takes copies out when a state is to be kept. A runtime with a batch of its
+own offers `slots`; `open_slots` gives the same interface to every other. The easy mistake is to
+keep a slot's number beyond its conversation: the next one overwrites it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol, TypeAlias
+
+import torch
+
+from langchain_rwkv_state.runtime.base import Runtime
+from langchain_rwkv_state.state import RWKVState
+
+Reads: TypeAlias = Sequence[tuple[int, Sequence[int]]]
+"""Pairs of a slot and the ids, at least one, that it reads next; each slot at most once."""
+
+
+class Slots(Protocol):
+    """A fixed number of states at work. One thread uses it at a time."""
+
+    @property
+    def count(self) -> int:
+        """Number of slots."""
+        ...
+
+    def put(self, slot: int, state: RWKVState) -> None:
+        """Copies a state into a slot.
+
+        Raises:
+            StateMismatch: It belongs to other weights or another compute dtype.
+        """
+        ...
+
+    def get(self, slot: int) -> RWKVState:
+        """Returns a copy of the state in a slot."""
+        ...
+
+    def read(self, reads: Reads) -> torch.Tensor:
+        """Reads ids into slots, all in one pass where the runtime can.
+
+        Args:
+            reads: Slots and ids, of any lengths; at least one pair.
+
+        Returns:
+            Logits after the last id of each pair (``[len(reads), V]``, fp32, on the CPU), valid
+            until the next call.
+
+        Raises:
+            ValueError: There is nothing to read, an id is out of range, or a slot comes twice.
+        """
+        ...
+
+    def clear(self, slot: int) -> None:
+        """Lets a slot's state go."""
+        ...
+
+
+def open_slots(runtime: Runtime, count: int) -> Slots:
+    """Returns slots of a runtime: its own, or states kept beside it."""
+    if count < 1:
+        raise ValueError(f"There must be at least one slot, got {count}.")
+    own = getattr(runtime, "slots", None)
+    slots: Slots = StateSlots(runtime, count) if own is None else own(count)
+    return slots
+
+
+class StateSlots:
+    """Slots over `Runtime.forward_batch`, for runtimes that have none of their own.
+
+    Args:
+        runtime: The model.
+        count: Number of slots.
+    """
+
+    def __init__(self, runtime: Runtime, count: int) -> None:
+        self._runtime = runtime
+        self._states: list[RWKVState | None] = [None] * count
+
+    @property
+    def count(self) -> int:
+        """Number of slots."""
+        return len(self._states)
+
+    def put(self, slot: int, state: RWKVState) -> None:
+        """Holds a state; values are immutable, so nothing is copied."""
+        self._states[slot] = state
+
+    def get(self, slot: int) -> RWKVState:
+        """Returns the state in a slot."""
+        state = self._states[slot]
+        if state is None:
+            raise ValueError(f"Slot {slot} is empty.")
+        return state
+
+    def read(self, reads: Reads) -> torch.Tensor:
+        """Reads ids into slots through the runtime's `forward_batch`."""
+        check_reads(slot for slot, _ in reads)
+        states = [self.get(slot) for slot, _ in reads]
+        logits, states = self._runtime.forward_batch([ids for _, ids in reads], states)
+        for (slot, _), state in zip(reads, states, strict=True):
+            self._states[slot] = state
+        return logits
+
+    def clear(self, slot: int) -> None:
+        """Lets a slot's state go."""
+        self._states[slot] = None
+
+
+def check_reads(slots: Iterable[int]) -> None:
+    """Checks that there is something to read, and no slot twice.
+
+    Raises:
+        ValueError: There is not, or a slot comes twice.
+    """
+    named = list(slots)
+    if not named:
+        raise ValueError("There is nothing to read: give at least one slot with its ids.")
+    if len(set(named)) != len(named):
+        raise ValueError(f"Each slot is read into at most once in a step, got {named}.")
