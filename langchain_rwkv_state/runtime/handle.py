@@ -10,11 +10,14 @@ from __future__ import annotations
 import operator
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch
 
 from langchain_rwkv_state.errors import ModelLoadError, StateMismatch
+from langchain_rwkv_state.runtime.native.arrays import StateArrays
+from langchain_rwkv_state.runtime.slots import Reads, Slots, StateSlots, check_reads
 from langchain_rwkv_state.state import Derivation, Fingerprint, RWKVState, StateLayout, zero_state
 
 
@@ -30,10 +33,23 @@ class Model(Protocol):
         """Returns those tensors of the first state that are not zero, by name."""
         ...
 
-    def forward(
-        self, tokens: list[int], tensors: Sequence[torch.Tensor]
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Reads tokens from the tensors of a state, which stay as they are."""
+    def forward_batch(
+        self, tokens: Sequence[list[int]], states: Sequence[Sequence[torch.Tensor]]
+    ) -> tuple[torch.Tensor, list[list[torch.Tensor]]]:
+        """Reads sequences from the tensors of states, which stay as they are."""
+        ...
+
+
+@runtime_checkable
+class BatchModel(Model, Protocol):
+    """A model that advances many states in one pass."""
+
+    def arrays(self, count: int) -> StateArrays:
+        """Returns room for `count` states."""
+        ...
+
+    def read(self, arrays: StateArrays, reads: Sequence[tuple[int, Sequence[int]]]) -> torch.Tensor:
+        """Reads ids into slots; returns logits ``[len(reads), V]``."""
         ...
 
 
@@ -126,14 +142,13 @@ class RuntimeHandle:
             StateMismatch: The state belongs to other weights or another compute dtype.
             ModelLoadError: The handle was closed.
         """
-        model, ids = self._open(), self._checked(tokens)
-        self._require(state)
-        return self._read(model, ids, state)
+        logits, states = self.forward_batch([tokens], [state])
+        return logits[0], states[0]
 
     def forward_batch(
         self, tokens: Sequence[Sequence[int]], states: Sequence[RWKVState]
     ) -> tuple[torch.Tensor, list[RWKVState]]:
-        """Reads B sequences of any lengths, each from its own state, one after the other.
+        """Reads B sequences of any lengths, each from its own state.
 
         Returns:
             Logits ``[B, V]`` (fp32, on the CPU) and the B new states.
@@ -145,15 +160,29 @@ class RuntimeHandle:
         """
         if len(tokens) != len(states):
             raise ValueError(f"{len(tokens)} sequences were given with {len(states)} states.")
-        model, rows = self._open(), [self._checked(row) for row in tokens]
+        model, rows = self._open(), [self.checked(row) for row in tokens]
         for state in states:
-            self._require(state)
-        logits = torch.empty(len(rows), self._vocab_size, dtype=torch.float32)
-        advanced = []
-        for row, ids in enumerate(rows):
-            logits[row], state = self._read(model, ids, states[row])
-            advanced.append(state)
-        return logits, advanced
+            self.require(state)
+        if not rows:
+            return torch.empty(0, self._vocab_size), []
+        names = [spec.name for spec in self._layout.specs]
+        given = [[state.shared(name) for name in names] for state in states]
+        logits, taken = model.forward_batch(rows, given)
+        return logits, [
+            state.advanced(dict(zip(names, tensors, strict=True)), ids)
+            for state, tensors, ids in zip(states, taken, rows, strict=True)
+        ]
+
+    def slots(self, count: int) -> Slots:
+        """Returns room for `count` states that are advanced in place.
+
+        Raises:
+            ModelLoadError: The handle was closed.
+        """
+        model = self._open()
+        if isinstance(model, BatchModel):
+            return ArraySlots(self, model, count)
+        return StateSlots(self, count)
 
     def close(self) -> None:
         """Gives back this user's hold on the weights; the last one frees them."""
@@ -166,7 +195,20 @@ class RuntimeHandle:
             raise ModelLoadError(f"The model {self._name!r} was unloaded here: load it again.")
         return model
 
-    def _checked(self, tokens: Sequence[int]) -> list[int]:
+    def require_open(self) -> None:
+        """Checks that the handle was not closed.
+
+        Raises:
+            ModelLoadError: It was.
+        """
+        self._open()
+
+    def checked(self, tokens: Sequence[int]) -> list[int]:
+        """Returns ids as a list.
+
+        Raises:
+            ValueError: There are none, or one is out of range.
+        """
         ids = [operator.index(token) for token in tokens]
         if not ids:
             raise ValueError("There are no tokens to read: give at least one.")
@@ -178,7 +220,12 @@ class RuntimeHandle:
             )
         return ids
 
-    def _require(self, state: RWKVState) -> None:
+    def require(self, state: RWKVState) -> None:
+        """Checks that a state is one of this model.
+
+        Raises:
+            StateMismatch: It belongs to other weights or another compute dtype.
+        """
         if state.fingerprint != self._fingerprint:
             self._identity.require(state.fingerprint, parts=("weights", "compute"))
         if state.layout != self._layout:
@@ -186,9 +233,83 @@ class RuntimeHandle:
                 f"The state's tensors are those of {state.layout}, the model's are {self._layout}."
             )
 
-    def _read(
-        self, model: Model, ids: list[int], state: RWKVState
-    ) -> tuple[torch.Tensor, RWKVState]:
-        names = [spec.name for spec in self._layout.specs]
-        logits, tensors = model.forward(ids, [state.shared(name) for name in names])
-        return logits, state.advanced(dict(zip(names, tensors, strict=True)), ids)
+
+class ArraySlots:
+    """Slots in a model's own arrays.
+
+    Args:
+        handle: The runtime that the states belong to.
+        model: Its model.
+        count: Number of slots.
+    """
+
+    def __init__(self, handle: RuntimeHandle, model: BatchModel, count: int) -> None:
+        self._handle = handle
+        self._model = model
+        self._arrays = model.arrays(count)
+        self._held: list[_Held | None] = [None] * count
+
+    @property
+    def count(self) -> int:
+        """Number of slots."""
+        return len(self._held)
+
+    def put(self, slot: int, state: RWKVState) -> None:
+        """Copies a state into a slot.
+
+        Raises:
+            StateMismatch: It belongs to other weights or another compute dtype.
+        """
+        self._handle.require(state)
+        self._arrays.put(slot, [state.shared(name) for name in state])
+        self._held[slot] = _Held(state.derivation, state.block)
+
+    def get(self, slot: int) -> RWKVState:
+        """Returns a copy of the state in a slot."""
+        held = self._require(slot)
+        held.derivation, held.unnamed = held.derivation.read(held.unnamed), []
+        layout = self._handle.layout
+        names = (spec.name for spec in layout.specs)
+        tensors = dict(zip(names, self._arrays.get(slot), strict=True))
+        return RWKVState(layout, tensors, held.derivation, block=held.block)
+
+    def read(self, reads: Reads) -> torch.Tensor:
+        """Reads ids into slots, in one pass.
+
+        Raises:
+            ValueError: There is nothing to read, an id is out of range, or a slot comes twice.
+            ModelLoadError: The handle was closed.
+        """
+        self._handle.require_open()
+        check_reads(slot for slot, _ in reads)
+        held = [self._require(slot) for slot, _ in reads]
+        checked = [(slot, self._handle.checked(ids)) for slot, ids in reads]
+        logits = self._model.read(self._arrays, checked)
+        for one, (_, ids) in zip(held, checked, strict=True):
+            one.unnamed += ids
+        return logits
+
+    def clear(self, slot: int) -> None:
+        """Lets a slot's state go."""
+        self._held[slot] = None
+
+    def _require(self, slot: int) -> _Held:
+        held = self._held[slot]
+        if held is None:
+            raise ValueError(f"Slot {slot} is empty: put a state into it first.")
+        return held
+
+
+@dataclass
+class _Held:
+    """What the state in a slot stands for.
+
+    Attributes:
+        derivation: At the last look.
+        block: Of the state that was put in.
+        unnamed: Ids read since the last look.
+    """
+
+    derivation: Derivation
+    block: str | None
+    unnamed: list[int] = field(default_factory=list)

@@ -19,7 +19,8 @@ from langchain_rwkv_state.errors import ModelLoadError
 from langchain_rwkv_state.runtime.base import Runtime
 from langchain_rwkv_state.runtime.checkpoint import Checkpoint
 from langchain_rwkv_state.runtime.files import SUFFIXES, read_tensors, require_file
-from langchain_rwkv_state.runtime.handle import RuntimeHandle
+from langchain_rwkv_state.runtime.handle import Model, RuntimeHandle
+from langchain_rwkv_state.runtime.native.model import NativeModel
 from langchain_rwkv_state.runtime.package import PackageModel
 from langchain_rwkv_state.runtime.registry import MODELS
 from langchain_rwkv_state.runtime.strategy import Strategy
@@ -41,10 +42,13 @@ def load_runtime(
     Args:
         model: A ``.pth`` or ``.safetensors`` file, ``"demo"`` for the built-in model, or a name on
             the hub, ``"org/repo/file.pth"`` or ``"org/repo"``. A path that exists wins over a name.
-        strategy: ``"auto"`` (``cuda fp16`` where there is a card, else ``cpu fp32``) or a string of
-            the `rwkv` package, such as ``"cuda fp16i8 *10 -> cpu fp32"``. On a CPU fp16 and bf16
-            halve the memory, and most CPUs compute ten times slower in them than in fp32. On CUDA
-            the package's own kernels are used where its switch ``RWKV_CUDA_ON=1`` is set.
+        strategy: ``"auto"`` (fp16 on a CUDA card, else fp32 on the CPU; RWKV-7 on the native
+            runtime, older versions on the `rwkv` package); ``"native <device> <dtype>"`` for the
+            native runtime by name; ``"cpu int8"`` for it with weights in 8 bits, which is lossy; or
+            a string of the package, such as ``"cuda fp16i8 *10 -> cpu fp32"``. On a CPU the native
+            runtime computes fp32 from weights as the file has them; fp16 and bf16 are ten times
+            slower there. On CUDA the package's own kernels are used where its switch
+            ``RWKV_CUDA_ON=1`` is set.
         tokenizer: Identity of the tokenizer, which becomes part of the fingerprint; ``None``
             where the caller deals in token ids.
         template: Identity of the chat template, likewise.
@@ -67,7 +71,7 @@ def load_runtime(
     chosen.require_devices()
     kernels = os.environ.get("RWKV_CUDA_ON") == "1" and chosen.on_cuda
     path = locate(model)
-    key = (*_identity(path), str(chosen), kernels)
+    key = (*_identity(path), chosen, kernels)
     load = functools.partial(_load, path, chosen, kernels)
     loaded, give_back = MODELS.hold(key, functools.partial(_on_a_thread, load))
     try:
@@ -144,7 +148,7 @@ def _identity(path: Path) -> tuple[str, int, int, int, int]:
     return str(path.resolve()), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
-def _on_a_thread(load: Callable[[], PackageModel]) -> PackageModel:
+def _on_a_thread(load: Callable[[], Model]) -> Model:
     """Loads on a thread that ends with it.
 
     PyTorch keeps a pool of OpenMP threads for each thread that computed. Where the caller had one
@@ -155,9 +159,11 @@ def _on_a_thread(load: Callable[[], PackageModel]) -> PackageModel:
         return pool.submit(load).result()
 
 
-def _load(path: Path, strategy: Strategy, kernels: bool) -> PackageModel:
+def _load(path: Path, strategy: Strategy, kernels: bool) -> Model:
     tensors = read_tensors(path)
     checkpoint = Checkpoint.of(tensors, path)
+    if strategy.is_native_for(checkpoint.version, deep_embed=checkpoint.deep_embed):
+        return NativeModel(tensors, checkpoint, strategy.stages[0])
     strategy.require_for(checkpoint.version)
     fits = checkpoint.version != "7" or checkpoint.head_size == _KERNEL_HEAD_SIZE
     try:

@@ -121,6 +121,25 @@ class PackageModel:
                 logits, state = self._model.forward(tokens[start : start + self._chunk], state)
             return logits.to("cpu", torch.float32).contiguous(), state
 
+    def forward_batch(
+        self, tokens: Sequence[list[int]], states: Sequence[Sequence[torch.Tensor]]
+    ) -> tuple[torch.Tensor, list[list[torch.Tensor]]]:
+        """Reads sequences one after the other: the package has no batch.
+
+        Args:
+            tokens: Ids, at least one for each sequence.
+            states: As many states' tensors; left as they are.
+
+        Returns:
+            Logits ``[B, V]`` and the new tensors of each state.
+        """
+        logits = torch.empty(len(tokens), self.vocab_size)
+        taken = []
+        for row, (ids, tensors) in enumerate(zip(tokens, states, strict=True)):
+            logits[row], after = self.forward(ids, tensors)
+            taken.append(after)
+        return logits, taken
+
     def _placed(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Returns the tensors on their layers' devices, copied where they may be written into."""
         each = len(tensors) // self.layout.n_layer

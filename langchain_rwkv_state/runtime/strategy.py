@@ -1,8 +1,9 @@
 """Strategies: where each layer of a model runs and in which dtypes, as one short string.
 
-This module reads the strings of the `rwkv` package and refuses those that the package would take
-and then not do; it loads nothing. The easy mistake is to trust the package's own check: it accepts
-``fp16i4`` and computes in fp16, and for RWKV-7 it silently drops everything behind the second word.
+This module reads the strings of the `rwkv` package, refuses those that the package would take and
+then not do, and knows which models the native runtime takes over; it loads nothing. The easy
+mistake is to trust the package's own check: it accepts ``fp16i4`` and computes in fp16, and for
+RWKV-7 it silently drops everything behind the second word.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -19,6 +21,8 @@ _STAGE = re.compile(
     r"(?P<device>cpu|cuda(?::\d+)?|mps|dml) (?P<dtype>fp32|fp16|bf16)(?P<quantised>i8|i4|i3)?"
     r"(?: \*(?P<layers>\d+)(?P<streams>\+)?)?"
 )
+_NATIVE = re.compile(r"(?P<device>cpu|cuda(?::\d+)?|mps) (?P<dtype>fp32|fp16|bf16|int8)")
+_NATIVE_STAGE = "'native <device> <dtype>', with the dtypes fp32, fp16, bf16 and int8"
 _ONE_STAGE = "'<device> <dtype>' with device cpu, cuda, cuda:N or mps and dtype fp32, fp16 or bf16"
 _STAGES = (
     f"{_ONE_STAGE}; the dtype may end in i8, a '*10' behind it says for how many layers, '*10+' "
@@ -52,17 +56,28 @@ class Stage:
 
 @dataclass(frozen=True)
 class Strategy:
-    """The stages of a model, first layer to last.
+    """The stages of a model, first layer to last, and which runtime runs them.
+
+    Attributes:
+        stages: At least one; exactly one for the native runtime.
+        runtime: ``native`` (RWKV-7 alone), ``package``, or ``auto`` for the native one wherever
+            the model is one for it.
 
     Example:
         >>> str(Strategy.parse("cuda fp16 *10->cpu  fp32"))
         'cuda fp16 *10 -> cpu fp32'
+        >>> str(Strategy.parse("cpu int8"))
+        'native cpu int8'
     """
 
     stages: tuple[Stage, ...]
+    runtime: Literal["auto", "native", "package"] = "package"
 
     def __str__(self) -> str:
         """Returns the canonical string."""
+        if self.runtime == "native":
+            stage = self.stages[0]
+            return f"native {stage.device} {'int8' if stage.int8 else stage.dtype}"
         return " -> ".join(map(str, self.stages))
 
     @classmethod
@@ -70,14 +85,25 @@ class Strategy:
         """Reads a strategy.
 
         Args:
-            text: ``"auto"`` or a string of the `rwkv` package. ``auto`` is ``cuda fp16`` where
-                there is a card and ``cpu fp32`` elsewhere.
+            text: ``"auto"``, ``"native <device> <dtype>"``, or a string of the `rwkv` package.
+                ``auto`` is ``cuda fp16`` where there is a card and ``cpu fp32`` elsewhere.
+                ``int8`` is known to the native runtime alone, so ``cpu int8`` means it too.
 
         Raises:
-            ModelLoadError: The package has no such strategy.
+            ModelLoadError: There is no such strategy.
         """
-        if text.strip() == "auto":
-            text = "cuda fp16" if torch.cuda.is_available() else "cpu fp32"
+        words = text.split()
+        if words == ["auto"]:
+            device, dtype = ("cuda", "fp16") if torch.cuda.is_available() else ("cpu", "fp32")
+            return cls((Stage(device, dtype),), "auto")
+        if words[:1] == ["native"] or words[-1:] == ["int8"]:
+            match = _NATIVE.fullmatch(" ".join(words).removeprefix("native "))
+            if match is None:
+                raise _unknown(text)
+            int8 = match["dtype"] == "int8"
+            return cls(
+                (Stage(match["device"], "fp32" if int8 else match["dtype"], int8),), "native"
+            )
         return cls(tuple(_stage(part, text) for part in text.split("->")))
 
     @property
@@ -99,6 +125,25 @@ class Strategy:
                     "use 'auto' or 'cpu fp32'."
                 )
 
+    def is_native_for(self, version: str, *, deep_embed: bool) -> bool:
+        """Says whether the native runtime runs a model.
+
+        Args:
+            version: Of RWKV.
+            deep_embed: Whether it is a variant of RWKV-7 that only the package knows.
+
+        Raises:
+            ModelLoadError: It was asked for, and does not.
+        """
+        known = version == "7" and not deep_embed
+        if self.runtime == "native" and not known:
+            kind = "with DeepEmbed" if deep_embed else version
+            raise ModelLoadError(
+                f"The strategy {str(self)!r} is for RWKV-7, and this is an RWKV {kind}: use 'auto' "
+                f"or {_ONE_STAGE}."
+            )
+        return known and self.runtime != "package"
+
     def require_for(self, version: str) -> None:
         """Checks that the package runs this strategy for a version of RWKV.
 
@@ -117,13 +162,19 @@ class Strategy:
 def _stage(part: str, text: str) -> Stage:
     match = _STAGE.fullmatch(" ".join(part.split()))
     if match is None or match["quantised"] in ("i4", "i3"):
-        raise ModelLoadError(f"The strategy {text!r} is not known: use 'auto' or {_STAGES}.")
+        raise _unknown(text)
     return Stage(
         match["device"],
         match["dtype"],
         match["quantised"] == "i8",
         int(match["layers"]) if match["layers"] else None,
         match["streams"] is not None,
+    )
+
+
+def _unknown(text: str) -> ModelLoadError:
+    return ModelLoadError(
+        f"The strategy {text!r} is not known: use 'auto', {_NATIVE_STAGE}, or {_STAGES}."
     )
 
 

@@ -1,0 +1,428 @@
+// One pass of an RWKV-7 model over ragged rows on a CPU: fp32 arithmetic, weights as they are kept.
+//
+// The fast path of `plain.py`, which says the same in readable PyTorch and is the oracle of its
+// tests. It is built on the user's machine, for its instruction set. It knows nothing of PyTorch:
+// arrays are contiguous, and every buffer is the caller's. The easy mistake is to link an OpenMP
+// library: PyTorch has one in the process already, and two pools fight for the same cores.
+//
+// T rows (tokens) of G segments, each one conversation's ids: segment s has the rows start[s] to
+// start[s + 1] and the state in slot[s]. D width, H heads, N head size, S slots, V vocabulary.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
+#if defined(_OPENMP)
+#define DO_PRAGMA(text) _Pragma(#text)
+#define PARALLEL(n) DO_PRAGMA(omp parallel num_threads(n))
+#define SHARE DO_PRAGMA(omp for schedule(static))
+#define SHARE_NOWAIT DO_PRAGMA(omp for schedule(static) nowait)
+#define BARRIER DO_PRAGMA(omp barrier)
+#else
+#define PARALLEL(n)
+#define SHARE
+#define SHARE_NOWAIT
+#define BARRIER
+#endif
+#define INLINE inline __attribute__((always_inline))
+
+namespace {
+
+constexpr float DECAY = -0.606531f;       // -exp(-0.5), as the rwkv package has it
+constexpr float GROUP_NORM_EPS = 64e-5f;
+constexpr float NORM_EPS = 1e-5f;
+constexpr float UNIT_EPS = 1e-12f;        // of torch.nn.functional.normalize
+
+// -- matrix products ---------------------------------------------------------------------------
+//
+// A matrix [N, K] is kept in panels of PANEL outputs, [N / PANEL, K, PANEL], so that one register
+// tile of ROWS x PANEL sums over a stream of weights without a single horizontal sum.
+
+#if defined(__AVX512F__)
+constexpr int WIDTH = 16, ACROSS = 4, ROWS = 6;
+#elif defined(__AVX__)
+constexpr int WIDTH = 8, ACROSS = 2, ROWS = 6;
+#else
+constexpr int WIDTH = 4, ACROSS = 4, ROWS = 6;
+#endif
+constexpr int PANEL = WIDTH * ACROSS;
+constexpr int64_t DEPTH = 1024;           // of a panel's block, which stays in the second-level cache
+constexpr int64_t BLOCK = 20 * ROWS;      // rows that share a panel's block
+
+typedef float vec __attribute__((vector_size(WIDTH * 4), aligned(4)));
+typedef int8_t bytes __attribute__((vector_size(WIDTH), aligned(1)));
+typedef uint16_t halves __attribute__((vector_size(WIDTH * 2), aligned(2)));
+typedef uint32_t words __attribute__((vector_size(WIDTH * 4), aligned(4)));
+
+enum Kind : int64_t { FP32 = 0, BF16 = 1, FP16 = 2, INT8 = 3 };
+enum After : int64_t { NOTHING = 0, TANH = 1, SIGMOID = 2, SQUARED_RELU = 3 };
+
+struct Matrix {
+    const void* data;
+    const float* scale;                   // of each output, for INT8
+    const float* bias;
+    int64_t n, k, kind;
+};
+
+template <int KIND> struct Weight { typedef float type; };
+template <> struct Weight<BF16> { typedef uint16_t type; };
+template <> struct Weight<FP16> { typedef uint16_t type; };
+template <> struct Weight<INT8> { typedef int8_t type; };
+
+template <int KIND>
+INLINE vec load(const typename Weight<KIND>::type* from) {
+    if constexpr (KIND == FP32) {
+        return *(const vec*)from;
+    } else if constexpr (KIND == BF16) {
+        return (vec)(__builtin_convertvector(*(const halves*)from, words) << 16);
+    } else if constexpr (KIND == INT8) {
+#if defined(__AVX512F__)
+        return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from)));
+#elif defined(__AVX2__)
+        return (vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from)));
+#else
+        return __builtin_convertvector(*(const bytes*)from, vec);
+#endif
+    } else {
+#if defined(__AVX512F__)
+        return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
+#elif defined(__F16C__) && defined(__AVX__)
+        return (vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
+#else
+        return vec{};                     // never packed so: see `keeps_fp16`
+#endif
+    }
+}
+
+// sums[M][PANEL] (+)= x[M][depth] * block[depth][PANEL]
+template <int KIND, int M>
+void tile(const float* x, int64_t stride, const void* block, int64_t depth, float* sums, bool more) {
+    const auto* w = (const typename Weight<KIND>::type*)block;
+    vec sum[M][ACROSS];
+    for (int m = 0; m < M; m++)
+        for (int n = 0; n < ACROSS; n++)
+            sum[m][n] = more ? *(const vec*)(sums + m * PANEL + n * WIDTH) : vec{};
+    for (int64_t k = 0; k < depth; k++) {
+        vec b[ACROSS];
+        for (int n = 0; n < ACROSS; n++) b[n] = load<KIND>(w + k * PANEL + n * WIDTH);
+        for (int m = 0; m < M; m++) {
+            const float a = x[m * stride + k];
+            for (int n = 0; n < ACROSS; n++) sum[m][n] += a * b[n];
+        }
+    }
+    for (int m = 0; m < M; m++)
+        for (int n = 0; n < ACROSS; n++) *(vec*)(sums + m * PANEL + n * WIDTH) = sum[m][n];
+}
+
+typedef void (*Tile)(const float*, int64_t, const void*, int64_t, float*, bool);
+template <int KIND> constexpr Tile TILES[ROWS + 1] = {
+    nullptr,       tile<KIND, 1>, tile<KIND, 2>, tile<KIND, 3>,
+    tile<KIND, 4>, tile<KIND, 5>, tile<KIND, 6>,
+};
+
+// exp(x) by Cephes' expf, clamped to what fp32 holds: relative error 2e-7; loops over it vectorise.
+INLINE float exponential(float x) {
+    x = x > 87.0f ? 87.0f : (x < -87.0f ? -87.0f : x);
+    const float n = std::floor(x * 1.44269504088896341f + 0.5f);
+    const float f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * f + 1.3981999507e-3f;
+    p = p * f + 8.3334519073e-3f;
+    p = p * f + 4.1665795894e-2f;
+    p = p * f + 1.6666665459e-1f;
+    p = p * f + 5.0000001201e-1f;
+    const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+    float power;
+    std::memcpy(&power, &bits, sizeof power);
+    return (p * f * f + f + 1.0f) * power;
+}
+
+INLINE float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
+
+void finish(const float* sums, int64_t rows, const Matrix& m, int64_t panel, After after, float* y) {
+    const int64_t from = panel * PANEL, width = std::min<int64_t>(PANEL, m.n - from);
+    for (int64_t r = 0; r < rows; r++) {
+        const float* sum = sums + r * PANEL;
+        float* to = y + r * m.n + from;
+        float value[PANEL];
+        for (int j = 0; j < width; j++) {
+            const float scaled = m.kind == INT8 ? sum[j] * m.scale[from + j] : sum[j];
+            value[j] = m.bias != nullptr ? scaled + m.bias[from + j] : scaled;
+        }
+        if (after == SIGMOID) {
+            for (int j = 0; j < width; j++) value[j] = sigmoid(value[j]);
+        } else if (after == TANH) {
+            for (int j = 0; j < width; j++) value[j] = 2.0f * sigmoid(2.0f * value[j]) - 1.0f;
+        } else if (after == SQUARED_RELU) {
+            for (int j = 0; j < width; j++) value[j] = value[j] > 0 ? value[j] * value[j] : 0.0f;
+        }
+        std::memcpy(to, value, width * sizeof(float));
+    }
+}
+
+template <int KIND>
+void panel_rows(const Matrix& m, int64_t panel, int64_t rows, const float* x, After after, float* y) {
+    static thread_local float sums[BLOCK * PANEL];
+    const auto* w = (const typename Weight<KIND>::type*)m.data + panel * m.k * PANEL;
+    const int64_t tiles = (rows + ROWS - 1) / ROWS;
+    for (int64_t k = 0; k < m.k; k += DEPTH) {
+        const int64_t depth = std::min(DEPTH, m.k - k);
+        for (int64_t t = 0, row = 0; t < tiles; t++) {
+            const int64_t height = (rows - row + tiles - t - 1) / (tiles - t);
+            TILES<KIND>[height](x + row * m.k + k, m.k, w + k * PANEL, depth, sums + row * PANEL, k > 0);
+            row += height;
+        }
+    }
+    finish(sums, rows, m, panel, after, y);
+}
+
+// y[T][n] = after(x[T][k] m' + bias), shared among the threads, which do not wait for each other.
+void product(const Matrix& m, int64_t T, const float* x, float* y, After after = NOTHING) {
+    const int64_t panels = (m.n + PANEL - 1) / PANEL, blocks = (T + BLOCK - 1) / BLOCK;
+    SHARE_NOWAIT
+    for (int64_t unit = 0; unit < panels * blocks; unit++) {
+        const int64_t panel = unit / blocks, row = unit % blocks * BLOCK;
+        const int64_t rows = std::min(BLOCK, T - row);
+        const float* from = x + row * m.k;
+        float* to = y + row * m.n;
+        switch (m.kind) {
+            case FP32: panel_rows<FP32>(m, panel, rows, from, after, to); break;
+            case BF16: panel_rows<BF16>(m, panel, rows, from, after, to); break;
+            case FP16: panel_rows<FP16>(m, panel, rows, from, after, to); break;
+            default: panel_rows<INT8>(m, panel, rows, from, after, to);
+        }
+    }
+}
+
+// -- between the products ----------------------------------------------------------------------
+
+struct Rows {
+    int64_t T, G;
+    const int64_t *start, *slot;
+};
+
+struct Norm {
+    const float *weight, *bias;
+};
+
+INLINE void layer_norm(const float* x, int64_t D, Norm norm, float* out) {
+    float mean = 0.0f, variance = 0.0f;
+    for (int64_t d = 0; d < D; d++) mean += x[d];
+    mean /= D;
+    for (int64_t d = 0; d < D; d++) variance += (x[d] - mean) * (x[d] - mean);
+    const float inverse = 1.0f / std::sqrt(variance / D + NORM_EPS);
+    for (int64_t d = 0; d < D; d++) out[d] = (x[d] - mean) * inverse * norm.weight[d] + norm.bias[d];
+}
+
+// x += delta; n = layer_norm(x); out[m] = n + (shifted - n) * mix[m], where `shifted` is n one token
+// back: for a segment's first row `before`, which becomes n of its last.
+void norm_shift_mix(const Rows& rows, int64_t D, float* x, const float* delta, Norm norm, int64_t M,
+                    const float* mix, float* before, float* normed, float* out) {
+    SHARE
+    for (int64_t t = 0; t < rows.T; t++) {
+        float* row = x + t * D;
+        if (delta != nullptr)
+            for (int64_t d = 0; d < D; d++) row[d] += delta[t * D + d];
+        layer_norm(row, D, norm, normed + t * D);
+    }
+    const bool many = rows.G > 1;         // else the rows of the one segment are shared
+    const int64_t units = many ? rows.G : rows.T;
+    SHARE
+    for (int64_t unit = 0; unit < units; unit++) {
+        const int64_t s = many ? unit : 0;
+        const int64_t from = many ? rows.start[s] : unit, to = many ? rows.start[s + 1] : unit + 1;
+        for (int64_t t = from; t < to; t++) {
+            const float* here = normed + t * D;
+            const float* back = t == rows.start[s] ? before + rows.slot[s] * D : here - D;
+            for (int64_t m = 0; m < M; m++) {
+                float* at = out + (m * rows.T + t) * D;
+                for (int64_t d = 0; d < D; d++) at[d] = here[d] + (back[d] - here[d]) * mix[m * D + d];
+            }
+        }
+    }
+    SHARE_NOWAIT
+    for (int64_t s = 0; s < rows.G; s++)
+        std::memcpy(before + rows.slot[s] * D, normed + (rows.start[s + 1] - 1) * D, D * sizeof(float));
+}
+
+struct TimeMix {
+    const float *r, *k, *v, *w, *a, *g, *v_gate, *v_first;      // (T, D); the last two or null
+    const float *k_k, *k_a, *r_k, *norm_weight, *norm_bias;     // (D)
+};
+
+// One segment's rows for one head. The state S[value][key] is read and written once a token:
+//   S = S diag(w) + (S a) b' + v k',  y = S r,  a = -kk,  b = kk * rate
+template <int SIZE>
+void head(const TimeMix& m, int64_t D, int64_t size, int64_t h, int64_t from, int64_t to, float* S,
+          float* out) {
+    constexpr int64_t MOST = SIZE > 0 ? SIZE : 256;
+    const int64_t N = SIZE > 0 ? SIZE : size;
+    alignas(64) float w[MOST], a[MOST], b[MOST], k[MOST], v[MOST], y[MOST];
+    for (int64_t t = from; t < to; t++) {
+        const int64_t at = t * D + h * N, in = h * N;
+        const float* r = m.r + at;
+        float square = 0.0f, bonus = 0.0f;
+        for (int64_t j = 0; j < N; j++) {
+            const float key = m.k[at + j], rate = sigmoid(m.a[at + j]), unit = key * m.k_k[in + j];
+            w[j] = exponential(DECAY * sigmoid(m.w[at + j]));
+            k[j] = key * (1.0f + (rate - 1.0f) * m.k_a[in + j]);
+            a[j] = -unit;
+            b[j] = unit * rate;
+            square += unit * unit;
+            bonus += r[j] * k[j] * m.r_k[in + j];
+        }
+        const float scale = 1.0f / std::max(std::sqrt(square), UNIT_EPS);
+        for (int64_t j = 0; j < N; j++) {
+            a[j] *= scale;
+            b[j] *= scale;
+            v[j] = m.v[at + j];
+        }
+        if (m.v_gate != nullptr)
+            for (int64_t j = 0; j < N; j++) v[j] += (m.v_first[at + j] - v[j]) * sigmoid(m.v_gate[at + j]);
+        float mean = 0.0f, variance = 0.0f;
+        for (int64_t i = 0; i < N; i++) {
+            float* row = S + i * N;
+            float removed = 0.0f, sum = 0.0f;
+            for (int64_t j = 0; j < N; j++) removed += row[j] * a[j];
+            for (int64_t j = 0; j < N; j++) {
+                row[j] = row[j] * w[j] + removed * b[j] + v[i] * k[j];
+                sum += row[j] * r[j];
+            }
+            y[i] = sum;
+            mean += sum;
+        }
+        mean /= N;
+        for (int64_t i = 0; i < N; i++) variance += (y[i] - mean) * (y[i] - mean);
+        const float inverse = 1.0f / std::sqrt(variance / N + GROUP_NORM_EPS);
+        for (int64_t i = 0; i < N; i++) {
+            const float normed = (y[i] - mean) * inverse * m.norm_weight[in + i] + m.norm_bias[in + i];
+            out[at + i] = (normed + bonus * v[i]) * m.g[at + i];
+        }
+    }
+}
+
+void time_mix(const Rows& rows, const TimeMix& m, int64_t D, int64_t N, float* wkv, float* out) {
+    const int64_t H = D / N;
+    SHARE
+    for (int64_t unit = 0; unit < rows.G * H; unit++) {
+        const int64_t s = unit / H, h = unit % H, from = rows.start[s], to = rows.start[s + 1];
+        float* S = wkv + (rows.slot[s] * H + h) * N * N;
+        switch (N) {
+            case 32: head<32>(m, D, N, h, from, to, S, out); break;
+            case 64: head<64>(m, D, N, h, from, to, S, out); break;
+            case 128: head<128>(m, D, N, h, from, to, S, out); break;
+            default: head<0>(m, D, N, h, from, to, S, out);
+        }
+    }
+}
+
+struct Layer {
+    Norm att_norm, ffn_norm;
+    const float *att_mix, *ffn_mix;       // (6, D) in the order r, w, k, v, a, g; (D)
+    Matrix receptance, key, value, output, ffn_key, ffn_value;
+    Matrix w1, w2, a1, a2, v1, v2, g1, g2;  // biases w0, a0, v0 with the second ones; v1 n = 0 for none
+    const float *k_k, *k_a, *r_k, *head_norm_weight, *head_norm_bias;
+};
+
+struct Model {
+    int64_t L, D, N, F;
+    const Layer* layers;
+    Norm out_norm;
+    Matrix head;
+};
+
+}  // namespace
+
+extern "C" {
+
+int64_t panel_width() { return PANEL; }
+
+int64_t keeps_fp16() {
+#if defined(__F16C__) && defined(__AVX__)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+// Floats of workspace that `forward` needs.
+int64_t workspace(const Model* model, int64_t T, int64_t G) {
+    int64_t rank = 0;
+    for (int64_t l = 0; l < model->L; l++) {
+        const Layer& y = model->layers[l];
+        rank = std::max({rank, y.w1.n, y.a1.n, y.v1.n, y.g1.n});
+    }
+    return T * (17 * model->D + 4 * rank + model->F) + G * model->D;
+}
+
+// Reads T rows into G slots. x: the rows' embeddings, (T, D), overwritten. att_x, ffn_x: (L, S, D);
+// wkv: (L, S, H, N, N); all three updated in place in the named slots. logits: (G, V).
+void forward(const Model* model, int64_t threads, int64_t T, int64_t G, const int64_t* start,
+             const int64_t* slot, int64_t S, float* x, float* att_x, float* wkv, float* ffn_x,
+             float* space, float* logits) {
+    const Rows rows = {T, G, start, slot};
+    const int64_t D = model->D, N = model->N, TD = T * D;
+    float* mixed = space;                 // (6, T, D)
+    float *normed = mixed + 6 * TD, *r = normed + TD, *k = r + TD, *v_first = k + TD;
+    float *v_own = v_first + TD, *w = v_own + TD, *a = w + TD, *g = a + TD, *v_gate = g + TD;
+    float *out = v_gate + TD, *delta = out + TD, *inner = delta + TD;
+    float *w_low = inner + T * model->F;
+    PARALLEL(threads)
+    {
+        const float* pending = nullptr;
+        for (int64_t l = 0; l < model->L; l++) {
+            const Layer& y = model->layers[l];
+            float* v = l == 0 ? v_first : v_own;
+            float *a_low = w_low + T * y.w1.n, *g_low = a_low + T * y.a1.n, *v_low = g_low + T * y.g1.n;
+            const bool gated = l > 0;
+            norm_shift_mix(rows, D, x, pending, y.att_norm, 6, y.att_mix, att_x + l * S * D, normed, mixed);
+            product(y.receptance, T, mixed, r);
+            product(y.key, T, mixed + 2 * TD, k);
+            product(y.value, T, mixed + 3 * TD, v);
+            product(y.w1, T, mixed + TD, w_low, TANH);
+            product(y.a1, T, mixed + 4 * TD, a_low);
+            product(y.g1, T, mixed + 5 * TD, g_low, SIGMOID);
+            if (gated) product(y.v1, T, mixed + 3 * TD, v_low);
+            BARRIER
+            product(y.w2, T, w_low, w);
+            product(y.a2, T, a_low, a);
+            product(y.g2, T, g_low, g);
+            if (gated) product(y.v2, T, v_low, v_gate);
+            BARRIER
+            const TimeMix mix = {r, k, v, w, a, g, gated ? v_gate : nullptr, v_first, y.k_k, y.k_a, y.r_k,
+                                 y.head_norm_weight, y.head_norm_bias};
+            time_mix(rows, mix, D, N, wkv + l * S * D * N, out);
+            product(y.output, T, out, delta);
+            BARRIER
+            norm_shift_mix(rows, D, x, delta, y.ffn_norm, 1, y.ffn_mix, ffn_x + l * S * D, normed, mixed);
+            product(y.ffn_key, T, mixed, inner, SQUARED_RELU);
+            BARRIER
+            product(y.ffn_value, T, inner, delta);
+            BARRIER
+            pending = delta;
+        }
+        SHARE
+        for (int64_t s = 0; s < G; s++) {
+            const int64_t t = start[s + 1] - 1;
+            for (int64_t d = 0; d < D; d++) x[t * D + d] += delta[t * D + d];
+            layer_norm(x + t * D, D, model->out_norm, mixed + s * D);
+        }
+        product(model->head, G, mixed, logits);
+    }
+}
+
+// Puts a matrix [n, k] of `size` bytes a weight into panels; outputs that do not exist are zero.
+void pack(int64_t n, int64_t k, int64_t size, const char* from, char* to) {
+    for (int64_t p = 0; p * PANEL < n; p++)
+        for (int64_t j = 0; j < k; j++)
+            for (int64_t i = 0; i < PANEL; i++, to += size) {
+                if (p * PANEL + i < n) std::memcpy(to, from + ((p * PANEL + i) * k + j) * size, size);
+                else std::memset(to, 0, size);
+            }
+}
+
+}  // extern "C"

@@ -1,0 +1,177 @@
+"""`NativeModel`: RWKV-7 over many states at once, by the best pass that this machine has.
+
+It turns ids into rows, keeps a pass within a bounded number of rows, and chooses between the
+compiled and the plain pass; the arithmetic is theirs. The easy mistake is to run a long prompt in
+one pass: its memory grows with the rows, and nobody else is served meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch.nn import functional
+
+from langchain_rwkv_state.runtime.checkpoint import Checkpoint
+from langchain_rwkv_state.runtime.native import build
+from langchain_rwkv_state.runtime.native.arrays import StateArrays
+from langchain_rwkv_state.runtime.native.compiled import LARGEST_HEAD, CompiledPass, rounded
+from langchain_rwkv_state.runtime.native.plain import PlainPass, Segments
+from langchain_rwkv_state.runtime.native.weights import Layer, Weights
+from langchain_rwkv_state.runtime.strategy import Stage
+from langchain_rwkv_state.state import StateLayout
+
+MAX_ROWS = 512
+"""Most ids read in one pass: more is no faster, and takes more memory."""
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class NativeModel:
+    """One loaded RWKV-7.
+
+    Args:
+        tensors: The weights, as `read_tensors` gave them; emptied.
+        checkpoint: What they are.
+        stage: Device and dtype; one for the whole model.
+        compiled: Whether to use the compiled pass; ``None`` for wherever it can be had.
+
+    Attributes:
+        layout: Names, shapes and dtypes of its states.
+        weights: First part of its fingerprint.
+        compute: Second part: the compute dtype.
+        vocab_size: Number of logits, V.
+        is_compiled: Whether the compiled pass is used.
+    """
+
+    def __init__(
+        self,
+        tensors: dict[str, torch.Tensor],
+        checkpoint: Checkpoint,
+        stage: Stage,
+        *,
+        compiled: bool | None = None,
+    ) -> None:
+        sorted_weights = Weights.of(tensors, checkpoint.n_layer)
+        tensors.clear()
+        self._dtype = _DTYPES[stage.dtype]
+        self._device = torch.device(stage.device)
+        self.layout = StateLayout.of(
+            7,
+            n_layer=checkpoint.n_layer,
+            n_embd=checkpoint.n_embd,
+            head_size=checkpoint.head_size,
+            shift_dtype=stage.dtype,
+        )
+        self.weights = checkpoint.weights
+        self.compute = "int8" if stage.int8 else stage.dtype
+        self.vocab_size = checkpoint.vocab_size
+        self._emb = sorted_weights.emb.clone()
+        norm = sorted_weights.emb_norm
+        self._emb_norm = (
+            norm.weight.to(self._dtype, copy=True),
+            norm.bias.to(self._dtype, copy=True),
+        )
+        fits = stage.device == "cpu" and self._dtype == torch.float32
+        fits = fits and checkpoint.head_size <= LARGEST_HEAD
+        library = build.library() if fits and compiled is not False and build.enabled() else None
+        if compiled and library is None:
+            raise ValueError("The compiled pass is not to be had here for this model.")
+        self.is_compiled = library is not None
+        self._pass: CompiledPass | PlainPass
+        if library is not None:
+            self._pass = CompiledPass(
+                sorted_weights, checkpoint.head_size, library, int8=stage.int8
+            )
+        else:
+            if stage.int8:
+                sorted_weights = _rounded(sorted_weights)
+            self._pass = PlainPass(sorted_weights, checkpoint.head_size, self._dtype, self._device)
+
+    def zero_tensors(self) -> Mapping[str, torch.Tensor]:
+        """Returns those tensors of the first state that are not zero: none."""
+        return {}
+
+    def arrays(self, count: int) -> StateArrays:
+        """Returns room for `count` states, all zero."""
+        return StateArrays(self.layout, count, self._device)
+
+    def read(self, arrays: StateArrays, reads: Sequence[tuple[int, Sequence[int]]]) -> torch.Tensor:
+        """Reads ids into slots.
+
+        Args:
+            arrays: The states; the named slots are updated in place.
+            reads: Slots, each at most once, and ids, each at least one and in ``[0, V)``.
+
+        Returns:
+            Logits after the last id of each pair, ``[len(reads), V]``, fp32, on the CPU.
+        """
+        left = [list(ids) for _, ids in reads]
+        if sum(map(len, left)) <= MAX_ROWS:
+            return self._one_pass(arrays, [slot for slot, _ in reads], left)
+        logits = torch.empty(len(reads), self.vocab_size)
+        waiting = list(range(len(reads)))
+        while waiting:
+            room, taken = MAX_ROWS, {}
+            for number in waiting:
+                if room:
+                    taken[number], left[number] = left[number][:room], left[number][room:]
+                    room -= len(taken[number])
+            slots = [reads[number][0] for number in taken]
+            logits[list(taken)] = self._one_pass(arrays, slots, list(taken.values()))
+            waiting = [number for number in waiting if left[number]]
+        return logits
+
+    def forward_batch(
+        self, tokens: Sequence[list[int]], states: Sequence[Sequence[torch.Tensor]]
+    ) -> tuple[torch.Tensor, list[list[torch.Tensor]]]:
+        """Reads sequences from the tensors of states.
+
+        Args:
+            tokens: Ids, at least one for each sequence.
+            states: As many states' tensors, in the layout's order; left as they are.
+
+        Returns:
+            Logits ``[B, V]`` and the new tensors of each state, on the CPU.
+        """
+        arrays = self.arrays(len(states))
+        for slot, tensors in enumerate(states):
+            arrays.put(slot, tensors)
+        logits = self.read(arrays, list(enumerate(tokens)))
+        return logits, [arrays.get(slot) for slot in range(len(states))]
+
+    def _one_pass(
+        self, arrays: StateArrays, slots: list[int], rows: list[list[int]]
+    ) -> torch.Tensor:
+        start, ids = [0], []
+        for row in rows:
+            ids += row
+            start.append(len(ids))
+        with torch.inference_mode():
+            x = self._emb[ids].to(self._dtype)
+            x = functional.layer_norm(x, x.shape[1:], *self._emb_norm).to(self._device)
+            logits = self._pass(x, Segments(tuple(start), tuple(slots)), arrays)
+            return logits.to("cpu", torch.float32)
+
+
+def _rounded(weights: Weights) -> Weights:
+    """Returns weights whose large matrices have the values that 8 bits can say."""
+
+    def through(weight: torch.Tensor) -> torch.Tensor:
+        integers, scale = rounded(weight)
+        return integers * scale.unsqueeze(1)
+
+    def layer_through(layer: Layer) -> Layer:
+        return replace(
+            layer,
+            receptance=through(layer.receptance),
+            key=through(layer.key),
+            value=through(layer.value),
+            output=through(layer.output),
+            ffn_key=through(layer.ffn_key),
+            ffn_value=through(layer.ffn_value),
+        )
+
+    layers = tuple(map(layer_through, weights.layers))
+    return replace(weights, layers=layers, head=through(weights.head))
