@@ -148,7 +148,8 @@ class NativeModel:
         for row in rows:
             ids += row
             start.append(len(ids))
-        with torch.inference_mode():
+        # A caller's autocast would change the dtypes.
+        with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
             x = self._emb[ids].to(self._dtype)
             x = functional.layer_norm(x, x.shape[1:], *self._emb_norm).to(self._device)
             logits = self._pass(x, Segments(tuple(start), tuple(slots)), arrays)

@@ -273,10 +273,12 @@ def test_a_handle_of_its_own_model_is_enough() -> None:
         def zero_tensors(self) -> dict[str, torch.Tensor]:
             return {}
 
-        def forward(
-            self, tokens: list[int], tensors: list[torch.Tensor]
-        ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-            return torch.arange(3.0), [tensor + len(tokens) for tensor in tensors]
+        def forward_batch(
+            self, tokens: list[list[int]], states: list[list[torch.Tensor]]
+        ) -> tuple[torch.Tensor, list[list[torch.Tensor]]]:
+            logits = torch.arange(3.0).expand(len(tokens), 3)
+            pairs = zip(tokens, states, strict=True)
+            return logits, [[tensor + len(ids) for tensor in tensors] for ids, tensors in pairs]
 
     handle = RuntimeHandle(Constant(), lambda: None, name="constant")  # type: ignore[arg-type]
     logits, state = handle.forward([1, 2], handle.zero_state())

@@ -43,8 +43,45 @@ def test_auto_is_the_card_where_there_is_one(monkeypatch: pytest.MonkeyPatch) ->
     "text", ["", "gpu fp16", "cpu", "cpu fp64", "cpu fp16 10", "cpu fp32 ->", "cpu fp32i4", "rocm"]
 )
 def test_an_unknown_strategy_is_refused_with_what_is_possible(text: str) -> None:
-    with pytest.raises(ModelLoadError, match=r"not known: use 'auto' or '<device> <dtype>'"):
+    with pytest.raises(
+        ModelLoadError, match=r"not known: use 'auto', 'native <device> <dtype>'.*, or '<dev"
+    ):
         Strategy.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "stage", "shown"),
+    [
+        ("native cpu fp32", Stage("cpu", "fp32"), "native cpu fp32"),
+        ("native cuda:1 bf16", Stage("cuda:1", "bf16"), "native cuda:1 bf16"),
+        ("cpu int8", Stage("cpu", "fp32", int8=True), "native cpu int8"),
+        ("native  cpu int8", Stage("cpu", "fp32", int8=True), "native cpu int8"),
+    ],
+)
+def test_the_native_runtime_has_names_of_its_own(text: str, stage: Stage, shown: str) -> None:
+    parsed = Strategy.parse(text)
+    assert parsed.stages == (stage,)
+    assert parsed.runtime == "native"
+    assert str(parsed) == shown
+
+
+@pytest.mark.parametrize("text", ["native", "native cpu", "native cpu fp32 *2", "int8", "gpu int8"])
+def test_an_unknown_native_strategy_is_refused(text: str) -> None:
+    with pytest.raises(ModelLoadError, match="not known: use 'auto', 'native <device> <dtype>'"):
+        Strategy.parse(text)
+
+
+def test_which_models_the_native_runtime_takes() -> None:
+    auto, native = Strategy.parse("auto"), Strategy.parse("native cpu fp32")
+    for strategy in (auto, native):
+        assert strategy.is_native_for("7", deep_embed=False)
+    assert not auto.is_native_for("6", deep_embed=False)
+    assert not auto.is_native_for("7", deep_embed=True)
+    assert not Strategy.parse("cpu fp32").is_native_for("7", deep_embed=False)
+    with pytest.raises(ModelLoadError, match="is for RWKV-7, and this is an RWKV 6: use 'auto'"):
+        native.is_native_for("6", deep_embed=False)
+    with pytest.raises(ModelLoadError, match="with DeepEmbed"):
+        native.is_native_for("7", deep_embed=True)
 
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

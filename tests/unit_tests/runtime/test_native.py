@@ -1,0 +1,444 @@
+"""The native RWKV-7: the package's numbers, for many conversations in one pass."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from langchain_rwkv_state.errors import ModelLoadError, StateMismatch
+from langchain_rwkv_state.runtime import Runtime, Slots, load_runtime, open_slots
+from langchain_rwkv_state.runtime.checkpoint import Checkpoint
+from langchain_rwkv_state.runtime.handle import ArraySlots, RuntimeHandle
+from langchain_rwkv_state.runtime.native import build
+from langchain_rwkv_state.runtime.native.compiled import panels, rounded
+from langchain_rwkv_state.runtime.native.model import MAX_ROWS, NativeModel
+from langchain_rwkv_state.runtime.native.recurrence import CHUNK, Tokens, chunked, step
+from langchain_rwkv_state.runtime.slots import StateSlots
+from langchain_rwkv_state.runtime.strategy import Stage
+from langchain_rwkv_state.state import RWKVState
+from tests.helpers.checkpoints import DEFAULT_VOCAB, random_checkpoint, write_checkpoint
+
+TOLERANCE = 1e-4
+FP32 = Stage("cpu", "fp32")
+PASSES = [
+    pytest.param(
+        True,
+        id="compiled",
+        marks=pytest.mark.skipif(build.library() is None, reason="there is no C++ compiler"),
+    ),
+    pytest.param(False, id="plain"),
+]
+
+
+def native(
+    tensors: dict[str, torch.Tensor], *, compiled: bool, stage: Stage = FP32
+) -> RuntimeHandle:
+    checkpoint = Checkpoint.of(tensors, Path("random.pth"))
+    model = NativeModel(dict(tensors), checkpoint, stage, compiled=compiled)
+    return RuntimeHandle(model, lambda: None, name="random")
+
+
+def ids(count: int, seed: int = 0, vocab: int = DEFAULT_VOCAB) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(vocab, (count,), generator=generator).tolist()
+
+
+def close(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return bool((one - other).abs().max() < TOLERANCE)
+
+
+def same_state(one: RWKVState, other: RWKVState) -> bool:
+    assert one.derivation == other.derivation
+    return all(close(one[name], other[name]) for name in one)
+
+
+# -- agreement ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compiled", PASSES)
+@pytest.mark.parametrize(
+    ("n_embd", "head_size", "dtype"),
+    [
+        (128, 64, torch.float32),
+        (64, 32, torch.float16),
+        (256, 128, torch.bfloat16),
+        (96, 16, torch.float32),
+        (160, 32, torch.float16),
+    ],
+)
+def test_it_agrees_with_the_package(
+    tmp_path: Path, n_embd: int, head_size: int, dtype: torch.dtype, compiled: bool
+) -> None:
+    tensors = random_checkpoint(7, n_embd=n_embd, head_size=head_size, n_layer=3, dtype=dtype)
+    path = write_checkpoint(tmp_path / "m.pth", tensors=tensors)
+    package = load_runtime(path, "cpu fp32")
+    ours = native(tensors, compiled=compiled)
+    assert ours.layout == package.layout
+    assert ours.fingerprint == package.fingerprint
+    theirs, mine = package.zero_state(), ours.zero_state()
+    for seed, count in enumerate((1, 5, 1, CHUNK, 2 * CHUNK + 1, 130, 1)):
+        expected, theirs = package.forward(ids(count, seed), theirs)
+        logits, mine = ours.forward(ids(count, seed), mine)
+        assert close(logits, expected)
+        assert same_state(mine, theirs)
+    package.close()
+
+
+@pytest.mark.parametrize("compiled", PASSES)
+def test_states_move_between_the_runtimes(tmp_path: Path, compiled: bool) -> None:
+    tensors = random_checkpoint(7)
+    package = load_runtime(write_checkpoint(tmp_path / "m.pth", tensors=tensors), "cpu fp32")
+    ours = native(tensors, compiled=compiled)
+    _, middle = package.forward(ids(20), package.zero_state())
+    logits, _ = ours.forward([7, 8], middle)
+    expected, _ = package.forward([7, 8], middle)
+    assert close(logits, expected)
+    package.close()
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_narrow_dtypes_stay_near(dtype: str) -> None:
+    tensors = random_checkpoint(7)
+    exact, narrow = (
+        native(tensors, compiled=False, stage=Stage("cpu", kind)) for kind in ("fp32", dtype)
+    )
+    assert narrow.fingerprint != exact.fingerprint
+    logits, state = narrow.forward(ids(40), narrow.zero_state())
+    assert state["blocks.0.att_x_prev"].dtype == {"bf16": torch.bfloat16}.get(dtype, torch.float16)
+    expected, _ = exact.forward(ids(40), exact.zero_state())
+    difference = logits.log_softmax(0).exp() - expected.log_softmax(0).exp()
+    assert difference.abs().max() < 0.02
+
+
+@pytest.mark.parametrize("compiled", PASSES)
+def test_a_callers_autocast_changes_nothing(compiled: bool) -> None:
+    ours = native(random_checkpoint(7), compiled=compiled)
+    expected, _ = ours.forward(ids(20), ours.zero_state())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits, _ = ours.forward(ids(20), ours.zero_state())
+    assert torch.equal(logits, expected)
+
+
+# -- many at once ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compiled", PASSES)
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_strangers_in_the_batch_change_nothing(compiled: bool, data: st.DataObject) -> None:
+    ours = _shared(compiled)
+    lengths = data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=6))
+    slots = data.draw(st.permutations(range(8)))[: len(lengths)]
+    rounds = data.draw(st.integers(1, 3))
+    pool = open_slots(ours, 8)
+    alone = [ours.zero_state() for _ in lengths]
+    for slot, state in zip(slots, alone, strict=True):
+        pool.put(slot, state)
+    for turn in range(rounds):
+        reads = [
+            (slot, ids(length, seed=100 * turn + slot))
+            for slot, length in zip(slots, lengths, strict=True)
+        ]
+        together = pool.read(reads).clone()
+        for row, (_, tokens) in enumerate(reads):
+            logits, alone[row] = ours.forward(tokens, alone[row])
+            assert close(together[row], logits)
+    for slot, state in zip(slots, alone, strict=True):
+        assert same_state(pool.get(slot), state)
+
+
+def _shared(compiled: bool, made: dict[bool, RuntimeHandle] = {}) -> RuntimeHandle:  # noqa: B006
+    if compiled not in made:
+        made[compiled] = native(random_checkpoint(7), compiled=compiled)
+    return made[compiled]
+
+
+@pytest.mark.skipif(build.library() is None, reason="there is no C++ compiler")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_compiled_pass_gives_the_same_bits_in_any_crowd_and_any_chunks(
+    dtype: torch.dtype,
+) -> None:
+    """So that an answer does not depend on who else is served, nor on how its prompt was read."""
+    ours = native(random_checkpoint(7, dtype=dtype), compiled=True)
+    tokens = ids(140)
+    alone, after = ours.forward(tokens, ours.zero_state())
+    for chunk in (1, 7, 100):
+        state = ours.zero_state()
+        for start in range(0, len(tokens), chunk):
+            logits, state = ours.forward(tokens[start : start + chunk], state)
+        assert torch.equal(logits, alone)
+        assert state == after
+    rows = [ids(3, 1), tokens, ids(61, 2), [4], [5], [6]]
+    together, states = ours.forward_batch(rows, [ours.zero_state()] * len(rows))
+    assert torch.equal(together[1], alone)
+    assert states[1] == after
+
+
+@pytest.mark.parametrize("compiled", PASSES)
+def test_slots_that_are_not_named_stay_bit_for_bit(compiled: bool) -> None:
+    ours = _shared(compiled)
+    pool = open_slots(ours, 3)
+    for slot in range(3):
+        pool.put(slot, ours.forward(ids(9, slot), ours.zero_state())[1])
+    before = pool.get(1)
+    pool.read([(2, ids(20)), (0, [3])])
+    assert pool.get(1) == before
+
+
+@pytest.mark.parametrize("compiled", PASSES)
+def test_the_state_handed_in_stays_bit_for_bit(compiled: bool) -> None:
+    ours = _shared(compiled)
+    _, state = ours.forward(ids(9), ours.zero_state())
+    copies = {name: state[name] for name in state}
+    ours.forward_batch([ids(30), [4]], [state, state])
+    pool = open_slots(ours, 1)
+    pool.put(0, state)
+    pool.read([(0, [1, 2, 3])])
+    assert all(torch.equal(state[name], copies[name]) for name in state)
+
+
+@pytest.mark.parametrize("compiled", PASSES)
+def test_a_copy_stays_what_it_was_when_the_slot_moves_on(compiled: bool) -> None:
+    ours = _shared(compiled)
+    pool = open_slots(ours, 1)
+    pool.put(0, ours.zero_state())
+    pool.read([(0, [1, 2])])
+    kept = pool.get(0)
+    numbers = {name: kept[name] for name in kept}
+    pool.read([(0, [3])])
+    assert all(torch.equal(kept[name], numbers[name]) for name in kept)
+    assert kept.n_tokens == 2
+    assert pool.get(0).derivation == kept.derivation.read([3])
+    assert kept.nbytes == kept.layout.nbytes
+
+
+@pytest.mark.parametrize("compiled", PASSES)
+def test_more_rows_than_a_pass_takes(compiled: bool) -> None:
+    ours = _shared(compiled)
+    rows = [ids(MAX_ROWS + 100, 1), ids(3, 2), ids(MAX_ROWS, 3), [9]]
+    zero = ours.zero_state()
+    logits, states = ours.forward_batch(rows, [zero] * 4)
+    for row, tokens in enumerate(rows):
+        state, expected = zero, None
+        for start in range(0, len(tokens), 100):
+            expected, state = ours.forward(tokens[start : start + 100], state)
+        assert expected is not None
+        assert close(logits[row], expected)
+        assert same_state(states[row], state)
+
+
+# -- the slots' rules --------------------------------------------------------------------------
+
+
+def both_kinds(tmp_path: Path) -> list[tuple[Runtime, Slots]]:
+    path = write_checkpoint(tmp_path / "m.pth", 7)
+    runtimes = [load_runtime(path, strategy) for strategy in ("auto", "cpu fp32")]
+    return [(runtime, open_slots(runtime, 2)) for runtime in runtimes]
+
+
+def test_every_runtime_has_slots_and_they_agree(tmp_path: Path) -> None:
+    (ours, own), (package, kept) = both_kinds(tmp_path)
+    assert isinstance(own, ArraySlots)
+    assert isinstance(kept, StateSlots)
+    for runtime, pool in ((ours, own), (package, kept)):
+        pool.put(0, runtime.zero_state())
+        pool.put(1, runtime.zero_state())
+        assert pool.count == 2
+    reads: Sequence[tuple[int, list[int]]] = [(1, ids(7)), (0, [4])]
+    assert close(own.read(reads), kept.read(reads))
+    assert same_state(own.get(1), kept.get(1))
+    for runtime, pool in ((ours, own), (package, kept)):
+        with pytest.raises(ValueError, match="nothing to read"):
+            pool.read([])
+        with pytest.raises(ValueError, match="at most once"):
+            pool.read([(0, [1]), (0, [2])])
+        with pytest.raises(ValueError, match="not in the model's vocabulary"):
+            pool.read([(0, [1]), (1, [DEFAULT_VOCAB])])
+        with pytest.raises(ValueError, match="no tokens"):
+            pool.read([(0, [])])
+        pool.clear(1)
+        with pytest.raises(ValueError, match="Slot 1 is empty"):
+            pool.get(1)
+        with pytest.raises(ValueError, match="Slot 1 is empty"):
+            pool.read([(0, [1]), (1, [1])])
+        assert pool.get(0).n_tokens == 1
+        runtime.close()
+    with pytest.raises(ModelLoadError, match="unloaded"):
+        own.read([(0, [1])])
+    with pytest.raises(ValueError, match="at least one slot"):
+        open_slots(package, 0)
+
+
+def test_a_state_of_another_model_is_refused() -> None:
+    ours = _shared(False)
+    other = native(random_checkpoint(7, seed=1), compiled=False)
+    with pytest.raises(StateMismatch):
+        open_slots(ours, 1).put(0, other.zero_state())
+
+
+# -- the recurrence ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, CHUNK - 1, CHUNK, 3 * CHUNK + 5])
+def test_the_chunked_form_equals_the_step(count: int) -> None:
+    generator = torch.Generator().manual_seed(count)
+    heads, size = 3, 32
+
+    def random() -> torch.Tensor:
+        return torch.randn(count, heads, size, generator=generator)
+
+    unit = torch.nn.functional.normalize(random(), dim=-1)
+    # Decays down to the least that the model can give.
+    decay = torch.exp(-0.606531 * torch.sigmoid(random() + 4))
+    tokens = Tokens(random(), decay, random(), random(), -unit, unit * torch.sigmoid(random()))
+    start = torch.randn(heads, size, size, generator=generator)
+    state, outputs = start.unsqueeze(0), []
+    for t in range(count):
+        y, state = step(tokens.at(slice(t, t + 1)), state)
+        outputs.append(y)
+    y, after = chunked(tokens, start)
+    scale = torch.cat(outputs).abs().max()
+    assert (y - torch.cat(outputs)).abs().max() < 1e-5 * scale
+    assert (after - state[0]).abs().max() < 1e-5 * state.abs().max()
+
+
+# -- eight bits --------------------------------------------------------------------------------
+
+
+def test_eight_bits_stay_within_half_a_step() -> None:
+    weight = torch.randn(50, 30)
+    weight[3] = 0
+    integers, scale = rounded(weight)
+    assert integers.dtype == torch.int8
+    error = (integers * scale.unsqueeze(1) - weight).abs()
+    assert (error <= scale.unsqueeze(1) / 2 * (1 + 1e-5)).all()
+
+
+@pytest.mark.skipif(build.library() is None, reason="there is no C++ compiler")
+def test_both_passes_round_alike() -> None:
+    tensors, int8 = random_checkpoint(7, dtype=torch.float16), replace(FP32, int8=True)
+    compiled, plain = (native(tensors, compiled=kind, stage=int8) for kind in (True, False))
+    assert compiled.fingerprint == plain.fingerprint
+    assert "int8" in compiled.fingerprint
+    for count in (1, 3, 40):
+        one, _ = compiled.forward(ids(count), compiled.zero_state())
+        other, _ = plain.forward(ids(count), plain.zero_state())
+        assert close(one, other)
+
+
+def test_panels_hold_every_weight_once() -> None:
+    weight = torch.arange(10.0).view(5, 2)
+    packed = panels(weight, 4)
+    assert packed.shape == (2, 2, 4)
+    assert torch.equal(packed.transpose(1, 2).reshape(8, 2)[:5], weight)
+    assert not packed.transpose(1, 2).reshape(8, 2)[5:].any()
+
+
+# -- which runtime ------------------------------------------------------------------------------
+
+
+def test_auto_takes_the_native_runtime_for_rwkv_7_alone(tmp_path: Path) -> None:
+    for version, strategy, kind in (
+        (7, "auto", ArraySlots),
+        (7, "cpu int8", ArraySlots),
+        (7, "native cpu fp32", ArraySlots),
+        (7, "cpu fp32", StateSlots),
+        (6, "auto", StateSlots),
+        (4, "auto", StateSlots),
+    ):
+        path = write_checkpoint(tmp_path / f"{version}.pth", version)
+        runtime = load_runtime(path, strategy)
+        assert type(open_slots(runtime, 1)) is kind
+        runtime.close()
+    with pytest.raises(ModelLoadError, match="is for RWKV-7, and this is an RWKV 6"):
+        load_runtime(tmp_path / "6.pth", "native cpu fp32")
+
+
+def test_a_head_too_large_for_the_compiled_pass_takes_the_plain_one() -> None:
+    tensors = random_checkpoint(7, n_embd=512, head_size=512, n_layer=1)
+    checkpoint = Checkpoint.of(tensors, Path("m.pth"))
+    assert not NativeModel(dict(tensors), checkpoint, FP32).is_compiled
+    with pytest.raises(ValueError, match="not to be had"):
+        NativeModel(dict(tensors), checkpoint, FP32, compiled=True)
+
+
+# -- building ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fresh_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(build, "library", build.library.__wrapped__)
+    return tmp_path / "cache"
+
+
+@pytest.mark.skipif(build.library() is None, reason="there is no C++ compiler")
+def test_it_is_built_once_and_kept(fresh_build: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert build.library() is not None
+    built = list(fresh_build.rglob("*.so"))
+    assert len(built) == 1
+    assert built[0].parent.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr(build, "_build", None)
+    assert build.library() is not None
+
+
+def test_without_a_compiler_there_is_no_error(
+    fresh_build: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert build.library() is None
+
+
+def test_a_compiler_that_fails_is_no_error(
+    fresh_build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "bin" / "g++"
+    broken.parent.mkdir()
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", str(broken.parent))
+    assert build.library() is None
+    assert not list(fresh_build.rglob("*.so"))
+
+
+@pytest.mark.skipif(build.library() is None, reason="there is no C++ compiler")
+def test_a_folder_that_others_can_write_to_is_not_used(fresh_build: Path) -> None:
+    folder = fresh_build / "langchain-rwkv-state" / "compiled"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    assert build.library() is not None
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("choice", ["0", "1"])
+def test_the_compiled_pass_can_be_switched_off(
+    choice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RWKV_STATE_COMPILED", choice)
+    tensors = random_checkpoint(7)
+    model = NativeModel(dict(tensors), Checkpoint.of(tensors, Path("m.pth")), FP32)
+    assert model.is_compiled == (choice == "1" and build.library() is not None)
+
+
+@pytest.mark.skipif(build.library() is None, reason="there is no C++ compiler")
+def test_it_brings_no_second_openmp_and_no_rounding_of_small_numbers() -> None:
+    program = (
+        "import torch\n"
+        "from langchain_rwkv_state.runtime.native import build\n"
+        "build.library()\n"
+        "maps = open('/proc/self/maps').read()\n"
+        "print(len({l.split()[-1] for l in maps.splitlines() if 'gomp' in l or 'libomp' in l}))\n"
+        "print(torch.tensor(1e-40).item() > 0 and float(2e-310) / 2 > 0)\n"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert shown == ["1", "True"]
