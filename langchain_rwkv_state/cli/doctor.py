@@ -127,7 +127,8 @@ def _demo() -> Iterator[Finding]:
         layout = loaded.runtime.layout
         shape = f"RWKV-{layout.version}, {layout.n_layer}x{layout.n_embd}"
         yield Finding("loads", f"{shape}, {output.size(layout.nbytes)} a state")
-        yield Finding("runtime", f"the rwkv package; 'auto' is {str(Strategy.parse('auto'))!r}")
+        about = getattr(loaded.runtime, "about", "unknown")
+        yield Finding("runtime", f"{about}; 'auto' is {str(Strategy.parse('auto'))!r}")
         talk = chat.with_session("doctor")
         talk.invoke("My name is Vera.")
         answer = str(talk.invoke("What is my name?").text)

@@ -36,7 +36,7 @@ ModelOption = Annotated[
     ),
 ]
 StrategyOption = Annotated[
-    str, typer.Option("--strategy", help="auto, or one of the rwkv package, such as 'cuda fp16'.")
+    str, typer.Option("--strategy", help="auto, 'cpu int8', or one of the rwkv package.")
 ]
 
 

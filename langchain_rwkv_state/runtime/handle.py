@@ -28,6 +28,7 @@ class Model(Protocol):
     weights: str
     compute: str
     vocab_size: int
+    about: str
 
     def zero_tensors(self) -> Mapping[str, torch.Tensor]:
         """Returns those tensors of the first state that are not zero, by name."""
@@ -83,6 +84,7 @@ class RuntimeHandle:
         self._name = name
         self._layout = model.layout
         self._vocab_size = model.vocab_size
+        self._about = model.about
         self._identity = Fingerprint(
             model.weights, model.compute, tokenizer or "-", template or "-"
         )
@@ -104,6 +106,11 @@ class RuntimeHandle:
     def vocab_size(self) -> int:
         """Number of logits, V."""
         return self._vocab_size
+
+    @property
+    def about(self) -> str:
+        """What runs the model, in words."""
+        return self._about
 
     @property
     def closed(self) -> bool:

@@ -48,7 +48,10 @@ class PackageModel:
         weights: First part of its fingerprint.
         compute: Second part: the dtypes of its layers, without the devices.
         vocab_size: Number of logits, V.
+        about: What runs it, in words.
     """
+
+    about = "the rwkv package, one conversation at a time"
 
     def __init__(
         self,

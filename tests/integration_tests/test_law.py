@@ -23,13 +23,18 @@ from tests.helpers.law import (
     turns,
 )
 
-EVERY_MODEL = [4, 5.2, 6, 7, "demo"]
+EVERY_MODEL = [
+    *((model, "auto") for model in (4, 5.2, 6, 7, "demo")),  # RWKV-7 on the native runtime
+    (7, "cpu fp32"),  # and on the package
+]
 seeds = st.integers(0, 2**32)
 
 
-@pytest.fixture(params=EVERY_MODEL, ids=lambda model: f"rwkv-{model}")
+@pytest.fixture(params=EVERY_MODEL, ids=lambda param: f"rwkv-{param[0]}-{param[1]}")
 def any_chat(request, make_chat):
-    return make_chat(request.param, max_tokens=8, store=MemoryStateStore(history=10))
+    model, strategy = request.param
+    store = MemoryStateStore(history=10)
+    return make_chat(model, strategy=strategy, max_tokens=8, store=store)
 
 
 def ref_of(message) -> str:

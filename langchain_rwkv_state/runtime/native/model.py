@@ -43,6 +43,7 @@ class NativeModel:
         compute: Second part: the compute dtype.
         vocab_size: Number of logits, V.
         is_compiled: Whether the compiled pass is used.
+        about: What runs it, in words.
     """
 
     def __init__(
@@ -79,6 +80,8 @@ class NativeModel:
         if compiled and library is None:
             raise ValueError("The compiled pass is not to be had here for this model.")
         self.is_compiled = library is not None
+        by = "compiled for this processor" if self.is_compiled else "on PyTorch alone"
+        self.about = f"the native runtime, {by}"
         self._pass: CompiledPass | PlainPass
         if library is not None:
             self._pass = CompiledPass(

@@ -264,11 +264,11 @@ def test_a_missing_demo_model_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_handle_of_its_own_model_is_enough() -> None:
-    """Another adapter needs four attributes and two methods, and no file."""
+    """Another adapter needs five attributes and two methods, and no file."""
 
     class Constant:
         layout = random_layout()
-        weights, compute, vocab_size = "none-0", "fp32", 3
+        weights, compute, vocab_size, about = "none-0", "fp32", 3, "a constant"
 
         def zero_tensors(self) -> dict[str, torch.Tensor]:
             return {}
