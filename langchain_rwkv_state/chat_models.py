@@ -17,6 +17,8 @@ from langchain_core.language_models.base import LangSmithParams
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import ensure_config
 
 from langchain_rwkv_state import turn
 from langchain_rwkv_state.engine import Delta, Done, Request
@@ -116,6 +118,28 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         said = without_markers(messages)
         segments = self.loaded().template.segments(said, start=True)
         return len(turn.ids_of(segments))
+
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[AIMessage]:
+        """Answers many inputs together, in one pass of the model.
+
+        Where the configuration sets no ``max_concurrency``, there are as many at once as `slots`
+        says; LangChain's own default, made for calls over a network, follows the number of cores.
+        """
+        room = list(map(self._roomy, config)) if isinstance(config, list) else self._roomy(config)
+        return super().batch(inputs, room, return_exceptions=return_exceptions, **kwargs)
+
+    def _roomy(self, config: RunnableConfig | None) -> RunnableConfig:
+        """Returns a configuration that sets how many calls run at once."""
+        known = ensure_config(config)
+        known["max_concurrency"] = known.get("max_concurrency") or self.slots
+        return known
 
     def _generate(
         self,

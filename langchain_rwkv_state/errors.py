@@ -46,6 +46,14 @@ class EngineError(RWKVStateError):
     """The engine stopped, or one of its requests could not be served."""
 
 
+class EngineBusy(EngineError):
+    """As many requests wait for the engine as it lets wait; this one was not taken."""
+
+
+class DeadlineExceeded(EngineError):
+    """A request was not served within its deadline."""
+
+
 class MarkerError(RWKVStateError, ValueError):
     """A state marker among the messages is malformed, doubled or out of place."""
 

@@ -19,7 +19,7 @@ from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from langchain_core.prompt_values import ChatPromptValue, PromptValue, StringPromptValue
 
 from langchain_rwkv_state import turn
-from langchain_rwkv_state.engine import Delta, Done, Request
+from langchain_rwkv_state.engine import Delta, Done, Request, Ticket
 from langchain_rwkv_state.messages import STATE_KEY, is_marker, marker, without_markers
 from langchain_rwkv_state.model import Loaded, RWKVModel
 from langchain_rwkv_state.turn import Reading
@@ -122,8 +122,10 @@ class RWKVLLM(RWKVModel, BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         loaded, prepared = self._prepare(prompts, stop, kwargs)
-        tickets = [loaded.engine.submit(request) for _, request in prepared]
+        tickets: list[Ticket] = []
         try:
+            # All are taken on before one is waited for: they are answered together.
+            tickets += (loaded.engine.submit(request) for _, request in prepared)
             answers = [ticket.result() for ticket in tickets]
         finally:
             for ticket in tickets:
@@ -138,8 +140,10 @@ class RWKVLLM(RWKVModel, BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         loaded, prepared = await asyncio.to_thread(self._prepare, prompts, stop, kwargs)
-        tickets = [loaded.engine.submit(request) for _, request in prepared]
+        tickets: list[Ticket] = []
         try:
+            # All are taken on before one is waited for: they are answered together.
+            tickets += (loaded.engine.submit(request) for _, request in prepared)
             answers = [await ticket.aresult() for ticket in tickets]
         finally:
             for ticket in tickets:

@@ -88,6 +88,12 @@ class RWKVModel(BaseModel):
     max_tokens: int = Field(default=512, ge=1)
     stop: list[str] | None = None
     """Texts that end every answer, besides those of the template and of the call."""
+    slots: int = Field(default=64, ge=1)
+    """At most so many requests are served at once, in one pass of the model; others wait."""
+    prefill_budget: int = Field(default=64, ge=1)
+    """Tokens of prompts read in a step beside answers: fewer make their tokens come more evenly."""
+    max_queue: int = Field(default=4096, ge=1)
+    """At most so many requests wait; one more is refused with `EngineBusy`."""
 
     _loaded: Loaded | None = PrivateAttr(default=None)
     _store: StateStore | None = PrivateAttr(default=None)
@@ -227,9 +233,14 @@ class RWKVModel(BaseModel):
             )
         finally:
             nameless.close()
-        return Loaded(
-            runtime, tokenizer, template, Engine(runtime, tokenizer), runtime.zero_state()
+        engine = Engine(
+            runtime,
+            tokenizer,
+            slots=self.slots,
+            prefill_budget=self.prefill_budget,
+            max_queue=self.max_queue,
         )
+        return Loaded(runtime, tokenizer, template, engine, runtime.zero_state())
 
     def _sampling(self, overrides: dict[str, Any]) -> Sampling:
         """Takes the sampling settings of one call out of `overrides`; ``None`` means the own."""

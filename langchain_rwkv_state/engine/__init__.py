@@ -1,6 +1,6 @@
-"""The engine: one worker that owns a runtime and answers requests."""
+"""The engine: one worker that owns a runtime and answers many requests at once."""
 
-from langchain_rwkv_state.engine.engine import Engine, EngineStats
+from langchain_rwkv_state.engine.engine import Engine
 from langchain_rwkv_state.engine.request import (
     Delta,
     Done,
@@ -9,6 +9,7 @@ from langchain_rwkv_state.engine.request import (
     Request,
     Sampling,
 )
+from langchain_rwkv_state.engine.stats import EngineStats
 from langchain_rwkv_state.engine.ticket import Ticket
 
 __all__ = [

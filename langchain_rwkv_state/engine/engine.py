@@ -1,50 +1,46 @@
-"""The engine: one thread that owns a runtime and carries jobs, step by step, to their end.
+"""The engine: one thread that owns a runtime and answers many requests in one pass at a time.
 
-It schedules and calls the model; what a step means is the job's affair (`Job`), and what a token
-means the sampler's and the stop matcher's. The easy mistake is to call the runtime beside the
-engine: it is used by the worker alone, and is closed by its owner after `close`.
+It runs the loop and calls the model; who reads how much is the plan's affair (`plan`), what a read
+means the job's (`Job`), what a token means the sampler's and the stop matcher's. The easy mistake
+is to call the runtime beside the engine: it is used by the worker alone, and is closed by its
+owner after `close`.
 """
 
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import threading
+import time
+import traceback
 import weakref
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import TypeVar
 
+from langchain_rwkv_state.engine.batch import plan
 from langchain_rwkv_state.engine.job import Job
 from langchain_rwkv_state.engine.request import Request
+from langchain_rwkv_state.engine.sampler import look_over
+from langchain_rwkv_state.engine.seats import Seats
+from langchain_rwkv_state.engine.stats import EngineStats, Meter
 from langchain_rwkv_state.engine.ticket import Ticket
-from langchain_rwkv_state.errors import EngineError
+from langchain_rwkv_state.errors import EngineBusy, EngineError
 from langchain_rwkv_state.runtime.base import Runtime
 from langchain_rwkv_state.tokenizer import Tokenizer
 
-_IDLE_SECONDS = 30.0  # then the thread ends; the next request starts another
+logger = logging.getLogger("langchain_rwkv_state.engine")
 
+T = TypeVar("T")
+R = TypeVar("R")
 
-@dataclass(frozen=True)
-class EngineStats:
-    """What an engine did, and what it has to do.
-
-    Attributes:
-        queued: Requests that wait.
-        active: Requests that are being served.
-        prompt_tokens: Ids of prompts read.
-        decoded_tokens: Ids sampled.
-        rereads: Answers read again in their canonical ids.
-    """
-
-    queued: int
-    active: int
-    prompt_tokens: int
-    decoded_tokens: int
-    rereads: int
+_IDLE_SECONDS = 10.0  # then the thread ends and its slots go; the next request starts another
+_LOG_SECONDS = 10.0
 
 
 class Engine:
-    """Serves requests in the order of their coming, one at a time for now.
+    """Serves many requests at once; those beyond its slots wait, in the order of their coming.
 
     The worker is a daemon thread that starts with the first request. It is stopped by `close`, at
     the end of the interpreter, and when there is nothing to do. A forked child starts its own.
@@ -52,8 +48,15 @@ class Engine:
     Args:
         runtime: The model.
         tokenizer: Turns what is sampled into text.
-        prefill_chunk: At most so many ids are read in one step; cancelling a long prefill takes
-            effect after the step under way.
+        slots: At most so many requests are served at once, each with its state in the runtime. A
+            waiting one holds nothing but its base. Slots are opened as they are needed.
+        prefill_budget: At most so many ids of prompts are read in a step in which others decode.
+            It bounds the gap between two of their tokens: where the model reads ids of a prompt r
+            times as fast as it decodes B requests, a step takes ``1 + prefill_budget / (r * B)``
+            decode steps.
+        prefill_chunk: The same for steps in which nobody decodes; a request that arrives or is
+            cancelled meanwhile waits for the step under way.
+        max_queue: At most so many requests wait.
 
     Example:
         >>> engine = Engine(runtime, tokenizer)  # doctest: +SKIP
@@ -61,35 +64,69 @@ class Engine:
         ...     show(event)
     """
 
-    def __init__(self, runtime: Runtime, tokenizer: Tokenizer, *, prefill_chunk: int = 256) -> None:
-        if prefill_chunk < 1:
-            raise ValueError(f"prefill_chunk must be 1 or more, got {prefill_chunk}.")
+    def __init__(
+        self,
+        runtime: Runtime,
+        tokenizer: Tokenizer,
+        *,
+        slots: int = 64,
+        prefill_budget: int = 64,
+        prefill_chunk: int = 256,
+        max_queue: int = 4096,
+    ) -> None:
+        for name, value in {
+            "slots": slots,
+            "prefill_budget": prefill_budget,
+            "prefill_chunk": prefill_chunk,
+            "max_queue": max_queue,
+        }.items():
+            if value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}.")
         self._runtime = runtime
         self._tokenizer = tokenizer
+        self._max_slots = slots
         self._chunk = prefill_chunk
-        self._wake = threading.Condition()
-        self._queue: deque[Job] = deque()
-        self._active: Job | None = None
-        self._thread: threading.Thread | None = None
+        self._budget = min(prefill_budget, prefill_chunk)
+        self._max_queue = max_queue
         self._closed = False
         self._prompt_tokens = self._decoded_tokens = self._rereads = 0
+        self._meter = Meter()
+        self._begin_anew()
         _engines.add(self)
+
+    def _begin_anew(self) -> None:
+        self._wake = threading.Condition()
+        self._worker = threading.local()
+        self._queue: deque[Job] = deque()
+        self._active: list[Job] = []
+        self._thread: threading.Thread | None = None
+        self._seats = Seats(self._runtime, self._max_slots)
+        self._logged = time.monotonic()
 
     def submit(self, request: Request) -> Ticket:
         """Queues a request.
 
         Raises:
             ValueError: The prompt holds an id that the model does not know.
+            EngineBusy: Too many requests wait.
             EngineError: The engine is closed.
         """
         known = self._runtime.vocab_size
         if request.prompt and not (min(request.prompt) >= 0 and max(request.prompt) < known):
             wrong = next(token for token in request.prompt if not 0 <= token < known)
             raise ValueError(f"Token ids lie in [0, {known}), the prompt holds {wrong}.")
-        job = Job(request, self._tokenizer, self._chunk)
+        job = Job(request, self._tokenizer, Ticket(self._worker))
         with self._wake:
             if self._closed:
                 raise EngineError("The engine is closed: load the model again.")
+            if len(self._queue) >= self._max_queue:
+                self._forget_ended()
+            if len(self._queue) >= self._max_queue:
+                raise EngineBusy(
+                    f"{len(self._queue)} requests wait behind {len(self._active)} that are being "
+                    f"served, and no more than {self._max_queue} may wait: try again later, send "
+                    "fewer at once, or raise max_queue."
+                )
             if self._thread is None:
                 thread = threading.Thread(target=self._work, name="rwkv-engine", daemon=True)
                 thread.start()
@@ -101,20 +138,28 @@ class Engine:
     def stats(self) -> EngineStats:
         """Returns what the engine did, and what it has to do."""
         with self._wake:
-            jobs = [self._active] if self._active is not None else []
+            jobs = self._active
+            prefill_rate, decode_rate = self._meter.rates()
             return EngineStats(
                 queued=sum(not job.ticket.over for job in self._queue),
                 active=sum(not job.ticket.over for job in jobs),
                 prompt_tokens=self._prompt_tokens + sum(job.n_prompt_read for job in jobs),
                 decoded_tokens=self._decoded_tokens + sum(job.n_sampled for job in jobs),
                 rereads=self._rereads + sum(job.reread for job in jobs),
+                steps=self._meter.steps,
+                slots=self._seats.count,
+                max_slots=self._max_slots,
+                prefill_rate=prefill_rate,
+                decode_rate=decode_rate,
+                first_token_p50=self._meter.first_token_after(0.5),
+                first_token_p99=self._meter.first_token_after(0.99),
             )
 
     def close(self) -> None:
         """Ends all requests with an `EngineError`, and waits until the runtime is not used."""
         with self._wake:
             self._closed = True
-            jobs = [*self._queue, *([self._active] if self._active else [])]
+            jobs = [*self._queue, *self._active]
             thread = self._thread
             self._wake.notify_all()
         for job in jobs:
@@ -122,57 +167,136 @@ class Engine:
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
+    # -- the worker --------------------------------------------------------------------------
+
     def _work(self) -> None:
-        while self._step():
-            pass
+        self._worker.here = True
+        while self._await_work():
+            # The worker outlives whatever the device does; a Rust panic is no Exception.
+            try:
+                self._step()
+            except BaseException as error:  # noqa: BLE001
+                self._lose_device(error)
 
-    def _step(self) -> bool:
-        """Carries one job one step on; returns whether there may be more to do."""
-        job = self._schedule()
-        if job is None:
-            return False
-        try:
-            logits, state = self._runtime.forward(job.next_tokens(), job.state)
-            job.advance(logits, state)
-        # The worker outlives whatever a request does; a Rust panic is no Exception.
-        except BaseException as error:  # noqa: BLE001
-            job.ticket.fail(error)
-        return True
+    def _step(self) -> None:
+        """Admits, plans, reads once, takes note, samples and emits.
 
-    def _schedule(self) -> Job | None:
-        """Returns the job whose turn it is, waiting for one; ``None`` ends the worker."""
+        What has ended by then is retired before the next step.
+        """
+        started = time.monotonic()
+        self._admit()
+        reads = self._plan()
+        if not reads:
+            return
+        prompt_ids = sum(count for job, count in reads if job.prefills)
+        logits = self._seats.read([(job.seat, job.next_ids(count)) for job, count in reads])
+        ready = [
+            row for row, (job, count) in enumerate(reads) if self._alone(job, job.advance, count)
+        ]
+        looks = look_over(logits) if ready else []
+        for row in ready:
+            job, _ = reads[row]
+            self._note_first_token(job)
+            self._alone(job, job.sample, looks[row])
+        self._note_step(time.monotonic() - started, prompt_ids, len(ready))
+
+    def _await_work(self) -> bool:
+        """Retires what has ended, and waits for a request; ``False`` ends the worker."""
         with self._wake:
-            while True:
-                if self._active is not None and self._active.ticket.over:
-                    self._retire(self._active)
-                if self._active is None and self._queue:
-                    self._admit(self._queue.popleft())
-                elif self._active is not None:
-                    return self._active
-                elif self._closed or self._idle():
+            self._retire()
+            while not (self._active or self._queue):
+                if self._closed or self._idle():
+                    self._seats.drop()
                     self._thread = None
-                    return None
+                    return False
+            return True
 
     def _idle(self) -> bool:
         """Waits for a request; says whether none came in a long time."""
+        self._logged = time.monotonic()
         return not self._wake.wait(_IDLE_SECONDS) and not self._queue
 
-    def _admit(self, job: Job) -> None:
-        self._active = job
-        job.begin()
+    def _retire(self) -> None:
+        """Frees the seats of requests that ended, and forgets those that ended in the queue."""
+        now = time.monotonic()
+        for job in (*self._active, *self._queue):
+            job.expire(now)
+        ended = [job for job in self._active if job.ticket.over]
+        self._active = [job for job in self._active if not job.ticket.over]
+        self._forget_ended()
+        for job in ended:
+            self._prompt_tokens += job.n_prompt_read
+            self._decoded_tokens += job.n_sampled
+            self._rereads += job.reread
+            job.leave(self._seats)
+        if ended:
+            logger.debug("Retired %d requests, %d go on", len(ended), len(self._active))
 
-    def _retire(self, job: Job) -> None:
-        self._active = None
-        self._prompt_tokens += job.n_prompt_read
-        self._decoded_tokens += job.n_sampled
-        self._rereads += job.reread
+    def _forget_ended(self) -> None:
+        if any(job.ticket.over for job in self._queue):
+            self._queue = deque(job for job in self._queue if not job.ticket.over)
+
+    def _admit(self) -> None:
+        """Gives seats to those that wait, first come, first served, as long as there are some."""
+        if not self._queue:
+            return
+        self._seats.make_room(len(self._active) + len(self._queue))
+        room = max(self._seats.count, 1)
+        fresh: list[Job] = []
+        with self._wake:
+            while self._queue and len(self._active) < room:
+                job = self._queue.popleft()
+                job.turn = self._meter.steps
+                self._active.append(job)
+                fresh.append(job)
+            waiting = len(self._queue)
+        for job in fresh:
+            self._alone(job, job.begin, self._seats)
+        if fresh:
+            logger.debug("Admitted %d requests, %d wait", len(fresh), waiting)
+
+    def _plan(self) -> list[tuple[Job, int]]:
+        return plan(
+            [job for job in self._active if not job.ticket.over],
+            self._meter.steps,
+            budget=self._budget,
+            idle_budget=self._chunk,
+        )
+
+    def _alone(self, job: Job, act: Callable[[T], R], argument: T) -> R | None:
+        """Does something for one request; if that fails, it alone ends."""
+        try:
+            return act(argument)
+        # A Rust panic is no Exception.
+        except BaseException as error:  # noqa: BLE001
+            job.ticket.fail(error)
+            return None
+
+    def _lose_device(self, error: BaseException) -> None:
+        """Ends all that is being served; those that wait go on in slots of their own."""
+        logger.error("The model failed, and %d requests with it: %r", len(self._active), error)
+        for job in self._active:
+            job.ticket.fail(error)
+        self._seats.drop()
+        traceback.clear_frames(error.__traceback__)  # they hold all jobs, and callers the error
+
+    def _note_first_token(self, job: Job) -> None:
+        if not job.n_sampled:
+            with self._wake:
+                self._meter.first_token(time.monotonic() - job.submitted)
+
+    def _note_step(self, seconds: float, prompt_ids: int, sampled: int) -> None:
+        with self._wake:
+            self._meter.step(seconds, prompt_ids, sampled)
+        now = time.monotonic()
+        if now - self._logged >= _LOG_SECONDS:
+            self._logged = now
+            logger.info("%s", self.stats())
 
     def _after_fork(self) -> None:
         """Makes a forked child's copy usable: its worker stayed with the parent."""
-        jobs = [*self._queue, *([self._active] if self._active else [])]
-        self._wake = threading.Condition()
-        self._queue = deque()
-        self._active = self._thread = None
+        jobs = [*self._queue, *self._active]
+        self._begin_anew()
         for job in jobs:
             job.ticket.orphan()
 

@@ -1,28 +1,29 @@
 """One request's life on the worker: what the model must read next, and what came of it.
 
-A job never calls the model. It says which ids to read (`next_tokens`) and from which state, and is
-handed what the model gave (`advance`); prefill, decoding and re-reading differ in nothing else, so
-a worker may interleave jobs as it likes. The easy mistake is to keep the state at hand as the
-answer's: it has read what was sampled, which may be more than the text that the caller saw, or
-other ids than that text has.
+A job never calls the model. It says how many ids it would read (`wanted`), is told how many were
+read (`advance`), and is shown the logits when it asks for them (`sample`); prefill, decoding and
+re-reading differ in nothing else, so that a worker may interleave jobs as it likes. The easy
+mistake is to keep the state at hand as the answer's: it has read what was sampled, which may be
+more than the text that the caller saw, or other ids than that text has.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from enum import Enum, auto
 from itertools import takewhile
 
-import torch
-
 from langchain_rwkv_state.engine.request import Delta, Done, FinishReason, Request
-from langchain_rwkv_state.engine.sampler import Sampler
+from langchain_rwkv_state.engine.sampler import Look, Sampler
+from langchain_rwkv_state.engine.seats import Seat, Seats
 from langchain_rwkv_state.engine.stop import StopMatcher
 from langchain_rwkv_state.engine.ticket import Ticket
+from langchain_rwkv_state.errors import DeadlineExceeded
 from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.tokenizer import StreamDecoder, Tokenizer
 
-_TRAIL = 16  # states kept behind a held-back text; stop texts are rarely that many tokens long
+_RENEWED = 16  # ids after which the copy behind a held-back text is renewed; a copy costs megabytes
 
 
 class _Phase(Enum):
@@ -37,74 +38,119 @@ class Job:
     Args:
         request: What is asked for.
         tokenizer: Turns sampled ids into text.
-        prefill_chunk: At most so many ids are read in one step.
+        ticket: Takes the events.
 
     Attributes:
         ticket: Takes the events.
-        state: The state to read `next_tokens` from.
+        turn: The step in which it read last, or came.
+        submitted: When it came, on the monotonic clock.
         n_sampled: Number of ids sampled.
         reread: Whether the answer is read again in its canonical ids.
     """
 
-    def __init__(self, request: Request, tokenizer: Tokenizer, prefill_chunk: int) -> None:
-        self.ticket = Ticket()
-        self.state = request.base
+    def __init__(self, request: Request, tokenizer: Tokenizer, ticket: Ticket) -> None:
+        self.ticket = ticket
+        self.turn = 0
+        self.submitted = time.monotonic()
         self.n_sampled = 0
         self.reread = False
         self._request = request
+        self._seat: Seat | None = None
         self._tokenizer = tokenizer
-        self._chunk = prefill_chunk
         self._sampler = Sampler(request.sampling)
         self._decoder = StreamDecoder()
         self._matcher = StopMatcher(request.stop, strip=request.strip)
         self._ids: list[int] = []
         self._texts: list[str] = []
         self._kept: dict[int, RWKVState] = {}
-        # States after the prompt and some of the sampled ids, with their number; a final text
-        # covers at least the first `_settled` ids, so older states are let go.
-        self._trail: list[tuple[int, RWKVState]] = []
-        self._settled = 0
+        # Copies of the state, with the number of sampled ids that each has read: after the prompt,
+        # and before the first id whose text is held back, since the answer may end there.
+        self._copies: list[tuple[int, RWKVState]] = []
+        self._n_read = 0  # sampled ids that the seat's own state has read
         self._finish_reason: FinishReason = "length"
         self._answer_ids: tuple[int, ...] = ()
         self._read(_Phase.PREFILL, request.prompt)
-        self._keep()
+
+    @property
+    def seat(self) -> Seat:
+        """The place of its state, from `begin` on where there is something to read."""
+        if self._seat is None:
+            raise RuntimeError("The request has no seat.")
+        return self._seat
 
     @property
     def n_prompt_read(self) -> int:
         """Number of the prompt's ids read."""
         return self._at if self._phase is _Phase.PREFILL else len(self._request.prompt)
 
-    def begin(self) -> None:
-        """Ends a job that has nothing to read; others begin with `next_tokens`."""
-        if not self._request.prompt:
-            self._deliver()
+    @property
+    def prefills(self) -> bool:
+        """Whether it reads its prompt."""
+        return self._phase is _Phase.PREFILL
 
-    def next_tokens(self) -> Sequence[int]:
-        """Returns the ids that the model must read from `state` next, at least one."""
-        end = min(self._at + self._chunk, len(self._unread))
+    @property
+    def decodes(self) -> bool:
+        """Whether it reads the id that was sampled last."""
+        return self._phase is _Phase.DECODE
+
+    @property
+    def wanted(self) -> int:
+        """Number of ids that it would read in one go, at least one."""
+        end = len(self._unread)
         if self._phase is _Phase.PREFILL:
             end = min([end, *(at for at in self._request.checkpoints if at > self._at)])
-        self._next = self._unread[self._at : end]
-        return self._next
+        return end - self._at
 
-    def advance(self, logits: torch.Tensor, state: RWKVState) -> None:
-        """Takes what the model gave for `next_tokens`, and goes on to the next ids or the end."""
-        self.state = state
-        self._at += len(self._next)
-        if self._phase is _Phase.PREFILL:
-            self._keep()
-            if self._request.on_progress is not None:
-                self._request.on_progress(self._at, len(self._unread))
-        if self._at < len(self._unread):
+    def expire(self, now: float) -> None:
+        """Ends the request if its deadline has passed."""
+        deadline = self._request.deadline
+        if deadline is None or now - self.submitted < deadline or self.ticket.over:
             return
-        if self._phase is _Phase.SETTLE or self._request.max_tokens == 0:
-            self._deliver()
-        else:
-            self._remember()
-            self._decode(logits)
+        stage = "while it waited" if self._seat is None else f"after {self.n_sampled} tokens"
+        self.ticket.fail(
+            DeadlineExceeded(
+                f"The request's deadline of {deadline} s passed {stage}: ask again when there is "
+                "less to do, or give it more time."
+            )
+        )
 
-    def _decode(self, logits: torch.Tensor) -> None:
-        token = self._sampler.pick(logits)
+    def begin(self, seats: Seats) -> None:
+        """Takes a seat; a job with nothing to read needs none, and ends."""
+        base = self._request.base
+        if 0 in self._request.checkpoints:
+            self._kept[0] = base
+        if self._request.prompt:
+            self._seat = seats.take(base)
+        else:
+            self._deliver(base)
+
+    def leave(self, seats: Seats) -> None:
+        """Gives the seat back."""
+        seat, self._seat = self._seat, None
+        if seat is not None:
+            seats.give_back(seat)
+
+    def next_ids(self, count: int) -> Sequence[int]:
+        """Returns the ids that the model must read next, `wanted` at most."""
+        return self._unread[self._at : self._at + count]
+
+    def advance(self, count: int) -> bool:
+        """Takes note that so many ids were read; returns whether the next id is to be sampled."""
+        self._at += count
+        if self._phase is _Phase.PREFILL:
+            self._mark_prefill()
+        if self._at < len(self._unread):
+            return False
+        if self._phase is _Phase.SETTLE:
+            self._deliver(self.seat.snapshot())
+            return False
+        if self._phase is _Phase.DECODE:
+            self._n_read += 1
+        return self._request.max_tokens > 0
+
+    def sample(self, look: Look) -> None:
+        """Chooses the next id by the logits, and goes on to reading it, or to the end."""
+        token = self._sampler.choose(look)
         self.n_sampled += 1
         if token in self._request.stop_ids:
             self._end("stop")
@@ -112,15 +158,42 @@ class Job:
         piece = self._tokenizer.decode_bytes((token,))
         self._sampler.saw(token, piece)
         self._ids.append(token)
-        self._emit(self._matcher.push(self._decoder.push(piece)))
+        between = not self._decoder.pending
+        text = self._decoder.push(piece)
+        self._emit(self._matcher.push(text))
         if self._matcher.stopped:
             self._end("stop")
         elif self.n_sampled == self._request.max_tokens:
             self._end("length")
         else:
-            if not self._matcher.held and not self._decoder.pending:
-                self._settled = len(self._ids)
+            self._keep_copy(opens=between and len(self._matcher.held) <= len(text))
             self._read(_Phase.DECODE, (token,))
+
+    def _mark_prefill(self) -> None:
+        request, at = self._request, self._at
+        if at in request.checkpoints:
+            self._kept[at] = self.seat.snapshot()
+        if request.on_progress is not None:
+            request.on_progress(at, len(request.prompt))
+        if at == len(request.prompt):
+            state = self._kept.get(at) or self.seat.snapshot()
+            if request.max_tokens == 0:
+                self._deliver(state)
+            else:
+                self._copies = [(0, state)]
+
+    def _keep_copy(self, *, opens: bool) -> None:
+        """Keeps a copy of the state before an id whose text is held back.
+
+        Args:
+            opens: Whether all that is held back came with the last id, which is not read yet.
+        """
+        if not self._matcher.held and not self._decoder.pending:
+            del self._copies[1:]  # the answer ends later now
+        elif opens and self._n_read - self._copies[-1][0] >= (
+            _RENEWED if len(self._copies) > 1 else 1
+        ):
+            self._copies[1:] = [(self._n_read, self.seat.snapshot())]
 
     def _end(self, reason: FinishReason) -> None:
         """Turns to the state that stands for exactly the text.
@@ -134,18 +207,25 @@ class Job:
         pairs = zip(self._ids, answer, strict=False)
         common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         self.reread = common < len(answer)
-        read, self.state = [entry for entry in self._trail if entry[0] <= common][-1]
+        if self._n_read <= common:
+            read, state = self._n_read, None
+        else:
+            read, state = [copy for copy in self._copies if copy[0] <= common][-1]
+        self._copies = []
+        if read == len(answer):
+            self._deliver(state or self.seat.snapshot())
+            return
+        if state is not None:
+            self.seat.restore(state)
         self._read(_Phase.SETTLE, answer[read:])
-        if not self._unread:
-            self._deliver()
 
-    def _deliver(self) -> None:
+    def _deliver(self, state: RWKVState) -> None:
         request = self._request
         self.ticket.put(
             Done(
                 text="".join(self._texts),
                 finish_reason=self._finish_reason,
-                state=self.state,
+                state=state,
                 prompt_tokens=len(request.prompt),
                 answer_tokens=self.n_sampled,
                 answer_ids=self._answer_ids,
@@ -158,16 +238,6 @@ class Job:
         self._phase = phase
         self._unread = ids
         self._at = 0
-
-    def _keep(self) -> None:
-        if self._at in self._request.checkpoints:
-            self._kept[self._at] = self.state
-
-    def _remember(self) -> None:
-        trail = self._trail
-        trail.append((len(self._ids), self.state))
-        while len(trail) > 2 and (trail[2][0] <= self._settled or len(trail) > _TRAIL):
-            del trail[1]  # never the first: an answer may have to be read again from the prompt
 
     def _emit(self, text: str) -> None:
         if text:

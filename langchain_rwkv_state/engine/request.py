@@ -71,7 +71,9 @@ class Request:
             what a model gives that read the prompt and then these ids.
         checkpoints: Positions in `prompt` (numbers of ids read) at which to keep the state too.
         on_progress: Called on the worker with (ids read, ids to read) after each chunk of the
-            prompt.
+            prompt. While it runs every other request waits, so it must be quick.
+        deadline: Seconds from the submission after which the request ends with
+            `DeadlineExceeded`, waiting or served; ``None`` for none.
 
     Raises:
         ValueError: A number is out of its range, a stop text is empty, or there is nothing to
@@ -88,6 +90,7 @@ class Request:
     canonical: Callable[[str], Sequence[int]] | None = None
     checkpoints: tuple[int, ...] = ()
     on_progress: Callable[[int, int], None] | None = None
+    deadline: float | None = None
 
     def __post_init__(self) -> None:
         """Checks the ranges, and keeps the prompt from being changed from outside."""
@@ -100,6 +103,8 @@ class Request:
             "0 reads without answering",
             whole=True,
         )
+        if self.deadline is not None:
+            _check("deadline", self.deadline, 0, math.inf, "seconds; None for no end")
         _check_stop(self.stop)
         if self.max_tokens and not self.prompt:
             raise ValueError(

@@ -5,12 +5,16 @@ are decided *before* the temperature is applied (elsewhere often after), and tok
 at top-p's border are all kept. It differs in two ways: a `top_p` that rounding never reaches keeps
 every token rather than one, and equal tokens at top-k's border go by their ids. The easy mistake
 is to sort all of 65,536 logits at each step: the border nearly always lies among the best few.
+
+What is done for many requests at once (`look_over`) is exact for each row, and everything that
+adds numbers up is done for one row alone: a sum over a batch may round otherwise than a sum over
+a row, and a seeded answer would depend on who else is there.
 """
 
 from __future__ import annotations
 
 import random
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +26,40 @@ from langchain_rwkv_state.errors import EngineError
 Floats: TypeAlias = npt.NDArray[np.floating]
 Ids: TypeAlias = npt.NDArray[np.int64]
 
-_FIRST_LOOK = 512  # likeliest tokens looked at before looking at all
+# Top-p's border nearly always lies within 4 nats of the best token, among a few hundred.
+_NEAR_NATS = 4.0
+_NEAR_TOKENS = 2048
+# Else tokens are told apart in bins, by how far they lie below the best, and one bin is sorted.
+_BINS_PER_NAT = 32
+_BINS = 2048
 _UNCOUNTED = b" \t0123456789"
+
+
+class Look(NamedTuple):
+    """One row of logits, and what a pass over all rows found of it.
+
+    Attributes:
+        scores: The logits, ``[V]``.
+        best: The id of the highest, the first of equals.
+        finite: Whether all are finite numbers.
+    """
+
+    scores: Floats
+    best: int
+    finite: bool
+
+
+def look_over(logits: torch.Tensor) -> list[Look]:
+    """Looks over the logits of many requests at once.
+
+    Args:
+        logits: ``[B, V]``, fp32, on the CPU; left as they are.
+    """
+    scores = logits.detach().numpy()
+    best = scores.argmax(axis=1)  # the first NaN where there is one
+    ends = scores[np.arange(len(scores)), best], scores.min(axis=1)
+    finite = np.isfinite(ends[0]) & np.isfinite(ends[1])
+    return [Look(*row) for row in zip(scores, best.tolist(), finite.tolist(), strict=True)]
 
 
 class Sampler:
@@ -57,15 +93,25 @@ class Sampler:
         Raises:
             EngineError: A logit is infinite or not a number.
         """
-        scores = logits.detach().numpy()
-        if not (np.isfinite(scores.max()) and np.isfinite(scores.min())):
+        return self.choose(look_over(logits[None])[0])
+
+    def choose(self, look: Look) -> int:
+        """Returns the next token, as `pick` does, for a row that was looked over.
+
+        Raises:
+            EngineError: A logit is infinite or not a number.
+        """
+        if not look.finite:
             raise EngineError(
                 "The model's logits are infinite or not numbers, as after an overflow: load it "
                 "with a wider dtype (strategy='cpu fp32' or 'cuda bf16'), and check its file."
             )
+        scores, greedy = look.scores, self._sampling.temperature == 0
         if self._places:
             scores = self._penalised(scores)
-        if self._sampling.temperature == 0:
+        elif greedy:
+            return look.best
+        if greedy:
             return int(scores.argmax())
         ids, weights = choices(scores, self._sampling)
         sums = np.cumsum(weights)
@@ -120,18 +166,27 @@ def choices(scores: Floats, sampling: Sampling) -> tuple[Ids | None, Floats]:
     return ids, np.exp((left - left.max()) / sampling.temperature)
 
 
-def _nucleus(scores: Floats, top_p: float) -> Ids | None:
-    """Returns the likeliest tokens that together reach `top_p`, by id; ``None`` for all."""
-    highest = scores.max()
-    goal = top_p * np.exp(scores - highest).sum(dtype=np.float64)
-    for look in (_FIRST_LOOK, len(scores)):
-        best = scores if look >= len(scores) else np.partition(scores, -look)[-look:]
-        best = np.sort(best)[::-1]
-        sums = np.cumsum(np.exp(best - highest), dtype=np.float64)
-        place = int(np.searchsorted(sums, goal))
-        if place < len(sums):
-            return np.flatnonzero(scores >= best[place])
-    return None
+def _nucleus(scores: Floats, top_p: float) -> Ids:
+    """Returns the likeliest tokens that together reach `top_p`, by id."""
+    below = scores.max() - scores
+    masses = np.exp(-below)
+    goal = top_p * float(masses.sum(dtype=np.float64))
+    members, above = _around_border(below, masses, goal)
+    members = members[np.argsort(below[members])]
+    sums = above + np.cumsum(masses[members], dtype=np.float64)
+    place = min(int(np.searchsorted(sums, goal)), len(members) - 1)
+    return np.flatnonzero(below <= below[members[place]])
+
+
+def _around_border(below: Floats, masses: Floats, goal: float) -> tuple[Ids, float]:
+    """Returns tokens among which the masses' sum reaches `goal`, and the sum of those before."""
+    members = np.flatnonzero(below <= _NEAR_NATS)
+    if len(members) <= _NEAR_TOKENS and masses[members].sum(dtype=np.float64) >= goal:
+        return members, 0.0
+    bins = np.minimum(below * below.dtype.type(_BINS_PER_NAT), _BINS - 1).astype(np.intp)
+    sums = np.cumsum(np.bincount(bins, masses))
+    place = min(int(np.searchsorted(sums, goal)), len(sums) - 1)
+    return np.flatnonzero(bins == place), float(sums[place - 1]) if place else 0.0
 
 
 def _best(scores: Floats, ids: Ids | None, top_k: int) -> Ids:

@@ -23,9 +23,14 @@ class Ticket:
     Iterating (``for`` or ``async for``) takes the events; closing the iterator, or cancelling the
     task that runs it, cancels the request. `result` and `aresult` wait for the end and leave the
     deltas where they are. A cancelled request delivers nothing more, and no `Done`.
+
+    Args:
+        worker: Marks the thread that serves the request (it sets ``worker.here``): to wait there
+            would be to wait for oneself, and is an error.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, worker: threading.local | None = None) -> None:
+        self._worker = worker
         self._changed = threading.Condition()
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self._events: deque[Event] = deque()
@@ -39,7 +44,7 @@ class Ticket:
         return self._over
 
     def cancel(self) -> None:
-        """Gives the request up: decoding stops within one token. After the end, does nothing."""
+        """Gives the request up: it is left within one step. After the end, does nothing."""
         with self._changed:
             if not self._over:
                 self._over = True
@@ -50,9 +55,10 @@ class Ticket:
         """Waits for the end.
 
         Raises:
-            EngineError: The request failed or was cancelled.
+            EngineError: The request failed or was cancelled, or this is the thread that serves it.
         """
         try:
+            self._refuse_worker()
             with self._changed:
                 self._changed.wait_for(lambda: self._over)
                 return self._outcome()
@@ -111,7 +117,15 @@ class Ticket:
         self._waiters = []
         self.fail(EngineError("The process was forked, and requests stay with the parent."))
 
+    def _refuse_worker(self) -> None:
+        if getattr(self._worker, "here", False):
+            raise EngineError(
+                "A callback of the engine waits for an answer of the same engine, which would "
+                "never come: wait on another thread."
+            )
+
     def _next(self) -> Event | None:
+        self._refuse_worker()
         with self._changed:
             self._changed.wait_for(lambda: self._events or self._over)
             if self._events:
@@ -136,6 +150,7 @@ class Ticket:
 
     async def _until(self, ready: Callable[[], bool]) -> None:
         """Waits in the event loop until something that was put in makes `ready` true."""
+        self._refuse_worker()
         loop = asyncio.get_running_loop()
         while True:
             with self._changed:

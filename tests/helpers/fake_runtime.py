@@ -27,7 +27,8 @@ class FakeRuntime:
         before_forward: Called on the worker with the ids of each call.
 
     Attributes:
-        calls: The ids of every call, in order.
+        calls: The ids of every sequence read, in order.
+        batches: The sequences of every call of `forward_batch`, in order.
         threads: Names of the threads that called.
     """
 
@@ -42,6 +43,7 @@ class FakeRuntime:
         self._script: dict[tuple[float, float], int] = {}
         self.before_forward = before_forward
         self.calls: list[tuple[int, ...]] = []
+        self.batches: list[list[tuple[int, ...]]] = []
         self.threads: set[str] = set()
         self.overrides: dict[tuple[float, float], torch.Tensor] = {}
         self.closed = False
@@ -99,6 +101,7 @@ class FakeRuntime:
         self, tokens: Sequence[Sequence[int]], states: Sequence[RWKVState]
     ) -> tuple[torch.Tensor, list[RWKVState]]:
         """Reads several sequences, one by one."""
+        self.batches.append([tuple(ids) for ids in tokens])
         results = [self.forward(ids, state) for ids, state in zip(tokens, states, strict=True)]
         return torch.stack([logits for logits, _ in results]), [state for _, state in results]
 

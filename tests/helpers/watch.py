@@ -22,13 +22,17 @@ class Watched:
     """A runtime that counts its calls and the ids that it read.
 
     Attributes:
-        calls: The ids of each call.
+        calls: The ids of each sequence read.
+        widest: The most sequences that were read in one pass.
         delay_seconds: How long each call takes besides.
     """
+
+    slots = None  # an engine's calls come through `forward_batch`, where they are counted
 
     def __init__(self, runtime: Any) -> None:
         self._runtime = runtime
         self.calls: list[tuple[int, ...]] = []
+        self.widest = 0
         self.delay_seconds = 0.0
         self._called = threading.Condition()
 
@@ -40,13 +44,14 @@ class Watched:
         """Number of ids read in all calls."""
         return sum(map(len, self.calls))
 
-    def forward(self, tokens: Sequence[int], state: Any) -> Any:
-        """Reads tokens from a state."""
+    def forward_batch(self, tokens: Sequence[Sequence[int]], states: Sequence[Any]) -> Any:
+        """Reads sequences, each from its own state."""
         with self._called:
-            self.calls.append(tuple(tokens))
+            self.calls += map(tuple, tokens)
+            self.widest = max(self.widest, len(tokens))
             self._called.notify_all()
         time.sleep(self.delay_seconds)
-        return self._runtime.forward(tokens, state)
+        return self._runtime.forward_batch(tokens, states)
 
     def wait_for_calls(self, number: int) -> None:
         """Waits until there were so many calls."""

@@ -82,6 +82,17 @@ class TestEveryWayOfAsking:
         for answer in chat.batch([MESSAGES] * 3):
             self.same(answer, expected)
 
+    def test_a_batch_is_answered_in_one_pass(self, chat, expected):
+        watched = watch(chat)
+        watched.delay_seconds = 0.01
+        for answer in chat.batch([MESSAGES] * 12):
+            self.same(answer, expected)
+        assert watched.widest > 6  # as many as LangChain starts at once on two cores
+        for config in ({"max_concurrency": 2}, [{"max_concurrency": 2}] * 6):
+            watched.widest = 0
+            assert len(chat.batch([MESSAGES] * 6, config)) == 6
+            assert watched.widest <= 2
+
     async def test_ainvoke(self, chat, expected):
         self.same(await chat.ainvoke(MESSAGES), expected)
 

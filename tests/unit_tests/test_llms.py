@@ -1,3 +1,4 @@
+import asyncio
 import json
 import pickle
 from typing import Any
@@ -12,7 +13,7 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import PromptTemplate
 
 from langchain_rwkv_state import RWKVLLM
-from langchain_rwkv_state.errors import MarkerError, StateMismatch, StateNotFound
+from langchain_rwkv_state.errors import EngineBusy, MarkerError, StateMismatch, StateNotFound
 from langchain_rwkv_state.messages import STATE_KEY, marker
 from tests.helpers.watch import is_idle, wait_until, watch
 
@@ -41,6 +42,22 @@ class TestEveryWayOfAsking:
         assert "".join([piece async for piece in llm.astream("Once upon")]) == expected
         assert (await llm.abatch(["Once upon", "Other"]))[0] == expected
         assert llm.batch(["Once upon"] * 3, config={"max_concurrency": 1}) == [expected] * 3
+
+    def test_prompts_of_one_call_are_answered_in_one_pass(self, llm):
+        watched = watch(llm)
+        watched.delay_seconds = 0.01
+        llm.generate([f"Once {n}" for n in range(20)])
+        assert watched.widest == 20
+
+    @pytest.mark.parametrize("asynchronous", [False, True])
+    async def test_too_many_prompts_are_refused_together(self, make_llm, asynchronous):
+        llm = make_llm(7, slots=1, max_queue=1)
+        prompts = [f"Once {n}" for n in range(20)]
+        with pytest.raises(EngineBusy, match="max_queue"):
+            await llm.agenerate(prompts) if asynchronous else llm.generate(prompts)
+        await asyncio.to_thread(wait_until, lambda: is_idle(llm))
+        assert llm.loaded().engine.stats().decoded_tokens < 100
+        assert llm.invoke("Once")
 
     def test_a_chain(self, llm):
         chain = PromptTemplate.from_template("Once {what}") | llm | StrOutputParser()

@@ -253,10 +253,18 @@ def test_a_seed_repeats_an_answer(engine, ask, runtime):
     assert text(1) == text(1) != text(2)
 
 
-def test_requests_are_served_in_the_order_of_their_coming(engine, ask, runtime):
+@pytest.fixture
+def narrow(runtime: FakeRuntime) -> Iterator[Engine]:
+    """An engine that serves one request at a time."""
+    engine = Engine(runtime, WORLD, slots=1, prefill_chunk=4)
+    yield engine
+    engine.close()
+
+
+def test_requests_are_admitted_in_the_order_of_their_coming(narrow, ask, runtime):
     order: list[int] = []
     tickets = [
-        engine.submit(ask(max_tokens=0, on_progress=lambda *_, n=n: order.append(n)))
+        narrow.submit(ask(max_tokens=0, on_progress=lambda *_, n=n: order.append(n)))
         for n in range(8)
     ]
     for ticket in tickets:
@@ -325,8 +333,8 @@ class TestCancelling:
             ticket.result()
         assert engine.submit(ask([261])).result().text == ""
 
-    def test_a_request_cancelled_in_the_queue_is_never_read(self, engine, ask, runtime):
-        gate = Gate(runtime)
+    def test_a_request_cancelled_in_the_queue_is_never_read(self, narrow, ask, runtime):
+        engine, gate = narrow, Gate(runtime)
         first, second = engine.submit(ask([261])), engine.submit(ask(prompt=[9, 9, 9]))
         gate.arrived.acquire(timeout=10)
         assert engine.stats().queued == 1
@@ -493,9 +501,11 @@ class TestErrors:
             with pytest.raises(ValueError, match=f"65536.*{wrong}"):
                 engine.submit(ask(prompt=[1, wrong]))
 
-    def test_a_chunk_of_nothing_is_refused(self, runtime):
-        with pytest.raises(ValueError, match="got 0"):
-            Engine(runtime, WORLD, prefill_chunk=0)
+    @pytest.mark.parametrize("name", ["slots", "prefill_budget", "prefill_chunk", "max_queue"])
+    def test_a_limit_of_nothing_is_refused(self, runtime, name):
+        settings: dict[str, Any] = {name: 0}
+        with pytest.raises(ValueError, match=f"{name} must be 1 or more, got 0"):
+            Engine(runtime, WORLD, **settings)
 
 
 class TestLifeAndEnd:
@@ -518,7 +528,7 @@ class TestLifeAndEnd:
                 ticket.result()
         gate.release()
         closer.join(10)
-        assert len(runtime.calls) == 1
+        assert len(runtime.batches) == 1
         assert not runtime.closed  # its owner closes it
         with pytest.raises(EngineError, match="closed"):
             engine.submit(ask())

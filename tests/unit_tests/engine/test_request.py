@@ -45,6 +45,8 @@ def test_sampling_out_of_range_is_refused(name, value, message):
         ({"prompt": (), "max_tokens": 1}, "at least one id"),
         ({"checkpoints": (3,)}, "prompt of 2 ids, got 3"),
         ({"checkpoints": (-1,)}, "got -1"),
+        ({"deadline": -1}, "deadline must be 0 or more.*got -1"),
+        ({"deadline": "soon"}, "got 'soon'"),
     ],
 )
 def test_requests_out_of_range_are_refused(settings, message):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rwkv.utils import PIPELINE
 
 from langchain_rwkv_state.engine import Sampling
-from langchain_rwkv_state.engine.sampler import Sampler, choices
+from langchain_rwkv_state.engine.sampler import Sampler, choices, look_over
 from langchain_rwkv_state.errors import EngineError
 
 LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=2, max_size=40, unique=True).map(
@@ -190,3 +190,51 @@ class TestPenalties:
 def test_logits_that_are_no_numbers_are_an_error(bad, temperature):
     with pytest.raises(EngineError, match="wider dtype"):
         picks(Sampling(temperature=temperature), torch.tensor([0.0, bad, 1.0]), 1)
+
+
+class TestManyAtOnce:
+    """Rows that are looked over together are chosen from as each is alone."""
+
+    SETTINGS = (
+        Sampling(temperature=0),
+        Sampling(seed=1, top_p=0.3),
+        Sampling(seed=2, top_p=0.9, temperature=1.5),
+        Sampling(seed=3, top_p=1, top_k=40),
+        Sampling(seed=4, top_p=0.7, presence_penalty=0.5, frequency_penalty=0.5),
+        Sampling(temperature=0, presence_penalty=2),
+        Sampling(seed=5, top_p=1, temperature=0.7),
+    )
+
+    def test_a_row_does_not_depend_on_the_others(self):
+        generator = torch.Generator().manual_seed(0)
+        steps = [torch.randn(21, 65_536, generator=generator) * scale for scale in (1, 3, 6)]
+        together = [Sampler(sampling) for sampling in self.SETTINGS * 3]
+        alone = [Sampler(sampling) for sampling in self.SETTINGS * 3]
+        for logits in steps:
+            for row, look in enumerate(look_over(logits)):
+                token = together[row].choose(look)
+                assert token == alone[row].pick(logits[row].clone())
+                together[row].saw(token, b"x")
+                alone[row].saw(token, b"x")
+
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+    def test_a_row_that_is_no_numbers_is_told_from_the_others(self, bad):
+        logits = torch.zeros(3, 10)
+        logits[1, 4] = bad
+        logits[2, 7] = 1
+        assert [look.finite for look in look_over(logits)] == [True, False, True]
+        assert [look.best for look in look_over(logits)][::2] == [0, 7]
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 4.0, 40.0, 3e37])
+@pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.9, 0.999, 1 - 1e-9])
+def test_top_p_keeps_no_token_too_few_and_none_too_many(scale, top_p):
+    generator = torch.Generator().manual_seed(1)
+    logits = (torch.randn(65_536, generator=generator) * scale).numpy()
+    left = distribution(logits, Sampling(top_p=top_p)) > 0
+    probabilities = torch.from_numpy(logits).double().softmax(-1).numpy()
+    kept = probabilities[left]
+    assert kept.sum() >= top_p - 1e-6
+    if len(set(logits.tolist())) > 1:
+        assert kept.sum() - kept.min() < top_p + 1e-6
+    assert logits[left].min() > (logits[~left].max() if (~left).any() else -np.inf)
