@@ -104,14 +104,14 @@ class CompiledPass:
             arrays: The states; the named slots are updated in place.
 
         Returns:
-            Logits after each segment's last row, ``[G, V]``.
+            Logits after each segment's last row, ``[G, V]``, until the next pass over `arrays`.
         """
         rows, count = segments.n_rows, len(segments.slot)
         start = (ctypes.c_int64 * (count + 1))(*segments.start)
         slot = (ctypes.c_int64 * count)(*segments.slot)
         model, n = ctypes.byref(self._model), ctypes.c_int64
-        space = torch.empty(self._library.workspace(model, n(rows), n(count)))
-        logits = torch.empty(count, self._vocab_size)
+        space = arrays.scratch("space", self._library.workspace(model, n(rows), n(count)))
+        logits = arrays.scratch("logits", count * self._vocab_size).view(count, -1)
         tensors = (x, arrays.att_x, arrays.wkv, arrays.ffn_x, space, logits)
         places = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
         self._library.forward(

@@ -9,25 +9,16 @@
 // start[s + 1] and the state in slot[s]. D width, H heads, N head size, S slots, V vocabulary.
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <memory>
+#include <thread>
 #if defined(__AVX__)
 #include <immintrin.h>
 #endif
 
-#if defined(_OPENMP)
-#define DO_PRAGMA(text) _Pragma(#text)
-#define PARALLEL(n) DO_PRAGMA(omp parallel num_threads(n))
-#define SHARE DO_PRAGMA(omp for schedule(static))
-#define SHARE_NOWAIT DO_PRAGMA(omp for schedule(static) nowait)
-#define BARRIER DO_PRAGMA(omp barrier)
-#else
-#define PARALLEL(n)
-#define SHARE
-#define SHARE_NOWAIT
-#define BARRIER
-#endif
 #define INLINE inline __attribute__((always_inline))
 
 namespace {
@@ -36,6 +27,55 @@ constexpr float DECAY = -0.606531f;       // -exp(-0.5), as the rwkv package has
 constexpr float GROUP_NORM_EPS = 64e-5f;
 constexpr float NORM_EPS = 1e-5f;
 constexpr float UNIT_EPS = 1e-12f;        // of torch.nn.functional.normalize
+
+// -- threads -----------------------------------------------------------------------------------
+//
+// Each loop's units are taken one by one by whoever is free, and the next loop begins as soon as all
+// are done. OpenMP's own barriers wait until every thread has *arrived*: on a busy machine one that
+// the system has put aside holds up the others a hundred times a pass.
+
+struct alignas(64) Phase {
+    std::atomic<int64_t> taken{0}, done{0};
+};
+
+// One thread's way through the loops of a pass; every thread takes the same way.
+class Worker {
+public:
+    explicit Worker(Phase* first) : next_(first) {}
+
+    // Does some of the units of a loop; what reads its results calls `meet` first.
+    template <class Work>
+    void share(int64_t units, Work work) {
+        Phase& phase = *next_++;
+        for (int64_t unit; (unit = phase.taken.fetch_add(1, std::memory_order_relaxed)) < units;) {
+            work(unit);
+            phase.done.fetch_add(1, std::memory_order_release);
+        }
+        open_[count_++] = {&phase, units};
+    }
+
+    // Waits until all loops since the last meeting are done.
+    void meet() {
+        for (int i = 0; i < count_; i++) {
+            int spins = 0;
+            while (open_[i].phase->done.load(std::memory_order_acquire) < open_[i].units) {
+                if (++spins > 4096) std::this_thread::yield();
+            }
+        }
+        count_ = 0;
+    }
+
+private:
+    struct Open {
+        Phase* phase;
+        int64_t units;
+    };
+    Phase* next_;
+    Open open_[8];                        // the seven first products of a layer, and one before
+    int count_ = 0;
+};
+
+constexpr int64_t PHASES_OF_LAYER = 21, PHASES_OF_END = 2;
 
 // -- matrix products ---------------------------------------------------------------------------
 //
@@ -180,11 +220,10 @@ void panel_rows(const Matrix& m, int64_t panel, int64_t rows, const float* x, Af
     finish(sums, rows, m, panel, after, y);
 }
 
-// y[T][n] = after(x[T][k] m' + bias), shared among the threads, which do not wait for each other.
-void product(const Matrix& m, int64_t T, const float* x, float* y, After after = NOTHING) {
+// y[T][n] = after(x[T][k] m' + bias)
+void product(Worker& me, const Matrix& m, int64_t T, const float* x, float* y, After after = NOTHING) {
     const int64_t panels = (m.n + PANEL - 1) / PANEL, blocks = (T + BLOCK - 1) / BLOCK;
-    SHARE_NOWAIT
-    for (int64_t unit = 0; unit < panels * blocks; unit++) {
+    me.share(panels * blocks, [&](int64_t unit) {
         const int64_t panel = unit / blocks, row = unit % blocks * BLOCK;
         const int64_t rows = std::min(BLOCK, T - row);
         const float* from = x + row * m.k;
@@ -195,7 +234,7 @@ void product(const Matrix& m, int64_t T, const float* x, float* y, After after =
             case FP16: panel_rows<FP16>(m, panel, rows, from, after, to); break;
             default: panel_rows<INT8>(m, panel, rows, from, after, to);
         }
-    }
+    });
 }
 
 // -- between the products ----------------------------------------------------------------------
@@ -220,21 +259,23 @@ INLINE void layer_norm(const float* x, int64_t D, Norm norm, float* out) {
 
 // x += delta; n = layer_norm(x); out[m] = n + (shifted - n) * mix[m], where `shifted` is n one token
 // back: for a segment's first row `before`, which becomes n of its last.
-void norm_shift_mix(const Rows& rows, int64_t D, float* x, const float* delta, Norm norm, int64_t M,
+void norm_shift_mix(Worker& me, const Rows& rows, int64_t D, float* x, const float* delta, Norm norm, int64_t M,
                     const float* mix, float* before, float* normed, float* out) {
-    SHARE
-    for (int64_t t = 0; t < rows.T; t++) {
-        float* row = x + t * D;
-        if (delta != nullptr)
-            for (int64_t d = 0; d < D; d++) row[d] += delta[t * D + d];
-        layer_norm(row, D, norm, normed + t * D);
-    }
+    const int64_t some = 16, blocks = (rows.T + some - 1) / some;
+    me.share(blocks, [&](int64_t block) {
+        for (int64_t t = block * some; t < std::min(rows.T, (block + 1) * some); t++) {
+            float* row = x + t * D;
+            if (delta != nullptr)
+                for (int64_t d = 0; d < D; d++) row[d] += delta[t * D + d];
+            layer_norm(row, D, norm, normed + t * D);
+        }
+    });
+    me.meet();
     const bool many = rows.G > 1;         // else the rows of the one segment are shared
-    const int64_t units = many ? rows.G : rows.T;
-    SHARE
-    for (int64_t unit = 0; unit < units; unit++) {
+    me.share(many ? rows.G : blocks, [&](int64_t unit) {
         const int64_t s = many ? unit : 0;
-        const int64_t from = many ? rows.start[s] : unit, to = many ? rows.start[s + 1] : unit + 1;
+        const int64_t from = many ? rows.start[s] : unit * some;
+        const int64_t to = many ? rows.start[s + 1] : std::min(rows.T, (unit + 1) * some);
         for (int64_t t = from; t < to; t++) {
             const float* here = normed + t * D;
             const float* back = t == rows.start[s] ? before + rows.slot[s] * D : here - D;
@@ -243,10 +284,12 @@ void norm_shift_mix(const Rows& rows, int64_t D, float* x, const float* delta, N
                 for (int64_t d = 0; d < D; d++) at[d] = here[d] + (back[d] - here[d]) * mix[m * D + d];
             }
         }
-    }
-    SHARE_NOWAIT
-    for (int64_t s = 0; s < rows.G; s++)
-        std::memcpy(before + rows.slot[s] * D, normed + (rows.start[s + 1] - 1) * D, D * sizeof(float));
+    });
+    me.meet();
+    me.share(1, [&](int64_t) {
+        for (int64_t s = 0; s < rows.G; s++)
+            std::memcpy(before + rows.slot[s] * D, normed + (rows.start[s + 1] - 1) * D, D * sizeof(float));
+    });
 }
 
 struct TimeMix {
@@ -305,10 +348,9 @@ void head(const TimeMix& m, int64_t D, int64_t size, int64_t h, int64_t from, in
     }
 }
 
-void time_mix(const Rows& rows, const TimeMix& m, int64_t D, int64_t N, float* wkv, float* out) {
+void time_mix(Worker& me, const Rows& rows, const TimeMix& m, int64_t D, int64_t N, float* wkv, float* out) {
     const int64_t H = D / N;
-    SHARE
-    for (int64_t unit = 0; unit < rows.G * H; unit++) {
+    me.share(rows.G * H, [&](int64_t unit) {
         const int64_t s = unit / H, h = unit % H, from = rows.start[s], to = rows.start[s + 1];
         float* S = wkv + (rows.slot[s] * H + h) * N * N;
         switch (N) {
@@ -317,7 +359,8 @@ void time_mix(const Rows& rows, const TimeMix& m, int64_t D, int64_t N, float* w
             case 128: head<128>(m, D, N, h, from, to, S, out); break;
             default: head<0>(m, D, N, h, from, to, S, out);
         }
-    }
+    });
+    me.meet();
 }
 
 struct Layer {
@@ -371,58 +414,50 @@ void forward(const Model* model, int64_t threads, int64_t T, int64_t G, const in
     float *v_own = v_first + TD, *w = v_own + TD, *a = w + TD, *g = a + TD, *v_gate = g + TD;
     float *out = v_gate + TD, *delta = out + TD, *inner = delta + TD;
     float *w_low = inner + T * model->F;
-    PARALLEL(threads)
+    const std::unique_ptr<Phase[]> phases(new Phase[model->L * PHASES_OF_LAYER + PHASES_OF_END]);
+    #pragma omp parallel num_threads(threads)
     {
+        Worker me(phases.get());
         const float* pending = nullptr;
         for (int64_t l = 0; l < model->L; l++) {
             const Layer& y = model->layers[l];
             float* v = l == 0 ? v_first : v_own;
             float *a_low = w_low + T * y.w1.n, *g_low = a_low + T * y.a1.n, *v_low = g_low + T * y.g1.n;
             const bool gated = l > 0;
-            norm_shift_mix(rows, D, x, pending, y.att_norm, 6, y.att_mix, att_x + l * S * D, normed, mixed);
-            product(y.receptance, T, mixed, r);
-            product(y.key, T, mixed + 2 * TD, k);
-            product(y.value, T, mixed + 3 * TD, v);
-            product(y.w1, T, mixed + TD, w_low, TANH);
-            product(y.a1, T, mixed + 4 * TD, a_low);
-            product(y.g1, T, mixed + 5 * TD, g_low, SIGMOID);
-            if (gated) product(y.v1, T, mixed + 3 * TD, v_low);
-            BARRIER
-            product(y.w2, T, w_low, w);
-            product(y.a2, T, a_low, a);
-            product(y.g2, T, g_low, g);
-            if (gated) product(y.v2, T, v_low, v_gate);
-            BARRIER
+            norm_shift_mix(me, rows, D, x, pending, y.att_norm, 6, y.att_mix, att_x + l * S * D, normed, mixed);
+            product(me, y.receptance, T, mixed, r);
+            product(me, y.key, T, mixed + 2 * TD, k);
+            product(me, y.value, T, mixed + 3 * TD, v);
+            product(me, y.w1, T, mixed + TD, w_low, TANH);
+            product(me, y.a1, T, mixed + 4 * TD, a_low);
+            product(me, y.g1, T, mixed + 5 * TD, g_low, SIGMOID);
+            if (gated) product(me, y.v1, T, mixed + 3 * TD, v_low);
+            me.meet();
+            product(me, y.w2, T, w_low, w);
+            product(me, y.a2, T, a_low, a);
+            product(me, y.g2, T, g_low, g);
+            if (gated) product(me, y.v2, T, v_low, v_gate);
+            me.meet();
             const TimeMix mix = {r, k, v, w, a, g, gated ? v_gate : nullptr, v_first, y.k_k, y.k_a, y.r_k,
                                  y.head_norm_weight, y.head_norm_bias};
-            time_mix(rows, mix, D, N, wkv + l * S * D * N, out);
-            product(y.output, T, out, delta);
-            BARRIER
-            norm_shift_mix(rows, D, x, delta, y.ffn_norm, 1, y.ffn_mix, ffn_x + l * S * D, normed, mixed);
-            product(y.ffn_key, T, mixed, inner, SQUARED_RELU);
-            BARRIER
-            product(y.ffn_value, T, inner, delta);
-            BARRIER
+            time_mix(me, rows, mix, D, N, wkv + l * S * D * N, out);
+            product(me, y.output, T, out, delta);
+            me.meet();
+            norm_shift_mix(me, rows, D, x, delta, y.ffn_norm, 1, y.ffn_mix, ffn_x + l * S * D, normed, mixed);
+            product(me, y.ffn_key, T, mixed, inner, SQUARED_RELU);
+            me.meet();
+            product(me, y.ffn_value, T, inner, delta);
+            me.meet();
             pending = delta;
         }
-        SHARE
-        for (int64_t s = 0; s < G; s++) {
+        me.share(G, [&](int64_t s) {
             const int64_t t = start[s + 1] - 1;
             for (int64_t d = 0; d < D; d++) x[t * D + d] += delta[t * D + d];
             layer_norm(x + t * D, D, model->out_norm, mixed + s * D);
-        }
-        product(model->head, G, mixed, logits);
+        });
+        me.meet();
+        product(me, model->head, G, mixed, logits);
     }
-}
-
-// Puts a matrix [n, k] of `size` bytes a weight into panels; outputs that do not exist are zero.
-void pack(int64_t n, int64_t k, int64_t size, const char* from, char* to) {
-    for (int64_t p = 0; p * PANEL < n; p++)
-        for (int64_t j = 0; j < k; j++)
-            for (int64_t i = 0; i < PANEL; i++, to += size) {
-                if (p * PANEL + i < n) std::memcpy(to, from + ((p * PANEL + i) * k + j) * size, size);
-                else std::memset(to, 0, size);
-            }
 }
 
 }  // extern "C"
