@@ -88,6 +88,8 @@ class RWKVModel(BaseModel):
     max_tokens: int = Field(default=512, ge=1)
     stop: list[str] | None = None
     """Texts that end every answer, besides those of the template and of the call."""
+    timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Seconds after which an answer that is not complete ends with `DeadlineExceeded`."""
     slots: int = Field(default=64, ge=1)
     """At most so many requests are served at once, in one pass of the model; others wait."""
     prefill_budget: int = Field(default=64, ge=1)
@@ -272,11 +274,12 @@ class RWKVModel(BaseModel):
         max_tokens = self.max_tokens if max_tokens is None else max_tokens
         if max_tokens == 0:
             raise ValueError("max_tokens must be 1 or more, got 0: use prefill() to read only.")
+        timeout = options.pop("timeout", None)
         strange = sorted(name for name in options if name not in _LANGCHAIN_OPTIONS)
         if strange:
             raise ValueError(
                 f"{type(self).__name__} has no option {strange[0]!r}; a call may set "
-                f"{', '.join((*SAMPLING_FIELDS, 'max_tokens', 'stop'))}."
+                f"{', '.join((*SAMPLING_FIELDS, 'max_tokens', 'stop', 'timeout'))}."
             )
         template, tokenizer = loaded.template, loaded.tokenizer
         texts = dict.fromkeys(
@@ -292,6 +295,7 @@ class RWKVModel(BaseModel):
             strip=chat,
             canonical=template.answer_ids if chat else tokenizer.encode,
             checkpoints=reading.checkpoints,
+            deadline=self.timeout if timeout is None else timeout,
         )
 
     @property

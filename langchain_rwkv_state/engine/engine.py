@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from langchain_rwkv_state.engine.batch import plan
 from langchain_rwkv_state.engine.job import Job
-from langchain_rwkv_state.engine.request import Request
+from langchain_rwkv_state.engine.request import Request, check_ids
 from langchain_rwkv_state.engine.sampler import look_over
 from langchain_rwkv_state.engine.seats import Seats
 from langchain_rwkv_state.engine.stats import EngineStats, Meter
@@ -112,10 +112,8 @@ class Engine:
             EngineError: The engine is closed.
         """
         known = self._runtime.vocab_size
-        if request.prompt and not (min(request.prompt) >= 0 and max(request.prompt) < known):
-            wrong = next(token for token in request.prompt if not 0 <= token < known)
-            raise ValueError(f"Token ids lie in [0, {known}), the prompt holds {wrong}.")
-        job = Job(request, self._tokenizer, Ticket(self._worker))
+        check_ids(request.prompt, known, "the prompt")
+        job = Job(request, self._tokenizer, Ticket(self._worker), known)
         with self._wake:
             if self._closed:
                 raise EngineError("The engine is closed: load the model again.")

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from enum import Enum, auto
 from itertools import takewhile
 
-from langchain_rwkv_state.engine.request import Delta, Done, FinishReason, Request
+from langchain_rwkv_state.engine.request import Delta, Done, FinishReason, Request, check_ids
 from langchain_rwkv_state.engine.sampler import Look, Sampler
 from langchain_rwkv_state.engine.seats import Seat, Seats
 from langchain_rwkv_state.engine.stop import StopMatcher
@@ -39,6 +39,7 @@ class Job:
         request: What is asked for.
         tokenizer: Turns sampled ids into text.
         ticket: Takes the events.
+        vocab_size: Number of ids that the model knows.
 
     Attributes:
         ticket: Takes the events.
@@ -48,7 +49,9 @@ class Job:
         reread: Whether the answer is read again in its canonical ids.
     """
 
-    def __init__(self, request: Request, tokenizer: Tokenizer, ticket: Ticket) -> None:
+    def __init__(
+        self, request: Request, tokenizer: Tokenizer, ticket: Ticket, vocab_size: int
+    ) -> None:
         self.ticket = ticket
         self.turn = 0
         self.submitted = time.monotonic()
@@ -57,6 +60,7 @@ class Job:
         self._request = request
         self._seat: Seat | None = None
         self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
         self._sampler = Sampler(request.sampling)
         self._decoder = StreamDecoder()
         self._matcher = StopMatcher(request.stop, strip=request.strip)
@@ -204,6 +208,7 @@ class Job:
         self._finish_reason = reason
         canonical = self._request.canonical or self._tokenizer.encode
         answer = self._answer_ids = tuple(canonical("".join(self._texts)))
+        check_ids(answer, self._vocab_size, "what an answer's text stands for")
         pairs = zip(self._ids, answer, strict=False)
         common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         self.reread = common < len(answer)

@@ -153,6 +153,17 @@ class Done:
 Event = Delta | Done
 
 
+def check_ids(ids: Sequence[int], vocab_size: int, what: str) -> None:
+    """Checks that a model knows all ids, before it is to read them among those of others.
+
+    Raises:
+        ValueError: It does not know one.
+    """
+    if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
+        wrong = next(token for token in ids if not 0 <= token < vocab_size)
+        raise ValueError(f"Token ids lie in [0, {vocab_size}), {what} holds {wrong}.")
+
+
 def _check_stop(stop: object) -> None:
     if not isinstance(stop, tuple) or not all(isinstance(text, str) and text for text in stop):
         raise ValueError(f"stop must be a tuple of texts, none of them empty, got {stop!r}.")

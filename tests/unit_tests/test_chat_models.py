@@ -28,6 +28,7 @@ from langchain_core.runnables import ConfigurableField, RunnableLambda, Runnable
 
 from langchain_rwkv_state import ChatRWKV, DiskStateStore, MemoryStateStore
 from langchain_rwkv_state.errors import (
+    DeadlineExceeded,
     MarkerError,
     ModelLoadError,
     StateExpired,
@@ -92,6 +93,18 @@ class TestEveryWayOfAsking:
             watched.widest = 0
             assert len(chat.batch([MESSAGES] * 6, config)) == 6
             assert watched.widest <= 2
+
+    def test_an_answer_that_takes_too_long_is_given_up(self, chat, expected):
+        watched = watch(chat)
+        watched.delay_seconds = 0.05
+        with pytest.raises(DeadlineExceeded, match=r"0\.02 s"):
+            chat.invoke(MESSAGES, timeout=0.02)
+        hurried = chat.model_copy(update={"timeout": 0.02})
+        hurried._loaded = chat.loaded()
+        with pytest.raises(DeadlineExceeded, match=r"0\.02 s"):
+            hurried.invoke(MESSAGES)
+        watched.delay_seconds = 0
+        self.same(hurried.invoke(MESSAGES, timeout=60), expected)
 
     async def test_ainvoke(self, chat, expected):
         self.same(await chat.ainvoke(MESSAGES), expected)

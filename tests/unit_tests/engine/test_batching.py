@@ -349,6 +349,11 @@ class TestFailingAlone:
         failing = chat(runtime, "x", [*WORLD.encode(" Hi"), 261], canonical=fail)
         self.check(runtime, serve(), failing, "LookupError: no ids of Hi")
 
+    def test_canonical_ids_that_the_model_does_not_know(self, runtime, serve):
+        answer = [*WORLD.encode(" Hi"), 261]
+        failing = chat(runtime, "x", answer, canonical=lambda _: [65_536])
+        self.check(runtime, serve(), failing, "text stands for holds 65536")
+
     def test_logits_that_are_no_numbers(self, runtime, serve):
         failing = chat(runtime, "x")
         runtime.script_logits(failing.prompt, torch.full((65_536,), float("nan")))

@@ -33,13 +33,18 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> JsonTokenizer:
     return JsonTokenizer(write_tokenizer(tmp_path_factory.mktemp("t") / "tokenizer.json"))
 
 
-@pytest.fixture(scope="module", params=[4, 5.2, 6, 7])
+@pytest.fixture(
+    scope="module",
+    params=[(4, "cpu fp32"), (5.2, "cpu fp32"), (6, "cpu fp32"), (7, "cpu fp32"), (7, "auto")],
+    ids=lambda param: f"rwkv-{param[0]}-{param[1]}",
+)
 def runtime(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Runtime]:
     path: Path = tmp_path_factory.mktemp("model") / "model.pth"
-    write_checkpoint(path, request.param, n_embd=64, head_size=32)
-    runtime = load_runtime(str(path), strategy="cpu fp32")
+    version, strategy = request.param
+    write_checkpoint(path, version, n_embd=64, head_size=32)
+    runtime = load_runtime(str(path), strategy=strategy)
     yield runtime
     runtime.close()
 
@@ -111,6 +116,28 @@ def test_checkpoints_are_the_states_of_shorter_prompts(runtime, engine):
         _, whole = runtime.forward(prompt[:at], runtime.zero_state())
         assert state.derivation == whole.derivation
         assert differ(runtime, state, whole) <= TOLERANCE
+
+
+def test_a_crowd_gets_what_each_gets_alone(runtime, tokenizer):
+    def request(n: int) -> Request:
+        return Request(
+            runtime.zero_state(),
+            tokenizer.encode(f"User: {n} " + "the other one " * (n % 5)),
+            max_tokens=5 + n,
+            sampling=Sampling(temperature=0),
+        )
+
+    crowd = Engine(runtime, tokenizer, slots=4, prefill_budget=7, prefill_chunk=20)
+    tickets = [crowd.submit(request(n)) for n in range(12)]
+    found = [ticket.result() for ticket in tickets]
+    crowd.close()
+    alone = Engine(runtime, tokenizer, slots=1)
+    for n, done in enumerate(found):
+        expected = alone.submit(request(n)).result()
+        assert done.text == expected.text
+        assert done.state.derivation == expected.state.derivation
+        assert differ(runtime, done.state, expected.state) <= TOLERANCE
+    alone.close()
 
 
 def test_the_same_seed_gives_the_same_answer(runtime, engine, tokenizer):
