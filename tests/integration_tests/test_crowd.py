@@ -52,8 +52,9 @@ async def test_conversations_in_a_crowd_are_what_each_is_alone(crowded_chat):
         task.cancel()
         await asyncio.wait([task])
 
-    leaving = [leave(name) for name in range(CROWD, CROWD + 6)]
-    transcripts = (await asyncio.gather(*map(converse, range(CROWD)), *leaving))[:CROWD]
+    leaving = asyncio.gather(*(leave(name) for name in range(CROWD, CROWD + 6)))
+    transcripts = await asyncio.gather(*map(converse, range(CROWD)))
+    await leaving
     engine = chat.loaded().engine
     assert engine.stats().active == engine.stats().queued == 0
     for name, transcript in enumerate(transcripts):
