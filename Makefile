@@ -28,7 +28,7 @@ integration: $(VENV)/.dev
 gpu: $(VENV)/.dev
 	$(BIN)/python -c "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 'make gpu needs a CUDA device')"
 	$(BIN)/python -m pytest tests -q -m cuda
-	$(BIN)/python -m benchmarks.conversation --device cuda
+	for each in conversation speed crowd; do $(BIN)/python -m benchmarks.$$each --device cuda || exit 1; done
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.run_all

@@ -33,7 +33,10 @@ _SECONDS = 120
 
 
 def enabled() -> bool:
-    """Says whether the user wants the compiled pass: ``RWKV_STATE_COMPILED=0`` says no."""
+    """Says whether the user wants more than PyTorch: ``RWKV_STATE_COMPILED=0`` says no.
+
+    Then there is no compiled pass on a CPU, and on a card no kernel and no recorded steps.
+    """
     return os.environ.get("RWKV_STATE_COMPILED", "1") != "0"
 
 

@@ -1,22 +1,25 @@
 """`NativeModel`: RWKV-7 over many states at once, by the best pass that this machine has.
 
 It turns ids into rows, keeps a pass within a bounded number of rows, and chooses between the
-compiled and the plain pass; the arithmetic is theirs. The easy mistake is to run a long prompt in
-one pass: its memory grows with the rows, and nobody else is served meanwhile.
+compiled pass, the plain one, and on a card its recorded steps; the arithmetic is theirs. The easy
+mistake is to run a long prompt in one pass: its memory grows with the rows, and nobody else is
+served meanwhile.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.nn import functional
 
 from langchain_rwkv_state.runtime.checkpoint import Checkpoint
 from langchain_rwkv_state.runtime.native import build
-from langchain_rwkv_state.runtime.native.arrays import StateArrays
+from langchain_rwkv_state.runtime.native.arrays import CudaArrays, StateArrays
 from langchain_rwkv_state.runtime.native.compiled import LARGEST_HEAD, CompiledPass, rounded
+from langchain_rwkv_state.runtime.native.graphs import Decode, captures
 from langchain_rwkv_state.runtime.native.plain import PlainPass, Segments
 from langchain_rwkv_state.runtime.native.weights import Layer, Weights
 from langchain_rwkv_state.runtime.strategy import Stage
@@ -91,6 +94,8 @@ class NativeModel:
             if stage.int8:
                 sorted_weights = _rounded(sorted_weights)
             self._pass = PlainPass(sorted_weights, checkpoint.head_size, self._dtype, self._device)
+        # Steps recorded for arrays that are in use; they go with the arrays.
+        self._decodes: WeakKeyDictionary[StateArrays, Decode] = WeakKeyDictionary()
 
     def zero_tensors(self) -> Mapping[str, torch.Tensor]:
         """Returns those tensors of the first state that are not zero: none."""
@@ -98,7 +103,11 @@ class NativeModel:
 
     def arrays(self, count: int) -> StateArrays:
         """Returns room for `count` states, all zero."""
-        return StateArrays(self.layout, count, self._device)
+        capture = captures(self._device) if build.enabled() else None
+        arrays = self._arrays(count, spare=capture is not None)
+        if capture is not None and isinstance(self._pass, PlainPass):
+            self._decodes[arrays] = Decode(self._pass.run, capture)
+        return arrays
 
     def read(self, arrays: StateArrays, reads: Sequence[tuple[int, Sequence[int]]]) -> torch.Tensor:
         """Reads ids into slots.
@@ -138,11 +147,16 @@ class NativeModel:
         Returns:
             Logits ``[B, V]`` and the new tensors of each state, on the CPU.
         """
-        arrays = self.arrays(len(states))
+        arrays = self._arrays(len(states))
         for slot, tensors in enumerate(states):
             arrays.put(slot, tensors)
         logits = self.read(arrays, list(enumerate(tokens)))
-        return logits, [arrays.get(slot) for slot in range(len(states))]
+        copies = [arrays.begin_get(slot) for slot in range(len(states))]
+        return logits, [finished() for finished in copies]
+
+    def _arrays(self, count: int, *, spare: bool = False) -> StateArrays:
+        kind = CudaArrays if self._device.type == "cuda" else StateArrays
+        return kind(self.layout, count, self._device, spare=spare)
 
     def _one_pass(
         self, arrays: StateArrays, slots: list[int], rows: list[list[int]]
@@ -154,8 +168,14 @@ class NativeModel:
         # A caller's autocast would change the dtypes.
         with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
             x = self._emb[ids].to(self._dtype)
-            x = functional.layer_norm(x, x.shape[1:], *self._emb_norm).to(self._device)
-            logits = self._pass(x, Segments(tuple(start), tuple(slots)), arrays)
+            x = functional.layer_norm(x, x.shape[1:], *self._emb_norm)
+            arrays.settle(slots)
+            decode = self._decodes.get(arrays)
+            if decode is not None and len(ids) == len(slots):
+                logits = decode(x, slots, arrays)
+            else:
+                segments = Segments(tuple(start), tuple(slots))
+                logits = self._pass(x.to(self._device), segments, arrays)
             return logits.to("cpu", torch.float32)
 
 

@@ -1,6 +1,7 @@
 """RWKV-7 in readable PyTorch: every formula once, on any device, in fp32, bf16 or fp16.
 
-The oracle of the compiled pass, and what runs where there is no compiler or no CPU. It follows
+The oracle of the compiled pass, and what runs where there is no compiler or no CPU; on CUDA the
+recurrence alone is a kernel (`triton_kernel.py`) where Triton is installed. It follows
 `RWKV_x070` of the `rwkv` package, whose roundings it shares: WKV states in fp32, the rest in the
 compute dtype. The easy mistake is to mix rows of two conversations: what stands one row above
 belongs to the same one only inside a segment.
@@ -10,16 +11,17 @@ T rows (tokens) of G segments, each one conversation's ids in a slot; D width, H
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from langchain_rwkv_state.runtime.native import build
 from langchain_rwkv_state.runtime.native.arrays import StateArrays
 from langchain_rwkv_state.runtime.native.linear import Linear, pack
-from langchain_rwkv_state.runtime.native.recurrence import Tokens, chunked, step
+from langchain_rwkv_state.runtime.native.recurrence import Places, Recur, Tokens, recur
 from langchain_rwkv_state.runtime.native.weights import Layer, Lora, Norm, Weights
 
 DECAY = -0.606531  # -exp(-0.5), as the package has it
@@ -60,10 +62,10 @@ class PlainPass:
         def moved(tensor: Tensor) -> Tensor:
             return tensor.to(device, dtype, copy=True)  # never a view of the mapped file
 
-        self._head_size = head_size
+        recurrence = _recurrence(device, head_size)
         self._layers = [
-            _PlainLayer(layer, first=not number, head_size=head_size, moved=moved)
-            for number, layer in enumerate(weights.layers)
+            _PlainLayer(layer, head_size=head_size, recurrence=recurrence, moved=moved)
+            for layer in weights.layers
         ]
         self._out_norm = _Normed(weights.out_norm, moved)
         self._head = pack(moved(weights.head))
@@ -79,32 +81,49 @@ class PlainPass:
         Returns:
             Logits after each segment's last row, ``[G, V]``.
         """
-        at = _Places(segments, x.device)
+        return self.run(x, Places.of(segments.start, segments.slot, x.device), arrays)
+
+    def run(self, x: Tensor, at: Places, arrays: StateArrays) -> Tensor:
+        """Does the same with index tensors that are on the device already.
+
+        Where each segment is one row, nothing here waits for the device or makes a tensor from
+        Python's numbers, so that it can be captured.
+
+        Args:
+            x: The rows' embeddings, ``[T, D]``.
+            at: Which rows belong together, and their slots.
+            arrays: The states; the named slots are updated in place.
+
+        Returns:
+            Logits after each segment's last row, ``[G, V]``.
+        """
         v_first: Tensor | None = None
         for number, layer in enumerate(self._layers):
             mixed, v_first = layer.time_mix(
-                x, v_first, arrays.att_x[number], arrays.wkv[number], segments, at
+                x, v_first, arrays.att_x[number], arrays.wkv[number], at
             )
             x = x + mixed
             x = x + layer.channel_mix(x, arrays.ffn_x[number], at)
         return self._head(self._out_norm(x[at.last]))
 
 
-class _Places:
-    """Index tensors of the segments."""
+def _recurrence(device: torch.device, head_size: int) -> Recur:
+    """Returns the kernel where it can be had, and the plain form elsewhere."""
+    if device.type == "cuda" and build.enabled() and importlib.util.find_spec("triton"):
+        # Slow to import, and not installed everywhere.
+        from langchain_rwkv_state.runtime.native import triton_kernel
 
-    def __init__(self, segments: Segments, device: torch.device) -> None:
-        start = torch.tensor(segments.start, device=device)
-        self.first = start[:-1]
-        self.last = start[1:] - 1
-        self.slot = torch.tensor(segments.slot, device=device)
+        if triton_kernel.works(device, head_size):
+            return triton_kernel.recur
+    return recur
 
-    def shifted(self, x: Tensor, before: Tensor) -> Tensor:
-        """Returns each row's predecessor, and leaves the last of each segment in its slot."""
-        back = torch.cat([x[:1], x[:-1]])
-        back[self.first] = before[self.slot]
-        before[self.slot] = x[self.last]
-        return back
+
+def _shifted(x: Tensor, before: Tensor, at: Places) -> Tensor:
+    """Returns each row's predecessor, and leaves the last of each segment in its slot."""
+    back = torch.cat([x[:1], x[:-1]])
+    back[at.first] = before[at.slot]
+    before[at.slot] = x[at.last]
+    return back
 
 
 class _Normed:
@@ -120,8 +139,8 @@ class _Normed:
 class _PlainLayer:
     """One block."""
 
-    def __init__(self, layer: Layer, *, first: bool, head_size: int, moved: Linear) -> None:
-        self._first, self._size = first, head_size
+    def __init__(self, layer: Layer, *, head_size: int, recurrence: Recur, moved: Linear) -> None:
+        self._size, self._recur = head_size, recurrence
         self._att_norm, self._ffn_norm = (
             _Normed(layer.att_norm, moved),
             _Normed(layer.ffn_norm, moved),
@@ -143,12 +162,11 @@ class _PlainLayer:
         v_first: Tensor | None,
         before: Tensor,
         wkv: Tensor,
-        segments: Segments,
-        at: _Places,
+        at: Places,
     ) -> tuple[Tensor, Tensor]:
         """Reads rows into the WKV states; returns what is added to x, and the first values."""
         x = self._att_norm(x)
-        back = at.shifted(x, before)
+        back = _shifted(x, before, at)
         xr, xw, xk, xv, xa, xg = x + (back - x) * self._att_mix.unsqueeze(1)
         r, k, v = self._receptance(xr), self._key(xk), self._value(xv)
         # The decay is taken in fp32; the rest in the compute dtype.
@@ -167,34 +185,21 @@ class _PlainLayer:
             v = v + (v_first - v) * torch.sigmoid(up(down(xv)))
         parts = (r, w, k, v, -kk, kk * self._heads(rate))
         tokens = Tokens(*(self._heads(part.flatten(1)).float() for part in parts))
-        y = self._recur(tokens, wkv, segments, at)
+        y = self._recur(tokens, wkv, at)
         y = y.to(x.dtype).flatten(1)
         heads = y.shape[1] // self._size
         y = functional.group_norm(y, heads, *self._head_norm, eps=GROUP_NORM_EPS)
         bonus = self._heads(r * k * self._r_k).sum(-1, keepdim=True) * self._heads(v)
         return self._output((y + bonus.flatten(1)) * gate), v_first
 
-    def channel_mix(self, x: Tensor, before: Tensor, at: _Places) -> Tensor:
+    def channel_mix(self, x: Tensor, before: Tensor, at: Places) -> Tensor:
         """Returns what is added to x."""
         x = self._ffn_norm(x)
-        k = x + (at.shifted(x, before) - x) * self._ffn_mix
+        k = x + (_shifted(x, before, at) - x) * self._ffn_mix
         return self._ffn_value(torch.relu(self._ffn_key(k)) ** 2)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(len(x), -1, self._size)
-
-    def _recur(self, tokens: Tokens, wkv: Tensor, segments: Segments, at: _Places) -> Tensor:
-        y = torch.empty_like(tokens.v)
-        lengths = [end - start for start, end in pairwise(segments.start)]
-        for start, length, slot in zip(segments.start[:-1], lengths, segments.slot, strict=True):
-            if length > 1:
-                rows = slice(start, start + length)
-                y[rows], wkv[slot] = chunked(tokens.at(rows), wkv[slot])
-        single = torch.tensor(lengths, device=y.device) == 1
-        rows_of, slots = at.first[single], at.slot[single]
-        if len(slots):
-            y[rows_of], wkv[slots] = step(tokens.at(rows_of), wkv[slots])
-        return y
 
 
 def _low_rank(lora: Lora, moved: Linear) -> tuple[Linear, Linear]:

@@ -1,20 +1,24 @@
-"""The recurrence of RWKV-7 in plain PyTorch: one token of many states, or many tokens of one.
+"""The recurrence of RWKV-7 in plain PyTorch: one token of many states, many tokens of one, or both.
 
 With S the WKV state ``[value, key]``, decay w, receptance r, and a = -kk, b = kk * rate the removal
 and the replacement key (Peng et al. 2025, "RWKV-7 Goose", section 4.1, there with S transposed):
 
     S = S diag(w) + (S a) b' + v k'        y = S r
 
-Neither form changes what it is given. The easy mistake is to lengthen the chunk: keys are divided
+`step` and `chunked` change nothing that they are given; `recur` advances states in their slots. The
+easy mistake is to lengthen the chunk: keys are divided
 by the running product of decays inside one, which is exp(-0.607 * 16) = 6e-5 at worst; at 64 it
 would leave the range in which fp32 can divide.
 
-B states, T tokens, C chunks, L chunk length, H heads, N head size.
+B states, T tokens of G segments, S slots, C chunks, L chunk length, H heads, N head size.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -45,6 +49,92 @@ class Tokens(NamedTuple):
     def at(self, rows: slice | Tensor) -> Tokens:
         """Returns some of the tokens."""
         return Tokens(*(part[rows] for part in self))
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where T tokens stand and where their states are: index tensors on the device.
+
+    They are made once for a pass, so that nothing in it waits for the device.
+
+    Attributes:
+        start: Where each segment begins, and T last, ``[G + 1]``.
+        slot: Each segment's slot, ``[G]``.
+        first: Each segment's first row, ``[G]``.
+        last: Each segment's last row, ``[G]``.
+        longest: Most rows of a segment.
+        single: Rows and slots of the segments of one row, ``None`` where there are none.
+        runs: Rows and slot of each segment of more.
+    """
+
+    start: Tensor
+    slot: Tensor
+    first: Tensor
+    last: Tensor
+    longest: int
+    single: tuple[Tensor, Tensor] | None
+    runs: tuple[tuple[slice, int], ...]
+
+    @classmethod
+    def of(cls, start: Sequence[int], slot: Sequence[int], device: torch.device) -> Places:
+        """Returns the places of segments.
+
+        Args:
+            start: Where each begins, and T last.
+            slot: Each one's slot.
+            device: Where the states are.
+        """
+        spans = [slice(*pair) for pair in pairwise(start)]
+        lengths = [span.stop - span.start for span in spans]
+        named = list(zip(spans, slot, lengths, strict=True))
+        rows = [span.start for span, _, length in named if length == 1]
+        slots = [into for _, into, length in named if length == 1]
+        starts = torch.tensor(start, device=device)
+        return cls(
+            starts,
+            torch.tensor(slot, device=device),
+            starts[:-1],
+            starts[1:] - 1,
+            max(lengths),
+            (torch.tensor(rows, device=device), torch.tensor(slots, device=device))
+            if rows
+            else None,
+            tuple((span, into) for span, into, length in named if length > 1),
+        )
+
+    @classmethod
+    def of_each(cls, slot: Tensor) -> Places:
+        """Returns the places of one token in each of G slots, whose numbers may change later.
+
+        Args:
+            slot: ``[G]``, int64; kept, not copied.
+        """
+        start = torch.arange(len(slot) + 1, device=slot.device)
+        return cls(start, slot, start[:-1], start[:-1], 1, (start[:-1], slot), ())
+
+
+Recur: TypeAlias = Callable[[Tokens, Tensor, Places], Tensor]
+"""`recur`, or what gives the same numbers faster."""
+
+
+def recur(tokens: Tokens, wkv: Tensor, places: Places) -> Tensor:
+    """Reads tokens into slots: single ones by the step, segments of more in the chunked form.
+
+    Args:
+        tokens: T tokens.
+        wkv: ``[S, H, N, N]``, fp32; the named slots are updated in place.
+        places: Which tokens belong together, and their slots.
+
+    Returns:
+        The outputs ``[T, H, N]``.
+    """
+    y = torch.empty_like(tokens.v)
+    for span, slot in places.runs:
+        y[span], wkv[slot] = chunked(tokens.at(span), wkv[slot])
+    if places.single:
+        rows, slots = places.single
+        y[rows], wkv[slots] = step(tokens.at(rows), wkv[slots])
+    return y
 
 
 def step(tokens: Tokens, state: Tensor) -> tuple[Tensor, Tensor]:
