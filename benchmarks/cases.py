@@ -93,7 +93,7 @@ class Outcome:
 
 
 class Conversation:
-    """A session with the model, and its transcript for the control."""
+    """A session with the model, and its transcript for the control; `Talks.begin` makes it."""
 
     def __init__(self, chat: ChatRWKV, name: str, system: str = "") -> None:
         self.chat = chat
@@ -118,6 +118,31 @@ class Conversation:
         """Asks behind the whole transcript, read from nothing, without any state."""
         said = [_plain(message) for message in self.transcript]
         return str(self.chat.invoke([*said, HumanMessage(text)]).text)
+
+
+class Talks:
+    """The conversations of one case, which are deleted when it is over.
+
+    Many cases share one model and one store, so that the model answers them together.
+
+    Args:
+        chat: The model.
+        case: A name that no other case has.
+    """
+
+    def __init__(self, chat: ChatRWKV, case: str) -> None:
+        self._chat, self._case = chat, case
+        self._begun: list[str] = []
+
+    def begin(self, name: str, system: str = "") -> Conversation:
+        """Starts a conversation of that name."""
+        self._begun.append(f"{self._case}: {name}")
+        return Conversation(self._chat, self._begun[-1], system)
+
+    def close(self) -> None:
+        """Deletes all conversations."""
+        for session in self._begun:
+            self._chat.store.delete_session(session)
 
 
 def _plain(message: BaseMessage) -> BaseMessage:
@@ -158,12 +183,12 @@ def _miss(asked: str, answer: str, wanted: str) -> str:
 
 
 def fact_at_distances(
-    chat: ChatRWKV, rng: Random, kind: str, distances: Sequence[int]
+    talks: Talks, rng: Random, kind: str, distances: Sequence[int]
 ) -> Iterator[Outcome]:
     """A fact, asked for after so many other turns; beside it the transcript and a zero state."""
     tell, question = FACTS[kind]
     value = values.value(rng, kind)
-    talk = Conversation(chat, "recall")
+    talk = talks.begin("recall")
     talk.say(tell.format(v=value))
     for turn in range(max(distances) + 1):
         if turn in distances:
@@ -173,16 +198,16 @@ def fact_at_distances(
             yield Outcome(f"replay after {turn}", holds(control, value), note)
             yield Outcome(f"same answer after {turn}", answer == control, f"{answer!r} {control!r}")
         talk.say(other_turn(rng, kind))
-    fresh = Conversation(chat, "fresh").ask(question)
+    fresh = talks.begin("fresh").ask(question)
     yield Outcome("zero state does not know", not holds(fresh, value), _miss(question, fresh, ""))
     yield Outcome("zero state says so", _says_unknown(fresh), _miss(question, fresh, "don't know"))
 
 
-def far_fact(chat: ChatRWKV, rng: Random, kind: str) -> Iterator[Outcome]:
+def far_fact(talks: Talks, rng: Random, kind: str) -> Iterator[Outcome]:
     """A fact after more turns than are promised."""
     tell, question = FACTS[kind]
     value = values.value(rng, kind)
-    talk = Conversation(chat, "far")
+    talk = talks.begin("far")
     talk.say(tell.format(v=value))
     for turn in range(max(FAR) + 1):
         if turn in FAR:
@@ -193,13 +218,13 @@ def far_fact(chat: ChatRWKV, rng: Random, kind: str) -> Iterator[Outcome]:
         talk.say(other_turn(rng, kind))
 
 
-def one_of_four(chat: ChatRWKV, rng: Random, kind: str) -> Iterator[Outcome]:
+def one_of_four(talks: Talks, rng: Random, kind: str) -> Iterator[Outcome]:
     """Four facts at once, and one of them asked for."""
     kinds = [kind, *rng.sample([k for k in values.KINDS if k != kind], 3)]
     told: dict[str, str] = {}
     for each in kinds:
         told[each] = values.other_value(rng, each, *told.values())
-    talk = Conversation(chat, "four")
+    talk = talks.begin("four")
     for each in rng.sample(kinds, 4):
         talk.say(FACTS[each][0].format(v=told[each]))
         if rng.random() < 0.3:
@@ -211,12 +236,12 @@ def one_of_four(chat: ChatRWKV, rng: Random, kind: str) -> Iterator[Outcome]:
     yield Outcome("one of four", right, _miss(question, answer, told[kind]))
 
 
-def correction(chat: ChatRWKV, rng: Random, kind: str) -> Iterator[Outcome]:
+def correction(talks: Talks, rng: Random, kind: str) -> Iterator[Outcome]:
     """A fact told, then told otherwise."""
     tell, question = FACTS[kind]
     old = values.value(rng, kind)
     new = values.other_value(rng, kind, old)
-    talk = Conversation(chat, "correction")
+    talk = talks.begin("correction")
     talk.say(tell.format(v=old))
     _others(talk, rng, 2)
     again = tell.format(v=new)
@@ -228,7 +253,7 @@ def correction(chat: ChatRWKV, rng: Random, kind: str) -> Iterator[Outcome]:
     yield Outcome("correction", right, _miss(question, answer, f"{new}, not {old}"))
 
 
-def given_name(chat: ChatRWKV, rng: Random, _: str) -> Iterator[Outcome]:
+def given_name(talks: Talks, rng: Random, _: str) -> Iterator[Outcome]:
     """The assistant's own name, given by the system prompt."""
     name = values.value(rng, "name")
     form = rng.choice(
@@ -239,42 +264,42 @@ def given_name(chat: ChatRWKV, rng: Random, _: str) -> Iterator[Outcome]:
         ]
     )
     system = " ".join(part for part in (form.format(v=name), rng.choice(_PROSE)) if part)
-    talk = Conversation(chat, "name", system)
+    talk = talks.begin("name", system)
     _others(talk, rng, 3)
     question = "What is your name?"
     answer = talk.ask(question)
     yield Outcome("name from system prompt", holds(answer, name), _miss(question, answer, name))
 
 
-def manner(chat: ChatRWKV, rng: Random, kind: str) -> Iterator[Outcome]:
+def manner(talks: Talks, rng: Random, kind: str) -> Iterator[Outcome]:
     """A manner of speech, asked for by the system prompt, kept for three turns."""
     prefix, suffix, asks = rng.choice(words.MANNERS)
-    yield _speaks(chat, rng, kind, rng.choice(asks), prefix, suffix, "manner from system prompt")
+    yield _speaks(talks, rng, kind, rng.choice(asks), prefix, suffix, "manner from system prompt")
 
 
-def given_word(chat: ChatRWKV, rng: Random, kind: str) -> Iterator[Outcome]:
+def given_word(talks: Talks, rng: Random, kind: str) -> Iterator[Outcome]:
     """A word never seen, with which every answer is to begin or end."""
     word = values.value(rng, "name")
     prefix, suffix, verb = rng.choice([(f"{word}! ", "", "Begin"), ("", f" {word}!", "End")])
     asks = f"{verb} every answer with {word}."
-    yield _speaks(chat, rng, kind, asks, prefix, suffix, "given word in every answer")
+    yield _speaks(talks, rng, kind, asks, prefix, suffix, "given word in every answer")
 
 
 def _speaks(
-    chat: ChatRWKV, rng: Random, kind: str, asks: str, prefix: str, suffix: str, row: str
+    talks: Talks, rng: Random, kind: str, asks: str, prefix: str, suffix: str, row: str
 ) -> Outcome:
     tell, question = FACTS[kind]
     value = values.value(rng, kind)
-    talk = Conversation(chat, "manner", asks)
+    talk = talks.begin("manner", asks)
     answers = [talk.say(text) for text in (other_turn(rng), tell.format(v=value), question)]
     right = all(a.startswith(prefix) and a.endswith(suffix) for a in answers)
     right = right and holds(answers[-1].removeprefix(prefix), value)
     return Outcome(row, right, f"{asks} -> {answers!r}, wanted {value!r}")
 
 
-def unknown(chat: ChatRWKV, rng: Random, kind: str) -> Iterator[Outcome]:
+def unknown(talks: Talks, rng: Random, kind: str) -> Iterator[Outcome]:
     """A question for what was not told, with other facts told or none."""
-    talk = Conversation(chat, "unknown")
+    talk = talks.begin("unknown")
     told = []
     for other in rng.sample([k for k in values.KINDS if k != kind], rng.randint(0, 3)):
         told.append(values.value(rng, other))
@@ -286,50 +311,50 @@ def unknown(chat: ChatRWKV, rng: Random, kind: str) -> Iterator[Outcome]:
     yield Outcome("says it does not know", right, _miss(question, answer, "don't know"))
 
 
-def other_words(chat: ChatRWKV, rng: Random, kind: str) -> Iterator[Outcome]:
+def other_words(talks: Talks, rng: Random, kind: str) -> Iterator[Outcome]:
     """A fact in other words than the usual ones, in small letters, without a full stop."""
     tell, question = rng.choice(OTHER_WORDS[kind])
     value = values.value(rng, kind)
-    talk = Conversation(chat, "wording")
+    talk = talks.begin("wording")
     talk.say(tell.format(v=value))
     _others(talk, rng, 4)
     answer = talk.ask(question)
     yield Outcome("other wordings", holds(answer, value), _miss(question, answer, value))
 
 
-def letters(chat: ChatRWKV, rng: Random, _: str) -> Iterator[Outcome]:
+def letters(talks: Talks, rng: Random, _: str) -> Iterator[Outcome]:
     """A name of random letters, and one with letters that training never had."""
     rows = (
         ("random letters", values.letters(rng).capitalize()),
         ("beyond ASCII", values.accented(rng)),
     )
     for row, value in rows:
-        talk = Conversation(chat, row)
+        talk = talks.begin(row)
         talk.say(FACTS["name"][0].format(v=value))
         answer = talk.ask(FACTS["name"][1])
         yield Outcome(row, holds(answer, value), _miss("name", answer, value))
 
 
-def tool_call(chat: ChatRWKV, rng: Random, _: str) -> Iterator[Outcome]:
+def tool_call(talks: Talks, rng: Random, _: str) -> Iterator[Outcome]:
     """A question that needs the one tool that is listed, and the use of what comes back."""
     wanted = rng.choice(list(TOOLS))
-    yield from _calls(chat, rng, wanted, [], ("tool call", f"tool call: {wanted}"))
+    yield from _calls(talks, rng, wanted, [], ("tool call", f"tool call: {wanted}"))
 
 
-def tool_choice(chat: ChatRWKV, rng: Random, _: str) -> Iterator[Outcome]:
+def tool_choice(talks: Talks, rng: Random, _: str) -> Iterator[Outcome]:
     """A question that needs one of two or three listed tools."""
     wanted, *others = rng.sample(list(TOOLS), rng.randint(2, 3))
-    yield from _calls(chat, rng, wanted, others, (f"right one of {1 + len(others)} tools called",))
+    yield from _calls(talks, rng, wanted, others, (f"right one of {1 + len(others)} tools called",))
 
 
 def _calls(
-    chat: ChatRWKV, rng: Random, wanted: str, others: Sequence[str], rows: Sequence[str]
+    talks: Talks, rng: Random, wanted: str, others: Sequence[str], rows: Sequence[str]
 ) -> Iterator[Outcome]:
     tool, question, arguments = TOOLS[wanted](rng)
     listed = [tool, *(TOOLS[other](rng)[0] for other in others)]
     rng.shuffle(listed)
     prose = rng.choice(["", "You are a helpful assistant.", "Use the tools when they help."])
-    talk = Conversation(chat, "tools", system_with_tools(prose, listed))
+    talk = talks.begin("tools", system_with_tools(prose, listed))
     answer = talk.say(question)
     call = {"name": tool["name"], "arguments": arguments}
     right = _json(answer) == call
@@ -341,10 +366,10 @@ def _calls(
         yield Outcome("tool result used", result in used, _miss("result", used, result))
 
 
-def no_tool(chat: ChatRWKV, rng: Random, kind: str) -> Iterator[Outcome]:
+def no_tool(talks: Talks, rng: Random, kind: str) -> Iterator[Outcome]:
     """A fact told and asked for while tools are listed: no call is wanted."""
     listed = [TOOLS[name](rng)[0] for name in rng.sample(list(TOOLS), 2)]
-    talk = Conversation(chat, "no tools", system_with_tools("", listed))
+    talk = talks.begin("no tools", system_with_tools("", listed))
     tell, question = FACTS[kind]
     value = values.value(rng, kind)
     talk.say(tell.format(v=value))

@@ -15,7 +15,6 @@ import contextlib
 import itertools
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -38,13 +37,10 @@ from rich.console import Console
 
 from benchmarks import common
 from benchmarks.common import Check, Report
-from benchmarks.models import write_12x768
+from benchmarks.models import ROOT, write_apart
 from langchain_rwkv_state import ChatRWKV, DiskStateStore, RWKVStateHistory
-from langchain_rwkv_state.tokenizer import WorldTokenizer
 from langchain_rwkv_state.turn import ids_of
-from tests.helpers.checkpoints import write_checkpoint
 
-ROOT = Path(__file__).parent.parent
 SYSTEM = "You are a patient assistant who answers in a few words."
 THINGS = (
     *("apple", "bread", "chair", "clock", "cloud", "dance", "dream", "field", "glass", "grass"),
@@ -87,32 +83,6 @@ QUICK = Sizes((2, 4), 4, 2, 1, 3, 100, 2, (50, 100))
 def question(turn: int) -> str:
     """Returns the question of a turn; all are of one length in tokens."""
     return f"What do you think of the {THINGS[turn % len(THINGS)]}, is it good?"
-
-
-def write_model(path: Path, *, quick: bool) -> Path:
-    """Writes a random model that answers in words.
-
-    The ids that an untrained model samples are seldom those that the tokenizer gives for their
-    text, so that nearly every answer would be read twice, which a trained model's hardly ever is.
-    So the rows of the head are zero but for words with a space before them: whatever sequence of
-    these is sampled, it is the tokenizer's own. Shapes, and so the work, stay the same.
-    """
-    if quick:
-        write_checkpoint(path, 7, n_layer=2, n_embd=128, head_size=64, vocab=65536)
-    else:
-        write_12x768(path)
-    tensors = torch.load(path, weights_only=True)
-    tokenizer = WorldTokenizer()
-    word = re.compile(rb" [a-z]{3,}")
-    spoken = torch.tensor(
-        [bool(word.fullmatch(tokenizer.decode_bytes([i]))) for i in range(1, tokenizer.vocab_size)]
-    )
-    head = tensors["head.weight"]
-    head[0] = 0
-    head[1 : 1 + len(spoken)][~spoken] = 0
-    head[1 + len(spoken) :] = 0
-    torch.save(tensors, path)
-    return path
 
 
 @dataclass
@@ -357,7 +327,7 @@ def measure_overhead(bench: Bench) -> None:
     package = loaded.runtime._model._model  # type: ignore[attr-defined]
     methods = {
         "rwkv package": (package, "forward"),
-        "runtime adapter": (loaded.runtime, "forward"),
+        "runtime adapter": (loaded.runtime, "forward_batch"),
         "store: session": (bench.store, "session"),
         "store: get": (bench.store, "get"),
         "store: stage": (bench.store, "stage"),
@@ -574,20 +544,12 @@ def _directory_bytes(directory: Path) -> int:
 PARTS = ("turns", "overhead", "resume", "bytes")
 
 
-def _write_apart(path: Path, *, quick: bool) -> Path:
-    """Writes the model in another process.
-
-    A thread that has computed keeps PyTorch's threads from the one that runs the model.
-    """
-    command = [sys.executable, "-m", "benchmarks.conversation", "--keep-model", str(path)]
-    subprocess.run([*command, *["--quick"] * quick], cwd=ROOT, check=True)
-    return path
-
-
 def run(arguments: argparse.Namespace, directory: Path, report: Report) -> None:
     sizes = QUICK if arguments.quick else Sizes()
     strategy = {"cpu": "cpu fp32", "cuda": "cuda fp16"}[arguments.device]
-    model = arguments.model or _write_apart(directory / "model.pth", quick=arguments.quick)
+    model = arguments.model or write_apart(
+        directory / "model.pth", quick=arguments.quick, speaking=True
+    )
     store = DiskStateStore(directory / "store")
     chat = ChatRWKV(
         model=str(model),
@@ -616,13 +578,9 @@ def main() -> int:
     parser = common.parser("Times turns of a conversation on a random RWKV-7 of 12x768.")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch (2)")
-    parser.add_argument("--model", help="a model that `--keep-model` wrote")
-    parser.add_argument("--keep-model", type=Path, help="only write the model, and stop")
+    parser.add_argument("--model", help="one that `python -m benchmarks.models --speaking` wrote")
     parser.add_argument("--only", nargs="*", choices=PARTS, help="some of the measurements")
     arguments = parser.parse_args()
-    if arguments.keep_model:
-        write_model(arguments.keep_model, quick=arguments.quick)
-        return 0
     torch.set_num_threads(arguments.threads)
     for name in ("RunnableWithMessageHistory", "InMemoryChatMessageHistory"):
         warnings.filterwarnings("ignore", message=f".*{name}.*")  # deprecated; what chains use

@@ -9,11 +9,13 @@ draw a run with `--quick`: those leave no JSON among the results.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 
+from benchmarks import speed
 from benchmarks.cases import DISTANCES, FAR
 from benchmarks.common import IMAGES, RESULTS
 from benchmarks.recall import TARGETS
@@ -23,6 +25,16 @@ from matplotlib import pyplot as plt  # after the choice of a backend without a 
 
 _SIZE_INCHES, _DPI = (6.4, 3.6), 110
 _STATE, _TRANSCRIPT, _QUIET = "#1f6f8b", "#d1495b", "#8d99ae"
+_CONTENDERS: dict[str, dict[str, Any]] = {
+    speed.PACKED: {"color": _QUIET, "linestyle": ":"},
+    speed.INT8: {"color": "#3aa17e", "marker": "o"},
+    speed.FP16: {"color": "#66b2cc", "marker": "o"},
+    speed.FP32: {"color": _STATE, "marker": "o"},
+    speed.LLAMA_Q8: {"color": "#edae49", "marker": "s", "linestyle": "--"},
+    speed.LLAMA: {"color": _TRANSCRIPT, "marker": "s", "linestyle": "--"},
+    speed.RWKVSERVE: {"color": "#9a6fb0", "marker": "s", "linestyle": "--"},
+    speed.PACKAGE: {"color": "#444444", "marker": "s", "linestyle": "--"},
+}
 
 
 def recall(results: dict[str, Any], path: Path) -> None:
@@ -66,6 +78,40 @@ def turns(results: dict[str, Any], path: Path) -> None:
     _finish(figure, axes, path)
 
 
+def speeds(results: dict[str, Any], path: Path) -> None:
+    """Draws ids a second by the number of states decoded at once."""
+    decoded = [cell for cell in results["cells"] if cell.startswith("B=")]
+    at = [int(cell.removeprefix("B=")) for cell in decoded]
+    figure, axes = plt.subplots(figsize=_SIZE_INCHES)
+    for name, style in _CONTENDERS.items():
+        if name in results["speeds"]:
+            found = [results["speeds"][name][cell] for cell in decoded]
+            axes.plot(at, found, label=name.replace("`", ""), markersize=4, **style)
+    axes.set(xscale="log", yscale="log", xticks=at, xticklabels=map(str, at))
+    axes.minorticks_off()
+    axes.set(xlabel="conversations decoded at once", ylabel="tokens a second")
+    axes.set_title("Decoding, random RWKV-7 12x768, 2 CPU threads", fontsize=10)
+    _finish(figure, axes, path)
+
+
+def waiting(results: dict[str, Any], path: Path) -> None:
+    """Draws the longest gap of others, and how long the prompt itself waits, by budget."""
+    found = results["gap"]
+    at = [row["budget"] for row in found["rows"]]
+    figure, axes = plt.subplots(figsize=_SIZE_INCHES)
+    longest = [row["longest_steps"] for row in found["rows"]]
+    axes.plot(at, longest, "o-", color=_STATE, label="longest gap of the others, decode steps")
+    waits = [row["first_token_seconds"] for row in found["rows"]]
+    axes.plot(at, waits, "s--", color=_TRANSCRIPT, label="the prompt's first token, seconds")
+    axes.axhline(4, color=_QUIET, linestyle=":", label="most steps allowed")
+    axes.set(xscale="log", xticks=at, xticklabels=map(str, at), ylim=(0, None))
+    axes.minorticks_off()
+    axes.set(xlabel="prefill_budget, tokens of prompts beside a decode step")
+    title = f"A prompt of {found['prompt']:,} tokens beside {found['others']} answers"
+    axes.set_title(title, fontsize=10)
+    _finish(figure, axes, path)
+
+
 def _finish(figure: Any, axes: Any, path: Path) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -76,13 +122,21 @@ def _finish(figure: Any, axes: Any, path: Path) -> None:
     plt.close(figure)
 
 
-DRAWN = {"recall": (recall, "recall.png"), "conversation": (turns, "turns.png")}
+DRAWN = {
+    "recall": (recall, "recall.png"),
+    "conversation": (turns, "turns.png"),
+    "speed": (speeds, "speed.png"),
+    "crowd": (waiting, "waiting.png"),
+}
 
 
-def draw(results: Path = RESULTS, images: Path = IMAGES) -> list[Path]:
+def draw(
+    results: Path = RESULTS, images: Path = IMAGES, *, only: Sequence[str] = tuple(DRAWN)
+) -> list[Path]:
     """Draws every picture whose JSON exists, and returns the pictures' paths."""
     drawn = []
-    for name, (plot, image) in DRAWN.items():
+    for name in only:
+        plot, image = DRAWN[name]
         source = results / f"{name}.json"
         if source.exists():
             plot(json.loads(source.read_text("utf-8"))["results"], images / image)

@@ -11,21 +11,18 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import multiprocessing
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from random import Random
 from typing import TypeVar
 
-import torch
 from rich.console import Console
 from rich.progress import track
 
 from benchmarks import cases, common, values
-from benchmarks.cases import DISTANCES, FAR, Outcome
+from benchmarks.cases import DISTANCES, FAR, Outcome, Talks
 from langchain_rwkv_state import ChatRWKV, MemoryStateStore
 
 TARGETS = {
@@ -43,7 +40,7 @@ TARGETS = {
 MISSES_KEPT = 5
 MAX_TOKENS = 64
 
-Task = Callable[[ChatRWKV, Random, str], Iterator[Outcome]]
+Task = Callable[[Talks, Random, str], Iterator[Outcome]]
 _TASKS: dict[str, Task] = {
     "facts": partial(cases.fact_at_distances, distances=DISTANCES),
     "four": cases.one_of_four,
@@ -62,44 +59,49 @@ _TASKS: dict[str, Task] = {
 Step = TypeVar("Step")
 _FEWER = {"far": 3, "given word": 3, "other words": 3, "letters": 3, "no tool": 3}
 """Tasks without a target have fewer cases: one in so many."""
-_ANCHOR: list[ChatRWKV] = []
 
 
-def _start_worker(model: str) -> None:
-    """Loads the model once in this process; the chats of all cases share it."""
-    torch.set_num_threads(1)
-    anchor = ChatRWKV(model=model, temperature=0, store=MemoryStateStore())
-    anchor.loaded()
-    _ANCHOR.append(anchor)
+def jobs(tasks: Iterable[str], n: int) -> list[tuple[str, int]]:
+    """Returns the cases of some tasks: `n` of each that has a target, fewer of the others."""
+    return [(task, i) for task in tasks for i in range(-(-n // _FEWER.get(task, 1)))]
 
 
-def _run_case(model: str, job: tuple[str, int]) -> list[Outcome]:
-    """Runs one case on a store of its own, so that its states go with it."""
-    task, number = job
-    rng = Random(f"{task} {number}")
-    chat = ChatRWKV(model=model, temperature=0, max_tokens=MAX_TOKENS, store=MemoryStateStore())
+def outcomes(
+    model: str, cases: list[tuple[str, int]], *, strategy: str = "auto", at_once: int = 64
+) -> Iterator[Outcome]:
+    """Runs cases, many at once on one model, which answers them together.
+
+    Args:
+        model: The model.
+        cases: Of `jobs`.
+        strategy: How the model runs.
+        at_once: Number of cases under way.
+    """
+    chat = ChatRWKV(
+        model=model,
+        strategy=strategy,
+        temperature=0,
+        max_tokens=MAX_TOKENS,
+        store=MemoryStateStore(),
+        slots=at_once,
+    )
     try:
-        return list(_TASKS[task](chat, rng, values.KINDS[number % len(values.KINDS)]))
+        chat.loaded()
+        with ThreadPoolExecutor(at_once) as pool:
+            found = pool.map(partial(_run_case, chat), cases)
+            yield from itertools.chain.from_iterable(_track(found, len(cases)))
     finally:
         chat.unload()
 
 
-def outcomes(model: str, jobs: list[tuple[str, int]], workers: int) -> Iterator[Outcome]:
-    """Runs the cases, on several processes where asked for."""
-    run = partial(_run_case, model)
-    if workers == 1:
-        threads = torch.get_num_threads()
-        _start_worker(model)
-        yield from itertools.chain.from_iterable(map(run, _track(jobs, len(jobs))))
-        _ANCHOR.pop().unload()
-        torch.set_num_threads(threads)
-        return
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), _start_worker, (model,)
-    ) as pool:
-        found: Iterable[list[Outcome]] = pool.map(run, jobs, chunksize=1)
-        yield from itertools.chain.from_iterable(_track(found, len(jobs)))
+def _run_case(chat: ChatRWKV, job: tuple[str, int]) -> list[Outcome]:
+    task, number = job
+    talks = Talks(chat, f"{task} {number}")
+    try:
+        kind = values.KINDS[number % len(values.KINDS)]
+        return list(_TASKS[task](talks, Random(f"{task} {number}"), kind))
+    finally:
+        talks.close()
 
 
 def report(found: Iterable[Outcome], settings: dict[str, object]) -> common.Report:
@@ -137,17 +139,28 @@ def _order(row: str) -> tuple[int, int, str]:
 
 def main() -> int:
     parser = common.parser("Measures what the built-in model remembers.")
-    parser.add_argument("-n", type=int, default=None, help="cases of each kind (300; 10 if quick)")
-    parser.add_argument("--workers", type=int, default=None, help="processes (2; 1 if quick)")
+    parser.add_argument("-n", type=int, default=None, help="cases of each kind (300; 4 if quick)")
+    parser.add_argument("--at-once", type=int, default=64, help="cases under way (64)")
     parser.add_argument("--model", default="demo", help="another model to ask (demo)")
+    parser.add_argument("--strategy", default="auto", help="how the model runs (auto)")
     parser.add_argument("--only", nargs="*", choices=list(_TASKS), help="some of the tasks")
     arguments: argparse.Namespace = parser.parse_args()
-    n = arguments.n or (10 if arguments.quick else 300)
-    workers = arguments.workers or (1 if arguments.quick else 2)
+    n = arguments.n or (4 if arguments.quick else 300)
     tasks = arguments.only or [t for t in _TASKS if t != "far" or not arguments.quick]
-    jobs = [(task, i) for task in tasks for i in range(-(-n // _FEWER.get(task, 1)))]
-    settings = {"model": arguments.model, "n": n, "temperature": 0, "far": list(FAR)}
-    made = report(outcomes(arguments.model, jobs, workers), settings)
+    settings = {
+        "model": arguments.model,
+        "strategy": arguments.strategy,
+        "n": n,
+        "temperature": 0,
+        "far": list(FAR),
+    }
+    found = outcomes(
+        arguments.model,
+        jobs(tasks, n),
+        strategy=arguments.strategy,
+        at_once=arguments.at_once,
+    )
+    made = report(found, settings)
     common.print_table(
         "What is remembered",
         ["what", "right", "n", "target"],

@@ -3,7 +3,7 @@
 It measures nothing itself. The easy mistake is to run two benchmarks at once: each is to have the
 machine alone.
 
-    python -m benchmarks.run_all [--quick] [--check] [--out DIR]
+    python -m benchmarks.run_all [--quick] [--check] [--out DIR] [--peer-python PATH]
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import sys
 
 from benchmarks import common, tables
 
-BENCHMARKS = ("recall", "conversation", "store")
+BENCHMARKS = ("recall", "conversation", "store", "speed", "crowd", "int8")
 
 
 def main() -> int:
-    arguments = common.parser("Runs all benchmarks.").parse_args()
+    parser = common.parser("Runs all benchmarks.")
+    parser.add_argument("--peer-python", help="an interpreter for the peers of `speed`")
+    arguments = parser.parse_args()
     options = ["--quick"] * arguments.quick + ["--check"] * arguments.check
     if arguments.out:
         options += ["--out", str(arguments.out)]
@@ -25,6 +27,8 @@ def main() -> int:
     for name in BENCHMARKS:
         print(f"--- {name}", flush=True)
         command = [sys.executable, "-m", f"benchmarks.{name}", *options]
+        if name == "speed" and arguments.peer_python:
+            command += ["--peer-python", arguments.peer_python]
         if subprocess.run(command, check=False).returncode:
             failed.append(name)
     if not arguments.quick:

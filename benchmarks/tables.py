@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS
+from benchmarks.crowd import WAYS
 from benchmarks.recall import TARGETS
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
@@ -130,6 +131,138 @@ def stored(report: dict[str, Any]) -> str:
     return table([*head, "whole directory"], rows)
 
 
+def speeds(report: dict[str, Any]) -> str:
+    """Returns ids a second by contender, and who could not be measured."""
+    found = report["results"]
+    differ = found["largest_logit_difference"]
+    rows = [
+        [
+            name,
+            *(f"{by_cell[cell]:,.0f}" for cell in found["cells"]),
+            f"{differ[name]:.0e}" if name in differ else "",
+        ]
+        for name, by_cell in found["speeds"].items()
+    ]
+    blank = [""] * len(found["cells"])
+    rows += [[f"{name}: {reason}", *blank, ""] for name, reason in found["missing"].items()]
+    return table(["ids a second", *found["cells"], "largest difference of a logit"], rows)
+
+
+def speed_targets(report: dict[str, Any], gpu: dict[str, Any] | None = None) -> str:
+    """Returns the ratios to peers, with both kinds of weights, and on a GPU where one was used."""
+    on_gpu = {row["name"]: row["ratio"] for row in gpu["results"]["ratios"]} if gpu else {}
+    rows = []
+    for row in report["results"]["ratios"]:
+        ratio = row["ratio"]
+        verdict = "not measured" if ratio is None else "met"
+        if ratio is not None and ratio < row["target"]:
+            verdict = "**missed**"
+        figures = [ratio, row["ratio_fp16"], on_gpu.get(row["name"])]
+        rows.append(
+            [
+                row["name"],
+                f"{row['target']:g}",
+                *("" if each is None else f"{each:.2f}" for each in figures),
+                verdict,
+            ]
+        )
+    return table(["ratio", "at least", "CPU", "the same, weights in fp16", "GPU", ""], rows)
+
+
+def talks(report: dict[str, Any]) -> str:
+    """Returns what a conversation takes, held alone and in a crowd."""
+    found = report["results"]["talks"]
+    slowest = found["seconds_a_conversation"]["one_after_another"]
+    rows = [
+        [
+            WAYS[way],
+            str(found["conversations"][way]),
+            f"{1000 * seconds:,.0f} ms",
+            f"{slowest / seconds:.1f}",
+            f"{found['answers_as_the_engine_alone'][way]:.0f} %",
+        ]
+        for way, seconds in found["seconds_a_conversation"].items()
+    ]
+    head = ["way", "conversations", "time for each", "times the throughput"]
+    return table([*head, "answers as the engine alone"], rows)
+
+
+def gaps(report: dict[str, Any]) -> str:
+    """Returns the gaps beside a long prompt, by budget."""
+    rows = [
+        [
+            f"{row['budget']}{' (default)' * row['default']}",
+            f"{row['longest_steps']:.2f}",
+            f"{row['median_steps']:.2f}",
+            f"{1000 * row['step_seconds']:.0f} ms",
+            f"{row['first_token_seconds']:.2f} s",
+        ]
+        for row in report["results"]["gap"]["rows"]
+    ]
+    head = ["`prefill_budget`", "longest gap, steps", "median gap, steps", "a step"]
+    return table([*head, "the prompt's first token after"], rows)
+
+
+def storm(report: dict[str, Any]) -> str:
+    """Returns what came of conversations that come and go."""
+    found = report["results"]["storm"]
+
+    def waited(times: dict[str, float]) -> str:
+        return f"{1000 * times['p50']:.0f} ms, {1000 * times['p99']:.0f} ms"
+
+    quarter, end = (nbytes / 2**20 for nbytes in found["rss_bytes"])
+    rows = [
+        ["conversations, slots", f"{found['conversations']:,}, {found['slots']}"],
+        ["arrivals a second", f"{found['arrivals_a_second']:.1f}"],
+        ["given up", f"{found['cancelled']}"],
+        ["answers compared with those alone", f"{found['answers']:,}"],
+        ["the same", f"{found['same']:,}"],
+        ["different where the two best logits are within 0.001", f"{found['near_ties']}"],
+        ["different otherwise", f"{len(found['wrong'])}"],
+        ["first token: p50, p99", waited(found["first_token"])],
+        ["whole answer, committed: p50, p99", waited(found["whole"])],
+        ["the process, at a quarter and at the end", f"{quarter:.0f} MiB, {end:.0f} MiB"],
+    ]
+    return table(["what", "measured"], rows)
+
+
+def memory(report: dict[str, Any]) -> str:
+    """Returns what a model and its conversations take."""
+    found = report["results"]["memory"]
+    rows = [
+        ["weights in the file", f"{found['weights']:,}"],
+        ["the process grows by, once loaded", f"{found['loaded']:,}"],
+        ["a state", f"{found['state']:,}"],
+        ["one more conversation in a slot", f"{found['conversation']:,.0f}"],
+        [
+            f"{found['conversations']} conversations grow by, each reading {found['tokens']} ids",
+            f"{found['grown']:,}",
+        ],
+    ]
+    return table(["what", "bytes"], rows)
+
+
+def divergence(report: dict[str, Any]) -> str:
+    """Returns the divergence of 8 bits from fp32."""
+    rows = [
+        [name, *(f"{kl[what]:.1e}" for what in ("mean", "p99", "max")), f"{kl['places']:,}"]
+        for name, kl in report["results"]["kl"].items()
+    ]
+    return table(["next-token KL, nats", "mean", "99 %", "largest", "places"], rows)
+
+
+def rounded_recall(report: dict[str, Any]) -> str:
+    """Returns what is remembered in fp32 and in 8 bits."""
+    found = report["results"]["recall"]
+    rows = [
+        [name, f"{row['fp32']:.1f} %", f"{row['int8']:.1f} %", str(row["n"])]
+        for name, row in found["rows"].items()
+    ]
+    together = found["all"]
+    last = ["all rows with a target", f"{together['fp32']:.2f} %", f"{together['int8']:.2f} %"]
+    return table(["what", "fp32", "int8", "cases"], [*rows, [*last, str(found["n"])]])
+
+
 def machine(report: dict[str, Any]) -> str:
     """Returns a line about the machine."""
     found = report["machine"]
@@ -141,7 +274,7 @@ def machine(report: dict[str, Any]) -> str:
     )
 
 
-TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+TABLES: dict[str, tuple[str, Callable[..., str]]] = {
     "machine": ("conversation", machine),
     "recall targets": ("recall", targets),
     "recall": ("recall", recall),
@@ -151,6 +284,19 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "resume": ("conversation", resume),
     "bytes": ("conversation", stored),
     "store targets": ("store", targets),
+    "speed machine": ("speed", machine),
+    "speeds": ("speed", speeds),
+    "speeds on a GPU": ("speed_cuda", speeds),
+    "speed targets": ("speed", speed_targets),
+    "crowd machine": ("crowd", machine),
+    "talks": ("crowd", talks),
+    "gaps": ("crowd", gaps),
+    "storm": ("crowd", storm),
+    "memory": ("crowd", memory),
+    "crowd targets": ("crowd", targets),
+    "divergence": ("int8", divergence),
+    "int8 recall": ("int8", rounded_recall),
+    "int8 targets": ("int8", targets),
 }
 """By the name in the page: which benchmark it comes from, and how it is written."""
 
@@ -163,8 +309,8 @@ def fill(page: str, results: Path = RESULTS) -> str:
             continue
         report = json.loads(source.read_text("utf-8"))
         other = results / f"{benchmark}_cuda.json"
-        if write is targets and other.exists():
-            text = targets(report, json.loads(other.read_text("utf-8")))
+        if write in (targets, speed_targets) and other.exists():
+            text = write(report, json.loads(other.read_text("utf-8")))
         else:
             text = write(report)
         pattern = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)

@@ -11,7 +11,7 @@ from random import Random
 
 import pytest
 
-from benchmarks import cases, values
+from benchmarks import cases, speed, tables, values
 from benchmarks.common import Check
 from benchmarks.conversation import THINGS, question
 from examples.demo_training import words
@@ -19,19 +19,34 @@ from examples.demo_training.inventory import Inventory, is_held_out
 from langchain_rwkv_state.tokenizer import WorldTokenizer
 
 ROOT = Path(__file__).parent.parent.parent
-SCRIPTS: dict[str, tuple[str, list[str]]] = {
-    "recall": ("recall", []),
-    "conversation": ("conversation", []),
-}
+SCRIPTS = ("recall", "conversation", "speed", "crowd", "int8")
+
+
+class Results:
+    """Runs each benchmark once, small, and keeps the JSON."""
+
+    def __init__(self, directory):
+        self.directory = directory
+
+    def of(self, name):
+        path = self.directory / f"{name}.json"
+        if not path.exists():
+            command = [sys.executable, "-m", f"benchmarks.{name}", "--quick"]
+            done = subprocess.run(
+                [*command, "--out", str(self.directory)], cwd=ROOT, capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(path.read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return Results(tmp_path_factory.mktemp("results"))
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_benchmark_runs_and_writes_its_json(name, tmp_path):
-    script, options = SCRIPTS[name]
-    command = [sys.executable, "-m", f"benchmarks.{script}", "--quick", "--out", str(tmp_path)]
-    done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    report = json.loads((tmp_path / f"{name}.json").read_text("utf-8"))
+def test_a_benchmark_runs_and_writes_its_json(name, results):
+    report = results.of(name)
     assert report["benchmark"] == name
     assert report["machine"]["cores"] >= 1
     assert report["results"]
@@ -39,11 +54,55 @@ def test_a_benchmark_runs_and_writes_its_json(name, tmp_path):
     assert str(Path.home()) not in json.dumps(report)
 
 
-def test_pictures_are_drawn_from_the_committed_results(tmp_path):
+def test_all_contenders_run_the_same_model(results):
+    differ = results.of("speed")["results"]["largest_logit_difference"]
+    assert differ[speed.PACKAGE] == 0
+    assert differ[speed.FP32] < 1e-4
+    assert differ[speed.INT8] < 1
+
+
+def test_a_peer_that_is_not_installed_is_left_out_and_named(results):
+    found = results.of("speed")["results"]
+    peers = {speed.LLAMA, speed.LLAMA_Q8, speed.RWKVSERVE}
+    assert peers == peers & ({*found["missing"]} | {*found["speeds"]})
+    assert all(reason.endswith("is not installed") for reason in found["missing"].values())
+    named = {row["name"]: row["ratio"] for row in found["ratios"]}
+    assert named[f"decode B=1 / {speed.PACKAGE}"] > 0
+    if speed.LLAMA in found["missing"]:
+        assert named[f"decode B=1 / {speed.LLAMA}"] is None
+
+
+def test_a_crowd_answers_as_each_conversation_alone(results):
+    found = results.of("crowd")["results"]
+    assert not found["storm"]["wrong"]
+    assert found["talks"]["answers_as_the_engine_alone"]["sessions"] == 100
+
+
+def test_a_target_is_missed_below_its_ratio():
+    speeds = {speed.FP32: {"B=1": 30.0}, speed.PACKAGE: {"B=1": 20.0}}
+    row = speed.ratios(speeds)[0]
+    assert (row["ratio"], row["target"]) == (1.5, 2)
+
+
+def test_the_page_takes_its_tables_from_the_json(results):
+    names = {benchmark for benchmark, _ in tables.TABLES.values()} & set(SCRIPTS)
+    for name in names:
+        results.of(name)
+    page = tables.fill(tables.PAGE.read_text("utf-8"), results.directory)
+    assert "| answers compared with those alone |" in page
+    assert f"| decode B=1 / {speed.PACKAGE} |" in page
+    assert "| next-token KL, nats |" in page
+
+
+def test_pictures_are_drawn_from_results(results, tmp_path):
     pytest.importorskip("matplotlib")
     from benchmarks import plots
 
-    drawn = plots.draw(images=tmp_path)
+    for name in ("speed", "crowd"):
+        results.of(name)
+    drawn = plots.draw(images=tmp_path / "committed")
+    drawn += plots.draw(results.directory, tmp_path / "small", only=("speed", "crowd"))
+    assert {path.name for path in drawn} >= {"recall.png", "speed.png", "waiting.png"}
     assert all(path.stat().st_size > 1000 for path in drawn)
 
 
