@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.callbacks import (
+    AsyncCallbackManagerForLLMRun,
+    BaseCallbackHandler,
+    CallbackManagerForLLMRun,
+)
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import RunnableConfig
-from langchain_core.runnables.config import ensure_config
+from langchain_core.runnables.config import ensure_config, merge_configs
 
 from langchain_rwkv_state import turn
 from langchain_rwkv_state.engine import Delta, Done, Request
@@ -40,7 +45,8 @@ class ChatRWKV(RWKVModel, BaseChatModel):
     Key init args:
         model: ``demo``, a path to a ``.pth`` or ``.safetensors`` file, or
             ``org/repo[/file.pth]`` on a hub.
-        strategy: ``auto`` or any strategy of the `rwkv` package, such as ``cuda fp16``.
+        strategy: ``auto``, ``cpu int8``, ``native <device> <dtype>``, or any strategy of the
+            `rwkv` package, such as ``cuda fp16``.
         store: A `StateStore`, a directory, or ``None`` for the user's default store.
         temperature, top_p, top_k, presence_penalty, frequency_penalty, penalty_decay, seed:
             Sampling; ``temperature=0`` is greedy.
@@ -81,6 +87,8 @@ class ChatRWKV(RWKVModel, BaseChatModel):
 
     cache: Any = False
     """Apart from LangChain's global cache: a hit there would name a state that may be gone."""
+    progress: bool = False
+    """Whether `batch` and `abatch` draw a progress bar, where there is a terminal."""
 
     # -- LangChain's interface ---------------------------------------------------------------
 
@@ -132,14 +140,45 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         Where the configuration sets no ``max_concurrency``, there are as many at once as `slots`
         says; LangChain's own default, made for calls over a network, follows the number of cores.
         """
-        room = list(map(self._roomy, config)) if isinstance(config, list) else self._roomy(config)
-        return super().batch(inputs, room, return_exceptions=return_exceptions, **kwargs)
+        with self._counting(len(inputs)) as counters:
+            batched = self._batched(config, counters)
+            return super().batch(inputs, batched, return_exceptions=return_exceptions, **kwargs)
 
-    def _roomy(self, config: RunnableConfig | None) -> RunnableConfig:
-        """Returns a configuration that sets how many calls run at once."""
-        known = ensure_config(config)
-        known["max_concurrency"] = known.get("max_concurrency") or self.slots
-        return known
+    async def abatch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[AIMessage]:
+        """As `batch`, without blocking the event loop."""
+        with self._counting(len(inputs)) as counters:
+            batched = self._batched(config, counters)
+            return await super().abatch(
+                inputs, batched, return_exceptions=return_exceptions, **kwargs
+            )
+
+    def _counting(self, total: int) -> AbstractContextManager[list[BaseCallbackHandler]]:
+        if not self.progress:
+            return nullcontext([])
+        from langchain_rwkv_state.progress import counting
+
+        return counting(total)
+
+    def _batched(
+        self,
+        config: RunnableConfig | list[RunnableConfig] | None,
+        counters: list[BaseCallbackHandler],
+    ) -> RunnableConfig | list[RunnableConfig]:
+        """Returns configurations that set how many calls run at once, and count them."""
+
+        def one(given: RunnableConfig | None) -> RunnableConfig:
+            known = ensure_config(given)
+            known["max_concurrency"] = known.get("max_concurrency") or self.slots
+            return merge_configs(known, {"callbacks": list(counters)}) if counters else known
+
+        return list(map(one, config)) if isinstance(config, list) else one(config)
 
     def _generate(
         self,

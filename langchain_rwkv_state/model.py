@@ -66,7 +66,7 @@ class RWKVModel(BaseModel):
     model: str = "demo"
     """``demo``, a path to a ``.pth`` or ``.safetensors`` file, or ``org/repo[/file.pth]``."""
     strategy: str = "auto"
-    """``auto`` (CUDA fp16 where there is a card, else CPU fp32) or one of the `rwkv` package."""
+    """``auto``, ``cpu int8``, ``native <device> <dtype>``, or one of the `rwkv` package."""
     tokenizer: Any = None
     """``world``, a path to a ``tokenizer.json``, a `Tokenizer`, or ``None`` to find it."""
     template: Any = None

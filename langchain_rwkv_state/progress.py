@@ -1,0 +1,51 @@
+"""A progress bar for long batches: on a terminal, on standard error, gone when all is done.
+
+It counts answers through LangChain's callbacks and knows nothing of models. The easy mistake is to
+draw where nobody looks: in a log, a bar is noise, so off a terminal there is none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from langchain_core.callbacks import BaseCallbackHandler
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class _Counter(BaseCallbackHandler):
+    """Advances a bar at the end of each answer, and at each that failed."""
+
+    run_inline = True
+
+    def __init__(self, bar: Progress, total: int) -> None:
+        self._bar = bar
+        self._task = bar.add_task("answers", total=total)
+
+    def on_llm_end(self, *_: Any, **__: Any) -> None:
+        self._bar.advance(self._task)
+
+    def on_llm_error(self, *_: Any, **__: Any) -> None:
+        self._bar.advance(self._task)
+
+
+@contextlib.contextmanager
+def counting(total: int, console: Console | None = None) -> Iterator[list[BaseCallbackHandler]]:
+    """Draws a bar while the body runs.
+
+    Args:
+        total: Number of answers.
+        console: Where to draw; ``None`` for standard error.
+
+    Yields:
+        Callbacks for the calls to count; none where there is no terminal.
+    """
+    shown = console or Console(stderr=True)
+    if not shown.is_terminal:
+        yield []
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=shown, transient=True) as bar:
+        yield [_Counter(bar, total)]
