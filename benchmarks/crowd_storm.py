@@ -3,7 +3,8 @@
 The built-in model, greedy, sessions on disk, fewer slots than conversations; a tenth is given up
 at a random point. Every answer must be that of the same conversation alone. The easy mistake is to
 excuse differences: one is allowed only where the two best logits at the first differing token are
-nearer to each other than rounding may move them, and such cases are counted.
+nearer to each other than rounding may move them, and such cases are counted. The next is to let
+them arrive without bound: what waits holds memory, so that a queue that grows looks like a leak.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ MAX_TOKENS = 48
 NEAR = 1e-3  # between the two best logits
 _CANCELLED_SHARE = 0.1
 _CROWDING = 2.0  # arrivals a second, over what one at a time can answer
+_OPEN_AT_ONCE = 3  # conversations under way, over the slots; those that come then wait outside
 _RSS_AT = (0.25, 1.0)  # shares of the conversations that are over
 
 
@@ -126,7 +128,8 @@ def storm(
     )
     try:
         start = time.perf_counter()
-        crowd = asyncio.run(_Crowd(chat, planned, found).hold())
+        room = _OPEN_AT_ONCE * slots
+        crowd = asyncio.run(_Crowd(chat, planned, found, room).hold())
         found.seconds = time.perf_counter() - start
         for plan, theirs, ours in zip(planned, alone, crowd, strict=True):
             _compare(chat.loaded(), plan.said, theirs, ours, found)
@@ -156,10 +159,12 @@ class _Crowd:
         chat: The model.
         planned: The conversations.
         found: Takes the measures.
+        room: Conversations under way at most.
     """
 
-    def __init__(self, chat: ChatRWKV, planned: list[Plan], found: Storm) -> None:
+    def __init__(self, chat: ChatRWKV, planned: list[Plan], found: Storm, room: int) -> None:
         self._chat, self._planned, self._found = chat, planned, found
+        self._room = asyncio.Semaphore(room)
         self._over = 0
         self._looks = [round(share * len(planned)) for share in _RSS_AT]
 
@@ -168,10 +173,17 @@ class _Crowd:
         tasks = []
         for number, plan in enumerate(self._planned):
             await asyncio.sleep(plan.arrives_after / self._found.arrivals_a_second)
+            await self._room.acquire()
             tasks.append(asyncio.create_task(self._converse(number, plan)))
         return await asyncio.gather(*tasks)
 
     async def _converse(self, number: int, plan: Plan) -> list[str]:
+        try:
+            return await self._turns(number, plan)
+        finally:
+            self._room.release()
+
+    async def _turns(self, number: int, plan: Plan) -> list[str]:
         session, answers = self._chat.with_session(f"storm {number}"), []
         for turn, text in enumerate(plan.said):
             stream = session.astream(text)

@@ -311,14 +311,14 @@ def main() -> int:
     parser = common.parser("Times the runtimes beside their peers on a random RWKV-7 of 12x768.")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="threads of each contender (2)")
-    parser.add_argument("--rounds", type=int, help="timings of a cell, by turns (5; 2 if quick)")
+    parser.add_argument("--rounds", type=int, help="timings of a cell, by turns (4; 2 if quick)")
     parser.add_argument(
         "--peer-python",
         default=sys.executable,
         help="an interpreter that has llama-cpp-python, gguf and rwkvserve (this one)",
     )
     arguments = parser.parse_args()
-    rounds = arguments.rounds or (2 if arguments.quick else 5)
+    rounds = arguments.rounds or (2 if arguments.quick else 4)
     cells = QUICK if arguments.quick else CELLS
     settings = {
         "model": f"random RWKV-7 {'2x128' if arguments.quick else '12x768'}",
