@@ -25,6 +25,7 @@ from matplotlib import pyplot as plt  # after the choice of a backend without a 
 
 _SIZE_INCHES, _DPI = (6.4, 3.6), 110
 _STATE, _TRANSCRIPT, _QUIET = "#1f6f8b", "#d1495b", "#8d99ae"
+_TICKS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 _CONTENDERS: dict[str, dict[str, Any]] = {
     speed.PACKED: {"color": _QUIET, "linestyle": ":"},
     speed.INT8: {"color": "#3aa17e", "marker": "o"},
@@ -88,10 +89,13 @@ def speeds(results: dict[str, Any], path: Path) -> None:
             found = [results["speeds"][name][cell] for cell in decoded]
             axes.plot(at, found, label=name.replace("`", ""), markersize=4, **style)
     axes.set(xscale="log", yscale="log", xticks=at, xticklabels=map(str, at))
+    low, high = axes.get_ylim()
+    shown = [tick for tick in _TICKS if low <= tick <= high]
+    axes.set(yticks=shown, yticklabels=map(str, shown))
     axes.minorticks_off()
     axes.set(xlabel="conversations decoded at once", ylabel="tokens a second")
     axes.set_title("Decoding, random RWKV-7 12x768, 2 CPU threads", fontsize=10)
-    _finish(figure, axes, path)
+    _finish(figure, axes, path, beside=True)
 
 
 def waiting(results: dict[str, Any], path: Path) -> None:
@@ -112,10 +116,11 @@ def waiting(results: dict[str, Any], path: Path) -> None:
     _finish(figure, axes, path)
 
 
-def _finish(figure: Any, axes: Any, path: Path) -> None:
+def _finish(figure: Any, axes: Any, path: Path, *, beside: bool = False) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    place = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if beside else {}
+    axes.legend(frameon=False, fontsize=8, **place)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=_DPI, metadata={"Software": None})
