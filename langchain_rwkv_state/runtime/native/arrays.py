@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
+from langchain_rwkv_state.runtime.native.memory import room
 from langchain_rwkv_state.state import StateLayout
 
 
@@ -42,20 +43,25 @@ class StateArrays:
         self.count = count
         self.spare = count if spare else None
         rows = count + spare
-        self.att_x = torch.zeros(layers, rows, layout.n_embd, dtype=shift, device=device)
-        self.ffn_x = torch.zeros_like(self.att_x)
-        self.wkv = torch.zeros(layers, rows, heads, size, size, device=device)
 
+        def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+            if device.type == "cpu":
+                return room(shape, dtype, zero=True)
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        self.att_x = zeros(layers, rows, layout.n_embd, dtype=shift)
+        self.ffn_x = zeros(layers, rows, layout.n_embd, dtype=shift)
+        self.wkv = zeros(layers, rows, heads, size, size)
         self._scratch: dict[str, torch.Tensor] = {}
 
     def scratch(self, name: str, count: int) -> torch.Tensor:
-        """Returns room for `count` fp32 numbers, the same room at each call.
+        """Returns room on the CPU for `count` fp32 numbers, the same room at each call.
 
         New memory for every pass would cost a page fault for each 4 kB of it.
         """
         kept = self._scratch.get(name)
         if kept is None or len(kept) < count:
-            kept = self._scratch[name] = torch.empty(count, device=self.wkv.device)
+            kept = self._scratch[name] = room((count,), torch.float32)
         return kept[:count]
 
     def put(self, slot: int, tensors: Sequence[torch.Tensor]) -> None:

@@ -2,8 +2,9 @@
 
 Weights are kept in the dtype of their file, in the order in which they are read, and widened to
 fp32 in registers: a checkpoint in bf16 or fp16 takes half the memory, and decodes twice as fast,
-with the same results. With `int8` the large matrices are rounded to 8 bits per output. The easy
-mistake is to let a tensor go whose address the structures hold: `_kept` owns them all.
+with the same results. With `int8` the large matrices are rounded to 8 bits per output; where the
+processor sums products of bytes, what they multiply is rounded too, row by row. The easy mistake is
+to let a tensor go whose address the structures hold: `_kept` owns them all.
 """
 
 from __future__ import annotations
@@ -15,17 +16,21 @@ import torch
 from torch import Tensor
 
 from langchain_rwkv_state.runtime.native.arrays import StateArrays
+from langchain_rwkv_state.runtime.native.memory import room
 from langchain_rwkv_state.runtime.native.plain import Segments
 from langchain_rwkv_state.runtime.native.weights import Layer, Lora, Norm, Weights
 
 LARGEST_HEAD = 256  # for which the kernel has room
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
+_DOT8 = 4
+_DOT = 4  # bytes that the processor multiplies and sums at once
 
 
 class _Matrix(ctypes.Structure):
     _fields_ = (
         ("data", ctypes.c_void_p),
         ("scale", ctypes.c_void_p),
+        ("sums", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         ("n", ctypes.c_int64),
         ("k", ctypes.c_int64),
@@ -79,7 +84,7 @@ class CompiledPass:
         self._library: Any = library
         self._library.workspace.restype = ctypes.c_int64
         self._panel = int(library.panel_width())
-        self._fp16 = bool(library.keeps_fp16())
+        self._fp16, self._dots = bool(library.keeps_fp16()), bool(library.has_dots())
         self._int8 = int8
         self._kept: list[Any] = []
         layers = (_Layer * len(weights.layers))(*map(self._layer, weights.layers))
@@ -151,32 +156,34 @@ class CompiledPass:
         self, weight: Tensor, bias: Tensor | None = None, *, large: bool = False
     ) -> _Matrix:
         n, k = weight.shape
-        scale = None
+        made = _Matrix(n=n, k=k, bias=None if bias is None else self._vector(bias))
         if large and self._int8:
             weight, scale = rounded(weight)
+            made.scale = self._vector(scale)
         elif weight.dtype == torch.float16 and not self._fp16:
             weight = weight.float()
-        return _Matrix(
-            self._place(panels(weight, self._panel)),
-            None if scale is None else self._vector(scale),
-            None if bias is None else self._vector(bias),
-            n,
-            k,
-            _KINDS[weight.dtype],
-        )
+        made.kind, together = _KINDS[weight.dtype], 1
+        if weight.dtype == torch.int8 and self._dots and k % _DOT == 0:
+            made.kind, together = _DOT8, _DOT
+            made.sums = self._place(panels(weight, self._panel).sum((1, 3), dtype=torch.int32))
+        packed = panels(weight, self._panel, together)
+        made.data = self._place(room(packed.shape, packed.dtype).copy_(packed))
+        return made
 
     def _place(self, tensor: Tensor) -> int:
         self._kept.append(tensor)
         return tensor.data_ptr()
 
 
-def panels(weight: Tensor, width: int) -> Tensor:
-    """Returns ``[out, in]`` as ``[panels, in, width]``; outputs that do not exist are zero."""
+def panels(weight: Tensor, width: int, together: int = 1) -> Tensor:
+    """Returns ``[out, in]`` as ``[panels, in / together, width, together]``.
+
+    Outputs that do not exist are zero.
+    """
     missing = -len(weight) % width
     if missing:
         weight = torch.cat([weight, weight.new_zeros(missing, weight.shape[1])])
-    by_panel = weight.reshape(-1, width, weight.shape[1]).transpose(1, 2)
-    return by_panel.clone(memory_format=torch.contiguous_format)
+    return weight.reshape(-1, width, weight.shape[1] // together, together).transpose(1, 2)
 
 
 def rounded(weight: Tensor) -> tuple[Tensor, Tensor]:

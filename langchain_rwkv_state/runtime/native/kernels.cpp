@@ -71,11 +71,11 @@ private:
         int64_t units;
     };
     Phase* next_;
-    Open open_[8];                        // the seven first products of a layer, and one before
+    Open open_[12];                       // at most: a layer's first products, and what goes before
     int count_ = 0;
 };
 
-constexpr int64_t PHASES_OF_LAYER = 21, PHASES_OF_END = 2;
+constexpr int64_t PHASES_OF_LAYER = 27, PHASES_OF_END = 3;
 
 // -- matrix products ---------------------------------------------------------------------------
 //
@@ -98,14 +98,39 @@ typedef int8_t bytes __attribute__((vector_size(WIDTH), aligned(1)));
 typedef uint16_t halves __attribute__((vector_size(WIDTH * 2), aligned(2)));
 typedef uint32_t words __attribute__((vector_size(WIDTH * 4), aligned(4)));
 
-enum Kind : int64_t { FP32 = 0, BF16 = 1, FP16 = 2, INT8 = 3 };
+// Products of bytes: four at a time are summed into 32 bits, exactly and in any order.
+#if defined(__AVX512VNNI__)
+#define DOTS 1
+typedef __m512i ints;
+INLINE ints dots(ints sum, int32_t x, const int8_t* w) {
+    return _mm512_dpbusd_epi32(sum, _mm512_set1_epi32(x), _mm512_loadu_si512(w));
+}
+INLINE void store(int32_t* to, ints sum) { _mm512_storeu_si512(to, sum); }
+#elif defined(__AVXVNNI__) && !defined(__AVX512F__)
+#define DOTS 1
+typedef __m256i ints;
+INLINE ints dots(ints sum, int32_t x, const int8_t* w) {
+    return _mm256_dpbusd_avx_epi32(sum, _mm256_set1_epi32(x), _mm256_loadu_si256((const __m256i*)w));
+}
+INLINE void store(int32_t* to, ints sum) { _mm256_storeu_si256((__m256i*)to, sum); }
+#endif
+
+enum Kind : int64_t { FP32 = 0, BF16 = 1, FP16 = 2, INT8 = 3, DOT8 = 4 };
 enum After : int64_t { NOTHING = 0, TANH = 1, SIGMOID = 2, SQUARED_RELU = 3 };
 
 struct Matrix {
-    const void* data;
-    const float* scale;                   // of each output, for INT8
+    const void* data;                     // for DOT8 [panels, k / 4, PANEL, 4]
+    const float* scale;                   // of each output, for INT8 and DOT8
+    const int32_t* sums;                  // of each output's weights, for DOT8
     const float* bias;
     int64_t n, k, kind;
+};
+
+// Rows to be multiplied; for DOT8 rounded to bytes, each row by its own scale: x = (bytes - 128) * scale.
+struct Input {
+    const float* x;
+    uint8_t* bytes;
+    float* scale;
 };
 
 template <int KIND> struct Weight { typedef float type; };
@@ -190,7 +215,7 @@ void finish(const float* sums, int64_t rows, const Matrix& m, int64_t panel, Aft
         float* to = y + r * m.n + from;
         float value[PANEL];
         for (int j = 0; j < width; j++) {
-            const float scaled = m.kind == INT8 ? sum[j] * m.scale[from + j] : sum[j];
+            const float scaled = m.scale != nullptr ? sum[j] * m.scale[from + j] : sum[j];
             value[j] = m.bias != nullptr ? scaled + m.bias[from + j] : scaled;
         }
         if (after == SIGMOID) {
@@ -203,6 +228,48 @@ void finish(const float* sums, int64_t rows, const Matrix& m, int64_t panel, Aft
         std::memcpy(to, value, width * sizeof(float));
     }
 }
+
+#if defined(DOTS)
+template <int M>
+void dot_tile(const uint8_t* x, int64_t depth, const int8_t* w, int32_t* sums) {
+    ints sum[M][ACROSS];
+    for (int m = 0; m < M; m++)
+        for (int n = 0; n < ACROSS; n++) sum[m][n] = ints{};
+    for (int64_t k = 0; k < depth; k += 4) {
+        for (int m = 0; m < M; m++) {
+            int32_t four;
+            std::memcpy(&four, x + m * depth + k, sizeof four);
+            for (int n = 0; n < ACROSS; n++) sum[m][n] = dots(sum[m][n], four, w + k * PANEL + n * WIDTH * 4);
+        }
+    }
+    for (int m = 0; m < M; m++)
+        for (int n = 0; n < ACROSS; n++) store(sums + m * PANEL + n * WIDTH, sum[m][n]);
+}
+
+typedef void (*DotTile)(const uint8_t*, int64_t, const int8_t*, int32_t*);
+constexpr DotTile DOT_TILES[ROWS + 1] = {
+    nullptr,     dot_tile<1>, dot_tile<2>, dot_tile<3>, dot_tile<4>, dot_tile<5>, dot_tile<6>,
+};
+
+void dot_rows(const Matrix& m, int64_t panel, int64_t rows, const uint8_t* x, const float* scale,
+              After after, float* y) {
+    static thread_local int32_t whole[BLOCK * PANEL];
+    static thread_local float sums[BLOCK * PANEL];
+    const int8_t* w = (const int8_t*)m.data + panel * m.k * PANEL;
+    const int64_t tiles = (rows + ROWS - 1) / ROWS;
+    for (int64_t t = 0, row = 0; t < tiles; t++) {
+        const int64_t height = (rows - row + tiles - t - 1) / (tiles - t);
+        DOT_TILES[height](x + row * m.k, m.k, w, whole + row * PANEL);
+        row += height;
+    }
+    for (int64_t r = 0; r < rows; r++)
+        for (int j = 0; j < PANEL; j++)
+            sums[r * PANEL + j] = (whole[r * PANEL + j] - 128 * m.sums[panel * PANEL + j]) * scale[r];
+    finish(sums, rows, m, panel, after, y);
+}
+#else
+void dot_rows(const Matrix&, int64_t, int64_t, const uint8_t*, const float*, After, float*) {}
+#endif
 
 template <int KIND>
 void panel_rows(const Matrix& m, int64_t panel, int64_t rows, const float* x, After after, float* y) {
@@ -220,19 +287,38 @@ void panel_rows(const Matrix& m, int64_t panel, int64_t rows, const float* x, Af
     finish(sums, rows, m, panel, after, y);
 }
 
+INLINE Input plain(const float* x) { return {x, nullptr, nullptr}; }
+
+// Rounds rows to bytes where a matrix wants that.
+void prepare(Worker& me, const Matrix& m, int64_t T, const Input& input) {
+    if (m.kind != DOT8) return;
+    me.share(T, [&](int64_t t) {
+        const float* x = input.x + t * m.k;
+        uint8_t* to = input.bytes + t * m.k;
+        float most = 0.0f;
+        for (int64_t j = 0; j < m.k; j++) most = std::max(most, std::fabs(x[j]));
+        const float by = most > 0.0f ? 127.0f / most : 0.0f;
+        for (int64_t j = 0; j < m.k; j++)
+            to[j] = static_cast<uint8_t>(static_cast<int32_t>(std::nearbyint(x[j] * by)) + 128);
+        input.scale[t] = most / 127.0f;
+    });
+}
+
 // y[T][n] = after(x[T][k] m' + bias)
-void product(Worker& me, const Matrix& m, int64_t T, const float* x, float* y, After after = NOTHING) {
+void product(Worker& me, const Matrix& m, int64_t T, const Input& input, float* y,
+             After after = NOTHING) {
     const int64_t panels = (m.n + PANEL - 1) / PANEL, blocks = (T + BLOCK - 1) / BLOCK;
     me.share(panels * blocks, [&](int64_t unit) {
         const int64_t panel = unit / blocks, row = unit % blocks * BLOCK;
         const int64_t rows = std::min(BLOCK, T - row);
-        const float* from = x + row * m.k;
+        const float* from = input.x + row * m.k;
         float* to = y + row * m.n;
         switch (m.kind) {
             case FP32: panel_rows<FP32>(m, panel, rows, from, after, to); break;
             case BF16: panel_rows<BF16>(m, panel, rows, from, after, to); break;
             case FP16: panel_rows<FP16>(m, panel, rows, from, after, to); break;
-            default: panel_rows<INT8>(m, panel, rows, from, after, to);
+            case INT8: panel_rows<INT8>(m, panel, rows, from, after, to); break;
+            default: dot_rows(m, panel, rows, input.bytes + row * m.k, input.scale + row, after, to);
         }
     });
 }
@@ -384,6 +470,14 @@ extern "C" {
 
 int64_t panel_width() { return PANEL; }
 
+int64_t has_dots() {
+#if defined(DOTS)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
 int64_t keeps_fp16() {
 #if defined(__F16C__) && defined(__AVX__)
     return 1;
@@ -399,7 +493,8 @@ int64_t workspace(const Model* model, int64_t T, int64_t G) {
         const Layer& y = model->layers[l];
         rank = std::max({rank, y.w1.n, y.a1.n, y.v1.n, y.g1.n});
     }
-    return T * (17 * model->D + 4 * rank + model->F) + G * model->D;
+    const int64_t bytes = 3 * model->D + model->F;
+    return T * (17 * model->D + 4 * rank + model->F + bytes / 4 + 4) + G * model->D + 64;
 }
 
 // Reads T rows into G slots. x: the rows' embeddings, (T, D), overwritten. att_x, ffn_x: (L, S, D);
@@ -413,7 +508,13 @@ void forward(const Model* model, int64_t threads, int64_t T, int64_t G, const in
     float *normed = mixed + 6 * TD, *r = normed + TD, *k = r + TD, *v_first = k + TD;
     float *v_own = v_first + TD, *w = v_own + TD, *a = w + TD, *g = a + TD, *v_gate = g + TD;
     float *out = v_gate + TD, *delta = out + TD, *inner = delta + TD;
-    float *w_low = inner + T * model->F;
+    float *scale = inner + T * model->F, *w_low = scale + 4 * T;
+    uint8_t* bytes = (uint8_t*)(space + workspace(model, T, G)) - T * (3 * D + model->F);
+    // What the large matrices multiply; each has room of its own as long as it is in use.
+    const Input in_r = {mixed, bytes, scale}, in_k = {mixed + 2 * TD, bytes + TD, scale + T};
+    const Input in_v = {mixed + 3 * TD, bytes + 2 * TD, scale + 2 * T};
+    const Input in_out = {out, bytes, scale}, in_ffn = {mixed, bytes, scale};
+    const Input in_inner = {inner, bytes + 3 * TD, scale + 3 * T};
     const std::unique_ptr<Phase[]> phases(new Phase[model->L * PHASES_OF_LAYER + PHASES_OF_END]);
     #pragma omp parallel num_threads(threads)
     {
@@ -425,28 +526,37 @@ void forward(const Model* model, int64_t threads, int64_t T, int64_t G, const in
             float *a_low = w_low + T * y.w1.n, *g_low = a_low + T * y.a1.n, *v_low = g_low + T * y.g1.n;
             const bool gated = l > 0;
             norm_shift_mix(me, rows, D, x, pending, y.att_norm, 6, y.att_mix, att_x + l * S * D, normed, mixed);
-            product(me, y.receptance, T, mixed, r);
-            product(me, y.key, T, mixed + 2 * TD, k);
-            product(me, y.value, T, mixed + 3 * TD, v);
-            product(me, y.w1, T, mixed + TD, w_low, TANH);
-            product(me, y.a1, T, mixed + 4 * TD, a_low);
-            product(me, y.g1, T, mixed + 5 * TD, g_low, SIGMOID);
-            if (gated) product(me, y.v1, T, mixed + 3 * TD, v_low);
+            prepare(me, y.receptance, T, in_r);
+            prepare(me, y.key, T, in_k);
+            prepare(me, y.value, T, in_v);
+            product(me, y.w1, T, plain(mixed + TD), w_low, TANH);
+            product(me, y.a1, T, plain(mixed + 4 * TD), a_low);
+            product(me, y.g1, T, plain(mixed + 5 * TD), g_low, SIGMOID);
+            if (gated) product(me, y.v1, T, plain(mixed + 3 * TD), v_low);
             me.meet();
-            product(me, y.w2, T, w_low, w);
-            product(me, y.a2, T, a_low, a);
-            product(me, y.g2, T, g_low, g);
-            if (gated) product(me, y.v2, T, v_low, v_gate);
+            product(me, y.receptance, T, in_r, r);
+            product(me, y.key, T, in_k, k);
+            product(me, y.value, T, in_v, v);
+            product(me, y.w2, T, plain(w_low), w);
+            product(me, y.a2, T, plain(a_low), a);
+            product(me, y.g2, T, plain(g_low), g);
+            if (gated) product(me, y.v2, T, plain(v_low), v_gate);
             me.meet();
             const TimeMix mix = {r, k, v, w, a, g, gated ? v_gate : nullptr, v_first, y.k_k, y.k_a, y.r_k,
                                  y.head_norm_weight, y.head_norm_bias};
             time_mix(me, rows, mix, D, N, wkv + l * S * D * N, out);
-            product(me, y.output, T, out, delta);
+            prepare(me, y.output, T, in_out);
+            me.meet();
+            product(me, y.output, T, in_out, delta);
             me.meet();
             norm_shift_mix(me, rows, D, x, delta, y.ffn_norm, 1, y.ffn_mix, ffn_x + l * S * D, normed, mixed);
-            product(me, y.ffn_key, T, mixed, inner, SQUARED_RELU);
+            prepare(me, y.ffn_key, T, in_ffn);
             me.meet();
-            product(me, y.ffn_value, T, inner, delta);
+            product(me, y.ffn_key, T, in_ffn, inner, SQUARED_RELU);
+            me.meet();
+            prepare(me, y.ffn_value, T, in_inner);
+            me.meet();
+            product(me, y.ffn_value, T, in_inner, delta);
             me.meet();
             pending = delta;
         }
@@ -456,7 +566,9 @@ void forward(const Model* model, int64_t threads, int64_t T, int64_t G, const in
             layer_norm(x + t * D, D, model->out_norm, mixed + s * D);
         });
         me.meet();
-        product(me, model->head, G, mixed, logits);
+        prepare(me, model->head, G, in_ffn);
+        me.meet();
+        product(me, model->head, G, in_ffn, logits);
     }
 }
 
