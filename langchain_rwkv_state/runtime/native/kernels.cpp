@@ -90,6 +90,7 @@ constexpr int WIDTH = 8, ACROSS = 2, ROWS = 6;
 constexpr int WIDTH = 4, ACROSS = 4, ROWS = 6;
 #endif
 constexpr int PANEL = WIDTH * ACROSS;
+constexpr int64_t LINE = 64;              // bytes of a cache line
 constexpr int64_t DEPTH = 1024;           // of a panel's block, which stays in the second-level cache
 constexpr int64_t BLOCK = 20 * ROWS;      // rows that share a panel's block
 
@@ -163,9 +164,10 @@ INLINE vec load(const typename Weight<KIND>::type* from) {
     }
 }
 
-// sums[M][PANEL] (+)= x[M][depth] * block[depth][PANEL]
+// sums[M][PANEL] (+)= x[M][depth] * block[depth][PANEL]; fetches what comes later, `ahead` if any.
 template <int KIND, int M>
-void tile(const float* x, int64_t stride, const void* block, int64_t depth, float* sums, bool more) {
+void tile(const float* x, int64_t stride, const void* block, int64_t depth, float* sums, bool more,
+          const char* ahead) {
     const auto* w = (const typename Weight<KIND>::type*)block;
     vec sum[M][ACROSS];
     for (int m = 0; m < M; m++)
@@ -173,6 +175,7 @@ void tile(const float* x, int64_t stride, const void* block, int64_t depth, floa
             sum[m][n] = more ? *(const vec*)(sums + m * PANEL + n * WIDTH) : vec{};
     for (int64_t k = 0; k < depth; k++) {
         vec b[ACROSS];
+        if (M > 2 && ahead != nullptr) __builtin_prefetch(ahead + k * LINE, 0, 2);
         for (int n = 0; n < ACROSS; n++) b[n] = load<KIND>(w + k * PANEL + n * WIDTH);
         for (int m = 0; m < M; m++) {
             const float a = x[m * stride + k];
@@ -183,7 +186,7 @@ void tile(const float* x, int64_t stride, const void* block, int64_t depth, floa
         for (int n = 0; n < ACROSS; n++) *(vec*)(sums + m * PANEL + n * WIDTH) = sum[m][n];
 }
 
-typedef void (*Tile)(const float*, int64_t, const void*, int64_t, float*, bool);
+typedef void (*Tile)(const float*, int64_t, const void*, int64_t, float*, bool, const char*);
 template <int KIND> constexpr Tile TILES[ROWS + 1] = {
     nullptr,       tile<KIND, 1>, tile<KIND, 2>, tile<KIND, 3>,
     tile<KIND, 4>, tile<KIND, 5>, tile<KIND, 6>,
@@ -280,7 +283,11 @@ void panel_rows(const Matrix& m, int64_t panel, int64_t rows, const float* x, Af
         const int64_t depth = std::min(DEPTH, m.k - k);
         for (int64_t t = 0, row = 0; t < tiles; t++) {
             const int64_t height = (rows - row + tiles - t - 1) / (tiles - t);
-            TILES<KIND>[height](x + row * m.k + k, m.k, w + k * PANEL, depth, sums + row * PANEL, k > 0);
+            // While one panel is multiplied, the next comes from memory: a quarter with each tile.
+            const char* next = (const char*)(w + (m.k + k) * PANEL) + (t - 1) * depth * LINE;
+            const bool wanted = t > 0 && t * depth * LINE <= depth * PANEL * int64_t(sizeof(*w));
+            TILES<KIND>[height](x + row * m.k + k, m.k, w + k * PANEL, depth, sums + row * PANEL, k > 0,
+                                wanted ? next : nullptr);
             row += height;
         }
     }
