@@ -1,5 +1,6 @@
 """States as values: what they are made of, where they come from, and how they become bytes."""
 
+from langchain_rwkv_state.state.algebra import blend, blend_many, decay, renormalise
 from langchain_rwkv_state.state.codec import Decoded, decode, encode
 from langchain_rwkv_state.state.derivation import (
     ZERO_ROOT,
@@ -7,6 +8,7 @@ from langchain_rwkv_state.state.derivation import (
     is_reference,
     reference,
 )
+from langchain_rwkv_state.state.distance import Distance, distance
 from langchain_rwkv_state.state.fingerprint import Fingerprint
 from langchain_rwkv_state.state.layout import StateLayout, TensorSpec, Version, dtype_name
 from langchain_rwkv_state.state.state import RWKVState, zero_state
@@ -15,15 +17,21 @@ __all__ = [
     "ZERO_ROOT",
     "Decoded",
     "Derivation",
+    "Distance",
     "Fingerprint",
     "RWKVState",
     "StateLayout",
     "TensorSpec",
     "Version",
+    "blend",
+    "blend_many",
+    "decay",
     "decode",
+    "distance",
     "dtype_name",
     "encode",
     "is_reference",
     "reference",
+    "renormalise",
     "zero_state",
 ]

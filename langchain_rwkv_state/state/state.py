@@ -169,6 +169,37 @@ class RWKVState(Mapping[str, torch.Tensor]):
         moved = {name: tensor.to(target) for name, tensor in self._tensors.items()}
         return RWKVState(self._layout, moved, self._derivation, block=self._block)
 
+    def repeat(self, count: int) -> list[RWKVState]:
+        """Returns as many copies of the state, no two of which share memory.
+
+        ``[state] * count`` is one state under many names. That does no harm as long as everybody
+        keeps to this class, whose tensors nobody can change; a list of plain tensors, as the `rwkv`
+        package takes it, is changed in place by the first sequence for all others.
+
+        Args:
+            count: How many, at least 0.
+
+        Raises:
+            ValueError: `count` is negative.
+
+        Example:
+            >>> from langchain_rwkv_state.state import StateLayout, zero_state
+            >>> state = zero_state(StateLayout.of(4, n_layer=1, n_embd=64), "model")
+            >>> [copy == state for copy in state.repeat(2)]
+            [True, True]
+        """
+        if count < 0:
+            raise ValueError(f"A state cannot be repeated {count} times.")
+        return [
+            RWKVState(
+                self._layout,
+                {name: tensor.clone() for name, tensor in self._tensors.items()},
+                self._derivation,
+                block=self._block,
+            )
+            for _ in range(count)
+        ]
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the state to a file, whole or not at all, readable by its owner alone.
 
