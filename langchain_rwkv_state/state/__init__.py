@@ -8,6 +8,13 @@ from langchain_rwkv_state.state.derivation import (
     is_reference,
     reference,
 )
+from langchain_rwkv_state.state.diagnostics import (
+    Healthy,
+    Inspection,
+    TensorHealth,
+    calibrate,
+    inspect,
+)
 from langchain_rwkv_state.state.distance import Distance, distance
 from langchain_rwkv_state.state.fingerprint import Fingerprint
 from langchain_rwkv_state.state.layout import StateLayout, TensorSpec, Version, dtype_name
@@ -19,17 +26,22 @@ __all__ = [
     "Derivation",
     "Distance",
     "Fingerprint",
+    "Healthy",
+    "Inspection",
     "RWKVState",
     "StateLayout",
+    "TensorHealth",
     "TensorSpec",
     "Version",
     "blend",
     "blend_many",
+    "calibrate",
     "decay",
     "decode",
     "distance",
     "dtype_name",
     "encode",
+    "inspect",
     "is_reference",
     "reference",
     "renormalise",
