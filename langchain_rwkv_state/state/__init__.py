@@ -1,7 +1,7 @@
 """States as values: what they are made of, where they come from, and how they become bytes."""
 
 from langchain_rwkv_state.state.algebra import blend, blend_many, decay, renormalise
-from langchain_rwkv_state.state.codec import Decoded, decode, encode
+from langchain_rwkv_state.state.codec import Decoded, decode, encode, lossy, require_codec
 from langchain_rwkv_state.state.derivation import (
     ZERO_ROOT,
     Derivation,
@@ -18,10 +18,14 @@ from langchain_rwkv_state.state.diagnostics import (
 from langchain_rwkv_state.state.distance import Distance, distance
 from langchain_rwkv_state.state.fingerprint import Fingerprint
 from langchain_rwkv_state.state.layout import StateLayout, TensorSpec, Version, dtype_name
+from langchain_rwkv_state.state.packing import CODECS, LOSSY, CodecName
 from langchain_rwkv_state.state.state import RWKVState, zero_state
 
 __all__ = [
+    "CODECS",
+    "LOSSY",
     "ZERO_ROOT",
+    "CodecName",
     "Decoded",
     "Derivation",
     "Distance",
@@ -43,7 +47,9 @@ __all__ = [
     "encode",
     "inspect",
     "is_reference",
+    "lossy",
     "reference",
     "renormalise",
+    "require_codec",
     "zero_state",
 ]
