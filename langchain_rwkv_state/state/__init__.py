@@ -17,6 +17,7 @@ from langchain_rwkv_state.state.diagnostics import (
 )
 from langchain_rwkv_state.state.distance import Distance, distance
 from langchain_rwkv_state.state.fingerprint import Fingerprint
+from langchain_rwkv_state.state.interchange import export_tensors, import_tensors
 from langchain_rwkv_state.state.layout import StateLayout, TensorSpec, Version, dtype_name
 from langchain_rwkv_state.state.packing import CODECS, LOSSY, CodecName
 from langchain_rwkv_state.state.state import RWKVState, zero_state
@@ -45,6 +46,8 @@ __all__ = [
     "distance",
     "dtype_name",
     "encode",
+    "export_tensors",
+    "import_tensors",
     "inspect",
     "is_reference",
     "lossy",
