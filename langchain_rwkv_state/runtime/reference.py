@@ -49,6 +49,22 @@ class ReferenceModel:
         bonus = weights.get("blocks.0.att.r_k", weights.get("blocks.0.att.time_faaaa"))
         self.n_head = 1 if bonus is None else bonus.shape[0]
 
+    def zero_tensors(self) -> dict[str, Tensor]:
+        """Returns the state of a model that has read nothing, by name."""
+        width = self._w["emb.weight"].shape[1]
+        att = self._w["blocks.0.att.key.weight"].shape[0]
+        size = att // self.n_head
+        found: dict[str, Tensor] = {}
+        for number in range(self.n_layer):
+            block = f"blocks.{number}."
+            found |= {block + name: torch.zeros(width) for name in ("att_x_prev", "ffn_x_prev")}
+            if self.version == 4:
+                found |= {block + name: torch.zeros(att) for name in ("att_aa", "att_bb")}
+                found[block + "att_pp"] = torch.full((att,), -1e30)
+            else:
+                found[block + "att_kv"] = torch.zeros(self.n_head, size, size)
+        return found
+
     def step(self, token: int, state: Tensors) -> tuple[Tensor, dict[str, Tensor]]:
         """Reads one token.
 
@@ -59,8 +75,25 @@ class ReferenceModel:
         Returns:
             The logits ``[V]``, and the state behind the token.
         """
+        logits, after, _ = self.step_with_decays(token, state)
+        return logits, after
+
+    def step_with_decays(
+        self, token: int, state: Tensors
+    ) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
+        """Reads one token; returns also how much of its past each layer kept, ``[D]`` each.
+
+        Args:
+            token: Its id.
+            state: Tensors by name; left as they are.
+
+        Returns:
+            Logits, the state behind the token, and for each layer the factors by which the channels
+            (RWKV-4) or the matrices' key sides (the others) were multiplied.
+        """
         x = self._norm("blocks.0.ln0", self._w["emb.weight"][token])
         after: dict[str, Tensor] = {}
+        decays: list[Tensor] = []
         carried: dict[str, Tensor] = {}
         for number in range(self.n_layer):
             block = f"blocks.{number}."
@@ -78,9 +111,11 @@ class ReferenceModel:
                 added, changed = mix(weights | carried, normed, before, self.n_head)
                 if "v_first" in changed:
                     carried = {"v_first": changed.pop("v_first")}
+                if "decay" in changed:
+                    decays.append(changed.pop("decay").flatten())
                 x = x + added
                 after |= {block + name: tensor for name, tensor in changed.items()}
-        return self._w["head.weight"] @ self._norm("ln_out", x), after
+        return self._w["head.weight"] @ self._norm("ln_out", x), after, decays
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
         return layer_norm(x, x.shape, self._w[f"{name}.weight"], self._w[f"{name}.bias"])
@@ -102,7 +137,7 @@ def time_mix_4(w: Tensors, x: Tensor, before: Tensors, _: int) -> Mixed:
         before: ``att_x_prev`` ``[D]``, ``att_aa``, ``att_bb`` and ``att_pp`` ``[D]``.
 
     Returns:
-        What is added to the residual stream, ``[D]``, and the four after the token.
+        What is added to the residual stream, ``[D]``; the four after the token, and ``decay``.
     """
     back = before["att_x_prev"]
     r = torch.sigmoid(w["receptance.weight"] @ _lerp(back, x, w["time_mix_r"]))
@@ -115,7 +150,8 @@ def time_mix_4(w: Tensors, x: Tensor, before: Tensors, _: int) -> Mixed:
     past, new = torch.exp(pp - top), torch.exp(now - top)
     wkv = (past * aa + new * v) / (past * bb + new)
 
-    faded = pp - torch.exp(w["time_decay"])
+    speed = torch.exp(w["time_decay"])
+    faded = pp - speed
     top = torch.maximum(faded, k)
     past, new = torch.exp(faded - top), torch.exp(k - top)
     after = {
@@ -123,6 +159,7 @@ def time_mix_4(w: Tensors, x: Tensor, before: Tensors, _: int) -> Mixed:
         "att_aa": past * aa + new * v,
         "att_bb": past * bb + new,
         "att_pp": top,
+        "decay": torch.exp(-speed),
     }
     return w["output.weight"] @ (r * wkv), after
 
@@ -153,7 +190,7 @@ def time_mix_5(w: Tensors, x: Tensor, before: Tensors, heads: int) -> Mixed:
         heads: H.
 
     Returns:
-        What is added to the residual stream, ``[D]``, and the two after the token.
+        What is added to the residual stream, ``[D]``; the two after the token, and ``decay``.
     """
     back = before["att_x_prev"]
     r, k, v, g = (
@@ -162,7 +199,8 @@ def time_mix_5(w: Tensors, x: Tensor, before: Tensors, heads: int) -> Mixed:
     )
     decay = torch.exp(-torch.exp(w["time_decay"])).view(heads, -1, 1)
     y, matrix = _read_and_write(w, r, k, v, decay, before["att_kv"])
-    return _gated_output(w, y, silu(g), heads), {"att_x_prev": x, "att_kv": matrix}
+    after = {"att_x_prev": x, "att_kv": matrix, "decay": decay}
+    return _gated_output(w, y, silu(g), heads), after
 
 
 # -- RWKV-6 --------------------------------------------------------------------------------------
@@ -181,7 +219,7 @@ def time_mix_6(w: Tensors, x: Tensor, before: Tensors, heads: int) -> Mixed:
         heads: H.
 
     Returns:
-        What is added to the residual stream, ``[D]``, and the two after the token.
+        What is added to the residual stream, ``[D]``; the two after the token, and ``decay``.
     """
     xx = before["att_x_prev"] - x
     low = torch.tanh((x + xx * w["time_maa_x"]) @ w["time_maa_w1"]).view(5, 1, -1)
@@ -194,7 +232,8 @@ def time_mix_6(w: Tensors, x: Tensor, before: Tensors, heads: int) -> Mixed:
     speed = w["time_decay"] + torch.tanh(xw @ w["time_decay_w1"]) @ w["time_decay_w2"]
     decay = torch.exp(-torch.exp(speed)).view(heads, -1, 1)
     y, matrix = _read_and_write(w, r, k, v, decay, before["att_kv"])
-    return _gated_output(w, y, gate, heads), {"att_x_prev": x, "att_kv": matrix}
+    after = {"att_x_prev": x, "att_kv": matrix, "decay": decay}
+    return _gated_output(w, y, gate, heads), after
 
 
 def channel_mix_6(w: Tensors, x: Tensor, before: Tensors, _: int) -> Mixed:
@@ -222,7 +261,8 @@ def time_mix_7(w: Tensors, x: Tensor, before: Tensors, heads: int) -> Mixed:
         heads: H.
 
     Returns:
-        What is added to the residual stream, ``[D]``; the two after the token, and ``v_first``.
+        What is added to the residual stream, ``[D]``; the two after the token, ``v_first`` and
+        ``decay``.
     """
     xx = before["att_x_prev"] - x
     xr, xw, xk, xv, xa, xg = (x + xx * w[f"x_{name}"] for name in "rwkvag")
@@ -246,7 +286,7 @@ def time_mix_7(w: Tensors, x: Tensor, before: Tensors, heads: int) -> Mixed:
     y = group_norm(y.reshape(1, -1), heads, w["ln_x.weight"], w["ln_x.bias"], _GROUP_NORM_EPS)[0]
     bonus = (r * k).view(heads, -1) * w["r_k"].view(heads, -1)
     y = y + (bonus.sum(-1, keepdim=True) * v.view(heads, -1)).flatten()
-    after = {"att_x_prev": x, "att_kv": matrix, "v_first": v_first}
+    after = {"att_x_prev": x, "att_kv": matrix, "v_first": v_first, "decay": decay}
     return w["output.weight"] @ (y * gate), after
 
 

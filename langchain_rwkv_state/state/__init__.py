@@ -19,6 +19,7 @@ from langchain_rwkv_state.state.distance import Distance, distance
 from langchain_rwkv_state.state.fingerprint import Fingerprint
 from langchain_rwkv_state.state.interchange import export_tensors, import_tensors
 from langchain_rwkv_state.state.layout import StateLayout, TensorSpec, Version, dtype_name
+from langchain_rwkv_state.state.memory import Memory, memory
 from langchain_rwkv_state.state.packing import CODECS, LOSSY, CodecName
 from langchain_rwkv_state.state.state import RWKVState, zero_state
 
@@ -33,6 +34,7 @@ __all__ = [
     "Fingerprint",
     "Healthy",
     "Inspection",
+    "Memory",
     "RWKVState",
     "StateLayout",
     "TensorHealth",
@@ -51,6 +53,7 @@ __all__ = [
     "inspect",
     "is_reference",
     "lossy",
+    "memory",
     "reference",
     "renormalise",
     "require_codec",
