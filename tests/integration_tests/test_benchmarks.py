@@ -22,6 +22,8 @@ ROOT = Path(__file__).parent.parent.parent
 SCRIPTS: dict[str, tuple[str, list[str]]] = {
     "recall": ("recall", []),
     "conversation": ("conversation", []),
+    "corrections": ("corrections", []),
+    "retention": ("retention", ["-n", "1"]),
 }
 
 
