@@ -186,8 +186,9 @@ def main() -> int:
         "decay": decayed,
     }
     for codec, share in SHARES.items():
-        measured = found[codec]["share_12x768"]
-        report.add(common.Check(f"{codec}: share of the bytes", measured, share, "at most"))
+        for size in ("12x768", "demo"):
+            name, measured = f"{codec}: share of the bytes, {size}", found[codec][f"share_{size}"]
+            report.add(common.Check(name, measured, share, "at most"))
     for codec in (each for each in CODECS if each != "exact"):
         lost = 100 * (recalled["exact"] - recalled[codec]) / n
         bound = 2 if codec in ("int8", "int4") else 0

@@ -118,8 +118,14 @@ def _pack_zstd(_: Stack, values: torch.Tensor) -> list[tuple[str, torch.Tensor]]
     bits = values.flatten().view(torch.uint8).numpy().view(f"<u{size}")
     turned: Array = bits << 1 | bits >> (8 * size - 1)
     planes = np.ascontiguousarray(turned.view(np.uint8).reshape(-1, size).T)
-    packed = zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(planes.data)
-    return [(".zstd", torch.frombuffer(bytearray(packed), dtype=torch.uint8))]
+    frame = zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compressobj(size=planes.nbytes)
+    packed = bytearray()
+    for plane in planes:
+        # A block has one table of codes: exponents must not share theirs with digits.
+        packed += frame.compress(plane.tobytes())
+        packed += frame.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+    packed += frame.flush(zstandard.COMPRESSOBJ_FLUSH_FINISH)
+    return [(".zstd", torch.frombuffer(packed, dtype=torch.uint8))]
 
 
 def _unpack_zstd(stack: Stack, stored: Mapping[str, torch.Tensor]) -> torch.Tensor:
