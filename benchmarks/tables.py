@@ -1,4 +1,4 @@
-"""Writes the measured figures into docs/benchmarks.md, from the JSON files of the benchmarks.
+"""Writes the measured figures into the pages of docs/, from the JSON files of the benchmarks.
 
 It measures nothing and phrases nothing: the page's text is written by hand, and each table stands
 between ``<!-- name -->`` and ``<!-- /name -->``. The easy mistake is to edit a table by hand: the
@@ -19,7 +19,9 @@ from benchmarks.common import RESULTS
 from benchmarks.crowd import WAYS
 from benchmarks.recall import TARGETS
 
-PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE = DOCS / "benchmarks.md"
+PAGES = (PAGE, DOCS / "corrections.md", DOCS / "codecs.md")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -263,6 +265,56 @@ def rounded_recall(report: dict[str, Any]) -> str:
     return table(["what", "fp32", "int8", "cases"], [*rows, [*last, str(found["n"])]])
 
 
+def corrections(report: dict[str, Any]) -> str:
+    """Returns what the common recipes do to the next answer."""
+    head = ["recipe", "largest gap of a logit", "mean over cases", "mean KL, nats"]
+    keys = ("logits_max", "logits_mean", "kl_mean")
+    return table(
+        head,
+        [[name, *(f"{row[key]:.2g}" for key in keys)] for name, row in report["results"].items()],
+    )
+
+
+def codecs(report: dict[str, Any]) -> str:
+    """Returns each codec's size, speed and loss."""
+    found, n = report["results"], report["settings"]["n"]
+    rows = [
+        [
+            f"`{name}`",
+            f"{row['share_12x768']:.3f}",
+            f"{row['share_demo']:.3f}",
+            f"{row['encode_gb_s']:.2f}",
+            f"{row['decode_gb_s']:.2f}",
+            f"{row['kl']:.1e}" if "kl" in row else "0",
+            f"{found['recall'][name]} of {n}",
+        ]
+        for name, row in found["codecs"].items()
+    ]
+    rows += [
+        [name, "", "", "", "", "", f"{found['recall'][name]} of {n}"]
+        for name in ("zero state", "another conversation")
+    ]
+    head = ["codec", "of fp32, 12x768", "of fp32, demo", "encode GB/s", "decode GB/s"]
+    return table([*head, "KL, nats", "facts recalled"], rows)
+
+
+def blends(report: dict[str, Any]) -> str:
+    """Returns which facts survive a blend."""
+    n = report["settings"]["n"]
+    rows = [
+        [name, f"{row['first']} of {n}", f"{row['second']} of {n}"]
+        for name, row in report["results"]["blend"].items()
+    ]
+    return table(["blend", "of the first", "of the second"], rows)
+
+
+def decays(report: dict[str, Any]) -> str:
+    """Returns how many facts survive a decay."""
+    n = report["settings"]["n"]
+    rows = [[name, f"{right} of {n}"] for name, right in report["results"]["decay"].items()]
+    return table(["factor", "recalled"], rows)
+
+
 def machine(report: dict[str, Any]) -> str:
     """Returns a line about the machine."""
     found = report["machine"]
@@ -297,6 +349,10 @@ TABLES: dict[str, tuple[str, Callable[..., str]]] = {
     "divergence": ("int8", divergence),
     "int8 recall": ("int8", rounded_recall),
     "int8 targets": ("int8", targets),
+    "corrections": ("corrections", corrections),
+    "codecs": ("retention", codecs),
+    "blends": ("retention", blends),
+    "decays": ("retention", decays),
 }
 """By the name in the page: which benchmark it comes from, and how it is written."""
 
@@ -318,5 +374,11 @@ def fill(page: str, results: Path = RESULTS) -> str:
     return page
 
 
+def fill_all() -> None:
+    """Writes the tables of all pages anew."""
+    for page in PAGES:
+        page.write_text(fill(page.read_text("utf-8")), "utf-8")
+
+
 if __name__ == "__main__":
-    PAGE.write_text(fill(PAGE.read_text("utf-8")), "utf-8")
+    fill_all()

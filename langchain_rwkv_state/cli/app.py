@@ -16,6 +16,7 @@ from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.chat import chat
 from langchain_rwkv_state.cli.doctor import doctor
 from langchain_rwkv_state.cli.sessions import prune, rm, sessions, show
+from langchain_rwkv_state.cli.toolbox import blend, decay, diff, export, import_, inspect
 from langchain_rwkv_state.errors import RWKVStateError
 
 
@@ -59,8 +60,12 @@ def _options(
     pass
 
 
-for _command in (chat, sessions, show, rm, prune, doctor):
+for _command in (
+    *(chat, sessions, show, rm, prune, doctor),
+    *(inspect, diff, blend, decay, export),
+):
     app.command()(_command)
+app.command("import")(import_)
 
 
 def main() -> None:

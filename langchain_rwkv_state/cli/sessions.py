@@ -32,7 +32,7 @@ def sessions(
 ) -> None:
     """List the sessions of a store."""
     console = output.out()
-    with _existing(store) as opened:
+    with existing_store(store) as opened:
         if opened is None:
             return
         found = list(_infos(opened, prefix))
@@ -62,10 +62,10 @@ def show(
     session: Annotated[str, typer.Argument(help="Its name.")], store: StoreOption = None
 ) -> None:
     """Show one session: its head, its log, its size and its time to live."""
-    with _existing(store) as opened:
+    with existing_store(store) as opened:
         info = opened.session(session, renew=False) if opened else None
         if opened is None or info is None:
-            raise _unknown(session)
+            raise unknown_session(session)
         console = output.out()
         console.print(_facts(info, time.time()), soft_wrap=True)
         log = opened.log(session)
@@ -84,16 +84,16 @@ def rm(
     store: StoreOption = None,
 ) -> None:
     """Delete sessions, with every state that nothing else needs."""
-    with _existing(store) as opened:
+    with existing_store(store) as opened:
         for name in session:
             if opened is None or not opened.delete_session(name):
-                raise _unknown(name)
+                raise unknown_session(name)
             output.out().print(Text("Deleted ") + output.one_line(name) + Text("."))
 
 
 def prune(store: StoreOption = None) -> None:
     """Remove what has expired."""
-    with _existing(store) as opened:
+    with existing_store(store) as opened:
         if opened is not None:
             count = opened.prune()
             what = "session or state" if count == 1 else "sessions and states"
@@ -161,13 +161,14 @@ def _unread(text: str) -> str:
     return f"{message.type}: {said[:_UNREAD_SHOWN_CHARS]}{more}"
 
 
-def _unknown(session: str) -> typer.Exit:
+def unknown_session(session: str) -> typer.Exit:
+    """Says that there is no such session; returns what to raise."""
     output.error(f"There is no session {session!r}: `rwkv-state sessions` lists those there are.")
     return typer.Exit(1)
 
 
 @contextmanager
-def _existing(directory: Path | None) -> Iterator[DiskStateStore | None]:
+def existing_store(directory: Path | None) -> Iterator[DiskStateStore | None]:
     """Opens a store and closes it at the end; gives ``None``, with a note, where there is none."""
     path = store_directory(directory)
     if not path.exists():

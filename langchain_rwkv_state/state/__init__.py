@@ -1,29 +1,61 @@
 """States as values: what they are made of, where they come from, and how they become bytes."""
 
-from langchain_rwkv_state.state.codec import Decoded, decode, encode
+from langchain_rwkv_state.state.algebra import blend, blend_many, decay, renormalise
+from langchain_rwkv_state.state.codec import Decoded, decode, encode, lossy, require_codec
 from langchain_rwkv_state.state.derivation import (
     ZERO_ROOT,
     Derivation,
     is_reference,
     reference,
 )
+from langchain_rwkv_state.state.diagnostics import (
+    Healthy,
+    Inspection,
+    TensorHealth,
+    calibrate,
+    inspect,
+)
+from langchain_rwkv_state.state.distance import Distance, distance
 from langchain_rwkv_state.state.fingerprint import Fingerprint
+from langchain_rwkv_state.state.interchange import export_tensors, import_tensors
 from langchain_rwkv_state.state.layout import StateLayout, TensorSpec, Version, dtype_name
+from langchain_rwkv_state.state.memory import Memory, memory
+from langchain_rwkv_state.state.packing import CODECS, LOSSY, CodecName
 from langchain_rwkv_state.state.state import RWKVState, zero_state
 
 __all__ = [
+    "CODECS",
+    "LOSSY",
     "ZERO_ROOT",
+    "CodecName",
     "Decoded",
     "Derivation",
+    "Distance",
     "Fingerprint",
+    "Healthy",
+    "Inspection",
+    "Memory",
     "RWKVState",
     "StateLayout",
+    "TensorHealth",
     "TensorSpec",
     "Version",
+    "blend",
+    "blend_many",
+    "calibrate",
+    "decay",
     "decode",
+    "distance",
     "dtype_name",
     "encode",
+    "export_tensors",
+    "import_tensors",
+    "inspect",
     "is_reference",
+    "lossy",
+    "memory",
     "reference",
+    "renormalise",
+    "require_codec",
     "zero_state",
 ]

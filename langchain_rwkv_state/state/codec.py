@@ -1,8 +1,9 @@
 """A state as bytes and back: a safetensors file whose header says what it is and a checksum.
 
 The codec turns values into values; it opens no file and knows no store. `docs/state_format.md`
-describes the bytes one by one. The easy mistake is to check the tensors and not the header: the
-checksum covers every byte of the file except itself.
+describes the bytes one by one, and `packing` makes the tensors smaller where that is asked for. The
+easy mistake is to check the tensors and not the header: the checksum covers every byte of the file
+except itself.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ import safetensors.torch
 import torch
 
 from langchain_rwkv_state.errors import StateCorrupt, StateMismatch
+from langchain_rwkv_state.state.algebra import renormalise
 from langchain_rwkv_state.state.derivation import Derivation
 from langchain_rwkv_state.state.layout import StateLayout, TensorSpec, dtype_name
+from langchain_rwkv_state.state.packing import CODECS, LOSSY, CodecName, Stack, pack, unpack
 from langchain_rwkv_state.state.state import RWKVState, as_bytes
 
 FORMAT = "langchain-rwkv-state"
@@ -42,12 +45,14 @@ class Decoded:
         parent: Reference of the state before it, ``None`` where unknown.
         ref: Reference under which a store keeps it, ``None`` for a plain file.
         created_seconds: Unix time of writing.
+        codec: How the numbers were kept.
     """
 
     state: RWKVState
     parent: str | None
     ref: str | None
     created_seconds: float
+    codec: CodecName = "exact"
 
 
 def encode(
@@ -56,6 +61,7 @@ def encode(
     parent: str | None = None,
     ref: str | None = None,
     created_seconds: float | None = None,
+    codec: CodecName = "exact",
 ) -> bytes:
     """Returns a state as the bytes of a file, without loss.
 
@@ -64,11 +70,20 @@ def encode(
         parent: Reference of the state before it.
         ref: Reference under which a store keeps it.
         created_seconds: Unix time; now if not given.
+        codec: How the numbers are kept. A lossy one takes only what `lossy` gave: a file never
+            holds less than the state that its header names.
+
+    Raises:
+        ValueError: The codec is unknown, or would lose something of this state.
     """
+    require_codec(codec)
+    packed = _packed(state, codec)
+    if codec in LOSSY and not _survives(state, packed, codec):
+        raise ValueError(f"The codec {codec!r} would lose digits: encode lossy(state, {codec!r}).")
     derivation = state.derivation
     about: dict[str, Any] = {
         "block": state.block,
-        "codec": "exact",
+        "codec": codec,
         "created": time.time() if created_seconds is None else created_seconds,
         "fingerprint": derivation.fingerprint,
         "n_tokens": derivation.n_tokens,
@@ -83,12 +98,54 @@ def encode(
         "layout": state.layout.to_json(),
         "checksum": _BLANK.decode(),
     }
-    blank, body = _sorted_header(safetensors.torch.save(_stacked(state), metadata=header))
+    blank, body = _sorted_header(safetensors.torch.save(packed, metadata=header))
     digest = hashlib.sha256(blank)
     digest.update(body)
     at = _checksum_at(blank)
     hexadecimal = digest.hexdigest().encode()
     return b"".join((blank[:at], hexadecimal, blank[at + _CHECKSUM_BYTES :], body))
+
+
+def lossy(state: RWKVState, codec: CodecName) -> RWKVState:
+    """Returns what a codec keeps of a state, as a state of its own.
+
+    Args:
+        state: The state; tensors on any device.
+        codec: A lossy codec. With a lossless one the state itself is returned.
+
+    Returns:
+        The state on the CPU as it comes back from a file of that codec, with a root that names the
+        codec: a reference never stands for both. Going through the codec again loses nothing.
+
+    Raises:
+        ValueError: The codec is unknown, or the state holds NaN or infinity.
+
+    Example:
+        >>> from langchain_rwkv_state.state import StateLayout, lossy, zero_state
+        >>> zero = zero_state(StateLayout.of(7, n_layer=1, n_embd=64, head_size=64), "model")
+        >>> lossy(zero, "int8").derivation == zero.derivation
+        False
+    """
+    require_codec(codec)
+    if codec not in LOSSY:
+        return state
+    even = renormalise(state)  # RWKV-4's accumulators have one scale only then
+    tensors = _unpacked(_packed(even, codec), state.layout, codec)
+    derivation = state.derivation.rooted(f"codec:{codec}")
+    return RWKVState(state.layout, tensors, derivation, block=state.block)
+
+
+def require_codec(codec: object) -> None:
+    """Checks the name of a codec.
+
+    Raises:
+        ValueError: This release does not have it.
+    """
+    if codec not in CODECS:
+        raise ValueError(
+            f"The codec {codec!r} is not supported by this release, which has "
+            f"{', '.join(map(repr, CODECS))}."
+        )
 
 
 def decode(data: bytes, *, fingerprint: str | None = None, ref: str | None = None) -> Decoded:
@@ -120,11 +177,11 @@ def decode(data: bytes, *, fingerprint: str | None = None, ref: str | None = Non
         about["fingerprint"], about["root"], about["n_tokens"], about["token_hash"]
     )
     try:
-        tensors = _unstacked(safetensors.torch.load(data), layout)
+        tensors = _unpacked(safetensors.torch.load(data), layout, about["codec"])
         state = RWKVState(layout, tensors, derivation, block=about["block"])
     except (safetensors.SafetensorError, StateMismatch, LookupError, ValueError) as error:
         raise StateCorrupt(f"The tensors do not fit the header: {error}") from error
-    return Decoded(state, about["parent"], about["ref"], float(about["created"]))
+    return Decoded(state, about["parent"], about["ref"], float(about["created"]), about["codec"])
 
 
 def _sorted_header(data: bytes) -> tuple[bytes, memoryview]:
@@ -144,26 +201,53 @@ def _stack_name(spec: TensorSpec) -> str:
     return f"{spec.name.rpartition('.')[2]}.{dtype_name(spec.dtype)}"
 
 
-def _stacked(state: RWKVState) -> dict[str, torch.Tensor]:
-    """Joins the layers' tensors of one kind, so that the header stays below 2 kB."""
-    rows: dict[str, list[torch.Tensor]] = {}
-    for spec in state.layout.specs:
-        rows.setdefault(_stack_name(spec), []).append(state.shared(spec.name).cpu())
-    return {name: _stack(tensors) for name, tensors in rows.items()}
+def _stacks(layout: StateLayout) -> dict[str, tuple[Stack, list[str]]]:
+    """Returns the stacks by name, each with the names of its rows.
+
+    The layers' tensors of one kind and dtype are joined, so that the header stays below 2 kB.
+    """
+    rows: dict[str, list[TensorSpec]] = {}
+    for spec in layout.specs:
+        rows.setdefault(_stack_name(spec), []).append(spec)
+    return {
+        name: (
+            Stack.of(name, specs[0], len(specs), layout.head_size),
+            [spec.name for spec in specs],
+        )
+        for name, specs in rows.items()
+    }
 
 
-def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:
-    return torch.from_numpy(np.stack([as_bytes(t) for t in tensors])).view(tensors[0].dtype)
+def _packed(state: RWKVState, codec: CodecName) -> dict[str, torch.Tensor]:
+    """Returns the tensors of a file."""
+    stored: dict[str, torch.Tensor] = {}
+    for stack, names in _stacks(state.layout).values():
+        rows = [state.shared(name).cpu() for name in names]
+        values = torch.from_numpy(np.stack([as_bytes(row) for row in rows])).view(rows[0].dtype)
+        stored |= pack(codec, stack, values)
+    return stored
 
 
-def _unstacked(stacks: dict[str, torch.Tensor], layout: StateLayout) -> dict[str, torch.Tensor]:
-    """Takes apart what `_stacked` joined."""
-    rows = {name: list(stack.unbind(0)) for name, stack in stacks.items()}
-    tensors = {spec.name: rows[_stack_name(spec)].pop(0) for spec in layout.specs}
-    left = [name for name, tensors_left in rows.items() if tensors_left]
+def _unpacked(
+    stored: dict[str, torch.Tensor], layout: StateLayout, codec: CodecName
+) -> dict[str, torch.Tensor]:
+    """Takes apart what `_packed` joined."""
+    left, found = set(stored), dict[str, torch.Tensor]()
+    for stack, names in _stacks(layout).values():
+        left -= {name for name in left if name.startswith(f"{stack.name}.") or name == stack.name}
+        found |= zip(names, unpack(codec, stack, stored).unbind(0), strict=True)
     if left:
-        raise ValueError(f"{left[0]!r} has more rows than the layout has layers")
-    return tensors
+        raise ValueError(f"the layout has no tensor {min(left)!r}")
+    return {spec.name: found[spec.name] for spec in layout.specs}
+
+
+def _survives(state: RWKVState, packed: dict[str, torch.Tensor], codec: CodecName) -> bool:
+    """Says whether a state comes back bit for bit."""
+    found = _unpacked(packed, state.layout, codec)
+    return all(
+        np.array_equal(as_bytes(found[name].contiguous()), as_bytes(state.shared(name).cpu()))
+        for name in state
+    )
 
 
 def _checksum_at(data: bytes) -> int:
@@ -227,6 +311,6 @@ def _about(text: str) -> dict[str, Any]:
         raise StateCorrupt(f"The header is not readable: {error}.") from error
     if not sound:
         raise StateCorrupt("The header's values are out of range.")
-    if about.get("codec") != "exact":
+    if about.get("codec") not in CODECS:
         raise StateCorrupt(f"The codec {about.get('codec')!r} is not known to this release.")
     return about

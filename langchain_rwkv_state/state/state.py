@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ import torch
 from langchain_rwkv_state.errors import StateMismatch
 from langchain_rwkv_state.state.derivation import Derivation
 from langchain_rwkv_state.state.layout import StateLayout
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.state.packing import CodecName
 
 
 class RWKVState(Mapping[str, torch.Tensor]):
@@ -169,19 +172,56 @@ class RWKVState(Mapping[str, torch.Tensor]):
         moved = {name: tensor.to(target) for name, tensor in self._tensors.items()}
         return RWKVState(self._layout, moved, self._derivation, block=self._block)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def repeat(self, count: int) -> list[RWKVState]:
+        """Returns as many copies of the state, no two of which share memory.
+
+        ``[state] * count`` is one state under many names. That does no harm as long as everybody
+        keeps to this class, whose tensors nobody can change; a list of plain tensors, as the `rwkv`
+        package takes it, is changed in place by the first sequence for all others.
+
+        Args:
+            count: How many, at least 0.
+
+        Raises:
+            ValueError: `count` is negative.
+
+        Example:
+            >>> from langchain_rwkv_state.state import StateLayout, zero_state
+            >>> state = zero_state(StateLayout.of(4, n_layer=1, n_embd=64), "model")
+            >>> [copy == state for copy in state.repeat(2)]
+            [True, True]
+        """
+        if count < 0:
+            raise ValueError(f"A state cannot be repeated {count} times.")
+        return [
+            RWKVState(
+                self._layout,
+                {name: tensor.clone() for name, tensor in self._tensors.items()},
+                self._derivation,
+                block=self._block,
+            )
+            for _ in range(count)
+        ]
+
+    def save(self, path: str | os.PathLike[str], *, codec: CodecName = "exact") -> None:
         """Writes the state to a file, whole or not at all, readable by its owner alone.
 
         Args:
             path: Where to write; an existing file is replaced in one step.
-        """
-        from langchain_rwkv_state.state.codec import encode
+            codec: How the numbers are kept: ``"exact"`` and ``"zstd"`` lose nothing. What comes
+                back from one of the others is `lossy(state, codec)`, a state of its own.
 
+        Raises:
+            ValueError: The codec is unknown, or cannot keep NaN or infinity.
+        """
+        from langchain_rwkv_state.state.codec import encode, lossy
+
+        data = encode(lossy(self, codec), codec=codec)
         target = Path(path)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(encode(self))
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             Path(name).replace(target)

@@ -44,14 +44,18 @@ class DiskStateStore(KeyedStore):
         log: ``"tokens"`` keeps the token ids, so that `rebuild` can make states again. Such a log
             is a transcript.
         size_limit: The most bytes to store, ``None`` for no limit.
-        codec: How states become bytes; ``"exact"`` is lossless.
+        codec: How states become bytes; ``None`` for as the store was made, and ``"exact"`` for a
+            new one. ``"exact"`` and ``"zstd"`` lose nothing. ``"fp16"``, ``"bf16"``, ``"int8"`` and
+            ``"int4"`` do, are chosen when a store is made, and give every state a reference of its
+            own.
         clock: Gives Unix time.
         staged_bytes: The most bytes of states to hold in memory that nothing has committed yet.
         timeout_seconds: How long to wait for another writer.
 
     Raises:
         ValueError: A value is out of range.
-        StoreError: The directory holds something else than a store of this package.
+        StoreError: The directory holds something else than a store of this package, or a store that
+            was made with another lossy codec, or with none.
         StoreFull: The disk leaves no room for one.
 
     Example:
@@ -72,7 +76,7 @@ class DiskStateStore(KeyedStore):
         history: int = 1,
         log: LogKind = "none",
         size_limit: int | None = None,
-        codec: Codec = "exact",
+        codec: Codec | None = None,
         *,
         clock: Callable[[], float] = time.time,
         staged_bytes: int = STAGED_BUDGET_BYTES,
@@ -88,6 +92,7 @@ class DiskStateStore(KeyedStore):
             history=history,
             log=log,
             size_limit=size_limit,
+            codec=codec,
             clock=clock,
             staged_bytes=staged_bytes,
         )

@@ -15,7 +15,7 @@ from langchain_rwkv_state.store.backend import Reader, Transaction
 from langchain_rwkv_state.store.clock import TTL
 from langchain_rwkv_state.store.forks import ForkLock
 from langchain_rwkv_state.store.policy import DEFAULT_TTL, KeyedStore
-from langchain_rwkv_state.store.records import CheckReport, LogKind
+from langchain_rwkv_state.store.records import CheckReport, Codec, LogKind
 from langchain_rwkv_state.store.settings import check_settings
 from langchain_rwkv_state.store.staging import STAGED_BUDGET_BYTES
 
@@ -179,6 +179,7 @@ class MemoryStateStore(KeyedStore):
         history: How many states before a session's head are kept.
         log: ``"tokens"`` keeps the token ids, so that `rebuild` can make states again.
         size_limit: The most bytes to store, ``None`` for no limit.
+        codec: How states become bytes; see `DiskStateStore`.
         clock: Gives Unix time.
         staged_bytes: The most bytes of staged states to hold.
 
@@ -201,11 +202,12 @@ class MemoryStateStore(KeyedStore):
         history: int = 1,
         log: LogKind = "none",
         size_limit: int | None = None,
+        codec: Codec = "exact",
         *,
         clock: Callable[[], float] = time.time,
         staged_bytes: int = STAGED_BUDGET_BYTES,
     ) -> None:
-        check_settings(ttl, history, log, size_limit, "exact")
+        check_settings(ttl, history, log, size_limit, codec)
         super().__init__(
             MemoryBackend(),
             ttl=ttl,
@@ -213,6 +215,7 @@ class MemoryStateStore(KeyedStore):
             history=history,
             log=log,
             size_limit=size_limit,
+            codec=codec,
             clock=clock,
             staged_bytes=staged_bytes,
         )

@@ -23,7 +23,16 @@ from langchain_rwkv_state.errors import (
     StoreFull,
 )
 from langchain_rwkv_state.runtime.base import Runtime
-from langchain_rwkv_state.state import RWKVState, decode, encode, is_reference, reference
+from langchain_rwkv_state.state import (
+    LOSSY,
+    CodecName,
+    RWKVState,
+    decode,
+    encode,
+    is_reference,
+    lossy,
+    reference,
+)
 from langchain_rwkv_state.store import rows
 from langchain_rwkv_state.store.audit import audit
 from langchain_rwkv_state.store.backend import Backend, Transaction
@@ -48,6 +57,7 @@ from langchain_rwkv_state.store.records import (
 )
 from langchain_rwkv_state.store.rows import HolderRow, Origin, SessionRow, StateRow
 from langchain_rwkv_state.store.secret import store_secret
+from langchain_rwkv_state.store.settings import check_log
 from langchain_rwkv_state.store.staging import STAGED_BUDGET_BYTES, Staging
 from langchain_rwkv_state.store.tokens import joined, pack_tokens
 
@@ -73,11 +83,13 @@ class KeyedStore(StateStore):
         history: How many states before a session's head are kept.
         log: ``"tokens"`` keeps the token ids, so that `rebuild` can make states again.
         size_limit: The most bytes to store, ``None`` for no limit.
+        codec: How states become bytes, ``None`` for as the store was made.
         clock: Gives Unix time.
         staged_bytes: The most bytes of staged states to hold in memory.
 
     Raises:
         ValueError: A value is out of range.
+        StoreError: The store was made with another lossy codec, or with none.
     """
 
     def __init__(
@@ -89,6 +101,7 @@ class KeyedStore(StateStore):
         history: int = 1,
         log: LogKind = "none",
         size_limit: int | None = None,
+        codec: CodecName | None = None,
         clock: Callable[[], float] = time.time,
         staged_bytes: int = STAGED_BUDGET_BYTES,
     ) -> None:
@@ -99,7 +112,14 @@ class KeyedStore(StateStore):
         self._heads = Heads(self._ttl, sliding, history)
         self._log_tokens = log == "tokens"
         self._size_limit = size_limit
-        self._key = self._backend.transact(store_secret)
+        try:
+            self._key, self._codec = self._backend.transact(
+                lambda changes: store_secret(changes, codec)
+            )
+            check_log(log, self._codec)
+        except BaseException:
+            self._backend.close()
+            raise
         steady = steady_seconds if clock is time.time else None
         self._clock = StoreClock(clock, self._ttl, self._clock_mark, steady)
         self._staging = Staging(self._clock.now, budget_bytes=staged_bytes)
@@ -107,13 +127,18 @@ class KeyedStore(StateStore):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({'closed' if self._closed else 'open'})"
 
+    @property
+    def codec(self) -> CodecName:
+        """How this store's states become bytes."""
+        return self._codec
+
     # -- states ----------------------------------------------------------------------------------
 
     def put(self, state: RWKVState, *, ttl: TTL = None) -> str:
         """See `StateStore.put`."""
         self._check_open()
         seconds = ttl_seconds(ttl, self._ttl)
-        ref = reference(state.derivation, self._key)
+        ref, state = self._as_kept(state)
 
         def work(ledger: Ledger) -> None:
             ledger.hold(ref, b"p", "", seconds)
@@ -128,7 +153,7 @@ class KeyedStore(StateStore):
         self._check_open()
         if parent is not None:
             _check_ref(parent, "parent")
-        ref = reference(state.derivation, self._key)
+        ref, state = self._as_kept(state)
         self._staging.stage(ref, state, parent, tokens if self._log_tokens else ())
         return ref
 
@@ -529,7 +554,7 @@ class KeyedStore(StateStore):
         if view.lives(ref):
             return None
         parent = staged.parent if staged is not None else None
-        data = encode(value, parent=parent, ref=ref, created_seconds=view.now)
+        data = encode(value, parent=parent, ref=ref, created_seconds=view.now, codec=self._codec)
         row = StateRow(
             ref=ref,
             blob=f"{ref[-64:]}-{secrets.token_hex(8)}",
@@ -573,6 +598,18 @@ class KeyedStore(StateStore):
             return origin
         row = view.stored_state(at)
         return origin if row is None or row.origin is None else joined(row.origin, origin)
+
+    def _as_kept(self, state: RWKVState) -> tuple[str, RWKVState]:
+        """Returns a state as this store keeps it, with its reference.
+
+        In a lossy store that is another state than the one that was read, with a reference of its
+        own; one that comes from here loses nothing more.
+        """
+        ref = reference(state.derivation, self._key)
+        if self._codec not in LOSSY or self._staging.get(ref) or self._view().lives(ref):
+            return ref, state
+        kept = lossy(state, self._codec)
+        return reference(kept.derivation, self._key), kept
 
     # -- pieces of the verbs ---------------------------------------------------------------------
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from langchain_rwkv_state.state import CodecName
+
 
 @dataclass(frozen=True)
 class LogEntry:
@@ -114,8 +116,8 @@ class CheckReport:
         return not self.problems
 
 
-Codec = Literal["exact"]
-"""How states become bytes; every codec of this release is lossless."""
+Codec = CodecName
+"""How states become bytes: ``"exact"`` and ``"zstd"`` lose nothing."""
 
 LogKind = Literal["none", "tokens"]
 """Whether a store keeps the token ids that its states were read from."""

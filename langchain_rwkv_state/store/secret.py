@@ -1,4 +1,4 @@
-"""The secret that a store keys its references with: made once, and never made again.
+"""What a store is for good: the secret that keys its references, and its codec, made once.
 
 The easy mistake is to make a new one where the old one is lost: every reference that was ever
 given out would then name nothing, without a word.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 
 from langchain_rwkv_state.errors import StateCorrupt, StoreError
+from langchain_rwkv_state.state import CODECS, LOSSY, CodecName
 from langchain_rwkv_state.store import rows
 from langchain_rwkv_state.store.backend import Transaction
 
@@ -18,11 +19,16 @@ FORMAT = 1
 _KEY_BYTES = 32
 
 
-def store_secret(changes: Transaction) -> bytes:
-    """Returns the store's secret; makes one in a store that is empty.
+def store_secret(changes: Transaction, codec: CodecName | None) -> tuple[bytes, CodecName]:
+    """Returns the store's secret and its codec; makes the secret in a store that is empty.
+
+    Args:
+        changes: The rows.
+        codec: How states are to become bytes; ``None`` for as the store was made.
 
     Raises:
-        StoreError: It is lost or was changed, or the store is of a later format.
+        StoreError: The secret is lost or was changed, the store is of a later format, or its states
+            are kept by another lossy codec, or by none.
     """
     data = changes.get(rows.ABOUT_KEY)
     if data is None:
@@ -32,12 +38,14 @@ def store_secret(changes: Transaction) -> bytes:
                 "restore it from a copy, or use another directory."
             )
         key = secrets.token_bytes(_KEY_BYTES)
-        body = {"format": FORMAT, "key": key.hex()}
+        made = codec or "exact"
+        body = {"format": FORMAT, "key": key.hex(), "codec": made}
         changes.put(rows.ABOUT_KEY, rows.pack(rows.ABOUT_KEY, body))
-        return key
+        return key, made
     try:
         body_found = rows.Body(rows.ABOUT_KEY, rows.unpack(rows.ABOUT_KEY, data).body)
         version, key = body_found.count("format"), bytes.fromhex(body_found.text("key"))
+        named = body_found.maybe_text("codec") or "exact"
     except (StateCorrupt, ValueError) as error:
         raise StoreError(
             f"The store's secret was changed: restore it from a copy. {error}"
@@ -47,4 +55,26 @@ def store_secret(changes: Transaction) -> bytes:
             f"The store has format version {version}; this release reads {FORMAT}: upgrade "
             "langchain-rwkv-state, or use another directory."
         )
-    return key
+    return key, _codec(named, codec)
+
+
+def _codec(named: str, wanted: CodecName | None) -> CodecName:
+    """Returns the codec to write with, in a store that names one.
+
+    Lossless ones may follow one another: each file says which it is of.
+    """
+    found = next((each for each in CODECS if each == named), None)
+    if found is None:
+        raise StoreError(
+            f"The store keeps its states by the codec {named!r}, which this release does not have: "
+            "upgrade langchain-rwkv-state."
+        )
+    if wanted is None or wanted == found:
+        return found
+    if {wanted, found} & LOSSY:
+        raise StoreError(
+            f"The store keeps its states by the codec {found!r}, so that it cannot be opened with "
+            f"{wanted!r}: what is lossy is so from a store's beginning. Leave codec out, or use "
+            "another directory."
+        )
+    return wanted

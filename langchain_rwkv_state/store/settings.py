@@ -6,9 +6,9 @@ behind.
 
 from __future__ import annotations
 
+from langchain_rwkv_state.state import LOSSY, require_codec
 from langchain_rwkv_state.store.clock import TTL, ttl_seconds
 
-_CODECS = ("exact",)
 _LOGS = ("none", "tokens")
 
 
@@ -25,13 +25,24 @@ def check_settings(
         raise ValueError(f"history is how many states to keep before a head, got {history!r}.")
     if log not in _LOGS:
         raise ValueError(f"log is one of {', '.join(map(repr, _LOGS))}, got {log!r}.")
-    if codec not in _CODECS:
-        raise ValueError(
-            f"The codec {codec!r} is not supported by this release, which has "
-            f"{', '.join(map(repr, _CODECS))}."
-        )
+    if codec is not None:
+        require_codec(codec)
+    check_log(log, codec)
     if size_limit is not None and not _is_positive(size_limit):
         raise ValueError(f"size_limit is a positive number of bytes or None, got {size_limit!r}.")
+
+
+def check_log(log: object, codec: object) -> None:
+    """Checks that a store can keep token ids.
+
+    Raises:
+        ValueError: Its states are lossy, so that no token ids lead to them.
+    """
+    if log == "tokens" and codec in LOSSY:
+        raise ValueError(
+            f"log='tokens' keeps ids to make states again from, and no ids lead to a state of the "
+            f"codec {codec!r}: use 'exact' or 'zstd', or log='none'."
+        )
 
 
 def _is_positive(value: object) -> bool:

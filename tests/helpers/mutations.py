@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from langchain_rwkv_state.errors import RWKVStateError
+from langchain_rwkv_state.state import CodecName, lossy
 from langchain_rwkv_state.store import DiskStateStore, SessionInfo
 from tests.helpers.states import random_state
 
@@ -169,11 +170,14 @@ def _use(
     return refused
 
 
-def mutate_files(path: Path, count: int, seed: int = 11) -> dict[str, int]:
+def mutate_files(
+    path: Path, count: int, seed: int = 11, *, codec: CodecName = "exact"
+) -> dict[str, int]:
     """Changes the file of a head `count` times."""
+    expected = lossy(random_state([1]), codec)
     dice = random.Random(seed)
     found = {"changed": 0, "noticed": 0, "run": 0, "new_sessions": 0}
-    with DiskStateStore(path) as store:
+    with DiskStateStore(path, codec=codec) as store:
         ref = store.stage(random_state([1]))
         store.commit("bob", ref, None)
         (file,) = path.glob("??/*.safetensors")
@@ -188,7 +192,7 @@ def mutate_files(path: Path, count: int, seed: int = 11) -> dict[str, int]:
             found["new_sessions"] += store.head("bob") != ref
         assert not store.check().sound
         file.write_bytes(whole)
-        assert store.get(ref) == random_state([1])
+        assert store.get(ref) == expected
         assert store.check().sound
     return found
 

@@ -19,7 +19,8 @@ from examples.demo_training.inventory import Inventory, is_held_out
 from langchain_rwkv_state.tokenizer import WorldTokenizer
 
 ROOT = Path(__file__).parent.parent.parent
-SCRIPTS = ("recall", "conversation", "speed", "crowd", "int8")
+SCRIPTS = ("recall", "conversation", "speed", "crowd", "int8", "corrections", "retention")
+OPTIONS = {"retention": ["-n", "1"]}
 
 
 class Results:
@@ -32,6 +33,7 @@ class Results:
         path = self.directory / f"{name}.json"
         if not path.exists():
             command = [sys.executable, "-m", f"benchmarks.{name}", "--quick"]
+            command += OPTIONS.get(name, [])
             done = subprocess.run(
                 [*command, "--out", str(self.directory)], cwd=ROOT, capture_output=True, text=True
             )

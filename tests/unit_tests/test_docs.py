@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from langchain_rwkv_state import errors
-from langchain_rwkv_state.state import StateLayout
+from langchain_rwkv_state.state import StateLayout, memory
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")])
@@ -72,6 +72,23 @@ def test_sizes_on_the_page_on_the_idea_are_those_of_the_layout():
             head_size=None if version == "4" else 64,
         )
         assert f"{layout.nbytes:,}" == nbytes
+
+
+def test_the_page_on_memory_is_computed():
+    page = (ROOT / "docs/memory.md").read_text()
+    rows = re.findall(r"^\| RWKV-(\d) .*? \| (\d+) x (\d+) \| (.*) \|$", page, re.M)
+    assert len(rows) > 10
+    for version, n_layer, n_embd, cells in rows:
+        layout = StateLayout.of(
+            int(version),  # type: ignore[arg-type]
+            n_layer=int(n_layer),
+            n_embd=int(n_embd),
+            head_size=None if version == "4" else 64,
+        )
+        found = [memory(layout, 1024 * k) for k in (1, 8, 128, 1024)]
+        caches = [f"{each.cache / 1e6:,.0f} / {each.grouped / 1e6:,.0f}" for each in found]
+        times = f"{found[1].grouped / layout.nbytes:,.0f}"
+        assert cells.split(" | ") == [f"{layout.nbytes / 1e6:.2f}", *caches, times]
 
 
 def test_versions_in_the_table_of_the_tested_setup_are_the_pinned_ones():

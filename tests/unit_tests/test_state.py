@@ -57,7 +57,8 @@ def resealed(data: bytes, change: dict[str, str | None]) -> bytes:
     text += b" " * (-len(text) % 8)
     blank = len(text).to_bytes(8, "little") + text + data[8 + size :]
     digest = hashlib.sha256(blank).hexdigest().encode()
-    return blank.replace(b"0" * 64, digest, 1)
+    mark = b'"checksum":"'
+    return blank.replace(mark + b"0" * 64, mark + digest, 1)
 
 
 # -- the codec -----------------------------------------------------------------------------------

@@ -1,0 +1,73 @@
+"""The readable formulas against the `rwkv` package: the oracle, and what it is the oracle of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from langchain_rwkv_state.runtime import load_runtime
+from langchain_rwkv_state.runtime.reference import ReferenceModel
+from tests.helpers.checkpoints import random_checkpoint, write_checkpoint
+
+SIZES: dict[str, Any] = {"n_layer": 3, "n_embd": 64, "head_size": 32}
+VERSIONS = [4, 5.2, 6, 7]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """The formulas and the package over the same weights; for RWKV-7 also the native runtime."""
+    folder, made = tmp_path_factory.mktemp("reference"), []
+    for version in VERSIONS:
+        weights = random_checkpoint(version, **SIZES)
+        path = write_checkpoint(folder / f"{version}.pth", tensors=weights)
+        strategies = ["cpu fp32", "native cpu fp32"] if version == 7 else ["cpu fp32"]
+        runtimes = [load_runtime(path, strategy) for strategy in strategies]
+        made += [(ReferenceModel(weights), runtime) for runtime in runtimes]
+    yield made
+    for _, runtime in made:
+        runtime.close()
+
+
+@given(tokens=st.lists(st.integers(0, 287), min_size=1, max_size=12))
+def test_logits_and_states_are_those_of_the_runtimes(pairs, tokens):
+    for model, runtime in pairs:
+        zero = runtime.zero_state()
+        state = {name: zero[name] for name in zero}
+        for token in tokens:
+            logits, state = model.step(token, state)
+        expected, read = runtime.forward(tokens, zero)
+        assert torch.allclose(logits, expected, atol=2e-5, rtol=1e-5), model.version
+        assert set(state) == set(read)
+        for name in read:
+            assert torch.allclose(state[name], read[name], atol=2e-5, rtol=2e-5), name
+
+
+def test_a_step_leaves_the_state_it_was_handed(pairs):
+    for model, runtime in pairs:
+        _, read = runtime.forward([5, 6], runtime.zero_state())
+        state = {name: read[name] for name in read}
+        model.step(7, state)
+        assert all(torch.equal(state[name], read[name]) for name in read)
+
+
+@pytest.mark.parametrize("version", [5.0, 5.1])
+def test_versions_without_formulas_are_refused(version):
+    with pytest.raises(ValueError, match=r"5\.2"):
+        ReferenceModel(random_checkpoint(version, **SIZES))
+
+
+def test_a_key_of_rwkv_4_counts_as_its_exponential(pairs):
+    """The common recipe adds `k` where the model adds ``exp(k)``: a weight could be negative."""
+    model, runtime = pairs[0]
+    assert model.version == 4
+    zero = runtime.zero_state()
+    _, state = model.step(7, {name: zero[name] for name in zero})
+    aa, bb, pp = (state[f"blocks.0.att_{each}"] for each in ("aa", "bb", "pp"))
+    # After one token the denominator is exp(k), which is positive; the recipe's is k, which is not.
+    key = pp + bb.log()
+    assert (key < 0).any()
+    assert torch.isfinite(aa / bb).all()

@@ -1,0 +1,52 @@
+"""Models of every version, and states that they read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from langchain_rwkv_state.runtime import Runtime, load_runtime
+from langchain_rwkv_state.state import RWKVState, StateLayout
+from tests.helpers.checkpoints import write_checkpoint
+
+Read = Callable[..., RWKVState]
+LAYOUTS: dict[int, StateLayout] = {
+    4: StateLayout.of(4, n_layer=2, n_embd=64),
+    5: StateLayout.of(5, n_layer=2, n_embd=64, head_size=32, shift_dtype="bf16"),
+    6: StateLayout.of(6, n_layer=2, n_embd=64, head_size=32, shift_dtype="fp16"),
+    7: StateLayout.of(7, n_layer=2, n_embd=64, head_size=32),
+}
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[float, Runtime]]:
+    """A tiny random model of each version, loaded once."""
+    folder = tmp_path_factory.mktemp("models")
+    sizes: dict[str, Any] = {"n_layer": 3, "n_embd": 64, "head_size": 32}
+    loaded = {
+        version: load_runtime(
+            write_checkpoint(folder / f"{version}.pth", version, **sizes), "cpu fp32"
+        )
+        for version in (4, 5.2, 6, 7)
+    }
+    yield loaded
+    for runtime in loaded.values():
+        runtime.close()
+
+
+@pytest.fixture(params=[4, 5.2, 6, 7])
+def runtime(request: pytest.FixtureRequest, models: dict[float, Runtime]) -> Runtime:
+    """Each version in turn."""
+    return models[request.param]
+
+
+@pytest.fixture
+def read(runtime: Runtime) -> Read:
+    """Reads tokens from zero: ``read([1, 2])``."""
+
+    def state(tokens: list[int]) -> RWKVState:
+        return runtime.forward(tokens, runtime.zero_state())[1]
+
+    return state

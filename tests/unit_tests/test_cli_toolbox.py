@@ -1,0 +1,173 @@
+"""The commands that work on states: on sessions and on files, and never over what is there."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from langchain_rwkv_state.cli import app
+from langchain_rwkv_state.state import (
+    RWKVState,
+    StateLayout,
+    blend,
+    decay,
+    distance,
+    export_tensors,
+    lossy,
+)
+from langchain_rwkv_state.store import DiskStateStore
+from tests.helpers.states import random_state
+
+LAYOUT = StateLayout.of(7, n_layer=2, n_embd=64, head_size=32)
+ALICE, BOB = (random_state([n], layout=LAYOUT) for n in (1, 2))
+
+
+@pytest.fixture
+def store(tmp_path):
+    with DiskStateStore(tmp_path / "store") as opened:
+        for name, state in (("alice", ALICE), ("bob", BOB)):
+            opened.commit(name, opened.stage(state), None)
+        yield opened
+
+
+@pytest.fixture
+def run(store):
+    def call(*words):
+        found = CliRunner().invoke(app, [*words, "--store", str(store.path)])
+        assert not isinstance(found.exception, AssertionError)
+        return found
+
+    return call
+
+
+def head_of(store, session):
+    return store.get(store.head(session))
+
+
+def test_inspect_shows_each_tensor_and_a_verdict(run):
+    result = run("inspect", "alice")
+    lines = result.stdout.splitlines()
+    assert result.exit_code == 0
+    assert lines[0].startswith("RWKVState(RWKV-7, 2x64")
+    assert sum(line.startswith("blocks.") for line in lines) == 6
+    assert lines[-1].startswith("Finite")
+
+
+def test_inspect_of_a_broken_file_ends_with_1(run, tmp_path):
+    tensors = {name: ALICE[name] for name in ALICE}
+    tensors["blocks.1.att_kv"][0, 0, 0] = math.nan
+    RWKVState(LAYOUT, tensors, ALICE.derivation).save(tmp_path / "broken.safetensors")
+    result = run("inspect", str(tmp_path / "broken.safetensors"))
+    assert result.exit_code == 1
+    assert "Broken: blocks.1.att_kv holds 1 NaN" in result.stdout
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine", "rms_relative"])
+def test_diff_is_a_table_of_layers(run, metric):
+    result = run("diff", "alice", "bob", "--metric", metric)
+    found = distance(ALICE, BOB, metric)
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert rows[0] == ["LAYER", "WHOLE", "att_x_prev", "att_kv", "ffn_x_prev"]
+    assert rows[1][:2] == ["0", f"{found.layers[0]:.4g}"]
+    assert rows[3] == ["all", f"{found.total:.4g}"]
+
+
+def test_diff_by_another_metric_is_refused(run):
+    assert run("diff", "alice", "bob", "--metric", "l1").exit_code == 2
+
+
+def test_blend_and_decay_make_new_sessions(run, store):
+    result = run("blend", "alice", "bob", "--alpha", "0.7", "--into", "both")
+    assert result.stdout == "The session both begins with 1 tokens in 17.4 kB.\n"
+    assert head_of(store, "both") == blend(ALICE, BOB, 0.7)
+    assert run("decay", "both", "0.5", "--into", "faded").exit_code == 0
+    assert head_of(store, "faded") == decay(blend(ALICE, BOB, 0.7), 0.5)
+    assert head_of(store, "alice") == ALICE
+
+
+def test_nothing_that_is_there_is_written_over(run, store, tmp_path):
+    for words in (
+        ("blend", "alice", "bob", "--into", "bob"),
+        ("decay", "alice", "0.5", "--into", "bob"),
+    ):
+        result = run(*words)
+        assert result.exit_code == 1
+        assert "bob" in result.stderr
+    assert head_of(store, "bob") == BOB
+    file = tmp_path / "a.safetensors"
+    assert run("export", "alice", str(file)).exit_code == 0
+    before = file.read_bytes()
+    for onto in (("export", "bob", str(file)), ("decay", "bob", "0.5", "--into", str(file))):
+        result = run(*onto)
+        assert result.exit_code == 1
+        assert "is there already" in result.stderr
+    assert file.read_bytes() == before
+
+
+def test_a_state_goes_to_a_file_and_to_another_store(run, store, tmp_path):
+    file = tmp_path / "alice.safetensors"
+    assert run("export", "alice", str(file)).stdout.startswith(f"Wrote {file}, ")
+    assert RWKVState.load(file) == ALICE
+    there = tmp_path / "there"
+    words = ["import", str(file), "guest", "--store", str(there)]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    with DiskStateStore(there) as other:
+        assert head_of(other, "guest") == ALICE
+    assert run("diff", str(file), "alice").stdout.splitlines()[-1].split() == ["all", "0"]
+
+
+def test_export_keeps_to_a_codec(run, tmp_path):
+    assert run("export", "alice", str(tmp_path / "a.safetensors"), "--codec", "int8").exit_code == 0
+    assert RWKVState.load(tmp_path / "a.safetensors") == lossy(ALICE, "int8")
+    result = run("export", "alice", str(tmp_path / "b.safetensors"), "--codec", "int2")
+    assert result.exit_code == 1
+    assert "'int2'" in result.stderr
+    assert run("export", "alice", str(tmp_path / "b.pt"), "--codec", "int8").exit_code == 2
+    assert not (tmp_path / "b.pt").exists()
+
+
+def test_a_changed_file_is_refused(run, tmp_path):
+    file = tmp_path / "a.safetensors"
+    run("export", "alice", str(file))
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    for words in (("inspect", str(file)), ("import", str(file), "new")):
+        result = run(*words)
+        assert result.exit_code == 1
+        assert "checksum" in result.stderr
+
+
+def test_a_plain_list_goes_out_and_comes_in(run, store, tmp_path, tiny_model):
+    run("export", "alice", str(tmp_path / "a.pt"))
+    plain = torch.load(tmp_path / "a.pt", weights_only=True)
+    assert all(map(torch.equal, plain, (ALICE[name] for name in ALICE)))
+    model = str(tiny_model(7))
+    result = run("import", str(tmp_path / "a.pt"), "guest", "--model", model)
+    assert result.exit_code == 0, result.stderr
+    guest = head_of(store, "guest")
+    assert all(torch.equal(guest[name], ALICE[name]) for name in ALICE)
+    export_tensors(ALICE, tmp_path / "b.safetensors")
+    assert run("import", str(tmp_path / "b.safetensors"), "second", "-m", model).exit_code == 0
+
+
+def test_what_is_not_there_is_said(run, tmp_path):
+    for words in (
+        ("inspect", "nobody"),
+        ("diff", "alice", "nobody"),
+        ("export", "nobody", str(tmp_path / "x.pt")),
+    ):
+        result = run(*words)
+        assert result.exit_code == 1
+        assert "no session 'nobody'" in result.stderr
+    assert run("import", str(tmp_path / "none.pt"), "x").exit_code == 1
+
+
+@pytest.mark.parametrize("command", ["inspect", "diff", "blend", "decay", "export", "import"])
+def test_every_command_has_help(command):
+    result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "120"})
+    assert result.exit_code == 0
+    assert "--store" in result.stdout
