@@ -13,8 +13,10 @@ import sys
 
 from benchmarks import common, tables
 
-BENCHMARKS = [*("recall", "conversation", "store", "speed", "crowd", "int8")]
-BENCHMARKS += ["corrections", "retention"]
+BENCHMARKS = (
+    *("recall", "conversation", "store", "speed", "crowd", "int8"),
+    *("corrections", "retention"),
+)
 
 
 def main() -> int:
