@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from langchain_rwkv_state._version import __version__
 from langchain_rwkv_state.cli import output
+from langchain_rwkv_state.cli.cache import cache, warm
 from langchain_rwkv_state.cli.chat import chat
 from langchain_rwkv_state.cli.doctor import doctor
 from langchain_rwkv_state.cli.sessions import prune, rm, sessions, show
@@ -59,8 +60,9 @@ def _options(
     pass
 
 
-for _command in (chat, sessions, show, rm, prune, doctor):
+for _command in (chat, sessions, show, rm, prune, warm, doctor):
     app.command()(_command)
+app.add_typer(cache, name="cache")
 
 
 def main() -> None:
