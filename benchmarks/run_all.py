@@ -13,7 +13,7 @@ import sys
 
 from benchmarks import common, tables
 
-BENCHMARKS = ("recall", "conversation", "store")
+BENCHMARKS = ("recall", "conversation", "store", "prefix_cache")
 
 
 def main() -> int:

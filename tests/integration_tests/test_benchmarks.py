@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent.parent
 SCRIPTS: dict[str, tuple[str, list[str]]] = {
     "recall": ("recall", []),
     "conversation": ("conversation", []),
+    "prefix_cache": ("prefix_cache", []),
 }
 
 
