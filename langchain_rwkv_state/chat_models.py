@@ -44,6 +44,8 @@ class ChatRWKV(RWKVModel, BaseChatModel):
             ``org/repo[/file.pth]`` on a hub.
         strategy: ``auto`` or any strategy of the `rwkv` package, such as ``cuda fp16``.
         store: A `StateStore`, a directory, or ``None`` for the user's default store.
+        prefix_cache: A `PrefixStateCache`, ``None`` for the process's own, ``False`` for none.
+        cache_salt: Keeps a tenant apart in the prefix cache; also an option of a call.
         temperature, top_p, top_k, presence_penalty, frequency_penalty, penalty_decay, seed:
             Sampling; ``temperature=0`` is greedy.
         max_tokens, stop: Where answers end.

@@ -124,7 +124,7 @@ def make_chat(
     def make(model: float | str | Path = 7, **settings: Any) -> ChatRWKV:
         name = str(tiny_model(model) if isinstance(model, int | float) else model)
         if name not in _held_models:
-            _held_models[name] = ChatRWKV(model=name, store=MemoryStateStore())
+            _held_models[name] = ChatRWKV(model=name, store=MemoryStateStore(), prefix_cache=False)
             _held_models[name].loaded()
         chat = ChatRWKV(
             **{

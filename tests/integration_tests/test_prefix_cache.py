@@ -236,9 +236,8 @@ class TestTogether:
         block = len(ids(chat, [system]))
         with ThreadPoolExecutor(16) as pool:
             answers = list(pool.map(lambda n: chat.invoke([system, human(n)]), range(16)))
-        assert sum(map(read_by, answers)) < block + 16 * 40
-        assert chat.prefix_cache.stats().shared == 15
-        assert len({read_by(answer) >= block for answer in answers}) == 2
+        assert sum(read_by(answer) >= block for answer in answers) == 1
+        assert chat.prefix_cache.stats().shared > 0  # those that came later found it
 
     async def test_a_cold_prefix_is_read_once_by_tasks(self, make_chat):
         chat = make_chat(7, max_tokens=2)
