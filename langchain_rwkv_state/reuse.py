@@ -122,7 +122,7 @@ class _Plan:
         asked_at, waited, branch = time.monotonic(), False, None
         promise: Promise | tuple[Promise, int]
         while True:
-            hit = self._look(count=not waited)
+            hit = self._look(count=False)
             at = 0 if hit is None else hit.n_tokens
             if branch is None:
                 branch = self._cache.note(self._root, self._ids[: self._reach])
@@ -130,6 +130,11 @@ class _Plan:
                 self._root, key, self._marks(at, branch), beyond=at + _APART, limit=self._limit
             )
             if isinstance(promise, Promise):
+                # Whoever read the same may have kept it since the first look.
+                hit = self._look(count=True)
+                for place in promise.marks:
+                    if hit is not None and place <= hit.n_tokens:
+                        promise.kept(place)
                 return promise, hit, self._with_deadline(request, asked_at, waited)
             if not waited:
                 self._cache.note_shared()

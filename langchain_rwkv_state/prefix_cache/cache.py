@@ -183,8 +183,6 @@ class PrefixStateCache:
                     return None
                 found = self._held(entry)
                 row = entry.row
-                if found is not None:
-                    self._use(entry)
             if found is None:
                 found = self._from_disk(entry, row)
             if found is not None:
@@ -193,6 +191,7 @@ class PrefixStateCache:
                     continue  # it came from the disk without them
                 if count:
                     with self._lock:
+                        self._use(entry)
                         self._count.update(lookups=1, hits=1, asked=size, saved=entry.node.depth)
                 return Hit(kept, entry.node.depth, tier)
 
@@ -673,7 +672,6 @@ class PrefixStateCache:
             if entry.node.value is entry:
                 entry.nbytes, entry.has_logits = kept.nbytes, kept.logits is not None
                 self._hold(entry, kept)
-                self._use(entry)
         return kept, "disk"
 
     def _write_later(self, entry: _Entry) -> None:
