@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from langchain_rwkv_state.chat_models import ChatRWKV
     from langchain_rwkv_state.history import RWKVStateHistory
     from langchain_rwkv_state.llms import RWKVLLM
+    from langchain_rwkv_state.prefix_cache import PrefixStateCache
     from langchain_rwkv_state.state import RWKVState, StateLayout
     from langchain_rwkv_state.store import DiskStateStore, MemoryStateStore, StateStore
 
@@ -22,6 +23,7 @@ __all__ = [
     "ChatRWKV",
     "DiskStateStore",
     "MemoryStateStore",
+    "PrefixStateCache",
     "RWKVLLM",
     "RWKVState",
     "RWKVStateHistory",
@@ -34,6 +36,7 @@ _HOMES = {
     "ChatRWKV": "chat_models",
     "DiskStateStore": "store",
     "MemoryStateStore": "store",
+    "PrefixStateCache": "prefix_cache",
     "RWKVLLM": "llms",
     "RWKVState": "state",
     "RWKVStateHistory": "history",

@@ -29,6 +29,8 @@ from langchain_rwkv_state import turn
 from langchain_rwkv_state.engine import Delta, Done, Request
 from langchain_rwkv_state.messages import STATE_KEY, to_messages, without_markers
 from langchain_rwkv_state.model import Loaded, RWKVModel
+from langchain_rwkv_state.prefix_cache import Kept, Root
+from langchain_rwkv_state.reuse import Flight
 from langchain_rwkv_state.session import RWKVSession, session_messages
 from langchain_rwkv_state.store import TTL
 from langchain_rwkv_state.turn import Reading
@@ -48,6 +50,8 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         strategy: ``auto``, ``cpu int8``, ``native <device> <dtype>``, or any strategy of the
             `rwkv` package, such as ``cuda fp16``.
         store: A `StateStore`, a directory, or ``None`` for the user's default store.
+        prefix_cache: A `PrefixStateCache`, ``None`` for the process's own, ``False`` for none.
+        cache_salt: Keeps a tenant apart in the prefix cache; also an option of a call.
         temperature, top_p, top_k, presence_penalty, frequency_penalty, penalty_decay, seed:
             Sampling; ``temperature=0`` is greedy.
         max_tokens, stop: Where answers end.
@@ -187,9 +191,8 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> ChatResult:
-        loaded, reading, request = self._prepare(messages, stop, kwargs)
-        done = loaded.engine.submit(request).result()
-        return self._chat_result(reading, done)
+        flight = self._launch(*self._prepare(messages, stop, kwargs), kwargs)
+        return self._chat_result(flight, flight.ticket.result())
 
     async def _agenerate(
         self,
@@ -198,9 +201,10 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> ChatResult:
-        loaded, reading, request = await asyncio.to_thread(self._prepare, messages, stop, kwargs)
-        done = await loaded.engine.submit(request).aresult()
-        return await asyncio.to_thread(self._chat_result, reading, done)
+        prepared = await asyncio.to_thread(self._prepare, messages, stop, kwargs)
+        flight = await self._alaunch(*prepared, kwargs)
+        done = await flight.ticket.aresult()
+        return await asyncio.to_thread(self._chat_result, flight, done)
 
     def _stream(
         self,
@@ -209,16 +213,15 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        loaded, reading, request = self._prepare(messages, stop, kwargs)
-        ticket = loaded.engine.submit(request)
+        flight = self._launch(*self._prepare(messages, stop, kwargs), kwargs)
         try:
-            for event in ticket:
+            for event in flight.ticket:
                 if isinstance(event, Delta):
                     yield ChatGenerationChunk(message=AIMessageChunk(content=event.text))
                 else:
-                    yield self._last_chunk(reading, event)
+                    yield self._last_chunk(flight, event)
         finally:
-            ticket.cancel()
+            flight.ticket.cancel()
 
     async def _astream(
         self,
@@ -227,16 +230,16 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        loaded, reading, request = await asyncio.to_thread(self._prepare, messages, stop, kwargs)
-        ticket = loaded.engine.submit(request)
+        prepared = await asyncio.to_thread(self._prepare, messages, stop, kwargs)
+        flight = await self._alaunch(*prepared, kwargs)
         try:
-            async for event in ticket:
+            async for event in flight.ticket:
                 if isinstance(event, Delta):
                     yield ChatGenerationChunk(message=AIMessageChunk(content=event.text))
                 else:
-                    yield await asyncio.to_thread(self._last_chunk, reading, event)
+                    yield await asyncio.to_thread(self._last_chunk, flight, event)
         finally:
-            ticket.cancel()
+            flight.ticket.cancel()
 
     # -- states ------------------------------------------------------------------------------
 
@@ -283,7 +286,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         if isinstance(model_input, str):
             reading = turn.plan_text(
                 model_input,
-                after=session_messages(info, []),
+                after=session_messages(info, []) if session is not None else (),
                 template=loaded.template,
                 store=self.store,
                 zero=loaded.zero,
@@ -294,7 +297,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
                 messages = session_messages(info, messages)
             reading = self._plan(loaded, messages, answer=False)
         request = Request(base=reading.base, prompt=reading.ids, on_progress=on_progress)
-        done = loaded.engine.submit(request).result()
+        done = self._launch(loaded, reading, request, {}).ticket.result()
         if session is None:
             return self.store.put(done.state.with_block(reading.block), ttl=ttl)
         ref = turn.stage(reading, done, self.store)
@@ -314,6 +317,44 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         return await asyncio.to_thread(
             self.prefill, model_input, session=session, ttl=ttl, on_progress=on_progress
         )
+
+    def pin_prefix(self, model_input: LanguageModelInput, *, name: str) -> int:
+        """Reads what many prompts begin with, and keeps its state in the prefix cache for good.
+
+        It is neither evicted nor expires until `PrefixStateCache.unpin`. With a disk tier it
+        survives restarts, and is loaded along with the model.
+
+        Args:
+            model_input: Messages, such as a system prompt with examples, or a text for `RWKVLLM`.
+            name: Under which it is pinned; another prefix of that name is let go.
+
+        Returns:
+            Number of tokens that did not have to be read.
+
+        Raises:
+            ValueError: There is no prefix cache, or the messages hold a marker.
+            StoreFull: The cache has no room beside what is pinned already.
+
+        Example:
+            >>> chat.pin_prefix([SystemMessage("You are ...")], name="support")  # doctest: +SKIP
+        """
+        cache = self.prefix_cache
+        if cache is None:
+            raise ValueError("prefix_cache=False leaves nothing to pin a prefix in.")
+        loaded = self.loaded()
+        if isinstance(model_input, str):
+            reading = turn.plan_text(
+                model_input, template=loaded.template, store=self.store, zero=loaded.zero
+            )
+        else:
+            reading = self._plan(loaded, to_messages(model_input), answer=False)
+        if reading.reach < len(reading.ids) or reading.base_ref is not None:
+            raise ValueError("A pinned prefix begins from nothing: leave state markers out.")
+        request = Request(base=reading.base, prompt=reading.ids)
+        flight = self._launch(loaded, reading, request, {})
+        kept = Kept(flight.ticket.result().state)
+        cache.pin(Root.of(reading.base, self.cache_salt), reading.ids, kept, name)
+        return flight.reused
 
     # -- the way down and up -----------------------------------------------------------------
 
@@ -335,27 +376,30 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         reading = self._plan(loaded, messages)
         return loaded, reading, self._request(loaded, reading, stop, options, chat=True)
 
-    def _finish(self, reading: Reading, done: Done) -> tuple[dict[str, Any], UsageMetadata]:
+    def _finish(self, flight: Flight, done: Done) -> tuple[dict[str, Any], UsageMetadata]:
         """Stages and files the state behind an answer; returns what the message says of it."""
+        reading = flight.reading
+        flight.landed(done)
         ref = turn.stage(reading, done, self.store)
         turn.file_answer(reading, done, ref, self.store)
         about = {"model_name": self.model, "finish_reason": done.finish_reason, STATE_KEY: ref}
-        read = reading.base.n_tokens + done.prompt_tokens
+        known = reading.base.n_tokens + flight.reused
+        read = reading.base.n_tokens + len(reading.ids)
         usage = UsageMetadata(
             input_tokens=read,
             output_tokens=done.answer_tokens,
             total_tokens=read + done.answer_tokens,
-            input_token_details=InputTokenDetails(cache_read=reading.base.n_tokens),
+            input_token_details=InputTokenDetails(cache_read=known),
         )
         return about, usage
 
-    def _chat_result(self, reading: Reading, done: Done) -> ChatResult:
-        about, usage = self._finish(reading, done)
+    def _chat_result(self, flight: Flight, done: Done) -> ChatResult:
+        about, usage = self._finish(flight, done)
         message = AIMessage(content=done.text, response_metadata=about, usage_metadata=usage)
         return ChatResult(generations=[ChatGeneration(message=message)])
 
-    def _last_chunk(self, reading: Reading, done: Done) -> ChatGenerationChunk:
-        about, usage = self._finish(reading, done)
+    def _last_chunk(self, flight: Flight, done: Done) -> ChatGenerationChunk:
+        about, usage = self._finish(flight, done)
         message = AIMessageChunk(
             content="", response_metadata=about, usage_metadata=usage, chunk_position="last"
         )

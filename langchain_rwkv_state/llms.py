@@ -19,9 +19,10 @@ from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from langchain_core.prompt_values import ChatPromptValue, PromptValue, StringPromptValue
 
 from langchain_rwkv_state import turn
-from langchain_rwkv_state.engine import Delta, Done, Request, Ticket
+from langchain_rwkv_state.engine import Delta, Done, Request
 from langchain_rwkv_state.messages import STATE_KEY, is_marker, marker, without_markers
 from langchain_rwkv_state.model import Loaded, RWKVModel
+from langchain_rwkv_state.reuse import Flight
 from langchain_rwkv_state.turn import Reading
 
 
@@ -122,15 +123,15 @@ class RWKVLLM(RWKVModel, BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         loaded, prepared = self._prepare(prompts, stop, kwargs)
-        tickets: list[Ticket] = []
+        flights: list[Flight] = []
         try:
             # All are taken on before one is waited for: they are answered together.
-            tickets += (loaded.engine.submit(request) for _, request in prepared)
-            answers = [ticket.result() for ticket in tickets]
+            flights += (self._launch(loaded, *each, kwargs) for each in prepared)
+            answers = [flight.ticket.result() for flight in flights]
         finally:
-            for ticket in tickets:
-                ticket.cancel()
-        return self._result([reading for reading, _ in prepared], answers)
+            for flight in flights:
+                flight.ticket.cancel()
+        return self._result(flights, answers)
 
     async def _agenerate(
         self,
@@ -140,15 +141,16 @@ class RWKVLLM(RWKVModel, BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         loaded, prepared = await asyncio.to_thread(self._prepare, prompts, stop, kwargs)
-        tickets: list[Ticket] = []
+        flights: list[Flight] = []
         try:
             # All are taken on before one is waited for: they are answered together.
-            tickets += (loaded.engine.submit(request) for _, request in prepared)
-            answers = [await ticket.aresult() for ticket in tickets]
+            for each in prepared:
+                flights.append(await self._alaunch(loaded, *each, kwargs))  # noqa: PERF401
+            answers = [await flight.ticket.aresult() for flight in flights]
         finally:
-            for ticket in tickets:
-                ticket.cancel()
-        return await asyncio.to_thread(self._result, [reading for reading, _ in prepared], answers)
+            for flight in flights:
+                flight.ticket.cancel()
+        return await asyncio.to_thread(self._result, flights, answers)
 
     def _stream(
         self,
@@ -157,19 +159,19 @@ class RWKVLLM(RWKVModel, BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
-        loaded, [(reading, request)] = self._prepare([prompt], stop, kwargs)
-        ticket = loaded.engine.submit(request)
+        loaded, [prepared] = self._prepare([prompt], stop, kwargs)
+        flight = self._launch(loaded, *prepared, kwargs)
         try:
-            for event in ticket:
+            for event in flight.ticket:
                 if isinstance(event, Delta):
                     chunk = GenerationChunk(text=event.text)
                 else:
-                    chunk = GenerationChunk(text="", generation_info=self._finish(reading, event))
+                    chunk = GenerationChunk(text="", generation_info=self._finish(flight, event))
                 if run_manager:
                     run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
         finally:
-            ticket.cancel()
+            flight.ticket.cancel()
 
     async def _astream(
         self,
@@ -178,22 +180,20 @@ class RWKVLLM(RWKVModel, BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
-        loaded, [(reading, request)] = await asyncio.to_thread(
-            self._prepare, [prompt], stop, kwargs
-        )
-        ticket = loaded.engine.submit(request)
+        loaded, [prepared] = await asyncio.to_thread(self._prepare, [prompt], stop, kwargs)
+        flight = await self._alaunch(loaded, *prepared, kwargs)
         try:
-            async for event in ticket:
+            async for event in flight.ticket:
                 if isinstance(event, Delta):
                     chunk = GenerationChunk(text=event.text)
                 else:
-                    info = await asyncio.to_thread(self._finish, reading, event)
+                    info = await asyncio.to_thread(self._finish, flight, event)
                     chunk = GenerationChunk(text="", generation_info=info)
                 if run_manager:
                     await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
         finally:
-            ticket.cancel()
+            flight.ticket.cancel()
 
     def _prepare(
         self, prompts: Sequence[str], stop: Sequence[str] | None, options: dict[str, Any]
@@ -225,20 +225,20 @@ class RWKVLLM(RWKVModel, BaseLLM):
             prepared.append((reading, self._request(loaded, reading, stop, rest, chat=False)))
         return loaded, prepared
 
-    def _finish(self, reading: Reading, done: Done) -> dict[str, Any]:
+    def _finish(self, flight: Flight, done: Done) -> dict[str, Any]:
         """Stages and files the state behind an answer; returns the answer's information."""
+        reading = flight.reading
+        flight.landed(done)
         ref = turn.stage(reading, done, self.store)
         turn.file_answer(reading, done, ref, self.store)
         return {"finish_reason": done.finish_reason, STATE_KEY: ref}
 
-    def _result(self, readings: Sequence[Reading], answers: Sequence[Done]) -> LLMResult:
+    def _result(self, flights: Sequence[Flight], answers: Sequence[Done]) -> LLMResult:
         generations = [
-            [Generation(text=done.text, generation_info=self._finish(reading, done))]
-            for reading, done in zip(readings, answers, strict=True)
+            [Generation(text=done.text, generation_info=self._finish(flight, done))]
+            for flight, done in zip(flights, answers, strict=True)
         ]
-        read = sum(
-            r.base.n_tokens + d.prompt_tokens for r, d in zip(readings, answers, strict=True)
-        )
+        read = sum(one.reading.base.n_tokens + len(one.reading.ids) for one in flights)
         sampled = sum(done.answer_tokens for done in answers)
         usage = {
             "prompt_tokens": read,

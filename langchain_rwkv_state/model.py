@@ -7,7 +7,9 @@ is to touch the runtime from here: everything goes through the engine's one work
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import functools
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -24,6 +26,8 @@ from pydantic import (
 )
 
 from langchain_rwkv_state.engine import Engine, Request, Sampling
+from langchain_rwkv_state.prefix_cache import PrefixStateCache, default_cache
+from langchain_rwkv_state.reuse import Flight, launch
 from langchain_rwkv_state.runtime import Runtime, check_model, load_runtime, locate
 from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.store import DiskStateStore, StateStore
@@ -73,8 +77,11 @@ class RWKVModel(BaseModel):
     """A `ChatTemplate` class or a function of a tokenizer; ``None`` for `WorldTemplate`."""
     store_location: Any = Field(default=None, alias="store")
     """A `StateStore`, a directory, or ``None`` for the user's default store."""
-    prefix_cache: Any = None
-    """Reserved: this release has no prefix cache, so ``None`` and ``False`` are the same."""
+    prefix_cache_setting: Any = Field(default=None, alias="prefix_cache")
+    """A `PrefixStateCache`, ``None`` for the process's own, ``False`` for none."""
+    cache_salt: str | None = None
+    """Keeps what this model reads apart from others in the prefix cache; also an option of a call.
+    """
     temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """0 takes the most likely token."""
     top_p: float = Field(default=0.3, gt=0, le=1)
@@ -111,17 +118,25 @@ class RWKVModel(BaseModel):
     def _stop_list(cls, value: Any) -> Any:
         return None if value is None else _stop_texts(value)
 
-    @field_validator("prefix_cache")
+    @field_validator("prefix_cache_setting")
     @classmethod
-    def _no_prefix_cache(cls, value: Any) -> Any:
-        if value not in (None, False):
-            raise ValueError("This release has no prefix cache: leave prefix_cache out.")
+    def _prefix_cache_or_none(cls, value: Any) -> Any:
+        if value is not None and value is not False and not isinstance(value, PrefixStateCache):
+            raise ValueError(
+                f"prefix_cache is a PrefixStateCache, None for the process's own or False for "
+                f"none, got {value!r}."
+            )
         return value
 
     @field_validator("store_location", mode="before")
     @classmethod
     def _store_or_path(cls, value: Any) -> Any:
         return value if value is None or isinstance(value, StateStore) else os.fspath(value)
+
+    @field_serializer("prefix_cache_setting")
+    def _prefix_cache_off(self, setting: Any) -> Any:
+        """Returns the setting as JSON: a cache of one's own stays in its process."""
+        return False if setting is False else None
 
     @field_serializer("store_location")
     def _store_path(self, location: Any) -> str | None:
@@ -138,9 +153,12 @@ class RWKVModel(BaseModel):
     @property
     def lc_attributes(self) -> dict[str, Any]:
         """What LangChain's `dumpd` writes in place of a store object."""
+        plain: dict[str, Any] = {}
         if isinstance(self.store_location, StateStore):
-            return {"store_location": self._store_path(self.store_location)}
-        return {}
+            plain["store_location"] = self._store_path(self.store_location)
+        if isinstance(self.prefix_cache_setting, PrefixStateCache):
+            plain["prefix_cache_setting"] = None
+        return plain
 
     def __copy__(self) -> Self:
         """Copies the settings: the copy shares the store, and holds the weights on its own."""
@@ -162,6 +180,8 @@ class RWKVModel(BaseModel):
         changes = dict(update or {})
         if "store" in changes:
             changes["store_location"] = changes.pop("store")
+        if "prefix_cache" in changes:
+            changes["prefix_cache_setting"] = changes.pop("prefix_cache")
         copied = super().model_copy(update=changes, deep=deep)
         if "store_location" in changes:
             copied._store = None
@@ -180,7 +200,12 @@ class RWKVModel(BaseModel):
                 "pickle it without a store."
             )
         state = super().__getstate__()
-        settings = {**state["__dict__"], "store_location": location}
+        setting = self._prefix_cache_off(self.prefix_cache_setting)
+        settings = {
+            **state["__dict__"],
+            "store_location": location,
+            "prefix_cache_setting": setting,
+        }
         return {**state, "__dict__": settings, "__pydantic_private__": None}
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
@@ -198,6 +223,13 @@ class RWKVModel(BaseModel):
             if self._store is None:
                 self._store = DiskStateStore(self.store_location)
             return self._store
+
+    @property
+    def prefix_cache(self) -> PrefixStateCache | None:
+        """The cache of what was read before; ``None`` where it is switched off."""
+        if self.prefix_cache_setting is False:
+            return None
+        return self.prefix_cache_setting or default_cache()
 
     def loaded(self) -> Loaded:
         """Returns the model at work, loading it at first use.
@@ -242,6 +274,8 @@ class RWKVModel(BaseModel):
             prefill_budget=self.prefill_budget,
             max_queue=self.max_queue,
         )
+        if self.prefix_cache is not None:
+            self.prefix_cache.warm(runtime.fingerprint)
         return Loaded(runtime, tokenizer, template, engine, runtime.zero_state())
 
     def _sampling(self, overrides: dict[str, Any]) -> Sampling:
@@ -275,11 +309,12 @@ class RWKVModel(BaseModel):
         if max_tokens == 0:
             raise ValueError("max_tokens must be 1 or more, got 0: use prefill() to read only.")
         timeout = options.pop("timeout", None)
+        options.pop("cache_salt", None)
         strange = sorted(name for name in options if name not in _LANGCHAIN_OPTIONS)
         if strange:
             raise ValueError(
                 f"{type(self).__name__} has no option {strange[0]!r}; a call may set "
-                f"{', '.join((*SAMPLING_FIELDS, 'max_tokens', 'stop', 'timeout'))}."
+                f"{', '.join((*SAMPLING_FIELDS, 'max_tokens', 'stop', 'timeout', 'cache_salt'))}."
             )
         template, tokenizer = loaded.template, loaded.tokenizer
         texts = dict.fromkeys(
@@ -298,11 +333,44 @@ class RWKVModel(BaseModel):
             deadline=self.timeout if timeout is None else timeout,
         )
 
+    def _launch(
+        self, loaded: Loaded, reading: Reading, request: Request, options: Mapping[str, Any]
+    ) -> Flight:
+        """Sends a request on its way, past what was read before; may wait for another one."""
+        salt = options.get("cache_salt")
+        return launch(
+            loaded.engine,
+            request,
+            reading,
+            cache=self.prefix_cache,
+            salt=self.cache_salt if salt is None else salt,
+        )
+
+    async def _alaunch(
+        self, loaded: Loaded, reading: Reading, request: Request, options: Mapping[str, Any]
+    ) -> Flight:
+        """As `_launch`, without blocking the event loop; cancelled, it leaves no request behind."""
+        loop = asyncio.get_running_loop()
+        launching = loop.run_in_executor(
+            None, functools.partial(self._launch, loaded, reading, request, options)
+        )
+        try:
+            return await asyncio.shield(launching)
+        except asyncio.CancelledError:
+            launching.add_done_callback(_call_off)
+            raise
+
     @property
     def _settings(self) -> dict[str, Any]:
         """The settings that an answer depends on."""
         names = ("model", "strategy", *SAMPLING_FIELDS, "max_tokens", "stop")
         return {name: getattr(self, name) for name in names}
+
+
+def _call_off(launching: asyncio.Future[Flight]) -> None:
+    """Cancels a request that nobody waits for any more."""
+    if not launching.cancelled() and launching.exception() is None:
+        launching.result().ticket.cancel()
 
 
 def _stop_texts(stop: str | Sequence[Any]) -> list[str]:

@@ -8,6 +8,7 @@ unless it has changed.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -41,6 +42,10 @@ class Reading:
         turn_id: Under which a history wants the answer filed.
         unread_at: Number of ids after which a history's unread messages are read.
         unread_digest: Digest of those messages.
+        ends: Numbers of ids after which segments end.
+        block_end: Number of ids after which the block of leading messages ends, where there is one.
+        shared: Number of ids that other conversations may begin with too; ``None`` for all. What
+            comes behind the marker of a new conversation is that conversation's own.
     """
 
     base: RWKVState
@@ -50,6 +55,14 @@ class Reading:
     turn_id: str | None = None
     unread_at: int | None = None
     unread_digest: str | None = None
+    ends: tuple[int, ...] = ()
+    block_end: int | None = None
+    shared: int | None = None
+
+    @property
+    def reach(self) -> int:
+        """Number of ids up to which a prefix cache may keep states."""
+        return len(self.ids) if self.shared is None else min(self.shared, len(self.ids))
 
     @property
     def checkpoints(self) -> tuple[int, ...]:
@@ -101,6 +114,8 @@ def plan(
     if not to_read and mark is None:
         raise ValueError("There are no messages to read: pass at least one.")
     segments = template.segments(to_read, start=base.n_tokens == 0, answer=answer)
+    ends = tuple(itertools.accumulate(len(segment.ids) for segment in segments))
+    block_end = ends[len(head) - 1] if head else None
     unread_at = unread_digest = None
     if mark is not None and mark.n_unread:
         unread = parts.after[: mark.n_unread]
@@ -116,6 +131,9 @@ def plan(
         turn_id=mark.turn_id if mark else None,
         unread_at=unread_at,
         unread_digest=unread_digest,
+        ends=ends,
+        block_end=block_end,
+        shared=block_end or 0 if mark is not None and ref is None else None,
     )
 
 

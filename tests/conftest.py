@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from langchain_rwkv_state import RWKVLLM, ChatRWKV, DiskStateStore, MemoryStateStore
+    from langchain_rwkv_state import (
+        RWKVLLM,
+        ChatRWKV,
+        DiskStateStore,
+        MemoryStateStore,
+        PrefixStateCache,
+    )
 
 os.environ["OMP_NUM_THREADS"] = "1"
 _default_store = tempfile.TemporaryDirectory(prefix="rwkv-state-tests-")
@@ -91,8 +97,21 @@ def _held_models(tiny_model: TinyModel) -> Iterator[dict[str, ChatRWKV]]:
 
 
 @pytest.fixture
+def prefix_cache() -> Iterator[PrefixStateCache]:
+    """A cache of the test's own: what one test read is new to the next."""
+    from langchain_rwkv_state import PrefixStateCache
+
+    cache = PrefixStateCache(ram_bytes=64 << 20)
+    yield cache
+    cache.close()
+
+
+@pytest.fixture
 def make_chat(
-    store: MemoryStateStore, tiny_model: TinyModel, _held_models: dict[str, ChatRWKV]
+    store: MemoryStateStore,
+    prefix_cache: PrefixStateCache,
+    tiny_model: TinyModel,
+    _held_models: dict[str, ChatRWKV],
 ) -> Iterator[MakeChat]:
     """Makes greedy chat models over `store`: ``make_chat("demo")``, ``make_chat(7, seed=1)``.
 
@@ -105,10 +124,17 @@ def make_chat(
     def make(model: float | str | Path = 7, **settings: Any) -> ChatRWKV:
         name = str(tiny_model(model) if isinstance(model, int | float) else model)
         if name not in _held_models:
-            _held_models[name] = ChatRWKV(model=name, store=MemoryStateStore())
+            _held_models[name] = ChatRWKV(model=name, store=MemoryStateStore(), prefix_cache=False)
             _held_models[name].loaded()
         chat = ChatRWKV(
-            **{"model": name, "store": store, "temperature": 0, "max_tokens": 24, **settings}
+            **{
+                "model": name,
+                "store": store,
+                "prefix_cache": prefix_cache,
+                "temperature": 0,
+                "max_tokens": 24,
+                **settings,
+            }
         )
         made.append(chat)
         return chat
@@ -120,7 +146,10 @@ def make_chat(
 
 @pytest.fixture
 def make_llm(
-    store: MemoryStateStore, tiny_model: TinyModel, _held_models: dict[str, ChatRWKV]
+    store: MemoryStateStore,
+    prefix_cache: PrefixStateCache,
+    tiny_model: TinyModel,
+    _held_models: dict[str, ChatRWKV],
 ) -> Iterator[MakeLLM]:
     """Makes greedy completion models over `store`, as `make_chat` does."""
     from langchain_rwkv_state import RWKVLLM
@@ -130,7 +159,14 @@ def make_llm(
     def make(model: float | str | Path = 7, **settings: Any) -> RWKVLLM:
         name = str(tiny_model(model) if isinstance(model, int | float) else model)
         llm = RWKVLLM(
-            **{"model": name, "store": store, "temperature": 0, "max_tokens": 24, **settings}
+            **{
+                "model": name,
+                "store": store,
+                "prefix_cache": prefix_cache,
+                "temperature": 0,
+                "max_tokens": 24,
+                **settings,
+            }
         )
         made.append(llm)
         return llm

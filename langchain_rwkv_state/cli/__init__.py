@@ -1,4 +1,4 @@
-"""The command line `rwkv-state`: talk to a model, and look after the sessions of a store.
+"""The command line `rwkv-state`: talk to a model, and look after its sessions and its cache.
 
 Commands are thin: they read options, call the package and print. The easy mistake is to import
 PyTorch at the top of a module here: ``--help`` must not wait for it.

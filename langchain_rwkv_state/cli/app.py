@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from langchain_rwkv_state._version import __version__
 from langchain_rwkv_state.cli import output
+from langchain_rwkv_state.cli.cache import cache, warm
 from langchain_rwkv_state.cli.chat import chat
 from langchain_rwkv_state.cli.doctor import doctor
 from langchain_rwkv_state.cli.sessions import prune, rm, sessions, show
@@ -61,11 +62,12 @@ def _options(
 
 
 for _command in (
-    *(chat, sessions, show, rm, prune, doctor),
+    *(chat, sessions, show, rm, prune, warm, doctor),
     *(inspect, diff, blend, decay, export),
 ):
     app.command()(_command)
 app.command("import")(import_)
+app.add_typer(cache, name="cache")
 
 
 def main() -> None:

@@ -133,6 +133,11 @@ class Engine:
             self._wake.notify()
         return job.ticket
 
+    @property
+    def is_here(self) -> bool:
+        """Whether this is the worker's thread: in a callback, which must wait for no answer."""
+        return bool(getattr(self._worker, "here", False))
+
     def stats(self) -> EngineStats:
         """Returns what the engine did, and what it has to do."""
         with self._wake:
@@ -195,6 +200,7 @@ class Engine:
         for row in ready:
             job, _ = reads[row]
             self._note_first_token(job)
+            self._alone(job, job.see_logits, logits[row])
             self._alone(job, job.sample, looks[row])
         self._note_step(time.monotonic() - started, prompt_ids, len(ready))
 
@@ -250,6 +256,9 @@ class Engine:
             waiting = len(self._queue)
         for job in fresh:
             self._alone(job, job.begin, self._seats)
+            if job.given_logits is not None and not job.ticket.over:
+                self._note_first_token(job)
+                self._alone(job, job.sample, look_over(job.given_logits[None])[0])
         if fresh:
             logger.debug("Admitted %d requests, %d wait", len(fresh), waiting)
 

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from enum import Enum, auto
 from itertools import takewhile
 
+import torch
+
 from langchain_rwkv_state.engine.request import Delta, Done, FinishReason, Request, check_ids
 from langchain_rwkv_state.engine.sampler import Look, Sampler
 from langchain_rwkv_state.engine.seats import Seat, Seats
@@ -102,7 +104,8 @@ class Job:
         """Number of ids that it would read in one go, at least one."""
         end = len(self._unread)
         if self._phase is _Phase.PREFILL:
-            end = min([end, *(at for at in self._request.checkpoints if at > self._at)])
+            places = (*self._request.checkpoints, *self._request.marks)
+            end = min([end, *(at for at in places if at > self._at)])
         return end - self._at
 
     def expire(self, now: float) -> None:
@@ -119,12 +122,15 @@ class Job:
         )
 
     def begin(self, seats: Seats) -> None:
-        """Takes a seat; a job with nothing to read needs none, and ends."""
+        """Takes a seat; a job with nothing to read and nothing to say needs none, and ends."""
         base = self._request.base
         if 0 in self._request.checkpoints:
             self._kept[0] = base
         if self._request.prompt:
             self._seat = seats.take(base)
+        elif self._request.max_tokens:
+            self._seat = seats.take(base)
+            self._copies = [(0, base)]
         else:
             self._deliver(base)
 
@@ -152,6 +158,21 @@ class Job:
             self._n_read += 1
         return self._request.max_tokens > 0
 
+    @property
+    def given_logits(self) -> torch.Tensor | None:
+        """The logits to sample from before anything is read, where the request brings them."""
+        request = self._request
+        return None if request.prompt or not request.max_tokens else request.logits
+
+    def see_logits(self, logits: torch.Tensor) -> None:
+        """Shows the next token's logits, which the caller may want after the prompt's last id."""
+        request = self._request
+        end = len(request.prompt)
+        if self.n_sampled or request.on_mark is None or end not in request.marks:
+            return
+        copied = torch.from_numpy(logits.detach().numpy().copy())
+        request.on_mark(end, self._copies[0][1], copied)
+
     def sample(self, look: Look) -> None:
         """Chooses the next id by the logits, and goes on to reading it, or to the end."""
         token = self._sampler.choose(look)
@@ -175,16 +196,21 @@ class Job:
 
     def _mark_prefill(self) -> None:
         request, at = self._request, self._at
-        if at in request.checkpoints:
-            self._kept[at] = self.seat.snapshot()
+        end = len(request.prompt)
+        asked = at in request.checkpoints
+        marked = at in request.marks
+        state = self.seat.snapshot() if asked or marked or at == end else None
+        if state is not None and asked:
+            self._kept[at] = state
         if request.on_progress is not None:
-            request.on_progress(at, len(request.prompt))
-        if at == len(request.prompt):
-            state = self._kept.get(at) or self.seat.snapshot()
-            if request.max_tokens == 0:
-                self._deliver(state)
-            else:
-                self._copies = [(0, state)]
+            request.on_progress(at, end)
+        answers = at == end and request.max_tokens > 0
+        if state is not None and marked and request.on_mark is not None and not answers:
+            request.on_mark(at, state, None)  # behind the prompt it comes with logits
+        if state is not None and answers:
+            self._copies = [(0, state)]
+        elif state is not None and at == end:
+            self._deliver(state)
 
     def _keep_copy(self, *, opens: bool) -> None:
         """Keeps a copy of the state before an id whose text is held back.

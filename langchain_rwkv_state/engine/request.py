@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
+
 from langchain_rwkv_state.state import RWKVState
 
 FinishReason = Literal["stop", "length"]
@@ -70,6 +72,13 @@ class Request:
         canonical: The ids that the text of an answer stands for; the state after the answer is
             what a model gives that read the prompt and then these ids.
         checkpoints: Positions in `prompt` (numbers of ids read) at which to keep the state too.
+        marks: Positions in `prompt` at which `on_mark` is told of the state, at once; the end of
+            the prompt may be one.
+        on_mark: Called on the worker with a position, the state there and, at the end of a prompt
+            that is to be answered, the logits of the next token. It must be quick, and must not
+            raise.
+        logits: Those of the next token after `base` (``[V]``, fp32, on the CPU), for a prompt that
+            was read before: with them `prompt` may be empty, and nothing is read.
         on_progress: Called on the worker with (ids read, ids to read) after each chunk of the
             prompt. While it runs every other request waits, so it must be quick.
         deadline: Seconds from the submission after which the request ends with
@@ -77,7 +86,7 @@ class Request:
 
     Raises:
         ValueError: A number is out of its range, a stop text is empty, or there is nothing to
-            read before an answer.
+            read before an answer, and no logits.
     """
 
     base: RWKVState
@@ -89,6 +98,9 @@ class Request:
     strip: bool = True
     canonical: Callable[[str], Sequence[int]] | None = None
     checkpoints: tuple[int, ...] = ()
+    marks: tuple[int, ...] = ()
+    on_mark: Callable[[int, RWKVState, torch.Tensor | None], None] | None = None
+    logits: torch.Tensor | None = None
     on_progress: Callable[[int, int], None] | None = None
     deadline: float | None = None
 
@@ -106,11 +118,12 @@ class Request:
         if self.deadline is not None:
             _check("deadline", self.deadline, 0, math.inf, "seconds; None for no end")
         _check_stop(self.stop)
-        if self.max_tokens and not self.prompt:
+        if self.max_tokens and not self.prompt and self.logits is None:
             raise ValueError(
                 "There is nothing to read before the answer: a prompt needs at least one id."
             )
-        outside = [at for at in self.checkpoints if not 0 <= at <= len(self.prompt)]
+        places = (*self.checkpoints, *self.marks)
+        outside = [at for at in places if not 0 <= at <= len(self.prompt)]
         if outside:
             raise ValueError(
                 f"Checkpoints are positions in a prompt of {len(self.prompt)} ids, "

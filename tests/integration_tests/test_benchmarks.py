@@ -19,7 +19,10 @@ from examples.demo_training.inventory import Inventory, is_held_out
 from langchain_rwkv_state.tokenizer import WorldTokenizer
 
 ROOT = Path(__file__).parent.parent.parent
-SCRIPTS = ("recall", "conversation", "speed", "crowd", "int8", "corrections", "retention")
+SCRIPTS = (
+    *("recall", "conversation", "speed", "crowd", "int8"),
+    *("corrections", "retention", "prefix_cache"),
+)
 OPTIONS = {"retention": ["-n", "1"]}
 
 

@@ -27,7 +27,7 @@ EXPECTED = {
     ],
 }
 ELSEWHERE = {"train_demo_model.py"}
-README = ["Your name is Marlow.", "Arr! Your name is Marlow.", "Mirabel", " Marlow."]
+README = ["Your name is Marlow.", "Arr! Your name is Marlow.", "Mirabel", "2 hits", " Marlow."]
 
 
 def _run(tmp_path, *command):
@@ -98,3 +98,11 @@ def test_the_blocks_of_the_page_on_langchain_run_one_after_the_other(tmp_path):
         "1 message is left",
     ):
         assert text in printed
+
+
+def test_the_blocks_of_the_page_on_the_prefix_cache_run(tmp_path):
+    blocks = _blocks("docs/prefix_cache.md")
+    assert len(blocks) == 2
+    printed = _run(tmp_path, "-c", "\n".join(blocks))
+    assert "hits=1" in printed
+    assert "('lamps',)" in printed

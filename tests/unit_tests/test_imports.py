@@ -9,6 +9,7 @@ EXPORTED = [
     "ChatRWKV",
     "DiskStateStore",
     "MemoryStateStore",
+    "PrefixStateCache",
     "RWKVLLM",
     "RWKVState",
     "RWKVStateHistory",

@@ -227,7 +227,8 @@ class TestTheGlobalCache:
         yield
         set_llm_cache(None)
 
-    def test_is_left_alone(self, llm):
+    def test_is_left_alone(self, make_llm):
+        llm = make_llm(7, prefix_cache=False)
         watched = watch(llm)
         llm.invoke("Once")
         read = watched.tokens_read

@@ -1,0 +1,262 @@
+"""The commands ``cache`` and ``warm``: what the prefix cache on disk holds, and what it is to hold.
+
+They see the disk tier; what a running process keeps in memory only that process can tell
+(``chat.prefix_cache.stats()``). The easy mistake is to print a prompt as it stands: it is somebody
+else's text, so it goes through `output.one_line`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from langchain_rwkv_state.cli import output
+from langchain_rwkv_state.cli.options import ModelOption, StoreOption, StrategyOption, open_store
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.chat_models import ChatRWKV
+    from langchain_rwkv_state.prefix_cache.disk import DiskTier, Row
+
+_SHOWN_CHARS = 60
+
+DirectoryOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--dir",
+        metavar="DIR",
+        envvar="RWKV_PREFIX_CACHE_DIR",
+        show_default="the user's cache directory",
+        help="Directory of the prefix cache.",
+    ),
+]
+
+cache = typer.Typer(help="Look at the prefix cache on disk, clear it, or ask why a prompt missed.")
+
+
+@cache.callback(invoke_without_command=True)
+def show(
+    context: typer.Context,
+    directory: DirectoryOption = None,
+    tree: Annotated[bool, typer.Option("--tree", help="Draw the tree with its texts.")] = False,
+    model: ModelOption = "demo",
+) -> None:
+    """Show what the prefix cache on disk holds."""
+    if context.invoked_subcommand is not None:
+        return
+    path = _directory(directory)
+    if not path.exists():
+        output.note(f"There is no prefix cache at {path} yet.")
+        return
+    with closing(_open(path)) as disk:
+        rows = sorted(disk.rows(), key=lambda row: (str(row.root), row.key))
+        console = output.out()
+        if not rows:
+            console.print(Text(f"The prefix cache at {path} is empty."), soft_wrap=True)
+        elif tree:
+            console.print(_tree(rows, _decoder(model)))
+        else:
+            console.print(_table(rows))
+            total = sum(row.nbytes for row in rows)
+            console.print(Text(f"{len(rows)} states, {output.size(total)}, in {path}"))
+
+
+@cache.command()
+def clear(directory: DirectoryOption = None) -> None:
+    """Forget everything on disk, pinned prompts too."""
+    path = _directory(directory)
+    if not path.exists():
+        output.note(f"There is no prefix cache at {path} yet.")
+        return
+    with closing(_open(path)) as disk:
+        count = disk.clear()
+        output.out().print(f"Removed {count} {'state' if count == 1 else 'states'}.")
+
+
+@cache.command()
+def explain(
+    prompt: Annotated[str, typer.Argument(help="What a human says.")],
+    directory: DirectoryOption = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System prompt.")] = None,
+    salt: Annotated[str | None, typer.Option(help="The tenant's cache_salt.")] = None,
+    model: ModelOption = "demo",
+    strategy: StrategyOption = "auto",
+) -> None:
+    """Say how much of a prompt is kept on disk, and why not more."""
+    from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
+
+    from langchain_rwkv_state.prefix_cache import PrefixStateCache, Root
+    from langchain_rwkv_state.turn import ids_of
+
+    said: list[BaseMessage] = [SystemMessage(system)] if system else []
+    said.append(HumanMessage(prompt))
+    with closing(PrefixStateCache(disk=_directory(directory))) as opened:
+        llm = _model(model, strategy)
+        try:
+            loaded = llm.loaded()
+            ids = ids_of(loaded.template.segments(said, start=True, answer=True))
+            found = opened.explain(Root.of(loaded.zero, salt), ids)
+        finally:
+            llm.unload()
+        output.out().print(Text(found.text), soft_wrap=True)
+
+
+def warm(
+    file: Annotated[
+        Path, typer.Option("--file", "-f", metavar="FILE", help="YAML: a list of prompts.")
+    ],
+    directory: DirectoryOption = None,
+    model: ModelOption = "demo",
+    strategy: StrategyOption = "auto",
+    store: StoreOption = None,
+) -> None:
+    """Read prompts and pin them in the prefix cache on disk, for every process to begin from.
+
+    FILE holds a list; each prompt has a name, and a system text or messages:
+    "- {name: support, system: You are ...}" or
+    "- {name: shop, salt: tenant, messages: [[system, You are ...], [human, ...], [ai, ...]]}".
+    """
+    from langchain_rwkv_state.prefix_cache import PrefixStateCache
+
+    prompts = read_prompts(file)
+    console = output.out()
+    with (
+        closing(open_store(store)) as opened,
+        closing(PrefixStateCache(disk=_directory(directory))) as into,
+    ):
+        llm = _model(model, strategy, store=opened, prefix_cache=into)
+        try:
+            for name, salt, messages in prompts:
+                llm.cache_salt = salt
+                known = llm.pin_prefix(messages, name=name)
+                tokens = llm.get_num_tokens_from_messages(messages)
+                line = Text.assemble(
+                    output.one_line(name), f": {tokens} tokens, {tokens - known} of them read"
+                )
+                console.print(line, soft_wrap=True)
+        finally:
+            llm.unload()
+
+
+def read_prompts(file: Path) -> list[tuple[str, str | None, list[Any]]]:
+    """Reads names, salts and messages of prompts from a YAML file.
+
+    Raises:
+        ValueError: The file is no such list; the message says where.
+    """
+    import yaml
+    from langchain_core.messages import SystemMessage, convert_to_messages
+
+    try:
+        given = yaml.safe_load(file.read_text("utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is not YAML: {error}") from error
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise ValueError(f"{file} must hold a list of prompts.")  # noqa: TRY004
+    prompts = []
+    for number, each in enumerate(given, 1):
+        if not isinstance(each, Mapping) or not isinstance(each.get("name"), str):
+            raise ValueError(f"Prompt {number} of {file} has no name.")  # noqa: TRY004
+        strange = sorted(set(map(str, each)) - {"name", "salt", "system", "messages"})
+        if strange or not (each.get("system") or each.get("messages")):
+            what = f"the unknown key {strange[0]!r}" if strange else "neither system nor messages"
+            raise ValueError(f"Prompt {each['name']!r} of {file} has {what}.")
+        messages: list[Any] = [SystemMessage(str(each["system"]))] if each.get("system") else []
+        said = [tuple(m) if isinstance(m, list) else m for m in each.get("messages") or ()]
+        messages += convert_to_messages(said)
+        salt = each.get("salt")
+        prompts.append((each["name"], None if salt is None else str(salt), messages))
+    return prompts
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    now = time.time()
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("MODEL", overflow="fold")
+    for name in ("TOKENS", "BYTES", "HITS"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("LAST USED", "EXPIRES", "PINNED", "SALTED"):
+        table.add_column(name, no_wrap=True)
+    for row in rows:
+        table.add_row(
+            output.one_line(row.root.fingerprint.partition("/")[0]),
+            str(len(row.key) // 4),
+            output.size(row.nbytes),
+            str(row.uses),
+            output.ago(row.used, now),
+            output.until(row.expires, now),
+            output.one_line(row.pin or ""),
+            "yes" if row.root.salt else "",
+        )
+    return table
+
+
+def _tree(rows: Sequence[Row], decode: Callable[[Row, tuple[int, ...]], str]) -> Tree:
+    """Draws the states of each root, each below the deepest one that it goes on from."""
+    from langchain_rwkv_state.prefix_cache.tree import unpack
+
+    drawn = Tree("prefix cache")
+    root, stack = None, []
+    for row in rows:
+        if row.root != root:
+            root = row.root
+            name = root.fingerprint + (f", salt {root.salt[:8]}" if root.salt else "")
+            stack = [(b"", drawn.add(escape(output.plain(name))))]
+        while not row.key.startswith(stack[-1][0]):
+            stack.pop()
+        above, branch = stack[-1]
+        text = decode(row, unpack(row.key[len(above) :]))
+        if len(text) > _SHOWN_CHARS:
+            half = _SHOWN_CHARS // 2
+            text = f"{text[:half]}\u2026{text[-half:]}"
+        line = output.one_line(repr(text)[1:-1])
+        line.append(
+            f"  {len(row.key) // 4} tokens, {output.size(row.nbytes)}, hits {row.uses}", "dim"
+        )
+        if row.pin:
+            line.append(f"  pinned: {output.plain(row.pin)}", "bold")
+        stack.append((row.key, branch.add(line)))
+    return drawn
+
+
+def _decoder(model: str) -> Callable[[Row, tuple[int, ...]], str]:
+    """Returns what gives the text of ids; ids themselves where they are another tokenizer's."""
+    llm = _model(model, "auto")
+    try:
+        loaded = llm.loaded()
+        tokenizer, ours = loaded.tokenizer, loaded.runtime.fingerprint.split("/")[2:3]
+    finally:
+        llm.unload()
+
+    def decode(row: Row, ids: tuple[int, ...]) -> str:
+        if row.root.fingerprint.split("/")[2:3] != ours:
+            return " ".join(map(str, ids))
+        return tokenizer.decode_bytes(ids).decode("utf-8", "replace")
+
+    return decode
+
+
+def _model(model: str, strategy: str, **settings: Any) -> ChatRWKV:
+    from langchain_rwkv_state.chat_models import ChatRWKV
+
+    return ChatRWKV(model=model, strategy=strategy, **{"prefix_cache": False, **settings})
+
+
+def _directory(directory: Path | None) -> Path:
+    from langchain_rwkv_state.prefix_cache import default_cache_directory
+
+    return default_cache_directory() if directory is None else directory.expanduser()
+
+
+def _open(path: Path) -> DiskTier:
+    from langchain_rwkv_state.prefix_cache.disk import DiskTier
+
+    return DiskTier(path, budget=0)

@@ -1,0 +1,365 @@
+"""The disk tier: entries in a directory of their own, shared by every process of the machine.
+
+Each entry is a row (where it hangs in which tree, when it expires) and a file (the state codec's
+bytes, with their checksum). It stands on the store's diskcache backend, so no pickle is read or
+written; other than there, what does not fit the budget is culled. A row gives the ids of its
+prompt: whoever may read the directory may read the prompts. The easy mistake is to trust a row:
+its file may be gone, damaged or another's, and each of these is a miss.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+import torch
+
+from langchain_rwkv_state.errors import RWKVStateError, StateCorrupt
+from langchain_rwkv_state.prefix_cache.policy import worth
+from langchain_rwkv_state.prefix_cache.records import Kept, Root
+from langchain_rwkv_state.prefix_cache.tree import unpack
+from langchain_rwkv_state.state import Derivation, decode, encode
+from langchain_rwkv_state.store.backend import Reader, Transaction
+from langchain_rwkv_state.store.disk_backend import DiskBackend
+
+_ENTRY, _ENTRY_END = b"e", b"f"
+_BY_DIGEST = b"d"
+_LAST = b"s"
+_CHECK_BYTES = 16
+_HALF_LIFE_SECONDS = 86_400.0  # of an entry's worth, from its last use on
+_FILL = 0.95  # of the budget, after a culling: culling looks at every row, so it is not for each
+_SMALL_ROWS_BYTES = 64  # the digest's and the counter's, and a longer number in the entry's
+_GRACE_SECONDS = 60.0  # a row is written before its file
+
+
+def default_cache_directory() -> Path:
+    """Returns the user's own directory for prefix caches."""
+    return Path(platformdirs.user_cache_dir("langchain-rwkv-state", appauthor=False)) / "prefixes"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the directory says of an entry.
+
+    Attributes:
+        number: Rises with each entry written.
+        root: Its tree.
+        key: The packed ids of its path.
+        blob: Name of its file.
+        nbytes: Size of that file.
+        saved: Ids that it saved when it was written, beside those of the entry above it.
+        uses: How often it was used.
+        created: Unix time; so are the next two.
+        used: Of the last use.
+        expires: `math.inf` for never.
+        has_logits: Whether the logits of the next token are with it.
+        pin: The name that it is pinned under, ``None`` for none.
+    """
+
+    number: int
+    root: Root
+    key: bytes
+    blob: str
+    nbytes: int
+    saved: int
+    uses: int
+    created: float
+    used: float
+    expires: float
+    has_logits: bool
+    pin: str | None = None
+
+    @property
+    def row_key(self) -> bytes:
+        """The key of this row."""
+        return _ENTRY + self.number.to_bytes(8, "big")
+
+    def to_bytes(self) -> bytes:
+        """Returns the row, under a checksum that covers its key."""
+        about = {k: v for k, v in asdict(self).items() if k != "key"}
+        about["expires"] = None if math.isinf(self.expires) else self.expires
+        body = json.dumps(about, sort_keys=True).encode() + b"\n" + self.key
+        return _check(self.row_key, body) + body
+
+    @classmethod
+    def from_bytes(cls, row_key: bytes, data: bytes | None) -> Row:
+        """Reads what `to_bytes` wrote.
+
+        Raises:
+            StateCorrupt: It was changed, or is of foreign making.
+        """
+        if data is None or data[:_CHECK_BYTES] != _check(row_key, data[_CHECK_BYTES:]):
+            raise StateCorrupt("A row of the prefix cache was changed, or is of foreign making.")
+        try:
+            header, _, key = data[_CHECK_BYTES:].partition(b"\n")
+            about: dict[str, Any] = json.loads(header)
+            about["root"] = Root(**about["root"])
+            expires = about.pop("expires")
+            return cls(key=key, expires=math.inf if expires is None else expires, **about)
+        except (ValueError, TypeError, KeyError) as error:
+            raise StateCorrupt(f"A row of the prefix cache is not readable: {error}") from error
+
+    def rank(self, now: float) -> float:
+        """Returns what the entry is worth: tokens saved per byte, halved with each day unused."""
+        age = max(now - self.used, 0.0) / _HALF_LIFE_SECONDS
+        return float(worth(self.saved, self.uses + 1, self.nbytes) * 0.5 ** min(age, 1000.0))
+
+
+class DiskTier:
+    """Entries in a directory, at most so many bytes of them.
+
+    Args:
+        path: The directory, made where it is missing.
+        budget: The most bytes of files and rows; the database's own pages come on top.
+        clock: Gives Unix time.
+
+    Raises:
+        StoreError: The directory holds something else than a cache of this package.
+        StoreFull: The disk leaves no room for one.
+    """
+
+    def __init__(self, path: Path, budget: int, clock: Callable[[], float] = time.time) -> None:
+        self.path = path
+        self.budget = budget
+        self.evictions = 0
+        self._clock = clock
+        self._backend = DiskBackend(path, timeout_seconds=5.0)
+        self._seen = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of files and rows."""
+        return self._backend.reader.nbytes()
+
+    def news(self) -> tuple[list[Row], int]:
+        """Returns entries written since the last call, by whatever process, and damaged rows."""
+        start = _ENTRY + (self._seen + 1).to_bytes(8, "big")
+        found = self._backend.reader.scan(start, _ENTRY_END)
+        if found:
+            self._seen = int.from_bytes(found[-1][0][1:9], "big")
+        return self._readable(found)
+
+    def hear_all(self) -> None:
+        """Makes the next `news` tell of all entries."""
+        self._seen = 0
+
+    def rows(self) -> list[Row]:
+        """Returns all entries."""
+        return self._readable(self._backend.reader.scan(_ENTRY, _ENTRY_END))[0]
+
+    def load(self, row: Row) -> Kept | None:
+        """Returns what an entry holds, ``None`` where its file is gone.
+
+        Raises:
+            StateCorrupt: The file is damaged, or is not that of this entry.
+            StateMismatch: It belongs to another model.
+        """
+        data = self._backend.read_blob(row.blob)
+        return None if data is None else _unpack(row, data)
+
+    def save(
+        self, root: Root, key: bytes, kept: Kept, *, saved: int, ttl: float, pin: str | None = None
+    ) -> Row | None:
+        """Writes an entry; one that is there already stays, unless this one knows more.
+
+        Returns:
+            The entry's row, ``None`` where it does not fit the budget.
+        """
+        data = _pack(kept)
+        digest = _digest(root, key)
+        now = self._clock()
+        row = Row(
+            number=0,
+            root=root,
+            key=key,
+            blob=f"{digest.hex()}-{secrets.token_hex(8)}",
+            nbytes=len(data),
+            saved=saved,
+            uses=0,
+            created=now,
+            used=now,
+            expires=math.inf if pin else now + ttl,
+            has_logits=kept.logits is not None,
+            pin=pin,
+        )
+
+        def work(rows: Transaction) -> tuple[Row | None, bool]:
+            there = _find(rows, digest)
+            if there is not None:
+                better = row.has_logits and not there.has_logits
+                same_pin = pin is None or there.pin == pin
+                if same_pin and not better and rows.blob_exists(there.blob):
+                    return there, False
+                self._remove(rows, there)
+            if not self._make_room(rows, len(data) + len(row.to_bytes()) + _SMALL_ROWS_BYTES, now):
+                return None, False
+            last = int.from_bytes(rows.get(_LAST) or b"", "big") + 1
+            kept_pin = pin or (there.pin if there else None)
+            fresh = replace(
+                row, number=last, pin=kept_pin, expires=math.inf if kept_pin else row.expires
+            )
+            rows.put(_LAST, last.to_bytes(8, "big"))
+            rows.put(fresh.row_key, fresh.to_bytes(), blob_nbytes=fresh.nbytes)
+            rows.put(_BY_DIGEST + digest, last.to_bytes(8, "big"))
+            return fresh, True
+
+        written, is_new = self._backend.transact(work, freeing=True)
+        if written is not None and is_new:
+            try:
+                self._backend.write_blob(written.blob, data)
+            except RWKVStateError:
+                self.discard(written)
+                raise
+        return written
+
+    def update(self, row: Row, change: Callable[[Row], Row]) -> Row | None:
+        """Writes what a change makes of an entry; ``None`` where it is gone."""
+
+        def work(rows: Transaction) -> Row | None:
+            data = rows.get(row.row_key)
+            if data is None:
+                return None
+            changed = change(Row.from_bytes(row.row_key, data))
+            rows.put(changed.row_key, changed.to_bytes(), blob_nbytes=changed.nbytes)
+            return changed
+
+        return self._backend.transact(work)
+
+    def discard(self, row: Row) -> None:
+        """Removes an entry, if it is still there."""
+
+        def work(rows: Transaction) -> None:
+            if rows.get(row.row_key) is not None:
+                self._remove(rows, row)
+
+        self._backend.transact(work, freeing=True)
+
+    def is_fresh(self, row: Row) -> bool:
+        """Says whether an entry's file may still be on its way."""
+        return abs(self._clock() - row.created) < _GRACE_SECONDS
+
+    def clear(self) -> int:
+        """Removes everything; returns how many entries there were."""
+
+        def work(rows: Transaction) -> int:
+            count = rows.count(_ENTRY, _ENTRY_END)
+            rows.delete_range(_BY_DIGEST, _ENTRY_END)
+            return count
+
+        count = self._backend.transact(work, freeing=True)
+        for name, _ in list(self._backend.blobs()):
+            self._backend.drop_blob(name)
+        return count
+
+    def sweep(self) -> None:
+        """Removes what has expired, and files that no row names."""
+        now = self._clock()
+        for row in self.rows():
+            if row.expires <= now:
+                self.discard(row)
+        named = {row.blob for row in self.rows()}
+        for name, age in list(self._backend.blobs()):
+            if name not in named and age > _GRACE_SECONDS:
+                self._backend.drop_blob(name)
+
+    def close(self) -> None:
+        """Lets go of the directory."""
+        self._backend.close()
+
+    def _readable(self, found: list[tuple[bytes, bytes | None]]) -> tuple[list[Row], int]:
+        rows, bad = [], []
+        for key, data in found:
+            try:
+                rows.append(Row.from_bytes(key, data))
+            except StateCorrupt:
+                bad.append(key)
+        if bad:
+            self._backend.transact(lambda changes: changes.delete(*bad), freeing=True)
+        return rows, len(bad)
+
+    def _make_room(self, rows: Transaction, nbytes: int, now: float) -> bool:
+        """Removes entries of the least worth until there is room; says whether there is."""
+        held = rows.nbytes()
+        if held + nbytes <= self.budget:
+            return True
+        entries = []
+        for key, data in rows.scan(_ENTRY, _ENTRY_END):
+            try:
+                entries.append(Row.from_bytes(key, data))
+            except StateCorrupt:
+                rows.delete(key)
+        loose = [row for row in entries if row.pin is None]
+        pinned = sum(row.nbytes for row in entries) - sum(row.nbytes for row in loose)
+        if pinned + nbytes > self.budget:
+            return False
+        loose.sort(key=lambda row: (row.expires > now, row.rank(now)))
+        goal = max(self.budget * _FILL - nbytes, pinned)
+        for row in loose:
+            if rows.nbytes() <= goal:
+                break
+            self._remove(rows, row)
+            self.evictions += row.expires > now
+        return rows.nbytes() + nbytes <= self.budget
+
+    @staticmethod
+    def _remove(rows: Transaction, row: Row) -> None:
+        digest_key = _BY_DIGEST + _digest(row.root, row.key)
+        rows.delete(row.row_key)
+        if rows.get(digest_key) == row.number.to_bytes(8, "big"):
+            rows.delete(digest_key)
+        rows.drop_blob(row.blob)
+
+
+def _find(rows: Reader, digest: bytes) -> Row | None:
+    number = rows.get(_BY_DIGEST + digest)
+    if number is None:
+        return None
+    key = _ENTRY + number
+    data = rows.get(key)
+    try:
+        return None if data is None else Row.from_bytes(key, data)
+    except StateCorrupt:
+        return None
+
+
+def _digest(root: Root, key: bytes) -> bytes:
+    text = json.dumps([root.fingerprint, root.base, root.salt]).encode()
+    return hashlib.sha256(text + b"\n" + key).digest()
+
+
+def _check(row_key: bytes, body: bytes) -> bytes:
+    return hashlib.blake2b(row_key + body, digest_size=_CHECK_BYTES).digest()
+
+
+def _pack(kept: Kept) -> bytes:
+    """Returns the bytes of a file: the state, the logits, their checksum and their size."""
+    logits = b"" if kept.logits is None else kept.logits.numpy().tobytes()
+    check = hashlib.blake2b(logits, digest_size=_CHECK_BYTES).digest()
+    return encode(kept.state) + logits + check + len(logits).to_bytes(8, "little")
+
+
+def _unpack(row: Row, data: bytes) -> Kept:
+    size = int.from_bytes(data[-8:], "little")
+    end = len(data) - 8 - _CHECK_BYTES
+    if end < size:
+        raise StateCorrupt("The entry is truncated.")
+    logits, check = data[end - size : end], data[end:-8]
+    if hashlib.blake2b(logits, digest_size=_CHECK_BYTES).digest() != check or size % 4:
+        raise StateCorrupt("The entry's checksum is wrong: it was truncated or changed.")
+    if bool(size) != row.has_logits:
+        raise StateCorrupt("The entry is not what its row says.")
+    state = decode(data[: end - size], fingerprint=row.root.fingerprint).state
+    if state.derivation != Derivation(row.root.fingerprint).read(unpack(row.key)):
+        raise StateCorrupt("The entry holds the state of another prompt.")
+    if not size:
+        return Kept(state)
+    return Kept(state, torch.from_numpy(np.frombuffer(logits, np.float32).copy()))

@@ -1,0 +1,90 @@
+"""The commands that look after the prefix cache on disk."""
+
+import pytest
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+from typer.testing import CliRunner
+
+from langchain_rwkv_state import PrefixStateCache
+from langchain_rwkv_state.cli import app
+from langchain_rwkv_state.cli.cache import read_prompts
+
+PROMPTS = """
+- name: pirate
+  system: Talk like a pirate. Your name is Mirabel, and you listen with great care to everybody.
+- name: examples
+  salt: shop
+  messages:
+    - [system, "You add numbers."]
+    - [human, "1+1?"]
+    - {role: ai, content: "2"}
+"""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setenv("RWKV_PREFIX_CACHE_DIR", str(tmp_path / "prefixes"))
+    return lambda *words: CliRunner().invoke(app, words, env={"COLUMNS": "200"})
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.yaml"
+    path.write_text(PROMPTS)
+    return path
+
+
+def test_prompts_are_read_from_yaml(prompts):
+    (name, salt, messages), (other, other_salt, others) = read_prompts(prompts)
+    assert (name, salt, other, other_salt) == ("pirate", None, "examples", "shop")
+    assert messages == [SystemMessage(messages[0].content)]
+    assert [type(m) for m in others] == [SystemMessage, HumanMessage, AIMessage]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: x", "list"),
+        ("- system: x", "no name"),
+        ("- name: x", "neither"),
+        ("- {name: x, system: y, ttl: 1}", "'ttl'"),
+        ("- {", "not YAML"),
+    ],
+)
+def test_a_file_that_is_wrong_is_told_in_a_sentence(run, tmp_path, text, said):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    result = run("warm", "--file", str(path))
+    assert result.exit_code == 1
+    assert said in result.output
+
+
+def test_what_was_warmed_is_shown_explained_used_and_cleared(run, prompts, tmp_path, make_chat):
+    assert "no prefix cache" in run("cache").output
+    result = run("warm", "--file", str(prompts))
+    assert result.exit_code == 0, result.output
+    assert "pirate:" in result.stdout
+    assert "of them read" in result.stdout
+    assert ", 0 of them read" in run("warm", "--file", str(prompts)).stdout
+
+    lines = run("cache").stdout.splitlines()
+    assert lines[0].split()[:4] == ["MODEL", "TOKENS", "BYTES", "HITS"]
+    assert sum("pirate" in line and "never" in line for line in lines) == 1
+    assert sum("examples" in line and line.rstrip().endswith("yes") for line in lines) == 1
+
+    drawn = run("cache", "--tree").stdout
+    assert "System: Talk like a pirate" in drawn
+    assert "pinned: pirate" in drawn
+
+    system = read_prompts(prompts)[0][2][0].content
+    explained = run("cache", "explain", "Who are you?", "--system", system).stdout
+    assert "tokens are kept; the prompt differs" in explained
+    assert "0 of" in run("cache", "explain", "Who are you?").stdout
+
+    cache = PrefixStateCache(ram_bytes=8 << 20, disk=tmp_path / "prefixes")
+    chat = make_chat("demo", prefix_cache=cache)
+    answer = chat.invoke([SystemMessage(system), HumanMessage("What is your name?")])
+    assert answer.usage_metadata["input_token_details"]["cache_read"] > 10
+    cache.close()
+
+    assert "Removed 2 states" in run("cache", "clear").stdout
+    assert "empty" in run("cache").stdout

@@ -1,0 +1,146 @@
+import random
+from collections import OrderedDict
+
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from langchain_rwkv_state.prefix_cache.policy import GreedyDual, marks, worth
+from langchain_rwkv_state.prefix_cache.tiers import Tier
+
+
+class TestRanks:
+    def test_the_least_worth_goes_first(self):
+        ranks = GreedyDual[str]()
+        for item, value in (("b", 2.0), ("c", 3.0), ("a", 1.0)):
+            ranks.touch(item, value)
+        assert [ranks.take() for _ in range(4)] == ["a", "b", "c", None]
+
+    def test_of_equals_the_one_unused_for_longest(self):
+        ranks = GreedyDual[str]()
+        for item in "abcab":
+            ranks.touch(item, 1.0)
+        assert [ranks.take() for _ in range(3)] == ["c", "a", "b"]
+
+    def test_what_nobody_uses_is_overtaken_in_time(self):
+        ranks = GreedyDual[object]()
+        ranks.touch("once precious", 50.0)
+        taken: list[object] = []
+        for number in range(200):
+            ranks.touch(number, 1.0)
+            if len(ranks) > 2:
+                taken.append(ranks.take())
+        assert "once precious" in taken
+
+    def test_the_heap_does_not_grow_with_uses(self):
+        ranks = GreedyDual[str]()
+        for number in range(10_000):
+            ranks.touch("ab"[number % 2], 1.0)
+        assert len(ranks._heap) < 50
+
+    def test_worth_is_tokens_saved_per_byte(self):
+        assert worth(100, 1, 10) == 2 * worth(50, 1, 10) == 2 * worth(100, 1, 20)
+
+
+class TestMarks:
+    def test_the_end_is_kept_and_the_system_prompt(self):
+        assert marks([6, 11, 15], start=0, stop=15, first=[6]) == (6, 15)
+
+    def test_ends_that_lie_close_together_are_not(self):
+        assert marks([100, 104, 150, 155], start=0, stop=160) == (104, 160)
+
+    def test_a_long_way_has_states_in_between(self):
+        assert marks([], start=0, stop=1200, every=512) == (512, 1024, 1200)
+
+    def test_nothing_before_the_start(self):
+        assert marks([10, 50], start=50, stop=90, first=[10]) == (90,)
+
+    def test_nothing_to_read_needs_nothing(self):
+        assert marks([10], start=10, stop=10) == ()
+
+    @given(
+        st.lists(st.integers(0, 5000)).map(sorted),
+        st.integers(0, 3000),
+        st.integers(0, 3000),
+        st.sets(st.integers(0, 5000), max_size=3),
+    )
+    def test_they_are_few_in_order_and_inside(self, ends, start, length, first):
+        found = marks(ends, start=start, stop=start + length, first=first)
+        assert list(found) == sorted(set(found))
+        assert len(found) <= 9
+        assert all(start < at <= start + length for at in found)
+        assert {at for at in first if start < at < start + length} <= set(found)
+
+
+class AgainstADictionary(RuleBasedStateMachine):
+    def __init__(self):
+        super().__init__()
+        self.tier = Tier[int, str](budget=100)
+        self.held: dict[int, int] = {}
+        self.pinned: set[int] = set()
+
+    @rule(key=st.integers(0, 8), size=st.integers(0, 110), value=st.floats(0, 9), pin=st.booleans())
+    def put(self, key, size, value, pin):
+        others = sum(self.held[k] for k in self.pinned if k != key)
+        evicted = self.tier.put(key, str(key), size, worth=value, pinned=pin)
+        assert (evicted is None) == (size > 100 - others)
+        if evicted is not None:
+            self.held[key] = size
+            self.pinned.discard(key)
+            if pin:
+                self.pinned.add(key)
+            for gone, text in evicted:
+                assert text == str(gone)
+                assert gone not in self.pinned
+                del self.held[gone]
+
+    @rule(key=st.integers(0, 8))
+    def remove(self, key):
+        assert self.tier.remove(key) == (str(key) if key in self.held else None)
+        self.held.pop(key, None)
+        self.pinned.discard(key)
+
+    @rule(key=st.integers(0, 8), pin=st.booleans())
+    def pin(self, key, pin):
+        if pin:
+            self.tier.pin(key)
+            self.pinned |= {key} & set(self.held)
+        else:
+            self.tier.unpin(key, 1.0)
+            self.pinned.discard(key)
+
+    @invariant()
+    def never_above_the_budget(self):
+        assert self.tier.nbytes == sum(self.held.values()) <= 100
+        assert len(self.tier) == len(self.held)
+        assert all(key in self.tier for key in self.held)
+        assert self.tier.fits(100 - sum(self.held[k] for k in self.pinned))
+
+
+TestTierAgainstADictionary = AgainstADictionary.TestCase
+
+
+def test_tokens_hit_are_more_than_with_plain_lru():
+    """A Zipf trace over prompts of many lengths, each with a question that never comes again."""
+    rng = random.Random(0)
+    lengths = [rng.randrange(20, 1_000) for _ in range(200)]
+    weights = [1 / (rank + 1) for rank in range(200)]
+    trace = rng.choices(range(200), weights, k=2_000)
+
+    tier, uses, ours = Tier[object, int](budget=40), dict.fromkeys(range(200), 0), 0
+    lru, theirs = OrderedDict[object, None](), 0
+    for number, prompt in enumerate(trace):
+        uses[prompt] += 1
+        if prompt in tier:
+            ours += lengths[prompt]
+            tier.touch(prompt, worth(lengths[prompt], uses[prompt], 1))
+        else:
+            tier.put(prompt, 0, 1, worth=worth(lengths[prompt], uses[prompt], 1))
+        tier.put(("question", number), 0, 1, worth=worth(20, 1, 1))
+        theirs += lengths[prompt] if prompt in lru else 0
+        for key in (prompt, ("question", number)):
+            lru[key] = None
+            lru.move_to_end(key)
+            while len(lru) > 40:
+                lru.popitem(last=False)
+    assert ours > 1.2 * theirs
