@@ -162,7 +162,7 @@ class RWKVStateHistory(BaseChatMessageHistory):
     def _end(self, messages: Sequence[BaseMessage]) -> Steps[None]:
         ended = self._close(messages)
         try:
-            yield from self._keep(ended)
+            settled = yield from self._keep(ended)
         except Exception:
             self.store.note_unsaved(self.session_id, ended)
             logger.exception(
@@ -175,7 +175,8 @@ class RWKVStateHistory(BaseChatMessageHistory):
             self.store.note_unsaved(self.session_id, ended)
             raise
         else:
-            yield from self._forget(ended)
+            if settled:
+                yield from self._forget(ended)
 
     def _close(self, messages: Sequence[BaseMessage]) -> EndedTurn:
         """Ends the open turn, or the one whose marker leads the messages."""
@@ -193,8 +194,13 @@ class RWKVStateHistory(BaseChatMessageHistory):
         turn_id = said[0].additional_kwargs.get(TURN_KEY)
         return next((turn for turn in self._handed_out if turn.turn_id == turn_id), None)
 
-    def _keep(self, ended: EndedTurn) -> Steps[None]:
-        """Stores an ended turn: as its state where there is one, else as unread messages."""
+    def _keep(self, ended: EndedTurn) -> Steps[bool]:
+        """Stores an ended turn: as its state where there is one, else as unread messages.
+
+        Returns whether what was filed may be forgotten: if the turn was committed, or nobody else
+        filed. Calls at once on one history share a turn, and where one's filing were gone, that of
+        another with the same answer would pass for it.
+        """
         filings = (yield StoreCall("filings", ended.turn_id)) if ended.turn_id else []
         ref = state_of_answer(ended, filings)
         committed = ref is not None and (yield from self._commit(ended, ref))
@@ -203,6 +209,7 @@ class RWKVStateHistory(BaseChatMessageHistory):
             if unread_ref is not None:
                 yield from self._commit(ended, unread_ref)
             yield StoreCall("append_unread", self.session_id, ended.messages, self.ttl)
+        return committed or len(filings) < 2
 
     def _commit(self, ended: EndedTurn, ref: str) -> Steps[bool]:
         """Commits a state of the turn; says whether the session was still where it began."""
@@ -229,13 +236,13 @@ class RWKVStateHistory(BaseChatMessageHistory):
         unsaved = self.store.take_unsaved(self.session_id)
         for done, ended in enumerate(unsaved):
             try:
-                if not (yield from self._is_stored(ended)):
-                    yield from self._keep(ended)
+                settled = (yield from self._is_stored(ended)) or (yield from self._keep(ended))
             except BaseException:
                 for left in unsaved[done:]:
                     self.store.note_unsaved(self.session_id, left)
                 raise
-            yield from self._forget(ended)
+            if settled:
+                yield from self._forget(ended)
 
     def _is_stored(self, ended: EndedTurn) -> Steps[bool]:
         """Says whether a turn that seemed to fail is stored: what was cancelled may yet happen."""

@@ -430,6 +430,23 @@ def settled(fake: FakeChat, chain: Runnable, given: Callable[[str], Any]) -> str
     return fake.told("bob")
 
 
+def test_one_of_several_like_answers_never_passes_for_another(fake, store):
+    """Calls at once on one history share a turn; here the first to end leaves before the others."""
+    history = RWKVStateHistory("bob", store)
+    [mark] = history.messages
+    asked = {name: [mark, HumanMessage(f"turn {name}")] for name in "abc"}
+    answers = {name: fake.invoke(asked[name]) for name in "ab"}
+    assert answers["a"].content == answers["b"].content
+    history.add_messages([*asked["b"], answers["b"]])
+    answers["c"] = fake.invoke(asked["c"])
+    for name in "ac":
+        history.add_messages([*asked[name], answers[name]])
+    told = settled(
+        fake, RunnableWithMessageHistory(fake, lambda _: history), lambda text: [HumanMessage(text)]
+    )
+    assert [told.count(f"human:turn {name}\n") for name in "abc"] == [1, 1, 1]
+
+
 @pytest.mark.parametrize("form", TYPICAL.values(), ids=TYPICAL)
 @pytest.mark.parametrize("waiting", [0, 1])
 @pytest.mark.parametrize("way", ["threads", "batch", "gather"])
