@@ -512,7 +512,9 @@ def _session_bytes(
     tokenizer = bench.chat.loaded().tokenizer
     with contextlib.closing(DiskStateStore(place, history=history)) as store:
         empty = _directory_bytes(place)
-        chat = ChatRWKV(model=str(bench.model), strategy=bench.strategy, store=store)
+        chat = ChatRWKV(
+            model=str(bench.model), strategy=bench.strategy, store=store, prefix_cache=False
+        )
         try:
             ids = some_ids(bench, length)
             parts = history + 2  # one more than is kept
@@ -557,6 +559,7 @@ def run(arguments: argparse.Namespace, directory: Path, report: Report) -> None:
         store=store,
         temperature=0,
         max_tokens=sizes.answer_tokens,
+        prefix_cache=False,
     )
     bench = Bench(chat, store, Path(model), strategy, arguments.threads, sizes, report)
     chat.invoke("Hello.")  # loads, and warms up

@@ -125,6 +125,7 @@ def storm(
         temperature=0,
         max_tokens=MAX_TOKENS,
         slots=slots,
+        prefix_cache=False,
     )
     try:
         start = time.perf_counter()
@@ -141,7 +142,12 @@ def storm(
 def _alone(planned: list[Plan], strategy: str) -> list[list[str]]:
     store = MemoryStateStore()
     chat = ChatRWKV(
-        model="demo", strategy=strategy, store=store, temperature=0, max_tokens=MAX_TOKENS
+        model="demo",
+        strategy=strategy,
+        store=store,
+        temperature=0,
+        max_tokens=MAX_TOKENS,
+        prefix_cache=False,
     )
     answers = []
     for plan in planned:

@@ -66,6 +66,7 @@ class Talks:
             store=DiskStateStore(directory),
             temperature=0,
             max_tokens=answer_tokens,
+            prefix_cache=False,
         )
         self._chat.invoke("Hello.")  # loads, and warms up
 

@@ -38,7 +38,9 @@ def conversations(n: int) -> list[list[int]]:
 
     A fact, some other turns and the question for it; what the model answered is part of it.
     """
-    chat = ChatRWKV(model="demo", strategy=EXACT, temperature=0, store=MemoryStateStore())
+    chat = ChatRWKV(
+        model="demo", strategy=EXACT, temperature=0, store=MemoryStateStore(), prefix_cache=False
+    )
     template, found = chat.loaded().template, []
     for number in range(n):
         rng, kind = Random(f"int8 {number}"), values.KINDS[number % len(values.KINDS)]

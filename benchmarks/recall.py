@@ -84,6 +84,7 @@ def outcomes(
         max_tokens=MAX_TOKENS,
         store=MemoryStateStore(),
         slots=at_once,
+        prefix_cache=False,
     )
     try:
         chat.loaded()

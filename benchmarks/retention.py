@@ -50,7 +50,7 @@ Sums = Counter[str]
 def chat_on(codec: CodecName = "exact") -> ChatRWKV:
     """Returns the model on a store of its own."""
     store = MemoryStateStore(codec=codec)
-    return ChatRWKV(model=MODEL, temperature=0, max_tokens=48, store=store)
+    return ChatRWKV(model=MODEL, temperature=0, max_tokens=48, store=store, prefix_cache=False)
 
 
 def told(chat: ChatRWKV, rng: Random, kind: str, name: str, turns: int) -> tuple[Conversation, str]:
