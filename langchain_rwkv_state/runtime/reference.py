@@ -37,7 +37,7 @@ class ReferenceModel:
         ValueError: They are not those of an RWKV-4, 5.2, 6 or 7.
 
     Example:
-        >>> model = ReferenceModel(torch.load("model.pth"))  # doctest: +SKIP
+        >>> model = ReferenceModel(torch.load("model.pth", weights_only=True))  # doctest: +SKIP
         >>> logits, state = model.step(11, state)  # doctest: +SKIP
     """
 
