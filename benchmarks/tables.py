@@ -21,7 +21,7 @@ from benchmarks.recall import TARGETS
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = DOCS / "benchmarks.md"
-PAGES = (PAGE, DOCS / "corrections.md", DOCS / "codecs.md")
+PAGES = (PAGE, DOCS / "corrections.md", DOCS / "codecs.md", DOCS / "prefix_cache.md")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -315,6 +315,26 @@ def decays(report: dict[str, Any]) -> str:
     return table(["factor", "recalled"], rows)
 
 
+def prefix_trace(report: dict[str, Any]) -> str:
+    """Returns what a cache of few states saves of a trace of system prompts."""
+    found = report["results"]["zipf"]
+    names = {"ours": "this cache", "lru": "plain LRU", "oracle": "an oracle, which knows the rest"}
+    rows = [
+        [names[name], f"{found['tokens_hit'][name]:,}", f"{100 * share:.1f} %"]
+        for name, share in found["share"].items()
+    ]
+    return table(["policy", "tokens hit", "of those of the system prompts"], rows)
+
+
+def prefix_cost(report: dict[str, Any]) -> str:
+    """Returns what a lookup and an insert cost, by the number of entries."""
+    rows = [
+        [f"{row['entries']:,}", f"{row['lookup']:.0f} us", f"{row['insert']:.0f} us"]
+        for row in report["results"]["cost_microseconds"]
+    ]
+    return table(["entries of 1,000 tokens", "lookup", "insert"], rows)
+
+
 def machine(report: dict[str, Any]) -> str:
     """Returns a line about the machine."""
     found = report["machine"]
@@ -353,6 +373,10 @@ TABLES: dict[str, tuple[str, Callable[..., str]]] = {
     "codecs": ("retention", codecs),
     "blends": ("retention", blends),
     "decays": ("retention", decays),
+    "prefix machine": ("prefix_cache", machine),
+    "prefix targets": ("prefix_cache", targets),
+    "prefix trace": ("prefix_cache", prefix_trace),
+    "prefix cost": ("prefix_cache", prefix_cost),
 }
 """By the name in the page: which benchmark it comes from, and how it is written."""
 
