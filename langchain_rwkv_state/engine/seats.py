@@ -13,9 +13,8 @@ from collections.abc import Sequence
 
 import torch
 
-from langchain_rwkv_state.errors import StateMismatch
 from langchain_rwkv_state.runtime import Runtime, Slots, open_slots
-from langchain_rwkv_state.state import Fingerprint, RWKVState
+from langchain_rwkv_state.state import RWKVState
 
 logger = logging.getLogger("langchain_rwkv_state.engine")
 
@@ -89,7 +88,6 @@ class Seats:
         Raises:
             StateMismatch: The state belongs to another model.
         """
-        self._check(state)
         if self._slots is None:
             self._open(1)
         seat = Seat(self, min(self._free))
@@ -122,16 +120,3 @@ class Seats:
         for slot in taken:
             opened.put(slot, self.slots.get(slot))
         self._slots, self._free = opened, set(range(number)) - taken
-
-    def _check(self, state: RWKVState) -> None:
-        # Not every runtime's slots check what is put in, and in a read it would be too late: a
-        # failure there is everybody's.
-        runtime = self._runtime
-        if state.fingerprint != runtime.fingerprint:
-            known = Fingerprint.parse(runtime.fingerprint)
-            known.require(state.fingerprint, parts=("weights", "compute"))
-        if state.layout != runtime.layout:
-            raise StateMismatch(
-                f"The state's tensors are those of {state.layout}, the model's are "
-                f"{runtime.layout}."
-            )

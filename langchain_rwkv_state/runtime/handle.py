@@ -15,9 +15,15 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from langchain_rwkv_state.errors import ModelLoadError, StateMismatch
+from langchain_rwkv_state.errors import ModelLoadError
 from langchain_rwkv_state.runtime.native.arrays import StateArrays
-from langchain_rwkv_state.runtime.slots import Reads, Slots, StateSlots, check_reads
+from langchain_rwkv_state.runtime.slots import (
+    Reads,
+    Slots,
+    StateSlots,
+    check_reads,
+    require_state,
+)
 from langchain_rwkv_state.state import Derivation, Fingerprint, RWKVState, StateLayout, zero_state
 
 
@@ -85,10 +91,8 @@ class RuntimeHandle:
         self._layout = model.layout
         self._vocab_size = model.vocab_size
         self._about = model.about
-        self._identity = Fingerprint(
-            model.weights, model.compute, tokenizer or "-", template or "-"
-        )
-        self._fingerprint = str(self._identity)
+        identity = Fingerprint(model.weights, model.compute, tokenizer or "-", template or "-")
+        self._fingerprint = str(identity)
         Fingerprint.parse(self._fingerprint)
         self._give_back = weakref.finalize(self, give_back)
 
@@ -233,12 +237,7 @@ class RuntimeHandle:
         Raises:
             StateMismatch: It belongs to other weights or another compute dtype.
         """
-        if state.fingerprint != self._fingerprint:
-            self._identity.require(state.fingerprint, parts=("weights", "compute"))
-        if state.layout != self._layout:
-            raise StateMismatch(
-                f"The state's tensors are those of {state.layout}, the model's are {self._layout}."
-            )
+        require_state(state, self._fingerprint, self._layout)
 
 
 class ArraySlots:

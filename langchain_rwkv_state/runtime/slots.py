@@ -13,8 +13,9 @@ from typing import Protocol, TypeAlias
 
 import torch
 
+from langchain_rwkv_state.errors import StateMismatch
 from langchain_rwkv_state.runtime.base import Runtime
-from langchain_rwkv_state.state import RWKVState
+from langchain_rwkv_state.state import Fingerprint, RWKVState, StateLayout
 
 Reads: TypeAlias = Sequence[tuple[int, Sequence[int]]]
 """Pairs of a slot and the ids, at least one, that it reads next; each slot at most once."""
@@ -87,7 +88,12 @@ class StateSlots:
         return len(self._states)
 
     def put(self, slot: int, state: RWKVState) -> None:
-        """Holds a state; values are immutable, so nothing is copied."""
+        """Holds a state; values are immutable, so nothing is copied.
+
+        Raises:
+            StateMismatch: It belongs to other weights or another compute dtype.
+        """
+        require_state(state, self._runtime.fingerprint, self._runtime.layout)
         self._states[slot] = state
 
     def get(self, slot: int) -> RWKVState:
@@ -109,6 +115,26 @@ class StateSlots:
     def clear(self, slot: int) -> None:
         """Lets a slot's state go."""
         self._states[slot] = None
+
+
+def require_state(state: RWKVState, fingerprint: str, layout: StateLayout) -> None:
+    """Checks that a model can go on from a state; the tokenizer and template may be others.
+
+    Args:
+        state: The state.
+        fingerprint: The model's.
+        layout: Of the model's states.
+
+    Raises:
+        StateMismatch: It belongs to other weights or another compute dtype.
+    """
+    if state.fingerprint != fingerprint:
+        known = Fingerprint.parse(fingerprint)
+        known.require(state.fingerprint, parts=("weights", "compute"))
+    if state.layout != layout:
+        raise StateMismatch(
+            f"The state's tensors are those of {state.layout}, the model's are {layout}."
+        )
 
 
 def check_reads(slots: Iterable[int]) -> None:

@@ -27,13 +27,9 @@ from langchain_rwkv_state.errors import (
     EngineError,
     StateMismatch,
 )
-from langchain_rwkv_state.template import WorldTemplate
-from langchain_rwkv_state.tokenizer import WorldTokenizer
 from tests.helpers.fake_runtime import FakeRuntime
+from tests.helpers.scripted import GREEDY, TEMPLATE, WORLD, scripted
 
-WORLD = WorldTokenizer()
-TEMPLATE = WorldTemplate(WORLD)
-GREEDY = Sampling(temperature=0)
 PATIENCE_SECONDS = 60
 
 
@@ -44,18 +40,7 @@ def prompt_of(text: str) -> list[int]:
 
 def chat(runtime: FakeRuntime, text: str, answer: Sequence[int] = (), **settings: Any) -> Request:
     """A chat request whose answer's ids are scripted."""
-    prompt = prompt_of(text)
-    runtime.script(prompt, answer)
-    known: dict[str, Any] = {
-        "base": runtime.zero_state(),
-        "prompt": prompt,
-        "max_tokens": 50,
-        "sampling": GREEDY,
-        "stop": TEMPLATE.stops,
-        "stop_ids": WORLD.eos_ids,
-        "canonical": TEMPLATE.answer_ids,
-    }
-    return Request(**known | settings)
+    return scripted(runtime, prompt_of(text), answer, **settings)
 
 
 def long_answer(runtime: FakeRuntime, text: str, max_tokens: int) -> Request:

@@ -25,18 +25,14 @@ from langchain_rwkv_state.engine import engine as engine_module
 from langchain_rwkv_state.engine.job import Job
 from langchain_rwkv_state.errors import EngineError, StateMismatch
 from langchain_rwkv_state.state import RWKVState
-from langchain_rwkv_state.template import WorldTemplate
-from langchain_rwkv_state.tokenizer import WorldTokenizer
 from tests.helpers.fake_runtime import FakeRuntime
+from tests.helpers.scripted import GREEDY, TEMPLATE, WORLD, scripted
 
-WORLD = WorldTokenizer()
-TEMPLATE = WorldTemplate(WORLD)
 PROMPT = [
     token
     for segment in TEMPLATE.segments([HumanMessage("Hi")], start=True, answer=True)
     for token in segment.ids
 ]
-GREEDY = Sampling(temperature=0)
 
 
 @pytest.fixture
@@ -56,17 +52,7 @@ def ask(runtime: FakeRuntime) -> Callable[..., Request]:
     """Makes a chat request whose answer's ids are scripted."""
 
     def make(answer: Sequence[int] = (), **settings: Any) -> Request:
-        runtime.script(PROMPT, answer)
-        known: dict[str, Any] = {
-            "base": runtime.zero_state(),
-            "prompt": PROMPT,
-            "max_tokens": 50,
-            "sampling": GREEDY,
-            "stop": TEMPLATE.stops,
-            "stop_ids": WORLD.eos_ids,
-            "canonical": TEMPLATE.answer_ids,
-        }
-        return Request(**known | settings)
+        return scripted(runtime, PROMPT, answer, **settings)
 
     return make
 
