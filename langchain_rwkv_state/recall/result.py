@@ -1,0 +1,127 @@
+"""What a recall run found: how many answers held the fact, by section, series and point.
+
+Counts and their names as plain values, to JSON and back; nothing is run or drawn here. The easy
+mistake is to compare two shares without their counts: of 30 cases, 3 points are one answer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from langchain_rwkv_state.errors import StateCorrupt
+
+FORMAT = "langchain-rwkv-state-recall/1"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One place of a curve.
+
+    Attributes:
+        at: Where it stands: a number (other turns, facts, alpha, factor) or a label (a codec).
+        right: Answers that held the fact, letter by letter.
+        n: Answers.
+    """
+
+    at: float | str
+    right: int
+    n: int
+
+    @property
+    def share(self) -> float:
+        """Share of right answers, 0 to 1; 0 where nothing was asked."""
+        return self.right / self.n if self.n else 0.0
+
+
+@dataclass(frozen=True)
+class Series:
+    """One curve, such as that of the state or that of the transcript read again."""
+
+    name: str
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """Curves that share an axis.
+
+    Attributes:
+        name: Short name, such as ``distance``; unique in a result.
+        title: A line for people.
+        axis: What `Point.at` means.
+        series: The curves, each with the same points.
+    """
+
+    name: str
+    title: str
+    axis: str
+    series: tuple[Series, ...]
+
+
+@dataclass(frozen=True)
+class Recall:
+    """What one model recalled.
+
+    Attributes:
+        model: The name that it was loaded by.
+        fingerprint: The model itself, as states name it.
+        sections: What was measured.
+        settings: How it was run.
+    """
+
+    model: str
+    fingerprint: str
+    sections: tuple[Section, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Section]:
+        """Iterates over the sections."""
+        return iter(self.sections)
+
+    def section(self, name: str) -> Section | None:
+        """Returns a section by its short name; ``None`` where it was not measured."""
+        return next((each for each in self.sections if each.name == name), None)
+
+    def to_json(self) -> str:
+        """Returns a JSON text, for keeping and for other programs."""
+        body = {"format": FORMAT, **asdict(self)}
+        return json.dumps(body, indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Recall:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            StateCorrupt: The text is something else.
+        """
+        try:
+            raw = json.loads(text)
+            if raw["format"] != FORMAT:
+                raise ValueError(f"the format is {raw['format']!r}")
+            return cls(
+                str(raw["model"]),
+                str(raw["fingerprint"]),
+                tuple(map(_section, raw["sections"])),
+                dict(raw["settings"]),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise StateCorrupt(f"The text holds no recall figures: {error}.") from error
+
+
+def _section(raw: dict[str, Any]) -> Section:
+    series = tuple(Series(str(each["name"]), _points(each["points"])) for each in raw["series"])
+    return Section(str(raw["name"]), str(raw["title"]), str(raw["axis"]), series)
+
+
+def _points(raw: list[dict[str, Any]]) -> tuple[Point, ...]:
+    found = []
+    for each in raw:
+        at, right, n = each["at"], each["right"], each["n"]
+        placed = isinstance(at, int | float | str) and not isinstance(at, bool)
+        if not placed or type(right) is not int or type(n) is not int or not 0 <= right <= n:
+            raise ValueError(f"{right!r} of {n!r} are right at {at!r}")
+        found.append(Point(at, right, n))
+    return tuple(found)
