@@ -16,8 +16,10 @@ from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.cache import cache, warm
 from langchain_rwkv_state.cli.chat import chat
 from langchain_rwkv_state.cli.doctor import doctor
+from langchain_rwkv_state.cli.looking import calibrate, diff, inspect
 from langchain_rwkv_state.cli.sessions import prune, rm, sessions, show
-from langchain_rwkv_state.cli.toolbox import blend, decay, diff, export, import_, inspect
+from langchain_rwkv_state.cli.toolbox import blend, decay, export, import_
+from langchain_rwkv_state.cli.watch import watch
 from langchain_rwkv_state.errors import RWKVStateError
 
 
@@ -63,7 +65,8 @@ def _options(
 
 for _command in (
     *(chat, sessions, show, rm, prune, warm, doctor),
-    *(inspect, diff, blend, decay, export),
+    *(inspect, calibrate, diff, watch),
+    *(blend, decay, export),
 ):
     app.command()(_command)
 app.command("import")(import_)

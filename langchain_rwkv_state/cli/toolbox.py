@@ -1,8 +1,7 @@
-"""The commands on states: ``inspect``, ``diff``, ``blend``, ``decay``, ``export``, ``import``.
+"""The commands that make states: ``blend``, ``decay``, ``export``, ``import``.
 
-A state is named by a session, whose head is meant, or by a file that this package wrote. Nothing
-that is there is ever changed: results go to a new session or a new file. The easy mistake is to let
-a name mean two things: what is a file is a file, and everything else is a session.
+Nothing that is there is ever changed: results go to a new session or a new file. The easy mistake
+is to run a long command whose result has no place to go: a new file is asked for before.
 """
 
 from __future__ import annotations
@@ -11,74 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.options import ModelOption, StoreOption, StrategyOption, open_store
-from langchain_rwkv_state.cli.sessions import existing_store, unknown_session
+from langchain_rwkv_state.cli.states import Source, require_new, say_written, state_of
 
 if TYPE_CHECKING:
-    from langchain_rwkv_state.state import RWKVState, TensorHealth
+    from langchain_rwkv_state.state import RWKVState
 
-Source = Annotated[str, typer.Argument(help="A session, or a file of a state.")]
 Into = Annotated[
     str,
     typer.Option("--into", metavar="NAME", help="A new session, or a new .safetensors file."),
 ]
 _FILE = ".safetensors"
-_METRICS = ("l2", "cosine", "rms_relative")
-
-
-def inspect(source: Source, store: StoreOption = None) -> None:
-    """Look at a state: sizes, NaN, ranks of its matrices, and a verdict.
-
-    The exit code is 1 where it is broken.
-    """
-    from langchain_rwkv_state import state as states
-
-    state = _state(source, store)
-    found = states.inspect(state)
-    console = output.out()
-    console.print(Text(output.plain(repr(state))), soft_wrap=True)
-    console.print()
-    table = _table("TENSOR", "MEAN |X|", "MAX |X|", "RMS", "OF RANGE", "NAN", "INF", "RANKS")
-    for each in found.tensors:
-        figures = (each.mean_abs, each.max_abs, each.rms, each.range_used)
-        table.add_row(
-            each.name,
-            *(f"{figure:.3g}" for figure in figures),
-            str(each.n_nan),
-            str(each.n_inf),
-            _ranks(each),
-        )
-    console.print(table)
-    console.print()
-    console.print(found.verdict, soft_wrap=True)
-    if not found.sound:
-        raise typer.Exit(1)
-
-
-def diff(
-    first: Source,
-    second: Source,
-    metric: Annotated[str, typer.Option(help=f"One of {', '.join(_METRICS)}.")] = "rms_relative",
-    store: StoreOption = None,
-) -> None:
-    """Show how far apart two states are, layer by layer."""
-    from langchain_rwkv_state.state import distance
-
-    if metric not in _METRICS:
-        raise typer.BadParameter(f"{metric!r} is none of {', '.join(_METRICS)}.")
-    a, b = _state(first, store), _state(second, store)
-    found = distance(a, b, metric)  # type: ignore[arg-type]
-    kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in found.tensors))
-    table = _table("LAYER", "WHOLE", *kinds)
-    for number, whole in enumerate(found.layers):
-        parts = [found.tensors[f"blocks.{number}.{kind}"] for kind in kinds]
-        table.add_row(str(number), *(f"{figure:.4g}" for figure in (whole, *parts)))
-    table.add_row("all", f"{found.total:.4g}", *("" for _ in kinds), style="bold")
-    output.out().print(table)
 
 
 def blend(
@@ -93,7 +38,7 @@ def blend(
     """Add two states, with weights, to a new one."""
     from langchain_rwkv_state import state as states
 
-    made = states.blend(_state(first, store), _state(second, store), alpha)
+    made = states.blend(state_of(first, store), state_of(second, store), alpha)
     _keep(made, into, store)
 
 
@@ -106,7 +51,7 @@ def decay(
     """Let a state's past weigh less, in a new one."""
     from langchain_rwkv_state import state as states
 
-    _keep(states.decay(_state(source, store), factor), into, store)
+    _keep(states.decay(state_of(source, store), factor), into, store)
 
 
 def export(
@@ -123,15 +68,15 @@ def export(
     from langchain_rwkv_state.state import export_tensors, require_codec
 
     require_codec(codec)
-    state = _state(source, store)
-    _require_new(file)
+    state = state_of(source, store)
+    require_new(file)
     if file.suffix == _FILE:
         state.save(file, codec=codec)  # type: ignore[arg-type]
     elif codec != "exact":
         raise typer.BadParameter("A .pt or .pth file has no codec.")
     else:
         export_tensors(state, file)
-    _say_written(file)
+    say_written(file)
 
 
 def import_(
@@ -150,27 +95,14 @@ def import_(
     _keep_session(state, session, store)
 
 
-def _state(source: str, store: Path | None) -> RWKVState:
-    """Returns the state that a session or a file stands for."""
-    from langchain_rwkv_state.state import RWKVState
-
-    if Path(source).is_file():
-        return RWKVState.load(source)
-    with existing_store(store) as opened:
-        head = opened.head(source) if opened else None
-        if opened is None or head is None:
-            raise unknown_session(source)
-        return opened.get(head)
-
-
 def _keep(state: RWKVState, into: str, store: Path | None) -> None:
     if not into.endswith(_FILE):
         _keep_session(state, into, store)
         return
     target = Path(into)
-    _require_new(target)
+    require_new(target)
     state.save(target)
-    _say_written(target)
+    say_written(target)
 
 
 def _keep_session(state: RWKVState, session: str, store: Path | None) -> None:
@@ -211,27 +143,3 @@ def _foreign(file: Path, model: str, strategy: str) -> RWKVState:
         return import_tensors(file, llm.loaded().runtime.zero_state())
     finally:
         llm.unload()
-
-
-def _require_new(file: Path) -> None:
-    if file.exists():
-        raise ValueError(f"{file} is there already: name another file, or remove it first.")
-
-
-def _say_written(file: Path) -> None:
-    size = output.size(file.stat().st_size)
-    output.out().print(Text(f"Wrote {output.plain(str(file))}, {size}."), soft_wrap=True)
-
-
-def _ranks(health: TensorHealth) -> str:
-    if not health.ranks:
-        return ""
-    return f"{min(health.ranks):.1f} to {max(health.ranks):.1f}"
-
-
-def _table(first: str, *others: str) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column(first, no_wrap=True)
-    for name in others:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
