@@ -17,6 +17,7 @@ from langchain_rwkv_state.cli.cache import cache, warm
 from langchain_rwkv_state.cli.chat import chat
 from langchain_rwkv_state.cli.doctor import doctor
 from langchain_rwkv_state.cli.looking import calibrate, diff, inspect
+from langchain_rwkv_state.cli.report import report
 from langchain_rwkv_state.cli.sessions import prune, rm, sessions, show
 from langchain_rwkv_state.cli.toolbox import blend, decay, export, import_
 from langchain_rwkv_state.cli.watch import watch
@@ -65,7 +66,7 @@ def _options(
 
 for _command in (
     *(chat, sessions, show, rm, prune, warm, doctor),
-    *(inspect, calibrate, diff, watch),
+    *(inspect, calibrate, diff, watch, report),
     *(blend, decay, export),
 ):
     app.command()(_command)

@@ -91,10 +91,9 @@ def follow(
 def _at_head(
     store: StateStore, info: SessionInfo, seen: str | None, *, first: bool = False
 ) -> Sight:
-    log = store.log(info.session)
-    parent = next((turn.parent for turn in log if turn.ref == info.head), None)
-    before = None if parent == seen else _state(store, parent)
-    return Sight("head", info, _state(store, info.head), before, first)
+    parent = parent_of_head(store, info)
+    before = None if parent == seen else state_if_kept(store, parent)
+    return Sight("head", info, state_if_kept(store, info.head), before, first)
 
 
 def _moved(last: SessionInfo, info: SessionInfo) -> bool:
@@ -106,7 +105,13 @@ def _moved(last: SessionInfo, info: SessionInfo) -> bool:
     )
 
 
-def _state(store: StateStore, ref: str | None) -> RWKVState | None:
+def parent_of_head(store: StateStore, info: SessionInfo) -> str | None:
+    """Returns the head before a session's head; ``None`` for its first turn."""
+    return next((e.parent for e in store.log(info.session) if e.ref == info.head), None)
+
+
+def state_if_kept(store: StateStore, ref: str | None) -> RWKVState | None:
+    """Returns a state, which this counts as no use of; ``None`` where it is not here any more."""
     if ref is None:
         return None
     try:

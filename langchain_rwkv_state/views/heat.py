@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_rwkv_state.state.maps import HeadMap
 from langchain_rwkv_state.views.figure import figure
+from langchain_rwkv_state.views.scale import Scale, ticks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 _COLOURS = "viridis"
 _BROKEN = "#d1495b"
 _NUMBERED_CELLS = 48  # so few that each can carry its figure
-_LARGEST_RATIO = 1e6  # of a logarithmic scale: what is below is drawn as its lower end
 _WIDTHS, _HEIGHTS = (2.2, 9.0), (1.5, 9.0)  # inches of a panel's cells: least and most
 
 
@@ -53,20 +53,25 @@ def draw_maps(maps: Sequence[HeadMap], title: str) -> Figure:
 
 def _panel(drawn: Any, axes: Any, what: HeadMap) -> None:
     from matplotlib import colormaps
+    from matplotlib.colors import LogNorm, Normalize
 
     layers, heads = what.shape
+    scale = Scale.of(what)
     colours = colormaps[_COLOURS].with_extremes(bad=_BROKEN)
-    scale = _scale(what)
     image = axes.imshow(
-        _drawable(what, scale.vmin), cmap=colours, norm=scale, aspect="auto", interpolation="none"
+        _drawable(what, scale.low if scale.log else -math.inf),
+        cmap=colours,
+        norm=(LogNorm if scale.log else Normalize)(scale.low, scale.high),
+        aspect="auto",
+        interpolation="none",
     )
     broken = layers * heads - len(what.finite)
     note = f"  ({broken} not finite, red)" if broken else ""
     axes.set_title(what.title + note, fontsize=10, loc="left")
     axes.set_xlabel(what.columns, fontsize=9)
     axes.set_ylabel("layer", fontsize=9)
-    axes.set_xticks(_ticks(heads))
-    axes.set_yticks(_ticks(layers))
+    axes.set_xticks(ticks(heads))
+    axes.set_yticks(ticks(layers))
     axes.tick_params(labelsize=8, length=2)
     for side in axes.spines.values():
         side.set_visible(False)
@@ -78,48 +83,16 @@ def _panel(drawn: Any, axes: Any, what: HeadMap) -> None:
     bar = drawn.colorbar(image, ax=axes, fraction=0.06, pad=0.03)
     bar.ax.minorticks_off()
     if what.log:
-        bar.set_ticks(
-            marks := _even_marks(scale.vmin, scale.vmax), labels=map("{:.3g}".format, marks)
-        )
+        bar.setticks(marks := scale.marks(), labels=map("{:.3g}".format, marks))
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
     if layers * heads <= _NUMBERED_CELLS:
         _number(axes, what, image)
 
 
-def _scale(what: HeadMap) -> Any:
-    """Returns how figures become colours; a map of one value alone has a scale around it."""
-    from matplotlib.colors import LogNorm, Normalize
-
-    found = what.finite or (0.0,)
-    high = max(found)
-    positive = [x for x in found if x > 0]
-    if what.log and positive:
-        low = max(min(positive), high / _LARGEST_RATIO)
-        return LogNorm(low / 1.05, high * 1.05) if low >= high / 1.05 else LogNorm(low, high)
-    low = 0.0 if what.name == "difference" else min(found)
-    return Normalize(low, high if high > low else low + 1.0)
-
-
 def _drawable(what: HeadMap, low: float) -> list[list[float]]:
-    """Returns the figures, none below a logarithmic scale's end, which would not be drawn."""
-    if not what.log:
-        return [list(row) for row in what.values]
+    """Returns the figures, none below the scale's end: logarithms would not draw them."""
     return [[x if math.isnan(x) else max(x, low) for x in row] for row in what.values]
-
-
-def _even_marks(low: float, high: float) -> list[float]:
-    """Returns five marks of a logarithmic scale, even to the eye; powers of ten where they fit."""
-    first, last = math.log10(low), math.log10(high)
-    if last - first > 2:
-        step = math.ceil((last - first) / 6)
-        return [10.0**power for power in range(math.ceil(first), math.floor(last) + 1, step)]
-    return [10 ** (first + (last - first) * part / 4) for part in range(5)]
-
-
-def _ticks(count: int) -> list[int]:
-    step = next(step for step in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if count / step <= 17)
-    return list(range(0, count, step))
 
 
 def _number(axes: Any, what: HeadMap, image: Any) -> None:
