@@ -1,4 +1,4 @@
-"""The report of a session as a browser shows it: whole, silent, alone, and no wider than a phone."""
+"""A session's report as a browser shows it: whole, silent, alone, and no wider than a phone."""
 
 import subprocess
 import sys
@@ -33,9 +33,7 @@ def _run(store, *words, text=None):
 def chromium():
     found = find_chromium()
     if found is None:
-        pytest.skip(
-            "No browser: install chromium (Debian: apt-get install chromium), or name one in $CHROMIUM."
-        )
+        pytest.skip("No browser: install chromium (apt-get install chromium), or set $CHROMIUM.")
     return found
 
 
@@ -45,7 +43,9 @@ def session(tmp_path_factory):
     store = tmp_path_factory.mktemp("talk") / "store"
     _run(store, "chat", "-s", NAME, "--temperature", "0", text=SAID)
     with DiskStateStore(store) as opened:
-        return store, opened.get(opened.head(NAME))
+        head = opened.head(NAME)
+        assert head is not None
+        return store, opened.get(head)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_the_recall_curve_is_drawn(seen):
     ]
     tips = [each.text for each in seen.all("circle", "dot")]
     assert "transcript: 31 of 40 at 8" in tips
-    assert len([each for each in seen.all("rect", "bar")]) == 2
+    assert len(seen.all("rect", "bar")) == 2
     assert "data-other-model" not in seen.dom
 
 
