@@ -83,7 +83,7 @@ def _panel(drawn: Any, axes: Any, what: HeadMap) -> None:
     bar = drawn.colorbar(image, ax=axes, fraction=0.06, pad=0.03)
     bar.ax.minorticks_off()
     if what.log:
-        bar.setticks(marks := scale.marks(), labels=map("{:.3g}".format, marks))
+        bar.set_ticks(marks := scale.marks(), labels=map("{:.3g}".format, marks))
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
     if layers * heads <= _NUMBERED_CELLS:

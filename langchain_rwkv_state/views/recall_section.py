@@ -7,6 +7,7 @@ the session: it is one of the model, and only of the model whose fingerprint it 
 from __future__ import annotations
 
 from itertools import pairwise
+from math import isfinite
 
 from langchain_rwkv_state.recall import Recall, Section
 from langchain_rwkv_state.views.charts import Axis, Bars, Line, bar_chart, line_chart
@@ -49,9 +50,9 @@ def recall_section(recall: Recall | None, fingerprint: str) -> str:
 
 
 def _figure(part: Section) -> str:
-    labels = [point.at for point in part.series[0].points] if part.series else []
+    labels = list(dict.fromkeys(point.at for each in part.series for point in each.points))
     names = [each.name for each in part.series]
-    if all(isinstance(at, int | float) for at in labels) and len(labels) > 1:
+    if len(labels) > 1 and all(isinstance(at, int | float) and isfinite(at) for at in labels):
         chart = _curves(part)
     else:
         chart = _bars(part)

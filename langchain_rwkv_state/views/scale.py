@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from langchain_rwkv_state.state.maps import HeadMap
 
 _LARGEST_RATIO = 1e6  # of a logarithmic scale: what is below is shown as its lower end
+_SMALLEST = 1e-300  # what is below is 0: its logarithm leaves no room for a scale
 _SIDE = 1.05  # how far a scale of one value alone reaches around it
 _VIRIDIS = (
     *("440154", "482475", "414487", "355f8d", "2a788e", "21918c"),
@@ -33,12 +34,12 @@ class Scale:
         """Returns the scale for a map: logarithmic for sizes, from 0 for differences."""
         found = what.finite or (0.0,)
         high = max(found)
-        positive = [x for x in found if x > 0]
+        positive = [x for x in found if x > _SMALLEST]
         if what.log and positive:
             low = max(min(positive), high / _LARGEST_RATIO)
             return cls(low, high, True) if low < high else cls(low / _SIDE, high * _SIDE, True)
         low = 0.0 if what.name == "difference" else min(found)
-        return cls(low, high if high > low else low + 1.0)
+        return cls(low, high if high > low else low + max(1.0, abs(low)))
 
     def place(self, x: float) -> float:
         """Returns where a figure stands between the ends, 0 to 1."""
