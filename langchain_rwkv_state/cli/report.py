@@ -47,7 +47,7 @@ def report(
     with existing_store(store) as opened:
         if opened is None:
             raise unknown_session(session)
-        found = _look(opened, session, ranges, measured)
+        found = look(opened, session, ranges, measured)
 
     from langchain_rwkv_state.views.page import report_page
 
@@ -62,7 +62,7 @@ def _read_recall(file: Path | None) -> Recall | None:
     return None if file is None else Recall.from_json(file.read_text("utf-8"))
 
 
-def _look(
+def look(
     store: StateStore, session: str, healthy: Healthy | None, recall: Recall | None
 ) -> SessionReport:
     """Measures all that a report tells; this is no use of the session."""

@@ -76,22 +76,22 @@ def head_maps(state: RWKVState) -> tuple[HeadMap, ...]:
         >>> [(each.name, each.shape) for each in head_maps(zero)]
         [('norm', (2, 2)), ('rank', (2, 2))]
     """
-    columns = _columns(state)
-    layers = range(state.layout.n_layer)
+    columns, layers = _columns(state), range(state.layout.n_layer)
     if state.layout.version == 4:
-        meant = [accumulated(state, number) for number in layers]
-        means = tuple(_by_block(mean, _rms) for mean, _ in meant)
-        masses = tuple(_by_block(mass, lambda block: float(block.mean())) for _, mass in meant)
-        return (
-            HeadMap("mean", "Mean value read, aa / bb (rms)", columns, means, True),
-            HeadMap("mass", "Weight behind it, in nats", columns, masses),
-        )
-    matrices = [state.shared(f"blocks.{number}.att_kv") for number in layers]
-    norms = tuple(tuple(map(_rms, each.cpu().double())) for each in matrices)
-    return (
-        HeadMap("norm", "Norm (root mean square)", columns, norms, True),
-        HeadMap("rank", "Effective rank", columns, tuple(map(_ranks, matrices))),
-    )
+        masses = tuple(_by_block(accumulated(state, n)[1], _mean) for n in layers)
+        return size_map(state), HeadMap("mass", "Weight behind it, in nats", columns, masses)
+    ranks = tuple(_ranks(state.shared(f"blocks.{n}.att_kv")) for n in layers)
+    return size_map(state), HeadMap("rank", "Effective rank", columns, ranks)
+
+
+def size_map(state: RWKVState) -> HeadMap:
+    """Returns the first of `head_maps`, ``norm`` or ``mean``, by itself: it is the cheap one."""
+    columns, layers = _columns(state), range(state.layout.n_layer)
+    if state.layout.version == 4:
+        means = tuple(_by_block(accumulated(state, n)[0], _rms) for n in layers)
+        return HeadMap("mean", "Mean value read, aa / bb (rms)", columns, means, log=True)
+    norms = tuple(tuple(map(_rms, _heads(state, n))) for n in layers)
+    return HeadMap("norm", "Norm (root mean square)", columns, norms, log=True)
 
 
 def difference_map(a: RWKVState, b: RWKVState) -> HeadMap:
@@ -135,6 +135,10 @@ def _by_block(
 def _blocks(channels: torch.Tensor) -> list[torch.Tensor]:
     """Returns channels in blocks; the last one may be narrower."""
     return [channels[at : at + BLOCK_CHANNELS] for at in range(0, len(channels), BLOCK_CHANNELS)]
+
+
+def _mean(numbers: torch.Tensor) -> float:
+    return float(numbers.mean())
 
 
 def _rms(numbers: torch.Tensor) -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from langchain_rwkv_state.state.diagnostics import Inspection
 from langchain_rwkv_state.state.distance import distance
-from langchain_rwkv_state.state.maps import head_maps
+from langchain_rwkv_state.state.maps import size_map
 from langchain_rwkv_state.state.parts import SHIFTS, kind, layer
 from langchain_rwkv_state.state.state import RWKVState
 
@@ -73,8 +73,7 @@ def motion(state: RWKVState, before: RWKVState | None, found: Inspection) -> Mot
         >>> motion(zero, zero, inspect(zero)).moved
         0.0
     """
-    first = head_maps(state)[0]
-    sizes = [math.sqrt(sum(x * x for x in row) / len(row)) for row in first.values]
+    sizes = [math.sqrt(sum(x * x for x in row) / len(row)) for row in size_map(state).values]
     ranks: dict[int, float] = {
         layer(each.name): sum(each.ranks) / len(each.ranks)
         for each in found.tensors

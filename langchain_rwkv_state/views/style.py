@@ -47,6 +47,7 @@ code {
   font: 0.86em/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace;
   overflow-wrap: anywhere;
 }
+p code { display: inline-block; max-width: 100%; }
 dl.facts {
   display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr));
   gap: 1rem 1.25rem; margin: 0;
@@ -68,6 +69,7 @@ th, td {
   padding: 0.36rem 0.9rem 0.36rem 0; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--rule); font-variant-numeric: tabular-nums;
 }
+.grid th, .grid td { padding-right: 0.6rem; }
 th:first-child, td:first-child, .left { text-align: left; }
 th:last-child, td:last-child { padding-right: 0.25rem; }
 tbody tr:last-child td { border-bottom: 0; }

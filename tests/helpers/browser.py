@@ -121,6 +121,20 @@ def rendered(chromium: str, page: Path, profile: Path, *flags: str) -> Rendered:
     return Rendered(done.stdout, _CONSOLE.findall(done.stderr), reader.elements)
 
 
+def screenshot(
+    chromium: str, page: Path, profile: Path, picture: Path, width: int, height: int
+) -> None:
+    """Takes a picture of a page in a window of that size."""
+    size = f"--window-size={width},{height}"
+    wanted = (size, "--hide-scrollbars", f"--screenshot={picture}")
+    subprocess.run(
+        [chromium, *_FLAGS, *wanted, f"--user-data-dir={profile}", page.as_uri()],
+        capture_output=True,
+        timeout=PATIENCE_SECONDS,
+        check=True,
+    )
+
+
 def width_at(chromium: str, page: Path, profile: Path, width: int) -> int:
     """Returns how wide a page's content is in a window of that width.
 

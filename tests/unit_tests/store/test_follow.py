@@ -7,7 +7,7 @@ from itertools import islice
 import pytest
 
 from langchain_rwkv_state.errors import StoreError
-from langchain_rwkv_state.store import DiskStateStore, MemoryStateStore
+from langchain_rwkv_state.store import DiskStateStore, MemoryStateStore, StateStore
 from langchain_rwkv_state.store.follow import follow, parent_of_head, state_if_kept
 from tests.helpers.states import SetClock, random_state
 
@@ -21,10 +21,12 @@ def clock():
 
 @pytest.fixture(params=["memory", "disk"])
 def store(request, clock, tmp_path):
-    if request.param == "memory":
-        made = MemoryStateStore(ttl=DAY, clock=clock)
-    else:
-        made = DiskStateStore(tmp_path / "store", ttl=DAY, clock=clock)
+    in_memory = request.param == "memory"
+    made: StateStore = (
+        MemoryStateStore(ttl=DAY, clock=clock)
+        if in_memory
+        else DiskStateStore(tmp_path / "store", ttl=DAY, clock=clock)
+    )
     with made as opened:
         yield opened
 
