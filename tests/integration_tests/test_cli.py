@@ -194,10 +194,10 @@ def test_a_conversation_is_watched_from_another_terminal_until_ctrl_c(tmp_path):
         terminal.until("There is no store")
         assert not store.exists()
         _chat(store, text="My name is Marlow.\n")
-        terminal.until("turn 1")
+        terminal.until("turn \x1b[0m1")  # the name is dim, the number is not
         terminal.until("LAST TURNS")
         _chat(store, text="What is my name?\n")
-        terminal.until("turn 2")
+        terminal.until("turn \x1b[0m2")
         _run(store, "rm", "bob")
         terminal.until("The session was deleted")
         os.kill(terminal.pid, signal.SIGINT)
