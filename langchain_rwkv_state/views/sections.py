@@ -194,8 +194,8 @@ def _tensor(each: TensorHealth, report: SessionReport) -> list[str]:
     ranks = f"{min(each.ranks):.1f} to {max(each.ranks):.1f}" if each.ranks else ""
     figures = [f"{x:.3g}" for x in (each.mean_abs, each.max_abs, each.rms)]
     if report.healthy is not None:
-        low, high = report.healthy.rms[each.name]
-        figures.append(f"{low:.3g} to {high:.3g}")
+        usual = report.healthy.rms.get(each.name)  # a broken state is shown with any ranges
+        figures.append("" if usual is None else f"{usual[0]:.3g} to {usual[1]:.3g}")
     return [f"<code>{each.name}</code>", *figures, str(each.n_nan), str(each.n_inf), ranks]
 
 
