@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -167,6 +167,15 @@ class Checkpoint:
             weights=f"rwkv{version}-{_digest(tensors)}",
         )
 
+    def changed(self, tensors: Mapping[str, torch.Tensor], name: str) -> Checkpoint:
+        """Returns the same architecture with other numbers, under an identity of its own.
+
+        Args:
+            tensors: All tensors, the changed ones among them.
+            name: Of the change, without slashes.
+        """
+        return replace(self, weights=f"rwkv{self.version}-{_digest(tensors)}+{name}")
+
 
 def in_loading_order(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Returns the tensors in an order in which the `rwkv` package finds version and heads.
@@ -281,12 +290,19 @@ def _fits(shape: list[int], wanted: list[int]) -> bool:
 
 
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Returns 32 hex digits over names, shapes, dtypes and samples: some 4 kB a tensor."""
+    """Returns 32 hex digits over names, shapes, dtypes and samples: some 4 kB a tensor.
+
+    Of ``time_decay`` every byte counts.
+    """
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name}|{list(tensor.shape)}|{tensor.dtype}|".encode())
         flat = tensor.reshape(-1)
+        if name.endswith(".time_decay") and flat.nbytes > _SAMPLES * _SAMPLE_BYTES:
+            # A clamp may change one number in it, which the samples of a wide model may not hold.
+            digest.update(flat.contiguous().view(torch.uint8).numpy().tobytes())
+            continue
         size = _SAMPLE_BYTES // tensor.element_size()
         span = max(flat.numel() - size, 0)
         for part in range(_SAMPLES):
