@@ -7,6 +7,7 @@ for a fact without knowing how far back it stands: `Case` says how many words ca
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -53,9 +54,9 @@ WORDS = ("<start>", "?", *KINDS, *VALUES, *_PLAIN)
 _IDS = {word: place for place, word in enumerate(WORDS)}
 
 
-def ids(text: str) -> list[int]:
-    """Returns the ids of a text of known words with blanks between."""
-    return [_IDS[word] for word in text.split()]
+def ids(words: Sequence[str]) -> list[int]:
+    """Returns the ids of known words."""
+    return [_IDS[word] for word in words]
 
 
 def sentence(rng: Random) -> list[str]:
@@ -88,16 +89,15 @@ class Case:
     between: int
 
 
-def case(rng: Random, *, facts: int, between: int) -> Case:
+def case(rng: Random, kinds: Sequence[str], between: int) -> Case:
     """Returns a question about the first of some facts.
 
     Args:
-        rng: Chooses everything.
-        facts: How many facts are told, each of another kind.
+        rng: Chooses everything else.
+        kinds: Of the facts that are told, each once.
         between: At least so many words stand between the facts and the question.
     """
-    kinds = rng.sample(KINDS, facts)
-    values = rng.sample(VALUES, facts)
+    values = rng.sample(VALUES, len(kinds))
     told = ["<start>"]
     for kind, value in zip(kinds, values, strict=True):
         told += [kind, value, "."]
@@ -131,7 +131,7 @@ def lesson(rng: Random, words: int) -> tuple[list[int], list[bool]]:
             marks = [False] * len(said)
         found += said
         answers += marks
-    return [_IDS[word] for word in found[:words]], answers[:words]
+    return ids(found[:words]), answers[:words]
 
 
 def _derived(symbol: str, rng: Random) -> list[str]:

@@ -1,4 +1,4 @@
-"""Writes the measured figures into the pages of docs/, from the JSON files of the benchmarks.
+"""Writes the figures into the pages of docs/, from the JSON files of the benchmarks or computed.
 
 It measures nothing and phrases nothing: the page's text is written by hand, and each table stands
 between ``<!-- name -->`` and ``<!-- /name -->``. The easy mistake is to edit a table by hand: the
@@ -15,13 +15,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import public_models
 from benchmarks.common import RESULTS
 from benchmarks.crowd import WAYS
 from benchmarks.recall import TARGETS
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = DOCS / "benchmarks.md"
-PAGES = (PAGE, DOCS / "corrections.md", DOCS / "codecs.md", DOCS / "prefix_cache.md")
+PAGES = (
+    PAGE,
+    *(DOCS / f"{name}.md" for name in ("corrections", "codecs", "prefix_cache")),
+    *(DOCS / "toolbox" / f"{name}.md" for name in ("clamp_decay", "memory")),
+)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -269,10 +274,35 @@ def corrections(report: dict[str, Any]) -> str:
     """Returns what the common recipes do to the next answer."""
     head = ["recipe", "largest gap of a logit", "mean over cases", "mean KL, nats"]
     keys = ("logits_max", "logits_mean", "kl_mean")
-    return table(
-        head,
-        [[name, *(f"{row[key]:.2g}" for key in keys)] for name, row in report["results"].items()],
-    )
+    rows = [
+        [
+            name,
+            *(f"{row[key]:.2g}" for key in keys),
+            f"{row['recalled']} of {row['n']}",
+            f"{row['recalled_right']} of {row['n']}",
+        ]
+        for name, row in report["results"]["recipes"].items()
+    ]
+    return table([*head, "facts recalled", "with the right form"], rows)
+
+
+def clamps(report: dict[str, Any]) -> str:
+    """Returns what clamping ``time_decay`` does to a model."""
+    found, n = report["results"]["clamps"], report["settings"]["cases"]
+    rows = [
+        [
+            name,
+            f"{row['channels']} of {row['of']}",
+            f"{row['shortest']:.2g} to {row['longest']:,.4g}",
+            f"{row['loss']:.4f}",
+            *(f"{right} of {n}" for right in row["recalled"].values()),
+        ]
+        for name, row in found.items()
+    ]
+    first = next(iter(found.values()))
+    after = [f"recalled after {distance} words" for distance in first["recalled"]]
+    head = ["model", "channels changed", "half-lives, tokens", "loss on a text, nats a word"]
+    return table([*head, *after], rows)
 
 
 def codecs(report: dict[str, Any]) -> str:
@@ -335,6 +365,12 @@ def prefix_cost(report: dict[str, Any]) -> str:
     return table(["entries of 1,000 tokens", "lookup", "insert"], rows)
 
 
+def public() -> str:
+    """Returns what remembering costs the published models."""
+    head = ["model", "layers x width", "state, bytes", *public_models.CONTEXTS, "at 8k, times"]
+    return table(head, public_models.rows())
+
+
 def machine(report: dict[str, Any]) -> str:
     """Returns a line about the machine."""
     found = report["machine"]
@@ -370,6 +406,7 @@ TABLES: dict[str, tuple[str, Callable[..., str]]] = {
     "int8 recall": ("int8", rounded_recall),
     "int8 targets": ("int8", targets),
     "corrections": ("corrections", corrections),
+    "clamps": ("corrections", clamps),
     "codecs": ("retention", codecs),
     "blends": ("retention", blends),
     "decays": ("retention", decays),
@@ -379,6 +416,10 @@ TABLES: dict[str, tuple[str, Callable[..., str]]] = {
     "prefix cost": ("prefix_cache", prefix_cost),
 }
 """By the name in the page: which benchmark it comes from, and how it is written."""
+
+
+COMPUTED: dict[str, Callable[[], str]] = {"public models": public}
+"""By the name in the page: tables that need no measurement."""
 
 
 def fill(page: str, results: Path = RESULTS) -> str:
@@ -393,9 +434,16 @@ def fill(page: str, results: Path = RESULTS) -> str:
             text = write(report, json.loads(other.read_text("utf-8")))
         else:
             text = write(report)
-        pattern = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        page = pattern.sub(lambda found, text=text: f"{found[1]}{text}\n{found[2]}", page)  # type: ignore[misc]
+        page = _with(page, name, text)
+    for name, compute in COMPUTED.items():
+        page = _with(page, name, compute())
     return page
+
+
+def _with(page: str, name: str, text: str) -> str:
+    """Returns the page with one table written anew."""
+    pattern = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    return pattern.sub(lambda found: f"{found[1]}{text}\n{found[2]}", page)
 
 
 def fill_all() -> None:

@@ -15,10 +15,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from langchain_rwkv_state.errors import ModelLoadError
+from langchain_rwkv_state.state import StateLayout, Version
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _SAMPLE_BYTES = 1024
@@ -131,6 +133,12 @@ class Checkpoint:
     def head_size(self) -> int:
         """Size of a head, N (A for RWKV-4)."""
         return self.n_att // self.n_head
+
+    @property
+    def layout(self) -> StateLayout:
+        """The layout of its states, where they are kept in fp32 throughout."""
+        version, dtypes = cast("Version", int(self.version[0])), ("fp32",) * self.n_layer
+        return StateLayout(version, self.n_layer, self.n_embd, self.n_head, self.head_size, dtypes)
 
     @classmethod
     def of(cls, tensors: Mapping[str, torch.Tensor], path: Path) -> Checkpoint:

@@ -122,8 +122,8 @@ def _measured(
     state = reference.zero_tensors()
     rates: list[torch.Tensor] = []
     for token in tokens:
-        _, state, decays = reference.step_with_decays(token, state)
-        rates.append(-torch.stack(decays).double().log())
+        _, state, found = reference.step_with_rates(token, state)
+        rates.append(torch.stack(found).double())
     return (math.log(2) / torch.stack(rates).mean(0)).unbind(0)
 
 

@@ -24,7 +24,7 @@ Tensors = Mapping[str, Tensor]
 Mixed = tuple[Tensor, dict[str, Tensor]]
 
 _GROUP_NORM_EPS = 64e-5
-_DECAY_7 = -0.606531  # -exp(-0.5), with the digits that the package gives it
+_RATE_7 = 0.606531  # exp(-0.5), with the digits that the package gives it
 
 
 class ReferenceModel:
@@ -79,25 +79,26 @@ class ReferenceModel:
         Returns:
             The logits ``[V]``, and the state behind the token.
         """
-        logits, after, _ = self.step_with_decays(token, state)
+        logits, after, _ = self.step_with_rates(token, state)
         return logits, after
 
-    def step_with_decays(
+    def step_with_rates(
         self, token: int, state: Tensors
     ) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
-        """Reads one token; returns also how much of its past each layer kept, ``[D]`` each.
+        """Reads one token; returns also how fast each layer's past faded, ``[D]`` each.
 
         Args:
             token: Its id.
             state: Tensors by name; left as they are.
 
         Returns:
-            Logits, the state behind the token, and for each layer the factors by which the channels
-            (RWKV-4) or the matrices' key sides (the others) were multiplied.
+            Logits, the state behind the token, and for each layer the rates ``-ln w`` of the
+            factors by which the channels (RWKV-4) or the matrices' key sides (the others) were
+            multiplied. (A factor near 1 would keep few digits of its rate.)
         """
         x = self._norm("blocks.0.ln0", self._w["emb.weight"][token])
         after: dict[str, Tensor] = {}
-        decays: list[Tensor] = []
+        rates: list[Tensor] = []
         carried: dict[str, Tensor] = {}
         for number in range(self.n_layer):
             block = f"blocks.{number}."
@@ -115,11 +116,11 @@ class ReferenceModel:
                 added, changed = mix(weights | carried, normed, before, self.n_head)
                 if "v_first" in changed:
                     carried = {"v_first": changed.pop("v_first")}
-                if "decay" in changed:
-                    decays.append(changed.pop("decay").flatten())
+                if "rate" in changed:
+                    rates.append(changed.pop("rate").flatten())
                 x = x + added
                 after |= {block + name: tensor for name, tensor in changed.items()}
-        return self._w["head.weight"] @ self._norm("ln_out", x), after, decays
+        return self._w["head.weight"] @ self._norm("ln_out", x), after, rates
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
         return layer_norm(x, x.shape, self._w[f"{name}.weight"], self._w[f"{name}.bias"])
@@ -141,7 +142,7 @@ def time_mix_4(w: Tensors, x: Tensor, before: Tensors, _: int) -> Mixed:
         before: ``att_x_prev`` ``[D]``, ``att_aa``, ``att_bb`` and ``att_pp`` ``[D]``.
 
     Returns:
-        What is added to the residual stream, ``[D]``; the four after the token, and ``decay``.
+        What is added to the residual stream, ``[D]``; the four after the token, and ``rate``.
     """
     back = before["att_x_prev"]
     r = torch.sigmoid(w["receptance.weight"] @ _lerp(back, x, w["time_mix_r"]))
@@ -163,7 +164,7 @@ def time_mix_4(w: Tensors, x: Tensor, before: Tensors, _: int) -> Mixed:
         "att_aa": past * aa + new * v,
         "att_bb": past * bb + new,
         "att_pp": top,
-        "decay": torch.exp(-speed),
+        "rate": speed,
     }
     return w["output.weight"] @ (r * wkv), after
 
@@ -196,7 +197,7 @@ def time_mix_5(w: Tensors, x: Tensor, before: Tensors, heads: int) -> Mixed:
         heads: H.
 
     Returns:
-        What is added to the residual stream, ``[D]``; the two after the token, and ``decay``.
+        What is added to the residual stream, ``[D]``; the two after the token, and ``rate``.
     """
     back = before["att_x_prev"]
     r, k, v = (
@@ -206,10 +207,9 @@ def time_mix_5(w: Tensors, x: Tensor, before: Tensors, heads: int) -> Mixed:
     gate = torch.ones_like(r)
     if "gate.weight" in w:
         gate = silu(w["gate.weight"] @ _lerp(back, x, w["time_mix_g"]))
-    decay = torch.exp(-torch.exp(w["time_decay"])).reshape(heads, -1, 1)
-    y, matrix = _read_and_write(w, r, k, v, decay, before["att_kv"])
-    rows = decay.expand(heads, r.numel() // heads, 1)
-    after = {"att_x_prev": x, "att_kv": matrix, "decay": rows}
+    rate = torch.exp(w["time_decay"]).reshape(heads, -1, 1).expand(heads, r.numel() // heads, 1)
+    y, matrix = _read_and_write(w, r, k, v, torch.exp(-rate), before["att_kv"])
+    after = {"att_x_prev": x, "att_kv": matrix, "rate": rate}
     return _gated_output(w, y, gate, heads), after
 
 
@@ -229,7 +229,7 @@ def time_mix_6(w: Tensors, x: Tensor, before: Tensors, heads: int) -> Mixed:
         heads: H.
 
     Returns:
-        What is added to the residual stream, ``[D]``; the two after the token, and ``decay``.
+        What is added to the residual stream, ``[D]``; the two after the token, and ``rate``.
     """
     xx = before["att_x_prev"] - x
     low = torch.tanh((x + xx * w["time_maa_x"]) @ w["time_maa_w1"]).view(5, 1, -1)
@@ -240,9 +240,9 @@ def time_mix_6(w: Tensors, x: Tensor, before: Tensors, heads: int) -> Mixed:
     r, k, v = w["receptance.weight"] @ xr, w["key.weight"] @ xk, w["value.weight"] @ xv
     gate = silu(w["gate.weight"] @ xg)
     speed = w["time_decay"] + torch.tanh(xw @ w["time_decay_w1"]) @ w["time_decay_w2"]
-    decay = torch.exp(-torch.exp(speed)).view(heads, -1, 1)
-    y, matrix = _read_and_write(w, r, k, v, decay, before["att_kv"])
-    after = {"att_x_prev": x, "att_kv": matrix, "decay": decay}
+    rate = torch.exp(speed).view(heads, -1, 1)
+    y, matrix = _read_and_write(w, r, k, v, torch.exp(-rate), before["att_kv"])
+    after = {"att_x_prev": x, "att_kv": matrix, "rate": rate}
     return _gated_output(w, y, gate, heads), after
 
 
@@ -272,12 +272,12 @@ def time_mix_7(w: Tensors, x: Tensor, before: Tensors, heads: int) -> Mixed:
 
     Returns:
         What is added to the residual stream, ``[D]``; the two after the token, ``v_first`` and
-        ``decay``.
+        ``rate``.
     """
     xx = before["att_x_prev"] - x
     xr, xw, xk, xv, xa, xg = (x + xx * w[f"x_{name}"] for name in "rwkvag")
     r, k, v = w["receptance.weight"] @ xr, w["key.weight"] @ xk, w["value.weight"] @ xv
-    decay = torch.exp(_DECAY_7 * torch.sigmoid(w["w0"] + torch.tanh(xw @ w["w1"]) @ w["w2"]))
+    fading = _RATE_7 * torch.sigmoid(w["w0"] + torch.tanh(xw @ w["w1"]) @ w["w2"])
     rate = torch.sigmoid(w["a0"] + (xa @ w["a1"]) @ w["a2"])
     gate = torch.sigmoid(xg @ w["g1"]) @ w["g2"]
 
@@ -290,13 +290,13 @@ def time_mix_7(w: Tensors, x: Tensor, before: Tensors, heads: int) -> Mixed:
     rows, columns = v.view(heads, -1, 1), k.view(heads, 1, -1)
     taken_out = -direction.unsqueeze(2) @ (direction * rate.view(heads, -1)).unsqueeze(1)
     matrix = before["att_kv"]
-    matrix = matrix * decay.view(heads, 1, -1) + matrix @ taken_out + rows @ columns
+    matrix = matrix * torch.exp(-fading).view(heads, 1, -1) + matrix @ taken_out + rows @ columns
     y = matrix @ r.view(heads, -1, 1)
 
     y = group_norm(y.reshape(1, -1), heads, w["ln_x.weight"], w["ln_x.bias"], _GROUP_NORM_EPS)[0]
     bonus = (r * k).view(heads, -1) * w["r_k"].view(heads, -1)
     y = y + (bonus.sum(-1, keepdim=True) * v.view(heads, -1)).flatten()
-    after = {"att_x_prev": x, "att_kv": matrix, "v_first": v_first, "decay": decay}
+    after = {"att_x_prev": x, "att_kv": matrix, "v_first": v_first, "rate": fading}
     return w["output.weight"] @ (y * gate), after
 
 
