@@ -16,6 +16,7 @@ from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.cache import cache, warm
 from langchain_rwkv_state.cli.chat import chat
 from langchain_rwkv_state.cli.doctor import doctor
+from langchain_rwkv_state.cli.recall import recall
 from langchain_rwkv_state.cli.sessions import prune, rm, sessions, show
 from langchain_rwkv_state.cli.toolbox import blend, decay, diff, export, import_, inspect
 from langchain_rwkv_state.errors import RWKVStateError
@@ -63,7 +64,7 @@ def _options(
 
 for _command in (
     *(chat, sessions, show, rm, prune, warm, doctor),
-    *(inspect, diff, blend, decay, export),
+    *(inspect, diff, blend, decay, export, recall),
 ):
     app.command()(_command)
 app.command("import")(import_)

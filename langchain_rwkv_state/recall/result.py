@@ -87,8 +87,11 @@ class Recall:
 
     def to_json(self) -> str:
         """Returns a JSON text, for keeping and for other programs."""
-        body = {"format": FORMAT, **asdict(self)}
-        return json.dumps(body, indent=1, ensure_ascii=False) + "\n"
+        return json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns what `to_json` writes, as plain values."""
+        return {"format": FORMAT, **asdict(self)}
 
     @classmethod
     def from_json(cls, text: str) -> Recall:

@@ -1,7 +1,15 @@
 """States as values: what they are made of, where they come from, and how they become bytes."""
 
 from langchain_rwkv_state.state.algebra import blend, blend_many, decay, renormalise
-from langchain_rwkv_state.state.codec import Decoded, decode, encode, lossy, require_codec
+from langchain_rwkv_state.state.codec import (
+    Decoded,
+    decode,
+    encode,
+    encode_parts,
+    lossy,
+    require_codec,
+)
+from langchain_rwkv_state.state.container import Buffer
 from langchain_rwkv_state.state.derivation import (
     ZERO_ROOT,
     Derivation,
@@ -27,6 +35,7 @@ __all__ = [
     "CODECS",
     "LOSSY",
     "ZERO_ROOT",
+    "Buffer",
     "CodecName",
     "Decoded",
     "Derivation",
@@ -48,6 +57,7 @@ __all__ = [
     "distance",
     "dtype_name",
     "encode",
+    "encode_parts",
     "export_tensors",
     "import_tensors",
     "inspect",
