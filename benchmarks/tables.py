@@ -11,23 +11,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS
 from benchmarks.crowd import WAYS
 from benchmarks.recall import TARGETS
+from benchmarks.state_tables import codecs, recalled, table, through_a_store
+from langchain_rwkv_state.recall import SECTIONS
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = DOCS / "benchmarks.md"
-PAGES = (PAGE, DOCS / "corrections.md", DOCS / "codecs.md", DOCS / "prefix_cache.md")
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+PAGES = sorted(DOCS.rglob("*.md"))
 
 
 def targets(report: dict[str, Any], gpu: dict[str, Any] | None = None) -> str:
@@ -275,46 +271,6 @@ def corrections(report: dict[str, Any]) -> str:
     )
 
 
-def codecs(report: dict[str, Any]) -> str:
-    """Returns each codec's size, speed and loss."""
-    found, n = report["results"], report["settings"]["n"]
-    rows = [
-        [
-            f"`{name}`",
-            f"{row['share_12x768']:.3f}",
-            f"{row['share_demo']:.3f}",
-            f"{row['encode_gb_s']:.2f}",
-            f"{row['decode_gb_s']:.2f}",
-            f"{row['kl']:.1e}" if "kl" in row else "0",
-            f"{found['recall'][name]} of {n}",
-        ]
-        for name, row in found["codecs"].items()
-    ]
-    rows += [
-        [name, "", "", "", "", "", f"{found['recall'][name]} of {n}"]
-        for name in ("zero state", "another conversation")
-    ]
-    head = ["codec", "of fp32, 12x768", "of fp32, demo", "encode GB/s", "decode GB/s"]
-    return table([*head, "KL, nats", "facts recalled"], rows)
-
-
-def blends(report: dict[str, Any]) -> str:
-    """Returns which facts survive a blend."""
-    n = report["settings"]["n"]
-    rows = [
-        [name, f"{row['first']} of {n}", f"{row['second']} of {n}"]
-        for name, row in report["results"]["blend"].items()
-    ]
-    return table(["blend", "of the first", "of the second"], rows)
-
-
-def decays(report: dict[str, Any]) -> str:
-    """Returns how many facts survive a decay."""
-    n = report["settings"]["n"]
-    rows = [[name, f"{right} of {n}"] for name, right in report["results"]["decay"].items()]
-    return table(["factor", "recalled"], rows)
-
-
 def prefix_trace(report: dict[str, Any]) -> str:
     """Returns what a cache of few states saves of a trace of system prompts."""
     found = report["results"]["zipf"]
@@ -370,9 +326,14 @@ TABLES: dict[str, tuple[str, Callable[..., str]]] = {
     "int8 recall": ("int8", rounded_recall),
     "int8 targets": ("int8", targets),
     "corrections": ("corrections", corrections),
-    "codecs": ("retention", codecs),
-    "blends": ("retention", blends),
-    "decays": ("retention", decays),
+    "codecs on the demo model": ("codecs", codecs("demo")),
+    "codecs on 12x768": ("codecs", codecs("12x768")),
+    "codec machine": ("codecs", machine),
+    "codecs in a store": ("codecs", through_a_store),
+    "codec targets": ("codecs", targets),
+    "retention machine": ("retention", machine),
+    "retention targets": ("retention", targets),
+    **{f"recalled: {name}": ("retention", recalled(name)) for name in SECTIONS},
     "prefix machine": ("prefix_cache", machine),
     "prefix targets": ("prefix_cache", targets),
     "prefix trace": ("prefix_cache", prefix_trace),

@@ -102,6 +102,18 @@ class Recall:
         """
         try:
             raw = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise StateCorrupt(f"The text holds no recall figures: {error}.") from error
+        return cls.from_dict(raw)
+
+    @classmethod
+    def from_dict(cls, raw: Any) -> Recall:
+        """Reads what `as_dict` gave.
+
+        Raises:
+            StateCorrupt: The value is something else.
+        """
+        try:
             if raw["format"] != FORMAT:
                 raise ValueError(f"the format is {raw['format']!r}")
             return cls(
@@ -110,8 +122,8 @@ class Recall:
                 tuple(map(_section, raw["sections"])),
                 dict(raw["settings"]),
             )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise StateCorrupt(f"The text holds no recall figures: {error}.") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StateCorrupt(f"The value holds no recall figures: {error}.") from error
 
 
 def _section(raw: dict[str, Any]) -> Section:

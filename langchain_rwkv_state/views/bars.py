@@ -15,6 +15,8 @@ from rich.text import Text
 
 from langchain_rwkv_state.recall.result import Point, Recall, Section
 
+_LINE_CELLS = 80  # a usual terminal
+_AXIS_CELLS, _COUNT_CELLS = 14, 11  # with the gaps beside them
 _BAR_CELLS = 20
 
 
@@ -33,18 +35,20 @@ def _parts(found: Recall) -> Iterator[RenderableType]:
 
 def _table(section: Section) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column(section.axis.upper(), no_wrap=True)
+    room = (_LINE_CELLS - _AXIS_CELLS) // len(section.series) - _COUNT_CELLS
+    width = max(3, min(_BAR_CELLS, room))
+    table.add_column(section.axis.upper())
     for series in section.series:
-        table.add_column(series.name.upper(), min_width=_BAR_CELLS)
+        table.add_column(series.name.upper(), min_width=width)
         table.add_column("", justify="right", no_wrap=True)
     for row, first in enumerate(section.series[0].points):
         cells: list[RenderableType] = [str(first.at)]
         for series in section.series:
-            cells += _cells(series.points[row])
+            cells += _cells(series.points[row], width)
         table.add_row(*cells)
     return table
 
 
-def _cells(point: Point) -> tuple[RenderableType, str]:
-    bar = Bar(1, 0, point.share, width=_BAR_CELLS, color="cyan", bgcolor="grey23")
-    return bar, f"{point.right} of {point.n}"
+def _cells(point: Point, width: int) -> tuple[RenderableType, str]:
+    bar = Bar(1, 0, point.share, width=width, color="cyan", bgcolor="grey23")
+    return bar, f"{point.right}/{point.n}"

@@ -104,7 +104,7 @@ def test_the_command_prints_draws_and_keeps_what_it_found(run, tmp_path):
         for row, point in enumerate(section.series[0].points):
             shown = lines[at + 2 + row]
             assert shown.startswith(str(point.at))
-            assert f"{point.right} of {point.n}" in shown
+            assert f"{point.right}/{point.n}" in shown
     assert (tmp_path / "found.png").read_bytes()[:4] == b"\x89PNG"
     assert [line.partition(",")[0] for line in lines[-2:]] == [
         "Wrote found.json",
@@ -118,7 +118,7 @@ def test_the_command_prints_draws_and_keeps_what_it_found(run, tmp_path):
         (["--only", "all"], "none of distance"),
         (["--distances", "1,x"], "no numbers of turns"),
         (["--distances", "-1"], "no numbers of turns"),
-        (["-n", "0"], "0 is"),
+        (["-n", "0"], "Invalid value for"),
         (["--model", "nothing.pth"], "nothing.pth"),
     ],
 )
