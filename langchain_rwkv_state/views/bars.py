@@ -37,9 +37,9 @@ def _table(section: Section) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     room = (_LINE_CELLS - _AXIS_CELLS) // len(section.series) - _COUNT_CELLS
     width = max(3, min(_BAR_CELLS, room))
-    table.add_column(section.axis.upper())
+    table.add_column(section.axis.upper(), max_width=2 * _AXIS_CELLS)
     for series in section.series:
-        table.add_column(series.name.upper(), min_width=width)
+        table.add_column(series.name.upper(), width=width, overflow="fold")
         table.add_column("", justify="right", no_wrap=True)
     for row, first in enumerate(section.series[0].points):
         cells: list[RenderableType] = [str(first.at)]
