@@ -30,6 +30,7 @@ from langchain_rwkv_state.state.layout import StateLayout, TensorSpec, Version, 
 from langchain_rwkv_state.state.memory import Memory, memory
 from langchain_rwkv_state.state.packing import CODECS, LOSSY, CodecName
 from langchain_rwkv_state.state.state import RWKVState, zero_state
+from langchain_rwkv_state.state.trial import CodecTrial, try_codecs
 
 __all__ = [
     "CODECS",
@@ -37,6 +38,7 @@ __all__ = [
     "ZERO_ROOT",
     "Buffer",
     "CodecName",
+    "CodecTrial",
     "Decoded",
     "Derivation",
     "Distance",
@@ -67,5 +69,6 @@ __all__ = [
     "reference",
     "renormalise",
     "require_codec",
+    "try_codecs",
     "zero_state",
 ]
