@@ -6,6 +6,7 @@ years.
 
 from __future__ import annotations
 
+from benchmarks.state_tables import table as markdown
 from langchain_rwkv_state.state import StateLayout, Version, memory
 
 CONTEXTS = {"1k": 1 << 10, "8k": 1 << 13, "128k": 1 << 17, "1M": 1 << 20}
@@ -40,8 +41,8 @@ def layout_of(version: Version, n_layer: int, n_embd: int) -> StateLayout:
     return StateLayout.of(version, n_layer=n_layer, n_embd=n_embd, head_size=size)
 
 
-def rows() -> list[list[str]]:
-    """Returns a line for each model: its state and the caches in MB, and how many times larger."""
+def table() -> str:
+    """Returns a Markdown table: states in bytes, caches in MB, and how many times larger."""
     found = []
     for name, version, n_layer, n_embd in MODELS:
         layout = layout_of(version, n_layer, n_embd)
@@ -51,4 +52,5 @@ def rows() -> list[list[str]]:
         times = f"{at_8k.cache / at_8k.state:,.0f} / {at_8k.grouped / at_8k.state:,.0f}"
         size = f"{n_layer} x {n_embd}"
         found.append([name, size, f"{layout.nbytes:,}", *caches, times])
-    return found
+    head = ["model", "layers x width", "state, bytes", *CONTEXTS, "at 8k, times"]
+    return markdown(head, found)

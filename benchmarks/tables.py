@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,19 @@ from benchmarks import public_models
 from benchmarks.common import RESULTS
 from benchmarks.crowd import WAYS
 from benchmarks.recall import TARGETS
+from benchmarks.state_tables import (
+    clamps,
+    codecs,
+    corrections,
+    recalled,
+    table,
+    through_a_store,
+)
+from langchain_rwkv_state.recall import SECTIONS
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = DOCS / "benchmarks.md"
-PAGES = (
-    PAGE,
-    *(DOCS / f"{name}.md" for name in ("corrections", "codecs", "prefix_cache")),
-    *(DOCS / "toolbox" / f"{name}.md" for name in ("clamp_decay", "memory")),
-)
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+PAGES = sorted(DOCS.rglob("*.md"))
 
 
 def targets(report: dict[str, Any], gpu: dict[str, Any] | None = None) -> str:
@@ -270,81 +269,6 @@ def rounded_recall(report: dict[str, Any]) -> str:
     return table(["what", "fp32", "int8", "cases"], [*rows, [*last, str(found["n"])]])
 
 
-def corrections(report: dict[str, Any]) -> str:
-    """Returns what the common recipes do to the next answer."""
-    head = ["recipe", "largest gap of a logit", "mean over cases", "mean KL, nats"]
-    keys = ("logits_max", "logits_mean", "kl_mean")
-    rows = [
-        [
-            name,
-            *(f"{row[key]:.2g}" for key in keys),
-            f"{row['recalled']} of {row['n']}",
-            f"{row['recalled_right']} of {row['n']}",
-        ]
-        for name, row in report["results"]["recipes"].items()
-    ]
-    return table([*head, "facts recalled", "with the right form"], rows)
-
-
-def clamps(report: dict[str, Any]) -> str:
-    """Returns what clamping ``time_decay`` does to a model."""
-    found, n = report["results"]["clamps"], report["settings"]["cases"]
-    rows = [
-        [
-            name,
-            f"{row['channels']} of {row['of']}",
-            f"{row['shortest']:.2g} to {row['longest']:,.4g}",
-            f"{row['loss']:.4f}",
-            *(f"{right} of {n}" for right in row["recalled"].values()),
-        ]
-        for name, row in found.items()
-    ]
-    first = next(iter(found.values()))
-    after = [f"recalled after {distance} words" for distance in first["recalled"]]
-    head = ["model", "channels changed", "half-lives, tokens", "loss on a text, nats a word"]
-    return table([*head, *after], rows)
-
-
-def codecs(report: dict[str, Any]) -> str:
-    """Returns each codec's size, speed and loss."""
-    found, n = report["results"], report["settings"]["n"]
-    rows = [
-        [
-            f"`{name}`",
-            f"{row['share_12x768']:.3f}",
-            f"{row['share_demo']:.3f}",
-            f"{row['encode_gb_s']:.2f}",
-            f"{row['decode_gb_s']:.2f}",
-            f"{row['kl']:.1e}" if "kl" in row else "0",
-            f"{found['recall'][name]} of {n}",
-        ]
-        for name, row in found["codecs"].items()
-    ]
-    rows += [
-        [name, "", "", "", "", "", f"{found['recall'][name]} of {n}"]
-        for name in ("zero state", "another conversation")
-    ]
-    head = ["codec", "of fp32, 12x768", "of fp32, demo", "encode GB/s", "decode GB/s"]
-    return table([*head, "KL, nats", "facts recalled"], rows)
-
-
-def blends(report: dict[str, Any]) -> str:
-    """Returns which facts survive a blend."""
-    n = report["settings"]["n"]
-    rows = [
-        [name, f"{row['first']} of {n}", f"{row['second']} of {n}"]
-        for name, row in report["results"]["blend"].items()
-    ]
-    return table(["blend", "of the first", "of the second"], rows)
-
-
-def decays(report: dict[str, Any]) -> str:
-    """Returns how many facts survive a decay."""
-    n = report["settings"]["n"]
-    rows = [[name, f"{right} of {n}"] for name, right in report["results"]["decay"].items()]
-    return table(["factor", "recalled"], rows)
-
-
 def prefix_trace(report: dict[str, Any]) -> str:
     """Returns what a cache of few states saves of a trace of system prompts."""
     found = report["results"]["zipf"]
@@ -363,12 +287,6 @@ def prefix_cost(report: dict[str, Any]) -> str:
         for row in report["results"]["cost_microseconds"]
     ]
     return table(["entries of 1,000 tokens", "lookup", "insert"], rows)
-
-
-def public() -> str:
-    """Returns what remembering costs the published models."""
-    head = ["model", "layers x width", "state, bytes", *public_models.CONTEXTS, "at 8k, times"]
-    return table(head, public_models.rows())
 
 
 def machine(report: dict[str, Any]) -> str:
@@ -407,9 +325,14 @@ TABLES: dict[str, tuple[str, Callable[..., str]]] = {
     "int8 targets": ("int8", targets),
     "corrections": ("corrections", corrections),
     "clamps": ("corrections", clamps),
-    "codecs": ("retention", codecs),
-    "blends": ("retention", blends),
-    "decays": ("retention", decays),
+    "codecs on the demo model": ("codecs", codecs("demo")),
+    "codecs on 12x768": ("codecs", codecs("12x768")),
+    "codec machine": ("codecs", machine),
+    "codecs in a store": ("codecs", through_a_store),
+    "codec targets": ("codecs", targets),
+    "retention machine": ("retention", machine),
+    "retention targets": ("retention", targets),
+    **{f"recalled: {name}": ("retention", recalled(name)) for name in SECTIONS},
     "prefix machine": ("prefix_cache", machine),
     "prefix targets": ("prefix_cache", targets),
     "prefix trace": ("prefix_cache", prefix_trace),
@@ -418,7 +341,7 @@ TABLES: dict[str, tuple[str, Callable[..., str]]] = {
 """By the name in the page: which benchmark it comes from, and how it is written."""
 
 
-COMPUTED: dict[str, Callable[[], str]] = {"public models": public}
+COMPUTED: dict[str, Callable[[], str]] = {"public models": public_models.table}
 """By the name in the page: tables that need no measurement."""
 
 

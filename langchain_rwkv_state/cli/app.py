@@ -18,6 +18,7 @@ from langchain_rwkv_state.cli.chat import chat
 from langchain_rwkv_state.cli.clamp import clamp_decay
 from langchain_rwkv_state.cli.doctor import doctor
 from langchain_rwkv_state.cli.models import half_life, memory
+from langchain_rwkv_state.cli.recall import recall
 from langchain_rwkv_state.cli.sessions import prune, rm, sessions, show
 from langchain_rwkv_state.cli.toolbox import blend, decay, diff, export, import_, inspect
 from langchain_rwkv_state.cli.warming import prefill, renormalise
@@ -66,7 +67,7 @@ def _options(
 
 for _command in (
     *(chat, sessions, show, rm, prune, warm, doctor),
-    *(inspect, diff, blend, decay, renormalise, export),
+    *(inspect, diff, blend, decay, renormalise, export, recall),
     *(prefill, half_life, clamp_decay, memory),
 ):
     app.command()(_command)

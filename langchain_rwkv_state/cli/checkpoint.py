@@ -1,7 +1,7 @@
 """What the commands on models share: a checkpoint looked into, texts as options, tables.
 
-Nothing is loaded into a runtime here. The easy mistake is to measure first and to find then that
-the result cannot be written: `require_new` comes before.
+Nothing is loaded into a runtime here. The easy mistake is to take a text's ids from the wrong
+tokenizer: it is found beside the model's file, or told by the size of its vocabulary.
 """
 
 from __future__ import annotations
@@ -14,9 +14,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
-from rich.text import Text
-
-from langchain_rwkv_state.cli import output
 
 if TYPE_CHECKING:
     import torch
@@ -113,22 +110,6 @@ def short(number: float) -> str:
     if math.isinf(number):
         return "for ever"
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
-
-
-def require_new(file: Path | None) -> None:
-    """Checks that a file can be written, where one is asked for.
-
-    Raises:
-        ValueError: It is there already.
-    """
-    if file is not None and file.exists():
-        raise ValueError(f"{file} is there already: name another file, or remove it first.")
-
-
-def say_written(file: Path) -> None:
-    """Says where a result went."""
-    size = output.size(file.stat().st_size)
-    output.out().print(Text(f"Wrote {output.plain(str(file))}, {size}."), soft_wrap=True)
 
 
 def table(first: str, *others: str) -> Table:

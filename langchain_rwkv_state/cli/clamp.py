@@ -22,13 +22,12 @@ from langchain_rwkv_state.cli.checkpoint import (
     TextOption,
     TokenizerOption,
     WordsOption,
-    require_new,
-    say_written,
     short,
 )
 from langchain_rwkv_state.cli.checkpoint import said as text_given
 from langchain_rwkv_state.cli.checkpoint import table as new_table
 from langchain_rwkv_state.cli.options import ModelOption, StrategyOption
+from langchain_rwkv_state.whole import require_new
 
 if TYPE_CHECKING:
     import torch
@@ -59,9 +58,10 @@ def clamp_decay(
     from langchain_rwkv_state import runtime
 
     said, clamp = text_given(text, words), runtime.DecayClamp(low, high)
-    if out is not None and out.suffix != ".safetensors":
-        raise typer.BadParameter(f"{str(out)!r} does not end with .safetensors.")
-    require_new(out)
+    if out is not None:
+        if out.suffix != ".safetensors":
+            raise typer.BadParameter(f"{str(out)!r} does not end with .safetensors.")
+        require_new(out)
     opened = Opened.of(model)
     changed = clamp.of(opened.tensors, opened.checkpoint)
     ids = opened.ids(said, tokenizer) if said is not None else None
@@ -82,7 +82,7 @@ def clamp_decay(
     else:
         console.print(_losses(model, ids, clamp, strategy, bool(changed)), soft_wrap=True)
     if out is not None:
-        say_written(runtime.write_clamped(model, out, low, high))
+        output.written(runtime.write_clamped(model, out, low, high))
 
 
 def _changes(opened: Opened, changed: Mapping[str, torch.Tensor]) -> Table:

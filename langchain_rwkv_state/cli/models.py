@@ -21,13 +21,12 @@ from langchain_rwkv_state.cli.checkpoint import (
     TextOption,
     TokenizerOption,
     WordsOption,
-    require_new,
-    say_written,
     short,
 )
 from langchain_rwkv_state.cli.checkpoint import said as text_given
 from langchain_rwkv_state.cli.checkpoint import table as new_table
 from langchain_rwkv_state.cli.options import ModelOption
+from langchain_rwkv_state.whole import require_new, write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +57,8 @@ def half_life(
 
     if plot is not None:
         require_picture(plot)
-    require_new(json_file)
+    if json_file is not None:
+        require_new(json_file)
     opened = Opened.of(model)
     said = text_given(text, words)
     ids = None if said is None or opened.is_static else opened.ids(said, tokenizer)
@@ -73,11 +73,10 @@ def half_life(
     if plot is not None:
         from langchain_rwkv_state.views.half_life import half_life_picture
 
-        say_written(half_life_picture(found, plot, name=Path(model).stem))
+        output.written(half_life_picture(found, plot, name=Path(model).stem))
     if json_file is not None:
-        with json_file.open("x", encoding="utf-8") as opened_file:
-            opened_file.write(json.dumps(_as_json(found, model), allow_nan=False) + "\n")
-        say_written(json_file)
+        write_whole(json_file, json.dumps(_as_json(found, model), allow_nan=False).encode())
+        output.written(json_file)
 
 
 def memory(

@@ -11,6 +11,7 @@ import math
 import re
 import sys
 from datetime import datetime
+from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
@@ -55,6 +56,11 @@ def error(message: object) -> None:
 def note(message: object) -> None:
     """Prints a remark on standard error."""
     err().print(Text.assemble(("note: ", "yellow"), plain(str(message))), soft_wrap=True)
+
+
+def written(file: Path) -> None:
+    """Says that a file was written, and how large it is."""
+    out().print(Text(f"Wrote {plain(str(file))}, {size(file.stat().st_size)}."), soft_wrap=True)
 
 
 def size(nbytes: int) -> str:

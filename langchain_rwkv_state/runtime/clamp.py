@@ -22,6 +22,7 @@ from langchain_rwkv_state.runtime.base import Runtime
 from langchain_rwkv_state.runtime.checkpoint import Checkpoint
 from langchain_rwkv_state.runtime.files import read_tensors
 from langchain_rwkv_state.runtime.loader import load_changed, locate
+from langchain_rwkv_state.whole import require_new
 
 LOW, HIGH = -8.0, -0.1
 """Half-lives from 2,066 tokens down to 0.77."""
@@ -130,14 +131,14 @@ def write_clamped(
         The path.
 
     Raises:
-        FileExistsError: There is something at `path` already; it is left as it is.
         ModelLoadError: The model cannot be found or read.
-        ValueError: As for `clamp_decay`, or `path` does not end with ``.safetensors``.
+        ValueError: As for `clamp_decay`; or there is something at `path` already, which is left as
+            it is, or it does not end with ``.safetensors``.
     """
     target, clamp, source = Path(path), DecayClamp(low, high), locate(model)
     if target.suffix != ".safetensors":
         raise ValueError(f"A clamped model is written to a .safetensors file, not to {target}.")
-    _require_new(target)
+    require_new(target)
     tensors = read_tensors(source)
     changed = clamp.of(tensors, Checkpoint.of(tensors, source))
     # Contiguous and without shared storage, as safetensors wants them.
@@ -151,16 +152,11 @@ def write_clamped(
         try:
             os.link(name, target)  # fails where the name was taken meanwhile, as a rename does not
         except FileExistsError:
-            _require_new(target)
+            require_new(target)
             raise
     finally:
         Path(name).unlink(missing_ok=True)
     return target
-
-
-def _require_new(path: Path) -> None:
-    if path.exists() or path.is_symlink():
-        raise FileExistsError(f"{path} is there already: name another file, or remove it first.")
 
 
 def _require_static(checkpoint: Checkpoint) -> None:

@@ -28,7 +28,7 @@ from langchain_rwkv_state.state import (
     CodecName,
     RWKVState,
     decode,
-    encode,
+    encode_parts,
     is_reference,
     lossy,
     reference,
@@ -554,17 +554,19 @@ class KeyedStore(StateStore):
         if view.lives(ref):
             return None
         parent = staged.parent if staged is not None else None
-        data = encode(value, parent=parent, ref=ref, created_seconds=view.now, codec=self._codec)
+        parts = encode_parts(
+            value, parent=parent, ref=ref, created_seconds=view.now, codec=self._codec
+        )
         row = StateRow(
             ref=ref,
             blob=f"{ref[-64:]}-{secrets.token_hex(8)}",
-            nbytes=len(data),
+            nbytes=sum(map(len, parts)),
             n_tokens=value.n_tokens,
             parent=parent,
             created=view.now,
             origin=self._origin(view, ref, None) if self._log_tokens else None,
         )
-        self._backend.write_blob(row.blob, data)
+        self._backend.write_blob(row.blob, parts)
         return row
 
     def _tidy(self, row: StateRow) -> None:

@@ -48,6 +48,18 @@ def _blocks(page):
     return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
 
 
+TOOLBOX = {
+    "blend.md": ["Your name is Beatrice.", "You live in Lisbon."],
+    "codecs.md": ["exact 136", "int8 36", "Your name is Beatrice."],
+    "decay.md": ["1.0 Your name is Beatrice.", "0.1 I don't know"],
+    "distance.md": ["nats apart"],
+    "recall.md": ["state [(0, 2, 2)"],
+    "renormalise.md": ["True"],
+    "repeat.md": ["4 True True", "Mirabel.", "know your name."],
+    "start_states.md": ["Mirabel", "Your name is Orson."],
+}
+
+
 def test_every_example_has_its_expected_output_here():
     assert set(EXAMPLES) == set(EXPECTED) | ELSEWHERE
 
@@ -98,6 +110,23 @@ def test_the_blocks_of_the_page_on_langchain_run_one_after_the_other(tmp_path):
         "1 message is left",
     ):
         assert text in printed
+
+
+@pytest.mark.parametrize("page", sorted(TOOLBOX))
+def test_the_blocks_of_a_page_of_the_toolbox_run(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code = "\n".join(_blocks(f"docs/toolbox/{page}"))
+    exec(compile(code, page, "exec"), {"__name__": "__main__"})
+    printed = capsys.readouterr().out
+    for text in TOOLBOX[page]:
+        assert text in printed
+
+
+def test_every_page_of_the_toolbox_with_code_is_run_here():
+    pages = {
+        path.name for path in ROOT.glob("docs/toolbox/*.md") if "```python" in path.read_text()
+    }
+    assert pages == set(TOOLBOX)
 
 
 def test_the_blocks_of_the_page_on_the_prefix_cache_run(tmp_path):
