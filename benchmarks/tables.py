@@ -346,10 +346,10 @@ COMPUTED: dict[str, Callable[[], str]] = {"public models": public_models.table}
 
 
 def fill(page: str, results: Path = RESULTS) -> str:
-    """Returns the page with every table whose JSON exists written anew."""
+    """Returns the page with each of its tables whose JSON exists written anew."""
     for name, (benchmark, write) in TABLES.items():
         source = results / f"{benchmark}.json"
-        if not source.exists():
+        if _mark(name) not in page or not source.exists():
             continue
         report = json.loads(source.read_text("utf-8"))
         other = results / f"{benchmark}_cuda.json"
@@ -359,8 +359,13 @@ def fill(page: str, results: Path = RESULTS) -> str:
             text = write(report)
         page = _with(page, name, text)
     for name, compute in COMPUTED.items():
-        page = _with(page, name, compute())
+        if _mark(name) in page:
+            page = _with(page, name, compute())
     return page
+
+
+def _mark(name: str) -> str:
+    return f"<!-- {name} -->"
 
 
 def _with(page: str, name: str, text: str) -> str:

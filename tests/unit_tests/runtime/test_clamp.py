@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -162,6 +163,20 @@ def test_a_file_that_is_there_stays(models, tmp_path):
     with pytest.raises(ValueError, match="safetensors"):
         write_clamped(models[4], tmp_path / "mine.pth")
     assert [each.name for each in tmp_path.iterdir()] == ["mine.safetensors"]
+
+
+def test_a_file_that_comes_while_one_is_written_stays_too(models, tmp_path, monkeypatch):
+    path, save = tmp_path / "out.safetensors", safetensors.torch.save_file
+
+    def slowly(tensors, name):
+        save(tensors, name)
+        path.write_bytes(b"theirs")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", slowly)
+    with pytest.raises(ValueError, match="is there already"):
+        write_clamped(models[4], path)
+    assert path.read_bytes() == b"theirs"
+    assert [each.name for each in tmp_path.iterdir()] == ["out.safetensors"]
 
 
 @pytest.mark.parametrize(("version", "why"), [(6, "the text adds"), (7, "comes from the text")])
