@@ -163,9 +163,10 @@ def open_bundle(path: Path) -> Iterator[BundleReader]:
     """
     flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     handle = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for a writer
-    with os.fdopen(handle, "rb", closefd=True) as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise StateCorrupt(f"{path} is not a plain file.")
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise StateCorrupt(f"{path} is not a plain file.")
+    with os.fdopen(handle, "rb") as file:
         comment = _checked_comment(file)
         with _zip_errors():
             archive = zipfile.ZipFile(file)
