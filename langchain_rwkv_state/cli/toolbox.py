@@ -19,8 +19,8 @@ from langchain_rwkv_state.cli.options import (
     ModelOption,
     StoreOption,
     StrategyOption,
-    TtlOption,
     open_store,
+    read_ttl,
 )
 from langchain_rwkv_state.cli.sessions import existing_store, unknown_session
 
@@ -160,7 +160,16 @@ def import_(
     ] = None,
     model: ModelOption = "demo",
     strategy: StrategyOption = "auto",
-    ttl: TtlOption = None,
+    ttl: Annotated[
+        float | None,
+        typer.Option(
+            "--ttl",
+            parser=read_ttl,
+            metavar="TIME",
+            help="Time to live: 30m, 12h, 7d or never.",
+            show_default="the .zip's",
+        ),
+    ] = None,
     store: StoreOption = None,
 ) -> None:
     """Start a session with a state from a file, or take in a whole session from a .zip.
