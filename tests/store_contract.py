@@ -28,7 +28,7 @@ from langchain_rwkv_state.errors import (
     StoreFull,
 )
 from langchain_rwkv_state.state import RWKVState, is_reference
-from langchain_rwkv_state.store import Filing, StateStore, carrying
+from langchain_rwkv_state.store import Filing, StateStore
 from tests.helpers.states import SetClock, random_state
 
 DAY = 86400.0
@@ -1019,24 +1019,6 @@ class StoreContract(ABC):
             here.import_session(self.tmp_path / "bob.zip")
         assert (here.stats(), here.head("bob")) == (before, mine)
         assert here.import_session(self.tmp_path / "bob.zip", "al").session == "al"
-
-    def test_a_name_taken_during_an_import_stays_with_who_took_it(self, make_store, monkeypatch):
-        there, here = make_store(), make_store()
-        turns(there, "bob", 2)
-        there.export_session("bob", self.tmp_path / "bob.zip")
-        own = carrying.decode
-
-        def decode_while_another_commits(*args: Any, **kwargs: Any) -> Any:
-            if here.head("bob") is None:
-                turns_of_any_name(here, "bob")
-            return own(*args, **kwargs)
-
-        monkeypatch.setattr(carrying, "decode", decode_while_another_commits)
-        with pytest.raises(SessionConflict):
-            here.import_session(self.tmp_path / "bob.zip")
-        assert here.get(here.head("bob")) == random_state([1])
-        assert here.stats().states == 1
-        assert here.check().sound
 
     def test_the_place_of_an_expired_session_is_free(self, make_store, clock):
         store = make_store(clock=clock)

@@ -16,7 +16,7 @@ from typing import Any
 
 from langchain_rwkv_state.state import StateLayout
 from langchain_rwkv_state.store import MemoryStateStore
-from tests.helpers.states import random_state
+from tests.helpers.states import SetClock, random_state
 
 TINY = StateLayout.of(7, n_layer=1, n_embd=4, head_size=4)
 MARK = b"langchain-rwkv-state-bundle/1 sha256:"
@@ -24,7 +24,7 @@ MARK = b"langchain-rwkv-state-bundle/1 sha256:"
 
 def small_bundle(path: Path, *, turns: int = 2) -> bytes:
     """Writes a session of tiny states to a bundle; returns the file's bytes."""
-    with MemoryStateStore() as store:
+    with MemoryStateStore(clock=SetClock()) as store:  # one session gives one file
         head = None
         for number in range(turns):
             ref = store.stage(random_state([number] * (number + 1), layout=TINY), parent=head)

@@ -168,8 +168,9 @@ def test_a_session_goes_to_a_bundle_and_to_another_store(run, store, tmp_path):
         for name in ("alice", "guest"):
             assert head_of(other, name) == head_of(store, "alice")
             assert len(other.log(name)) == 2
-        left = other.session("guest", renew=False).expires_seconds - time.time()
-        assert left == pytest.approx(7200, abs=60)
+        guest = other.session("guest", renew=False)
+        assert guest is not None
+        assert guest.expires_seconds - time.time() == pytest.approx(7200, abs=60)
         before = other.stats()
         result = CliRunner().invoke(app, ["import", str(file), "--store", there])
         assert result.exit_code == 1

@@ -12,7 +12,7 @@ import pytest
 
 from langchain_rwkv_state import DiskStateStore, RWKVState
 from tests.helpers.carried import carried_elsewhere
-from tests.helpers.states import SetClock
+from tests.helpers.states import SetClock, head_of
 from tests.store_contract import turns
 
 ROOT = Path(__file__).parents[3]
@@ -38,7 +38,7 @@ def test_a_conversation_goes_on_in_another_store_in_another_process(make_chat, t
         )
         assert there["session"] == "bob"
         assert there["head"] == there["log"][0]["ref"] != head
-        assert RWKVState.load(tmp_path / "head.safetensors") == store.get(head)
+        assert RWKVState.load(tmp_path / "head.safetensors") == head_of(store, "bob")
         facts = ("n_tokens", "created_seconds", "kept")
         assert [[each[fact] for fact in facts] for each in there["log"]] == [
             [getattr(each, fact) for fact in facts] for each in log
@@ -52,7 +52,7 @@ def test_a_conversation_goes_on_in_another_store_in_another_process(make_chat, t
         assert "Zanzibar" in there["answers"][0]
         assert "Lisbon" in there["answers"][1]
     with DiskStateStore(tmp_path / "there") as other, DiskStateStore(tmp_path / "here") as store:
-        assert other.get(other.head("bob")) == store.get(store.head("bob"))
+        assert head_of(other, "bob") == head_of(store, "bob")
         assert other.check().sound
 
 

@@ -10,14 +10,17 @@ import errno
 import hashlib
 import json
 import os
+import re
 import stat
 import threading
 import zipfile
+from pathlib import Path
 
 import pytest
 
 from langchain_rwkv_state.errors import (
     RWKVStateError,
+    SessionConflict,
     StateCorrupt,
     StateNotFound,
     StoreError,
@@ -33,7 +36,7 @@ from tests.helpers.bundles import (
     small_bundle,
     with_manifest,
 )
-from tests.helpers.states import random_state
+from tests.helpers.states import head_of, random_state
 from tests.store_contract import Reader, chat, turns
 
 
@@ -313,6 +316,18 @@ def test_a_bundle_is_a_zip_like_any_other(data, path):
     assert sealed(data) == data
 
 
+def test_the_page_on_bundles_tells_how_to_read_one(data, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[3] / "docs" / "bundles.md").read_text()
+    (code,) = re.findall(r"```python\n(import hashlib.*?)```", page, re.S)
+    monkeypatch.chdir(tmp_path)
+    found: dict = {}
+    exec(code, found)
+    assert found["session"]["session"] == "bob"
+    assert [decode(state).state.n_tokens for state in found["states"]] == [2, 1]
+    assert f"small bundle ({len(data):,} bytes)" in page
+    assert f"{8 * len(data) + 514:,} changes in all" in page, "see the three tests above"
+
+
 def test_a_bundle_is_its_owners_alone_and_flushed(tmp_path, monkeypatch):
     flushed, own = [], os.fsync
 
@@ -460,6 +475,22 @@ def test_a_session_that_goes_on_during_its_export_leaves_as_it_was(tmp_path, mon
         assert (store.stats().sessions, store.stats().states) == (0, 0)
 
 
+def test_a_name_taken_during_an_import_stays_with_who_took_it(data, path, monkeypatch, target):
+    def decode_while_another_commits(*args, **kwargs):
+        if target.head("bob") is None:
+            target.commit("bob", target.put(random_state([1])), None)
+        return decode(*args, **kwargs)
+
+    name = "langchain_rwkv_state.store.carrying.decode"
+    monkeypatch.setattr(name, decode_while_another_commits)
+    before = target.stats().states
+    with pytest.raises(SessionConflict, match="'bob' exists"):
+        target.import_session(path)
+    assert head_of(target, "bob") == random_state([1])
+    assert target.stats().states == before + 1
+    assert target.check().sound
+
+
 # -- codecs --------------------------------------------------------------------------------------
 
 
@@ -470,8 +501,8 @@ def test_states_of_one_codec_come_in_as_they_are(tmp_path, codec):
         turns(there, "bob", 2)
         there.export_session("bob", tmp_path / "bob.zip")
         info = here.import_session(tmp_path / "bob.zip")
-        state = here.get(info.head)
-        assert state == there.get(there.head("bob")), "no second root"
+        state = head_of(here, "bob")
+        assert state == head_of(there, "bob"), "no second root"
         assert here.put(state) == info.head
         here.export_session("bob", tmp_path / "back.zip")
         assert there.import_session(tmp_path / "back.zip", "again").head == there.head("bob")
@@ -487,11 +518,11 @@ def test_a_lossy_store_takes_its_loss_and_an_exact_one_takes_what_comes(tmp_path
     ):
         turns(exact, "bob", 2)
         exact.export_session("bob", tmp_path / "exact.zip")
-        head = small.import_session(tmp_path / "exact.zip").head
-        assert small.get(head) == lossy(exact.get(exact.head("bob")), codec)
+        small.import_session(tmp_path / "exact.zip")
+        assert head_of(small, "bob") == lossy(head_of(exact, "bob"), codec)
         small.export_session("bob", tmp_path / "small.zip")
-        head_back = back.import_session(tmp_path / "small.zip").head
-        assert back.get(head_back) == small.get(head)
+        back.import_session(tmp_path / "small.zip")
+        assert head_of(back, "bob") == head_of(small, "bob")
         assert small.check().sound
         assert back.check().sound
 
