@@ -13,7 +13,6 @@ import os
 import re
 import stat
 import struct
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from langchain_rwkv_state.errors import StateCorrupt
-from langchain_rwkv_state.store.files import flush_directory
 from langchain_rwkv_state.store.manifest import (
     FORMAT,
     FORMAT_VERSION,
@@ -31,6 +29,7 @@ from langchain_rwkv_state.store.manifest import (
     require_version,
     state_member,
 )
+from langchain_rwkv_state.whole import whole_file
 
 MANIFEST_LIMIT_BYTES = 16 << 20
 """The largest `session.json`: three million token ids, or as many letters unread."""
@@ -48,7 +47,6 @@ _ZIP_ERRORS = (
     *(zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError),
     *(struct.error, ValueError, OverflowError),
 )
-_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 
 
 class BundleWriter:
@@ -103,24 +101,14 @@ def new_bundle(path: Path) -> Iterator[BundleWriter]:
         FileExistsError: It is there.
         OSError: It could not be written; nothing is left of it.
     """
-    _require_absent(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".rwkv-bundle-")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w+b") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                yield BundleWriter(archive)
-                archive.comment = _MARK + b"0" * _DIGEST_BYTES
-            end = file.seek(0, os.SEEK_END) - _COMMENT_BYTES
-            digest = _digest(file, end)
-            file.seek(end + len(_MARK))
-            file.write(digest)
-            file.flush()
-            os.fsync(file.fileno())
-        _move_to_new(temporary, path)
-        flush_directory(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path, new=True) as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            yield BundleWriter(archive)
+            archive.comment = _MARK + b"0" * _DIGEST_BYTES
+        end = file.seek(0, os.SEEK_END) - _COMMENT_BYTES
+        digest = _digest(file, end)
+        file.seek(end + len(_MARK))
+        file.write(digest)
 
 
 class BundleReader:
@@ -248,22 +236,3 @@ def _digest(file: BinaryIO, end: int) -> bytes:
         digest.update(chunk)
         left -= len(chunk)
     return digest.hexdigest().encode()
-
-
-def _require_absent(path: Path) -> None:
-    if os.path.lexists(path):
-        raise FileExistsError(f"{path} is there already: name another file, or remove it first.")
-
-
-def _move_to_new(temporary: Path, path: Path) -> None:
-    """Gives a finished file its name, unless something has that name by now."""
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        _require_absent(path)
-        raise
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        _require_absent(path)  # a file system without links: a second writer may win the race
-        temporary.rename(path)
