@@ -132,6 +132,7 @@ def retention(*sections: str) -> Callable[[dict[str, Any], Path], None]:
     """Returns a function that draws some sections of a recall run."""
 
     def plot(results: dict[str, Any], path: Path) -> None:
+        path.unlink(missing_ok=True)
         draw_recall(Recall.from_dict(results), path, only=sections)
 
     return plot

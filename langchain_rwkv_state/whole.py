@@ -6,6 +6,7 @@ program that is stopped, then leaves the first half in the place of what was the
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -13,39 +14,53 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
+
 
 @contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def whole_file(path: str | os.PathLike[str], *, new: bool = False) -> Iterator[BinaryIO]:
     """Opens a file that takes its name once it is written, flushed and closed.
 
     Args:
-        path: Its name; what is there under it is replaced in one step. The file is readable by its
-            owner alone.
+        path: Its name. The file is readable by its owner alone.
+        new: Whether nothing may have that name; else what has it is replaced in one step.
 
     Yields:
-        A file to write to, elsewhere in the same directory; it goes where an error is raised.
+        A file to write to and read from, elsewhere in the same directory; where an error is raised,
+        nothing is left of it.
+
+    Raises:
+        FileExistsError: With `new`, something has that name.
     """
     target = Path(path)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    if new:
+        require_new(target)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".rwkv-new-")
+    temporary = Path(name)
     try:
         with os.fdopen(handle, "w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        Path(name).replace(target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        if new:
+            _move_to_new(temporary, target)
+        else:
+            temporary.replace(target)
+        flush_directory(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def write_whole(path: str | os.PathLike[str], *parts: bytes | memoryview) -> None:
-    """Writes pieces to a file, whole or not at all, readable by its owner alone."""
-    with whole_file(path) as file:
+def write_whole(
+    path: str | os.PathLike[str], *parts: bytes | memoryview, new: bool = False
+) -> None:
+    """Writes pieces to a file; see `whole_file`."""
+    with whole_file(path, new=new) as file:
         file.writelines(parts)
 
 
 def require_new(path: Path) -> Path:
-    """Checks that there is no file yet, before anything is done that would be lost.
+    """Checks that a file can be made, before anything is done that would be lost.
 
     Args:
         path: Where something is to be written.
@@ -54,10 +69,37 @@ def require_new(path: Path) -> Path:
         The path.
 
     Raises:
-        ValueError: There is one, or no directory for it.
+        FileExistsError: Something is there.
+        FileNotFoundError: There is no directory for it.
     """
-    if path.exists() or path.is_symlink():
-        raise ValueError(f"{path} is there already: name another file, or remove it first.")
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"There is no directory {path.absolute().parent}: make it first.")
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path} is there already: name another file, or remove it first.")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no directory {folder}: make it first.")
     return path
+
+
+def flush_directory(path: Path) -> None:
+    """Makes the names in a directory durable."""
+    if os.name == "nt":
+        return  # Windows opens no directories, and flushes them by itself
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _move_to_new(temporary: Path, path: Path) -> None:
+    """Gives a finished file its name, unless something has that name by now."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        require_new(path)
+        raise
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        require_new(path)  # a file system without links: a second writer may win the race
+        temporary.rename(path)

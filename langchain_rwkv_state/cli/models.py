@@ -75,7 +75,9 @@ def half_life(
 
         output.written(half_life_picture(found, plot, name=Path(model).stem))
     if json_file is not None:
-        write_whole(json_file, json.dumps(_as_json(found, model), allow_nan=False).encode())
+        write_whole(
+            json_file, json.dumps(_as_json(found, model), allow_nan=False).encode(), new=True
+        )
         output.written(json_file)
 
 

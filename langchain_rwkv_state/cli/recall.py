@@ -67,7 +67,7 @@ def recall(
         )
     output.out().print(recall_tables(found))
     if json is not None:
-        write_whole(json, found.to_json().encode())
+        write_whole(json, found.to_json().encode(), new=True)
     if plot is not None:
         from langchain_rwkv_state.views.recall import draw_recall
 

@@ -15,7 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from langchain_rwkv_state.cli import output
-from langchain_rwkv_state.cli.options import ModelOption, StoreOption, StrategyOption, open_store
+from langchain_rwkv_state.cli.options import (
+    ModelOption,
+    StoreOption,
+    StrategyOption,
+    open_store,
+    read_ttl,
+)
 from langchain_rwkv_state.cli.sessions import existing_store, unknown_session
 
 if TYPE_CHECKING:
@@ -27,6 +33,7 @@ Into = Annotated[
     typer.Option("--into", metavar="NAME", help="A new session, or a new .safetensors file."),
 ]
 _FILE = ".safetensors"
+_BUNDLE = ".zip"
 _METRICS = ("l2", "cosine", "rms_relative")
 
 
@@ -111,18 +118,29 @@ def decay(
 
 def export(
     source: Source,
-    file: Annotated[Path, typer.Argument(help="A new file: .safetensors, .pt or .pth.")],
+    file: Annotated[Path, typer.Argument(help="A new file: .safetensors, .pt, .pth or .zip.")],
     codec: Annotated[str, typer.Option(help="How a .safetensors file keeps numbers.")] = "exact",
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Let token ids go along in a .zip: a transcript.")
+    ] = False,
     store: StoreOption = None,
 ) -> None:
-    """Write a state to a file.
+    """Write a state, or a whole session, to a file.
 
     A .safetensors file is in this package's checked format. A .pt or .pth file holds the plain list
-    of tensors that the rwkv package takes, and nothing that says which model it is of.
+    of tensors that the rwkv package takes, and nothing that says which model it is of. A .zip file
+    is a bundle: a session with its log and its states, for another store.
     """
     from langchain_rwkv_state.state import export_tensors, require_codec
 
     require_codec(codec)
+    if file.suffix == _BUNDLE:
+        if codec != "exact":
+            raise typer.BadParameter("A .zip file keeps states as the store does: leave --codec.")
+        _export_session(source, file, store, tokens=tokens)
+        return
+    if tokens:
+        raise typer.BadParameter("--tokens is for a session in a .zip file.")
     state = _state(source, store)
     _require_new(file)
     if file.suffix == _FILE:
@@ -135,19 +153,61 @@ def export(
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(help="A file of a state, of this package or another.")],
-    session: Annotated[str, typer.Argument(help="Name of the new session.")],
+    file: Annotated[Path, typer.Argument(help="A .zip of a session, or a file of a state.")],
+    session: Annotated[
+        str | None,
+        typer.Argument(help="Name of the new session.", show_default="a .zip has one"),
+    ] = None,
     model: ModelOption = "demo",
     strategy: StrategyOption = "auto",
+    ttl: Annotated[
+        float | None,
+        typer.Option(
+            "--ttl",
+            parser=read_ttl,
+            metavar="TIME",
+            help="Time to live: 30m, 12h, 7d or never.",
+            show_default="the .zip's",
+        ),
+    ] = None,
     store: StoreOption = None,
 ) -> None:
-    """Start a session with a state from a file.
+    """Start a session with a state from a file, or take in a whole session from a .zip.
 
     For a file of another tool (.pt, .pth, plain .safetensors, or a tuned time_state) the model says
     which tensors to expect; that the file belongs to it is for you to know.
     """
+    if file.suffix == _BUNDLE:
+        _import_session(file, session, ttl, store)
+        return
+    if session is None:
+        raise typer.BadParameter(f"Name the session that is to begin with the state of {file}.")
+    if ttl is not None:
+        raise typer.BadParameter("--ttl is for a session in a .zip file.")
     state = _ours(file) or _foreign(file, model, strategy)
     _keep_session(state, session, store)
+
+
+def _export_session(session: str, file: Path, store: Path | None, *, tokens: bool) -> None:
+    with existing_store(store) as opened:
+        if opened is None or opened.session(session, renew=False) is None:
+            raise unknown_session(session)
+        opened.export_session(session, file, tokens=tokens)
+    _say_written(file)
+
+
+def _import_session(file: Path, session: str | None, ttl: float | None, store: Path | None) -> None:
+    if not file.is_file():  # before a store comes to be
+        raise FileNotFoundError(f"There is no file {file}.")
+    opened = open_store(store)
+    try:
+        found = opened.import_session(file, session, ttl=ttl)
+    finally:
+        opened.close()
+    line = Text("The session ") + output.one_line(found.session)
+    turns = "1 turn" if found.n_turns == 1 else f"{found.n_turns} turns"
+    line += Text(f" has {turns}, {found.n_tokens} tokens in {output.size(found.nbytes)}.")
+    output.out().print(line, soft_wrap=True)
 
 
 def _state(source: str, store: Path | None) -> RWKVState:

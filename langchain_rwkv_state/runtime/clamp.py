@@ -9,8 +9,6 @@ itself, as the `rwkv` package keeps it once loaded, would lose every half-life a
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,7 @@ from langchain_rwkv_state.runtime.base import Runtime
 from langchain_rwkv_state.runtime.checkpoint import Checkpoint
 from langchain_rwkv_state.runtime.files import read_tensors
 from langchain_rwkv_state.runtime.loader import load_changed, locate
-from langchain_rwkv_state.whole import require_new
+from langchain_rwkv_state.whole import require_new, write_whole
 
 LOW, HIGH = -8.0, -0.1
 """Half-lives from 2,066 tokens down to 0.77."""
@@ -131,9 +129,9 @@ def write_clamped(
         The path.
 
     Raises:
+        FileExistsError: There is something at `path` already; it is left as it is.
         ModelLoadError: The model cannot be found or read.
-        ValueError: As for `clamp_decay`; or there is something at `path` already, which is left as
-            it is, or it does not end with ``.safetensors``.
+        ValueError: As for `clamp_decay`, or `path` does not end with ``.safetensors``.
     """
     target, clamp, source = Path(path), DecayClamp(low, high), locate(model)
     if target.suffix != ".safetensors":
@@ -141,22 +139,20 @@ def write_clamped(
     require_new(target)
     tensors = read_tensors(source)
     changed = clamp.of(tensors, Checkpoint.of(tensors, source))
-    # Contiguous and without shared storage, as safetensors wants them.
-    whole = {name: tensor.contiguous().clone() for name, tensor in (tensors | changed).items()}
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
-    try:
-        safetensors.torch.save_file(whole, name)
-        with Path(name).open("rb") as written:
-            os.fsync(written.fileno())
-        try:
-            os.link(name, target)  # fails where the name was taken meanwhile, as a rename does not
-        except FileExistsError:
-            require_new(target)
-            raise
-    finally:
-        Path(name).unlink(missing_ok=True)
+    write_whole(target, safetensors.torch.save(_apart({**tensors, **changed})), new=True)
     return target
+
+
+def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns contiguous tensors, no two in one storage, as safetensors wants them."""
+    found: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.contiguous()
+        place = plain.untyped_storage().data_ptr()
+        found[name] = plain.clone() if place in seen else plain
+        seen.add(place)
+    return found
 
 
 def _require_static(checkpoint: Checkpoint) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from langchain_rwkv_state.errors import StateCorrupt, StoreError, StoreFull
 from langchain_rwkv_state.state import Buffer
+from langchain_rwkv_state.whole import flush_directory
 
 SUFFIX = ".safetensors"
 RESERVE = "reserve"
@@ -44,17 +45,6 @@ def make_directories(path: Path) -> None:
         with suppress(FileExistsError):
             each.mkdir(mode=0o700)
             flush_directory(each.parent)
-
-
-def flush_directory(path: Path) -> None:
-    """Makes the names in a directory durable."""
-    if os.name == "nt":
-        return  # Windows opens no directories, and flushes them by itself
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_new(path: Path, parts: Sequence[Buffer]) -> None:

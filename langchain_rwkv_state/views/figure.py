@@ -29,8 +29,9 @@ def require_picture(path: Path) -> Path:
         The path.
 
     Raises:
-        ValueError: It has another ending than .png, .svg or .pdf, is there already, or matplotlib
-            is not installed.
+        ValueError: It has another ending than .png, .svg or .pdf, or matplotlib is not installed.
+        FileExistsError: It is there already.
+        FileNotFoundError: There is no directory for it.
     """
     if path.suffix not in ENDINGS:
         raise ValueError(f"A picture ends with {', '.join(ENDINGS)}, not as {path.name!r} does.")
@@ -54,10 +55,10 @@ def without_frame(axes: Any) -> None:
 
 
 def save(drawn: Figure, path: Path) -> None:
-    """Writes a figure, whole or not at all, in the format that the path's ending says."""
+    """Writes a figure to a new file, in the format that the path's ending says."""
     kind = path.suffix.lstrip(".")
     undated = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    with whole_file(path) as file:
+    with whole_file(path, new=True) as file:
         drawn.savefig(file, format=kind, metadata=undated[kind])
 
 

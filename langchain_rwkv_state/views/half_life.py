@@ -44,7 +44,8 @@ def half_life_picture(found: HalfLife, path: Path, *, name: str) -> Path:
         The path.
 
     Raises:
-        ValueError: The path is taken or has another ending, or matplotlib is not installed.
+        FileExistsError: There is something at `path` already.
+        ValueError: The path has another ending, or matplotlib is not installed.
     """
     require_picture(path)
     layers = len(found.layers)

@@ -25,6 +25,19 @@ def test_what_was_there_is_replaced_in_one_step(tmp_path):
     assert path.read_bytes() == b"new"
 
 
+def test_of_two_who_make_a_new_file_one_is_refused(tmp_path):
+    path = tmp_path / "file"
+
+    def race() -> None:
+        with whole_file(path, new=True) as late:
+            write_whole(path, b"first", new=True)
+            late.write(b"second")
+
+    with pytest.raises(FileExistsError):
+        race()
+    assert [each.read_bytes() for each in tmp_path.iterdir()] == [b"first"]
+
+
 def test_an_error_leaves_what_was_there_and_nothing_beside_it(tmp_path):
     path = tmp_path / "file"
     write_whole(path, b"old")
@@ -37,7 +50,9 @@ def test_a_file_that_is_there_is_refused_before_any_work(tmp_path):
     path = tmp_path / "file"
     assert require_new(path) == path
     path.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="there already"):
+    with pytest.raises(FileExistsError, match="there already"):
         require_new(path)
-    with pytest.raises(ValueError, match="no directory"):
+    with pytest.raises(FileExistsError), whole_file(path, new=True):
+        pass
+    with pytest.raises(FileNotFoundError, match="no directory"):
         require_new(tmp_path / "none" / "file")

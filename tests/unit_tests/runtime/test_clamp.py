@@ -157,7 +157,7 @@ def test_a_written_model_is_the_clamped_one_for_every_api(models, tmp_path):
 def test_a_file_that_is_there_stays(models, tmp_path):
     path = tmp_path / "mine.safetensors"
     path.write_bytes(b"mine")
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(FileExistsError, match="is there already"):
         write_clamped(models[4], path)
     assert path.read_bytes() == b"mine"
     with pytest.raises(ValueError, match="safetensors"):
@@ -166,17 +166,26 @@ def test_a_file_that_is_there_stays(models, tmp_path):
 
 
 def test_a_file_that_comes_while_one_is_written_stays_too(models, tmp_path, monkeypatch):
-    path, save = tmp_path / "out.safetensors", safetensors.torch.save_file
+    path, save = tmp_path / "out.safetensors", safetensors.torch.save
 
-    def slowly(tensors, name):
-        save(tensors, name)
+    def slowly(tensors):
         path.write_bytes(b"theirs")
+        return save(tensors)
 
-    monkeypatch.setattr(safetensors.torch, "save_file", slowly)
-    with pytest.raises(ValueError, match="is there already"):
+    monkeypatch.setattr(safetensors.torch, "save", slowly)
+    with pytest.raises(FileExistsError, match="is there already"):
         write_clamped(models[4], path)
     assert path.read_bytes() == b"theirs"
     assert [each.name for each in tmp_path.iterdir()] == ["out.safetensors"]
+
+
+def test_weights_that_share_storage_are_written_apart(tmp_path):
+    tensors = random_checkpoint(4, **SIZES)
+    tensors["head.weight"] = tensors["emb.weight"]
+    model = write_checkpoint(tmp_path / "tied.pth", tensors=tensors)
+    written = read_tensors(write_clamped(model, tmp_path / "out.safetensors", -20, 20))
+    assert set(written) == set(tensors)
+    assert all(torch.equal(written[name], tensors[name]) for name in tensors)
 
 
 @pytest.mark.parametrize(("version", "why"), [(6, "the text adds"), (7, "comes from the text")])

@@ -32,6 +32,6 @@ def test_many_layers_and_endless_spans_fit(tmp_path):
 
 def test_a_picture_that_is_there_stays(tmp_path):
     (tmp_path / "a.png").write_bytes(b"mine")
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(FileExistsError, match="is there already"):
         half_life_picture(found(1), tmp_path / "a.png", name="m")
     assert (tmp_path / "a.png").read_bytes() == b"mine"
