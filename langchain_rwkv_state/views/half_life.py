@@ -73,7 +73,7 @@ def _quantiles(layer: torch.Tensor) -> list[float]:
 
 def _label(axes: Any, found: HalfLife, name: str, layers: int) -> None:
     axes.set_xscale("log")
-    axes.invert_yaxis()
+    axes.set_ylim(layers - 0.5, -0.5)  # the first layer on top
     step = math.ceil(layers / _NAMED_LAYERS)
     axes.set_yticks(range(0, layers, step))
     axes.xaxis.set_major_formatter(lambda tokens, _: f"{tokens:,.10g}")

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from langchain_rwkv_state.runtime import load_runtime
+from langchain_rwkv_state.runtime import load_runtime, open_slots
 from langchain_rwkv_state.runtime.reference import ReferenceModel
 from tests.helpers.checkpoints import VERSIONS, random_checkpoint, write_checkpoint
 
@@ -43,6 +43,30 @@ def test_logits_and_states_are_those_of_the_runtimes(pairs, tokens):
         assert set(state) == set(read)
         for name in read:
             assert torch.allclose(state[name], read[name], atol=2e-5, rtol=2e-5), name
+
+
+@given(
+    texts=st.lists(st.lists(st.integers(0, 287), min_size=1, max_size=20), min_size=2, max_size=4)
+)
+def test_slots_and_batches_are_those_of_the_formulas(pairs, texts):
+    """Conversations of different lengths side by side, read in two goes."""
+    for model, runtime in pairs:
+        expected = []
+        for text in texts:
+            state = model.zero_tensors()
+            for token in [*text, 7]:
+                logits, state = model.step(token, state)
+            expected.append((logits, state))
+        slots = open_slots(runtime, len(texts))
+        for number in range(len(texts)):
+            slots.put(number, runtime.zero_state())
+        slots.read(list(enumerate(texts)))
+        found = slots.read([(number, [7]) for number in range(len(texts))])
+        for number, (logits, state) in enumerate(expected):
+            assert torch.allclose(found[number], logits, atol=5e-5, rtol=1e-4), model.version
+            read = slots.get(number)
+            for name in read:
+                assert torch.allclose(read[name], state[name], atol=5e-5, rtol=1e-4), name
 
 
 def test_a_step_leaves_the_state_it_was_handed(pairs):
