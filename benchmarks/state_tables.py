@@ -1,4 +1,4 @@
-"""The tables of what was measured on states: codecs, and what is recalled after what.
+"""The tables of what was measured on states: recipes, codecs, and what is recalled after what.
 
 Each function takes a report and returns a Markdown table for `benchmarks.tables` to put in its
 place. The easy mistake is to mix two reports: what a codec costs and what it lets be recalled are
@@ -53,6 +53,41 @@ def through_a_store(report: Report) -> str:
         for way, name in _WAYS.items()
     ]
     return table(["way", "write", "read"], rows)
+
+
+def corrections(report: Report) -> str:
+    """Returns what the common recipes do to the next answer."""
+    head = ["recipe", "largest gap of a logit", "mean over cases", "mean KL, nats"]
+    keys = ("logits_max", "logits_mean", "kl_mean")
+    rows = [
+        [
+            name,
+            *(f"{row[key]:.2g}" for key in keys),
+            f"{row['recalled']} of {row['n']}",
+            f"{row['recalled_right']} of {row['n']}",
+        ]
+        for name, row in report["results"]["recipes"].items()
+    ]
+    return table([*head, "facts recalled", "with the right form"], rows)
+
+
+def clamps(report: Report) -> str:
+    """Returns what clamping ``time_decay`` does to a model."""
+    found, n = report["results"]["clamps"], report["settings"]["cases"]
+    rows = [
+        [
+            name,
+            f"{row['channels']} of {row['of']}",
+            f"{row['shortest']:.2g} to {row['longest']:,.4g}",
+            f"{row['loss']:.4f}",
+            *(f"{right} of {n}" for right in row["recalled"].values()),
+        ]
+        for name, row in found.items()
+    ]
+    first = next(iter(found.values()))
+    after = [f"recalled after {distance} words" for distance in first["recalled"]]
+    head = ["model", "channels changed", "half-lives, tokens", "loss on a text, nats a word"]
+    return table([*head, *after], rows)
 
 
 def recalled(name: str) -> Callable[[Report], str]:

@@ -238,8 +238,8 @@ class RWKVState(Mapping[str, torch.Tensor]):
 def zero_state(layout: StateLayout, fingerprint: str) -> RWKVState:
     """Returns the state of a model that has read nothing.
 
-    RWKV-4 starts its log-scale ``att_pp`` at -1e30, as the `rwkv` package does: at zero the first
-    token would share its weight with an empty past.
+    RWKV-4 starts its log-scale ``att_pp`` at -1e30, as the `rwkv` package does: beside a scale of
+    exp(0) a first token whose key is far below zero would vanish.
     """
     tensors = {
         spec.name: torch.from_numpy(

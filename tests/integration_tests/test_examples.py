@@ -50,9 +50,15 @@ def _blocks(page):
 
 TOOLBOX = {
     "blend.md": ["Your name is Beatrice.", "You live in Lisbon."],
+    "clamp_decay.md": ["+clamp(-8,-0.1)/fp32", "before,"],
     "codecs.md": ["exact 136", "int8 36", "Your name is Beatrice."],
     "decay.md": ["1.0 Your name is Beatrice.", "0.1 I don't know"],
     "distance.md": ["nats apart"],
+    "half_life.md": [
+        "7 measured on 53 tokens of the built-in conversation",
+        "tokens in the middle",
+    ],
+    "memory.md": ["state=34603008, cache=4294967296, grouped=1073741824"],
     "recall.md": ["state [(0, 2, 2)"],
     "renormalise.md": ["True"],
     "repeat.md": ["4 True True", "Mirabel.", "know your name."],
