@@ -20,8 +20,11 @@ ALPHAS = (0.0, 0.3, 0.5, 0.7, 1.0)
 FACTORS = (1.0, 0.7, 0.5, 0.3, 0.1)
 CODEC_DISTANCE = 4
 """Turns between telling and asking in a store of a codec, each of which takes the codec's loss."""
-BLENDED = {"two names": ("name", "name"), "a name and a city": ("name", "city")}
-PLACES = ("first", "second")
+BLENDED = (
+    (("first name", "name"), ("second name", "name")),
+    (("name", "name"), ("city", "city")),
+)
+"""Pairs of conversations to blend: for each of the two a series, and the kind of its fact."""
 ZERO, STRANGER = "zero state", "another conversation"
 STATE, REPLAY, RECALLED = "state", "transcript read again", "recalled"
 
@@ -89,21 +92,20 @@ def controls(talks: Talks, rng: Random, number: int) -> Iterator[Outcome]:
 
 def blended(talks: Talks, rng: Random, number: int) -> Iterator[Outcome]:
     """Two conversations with a fact each, added with weights; both facts are asked for."""
-    for label, (first, second) in BLENDED.items():
-        told = value(rng, first), value(rng, second)
+    for pair in BLENDED:
+        told = [value(rng, kind) for _, kind in pair]
         while told[0] == told[1]:
-            told = value(rng, first), value(rng, second)
+            told = [value(rng, kind) for _, kind in pair]
         states = []
-        for place, kind in enumerate((first, second)):
-            talk = talks.begin(f"{label} {place} of {number}")
-            talk.say(FACTS[kind][0].format(v=told[place]))
+        for (series, kind), wanted in zip(pair, told, strict=True):
+            talk = talks.begin(f"{series} of {number}")
+            talk.say(FACTS[kind][0].format(v=wanted))
             talk.say(other_turn(rng))
             states.append(talk.state())
         for alpha in ALPHAS:
             mixed = blend(states[0], states[1], alpha)
-            for place, kind in enumerate((first, second)):
-                answer = talks.ask(mixed, FACTS[kind][1])
-                yield f"{label}: the {PLACES[place]}", alpha, holds(answer, told[place])
+            for (series, kind), wanted in zip(pair, told, strict=True):
+                yield series, alpha, holds(talks.ask(mixed, FACTS[kind][1]), wanted)
 
 
 def decayed(talks: Talks, rng: Random, number: int) -> Iterator[Outcome]:
@@ -116,6 +118,3 @@ def decayed(talks: Talks, rng: Random, number: int) -> Iterator[Outcome]:
     talk.say(other_turn(rng))
     for factor in FACTORS:
         yield RECALLED, factor, holds(talks.ask(decay(talk.state(), factor), question), wanted)
-
-
-PLACES = ("first", "second")

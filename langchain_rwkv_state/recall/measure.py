@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import product
 from random import Random
 from typing import Any, Literal, get_args
 
@@ -169,9 +168,10 @@ def _codecs(run: _Run) -> Section:
 
 
 def _blends(run: _Run) -> Section:
-    names = [f"{label}: the {place}" for label, place in product(cases.BLENDED, cases.PLACES)]
+    names = [name for pair in cases.BLENDED for name, _ in pair]
     series = _counted(run.outcomes("blends", cases.blended), names, cases.ALPHAS)
-    return Section("blends", "Two people's facts, blended", "alpha, weight of the first", series)
+    title = "Two names, and a name and a city, of two conversations that were blended"
+    return Section("blends", title, "alpha, weight of the first", series)
 
 
 def _decays(run: _Run) -> Section:

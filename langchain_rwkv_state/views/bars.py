@@ -16,7 +16,7 @@ from rich.text import Text
 from langchain_rwkv_state.recall.result import Point, Recall, Section
 
 _LINE_CELLS = 80  # a usual terminal
-_AXIS_CELLS, _COUNT_CELLS = 14, 11  # with the gaps beside them
+_AXIS_CELLS, _COUNT_CELLS = 12, 11  # with the gaps beside them
 _BAR_CELLS = 20
 
 

@@ -57,8 +57,8 @@ def test_the_controls_know_nothing_and_lossless_codecs_lose_nothing(found):
 
 
 def test_the_ends_of_a_blend_are_the_two_conversations(found):
-    first = points(found, "blends", "two names: the first")
-    second = points(found, "blends", "two names: the second")
+    first = points(found, "blends", "first name")
+    second = points(found, "blends", "second name")
     assert list(first) == list(ALPHAS)
     assert (first[0.0].right, second[1.0].right) == (0, 0)
     assert min(first[1.0].right, second[0.0].right) >= N - 1
