@@ -9,37 +9,25 @@ gives every distance and no question helps the next.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 from langchain_core.messages import (
-    AIMessage,
-    BaseMessage,
-    HumanMessage,
-    SystemMessage,
     ToolMessage,
 )
 
 from benchmarks import values
 from examples.demo_training import words
-from langchain_rwkv_state import ChatRWKV
-from langchain_rwkv_state.messages import marker
+from langchain_rwkv_state.recall.talk import Talk, Talks
+from langchain_rwkv_state.recall.values import FACTS, KINDS, holds, number
+from langchain_rwkv_state.recall.values import other_turn as anything_else
 from langchain_rwkv_state.template import system_with_tools
 
 DISTANCES = (0, 4, 8, 16, 30)
 FAR = (45, 64)
 """Distances that have no target: they show where memory ends."""
-FACTS = {
-    "name": ("My name is {v}.", "What is my name?"),
-    "city": ("I live in {v}.", "Where do I live?"),
-    "pet": ("My pet is called {v}.", "What is my pet called?"),
-    "number": ("My lucky number is {v}.", "What is my lucky number?"),
-    "colour": ("My favourite colour is {v}.", "What is my favourite colour?"),
-    "food": ("My favourite food is {v}.", "What is my favourite food?"),
-}
 OTHER_WORDS = {
     "name": [("I'm {v}", "who am I?"), ("call me {v}", "do you remember my name?")],
     "city": [
@@ -51,30 +39,11 @@ OTHER_WORDS = {
     "colour": [("My favorite color is {v}.", "what's my favorite color?")],
     "food": [("my favorite food is {v}", "Do you know my favourite food?")],
 }
-_SMALL_TALK = [
-    *("How are you?", "Good morning.", "Thanks!", "Tell me a joke.", "Ok.", "That is nice."),
-    *("I had a long day.", "Say something nice.", "Hello!", "I am tired.", "What can you do?"),
-]
-_WITH_VALUES = [
-    *("Where is {city}?", "Tell me about {city}.", "Who is {name}?", "{name} came to visit."),
-    *("What is the capital of {city}?", "I had {food} for lunch.", "Do you like {food}?"),
-    *("{name} called me.", "What is {number} plus {number}?", "The train to {city} was late."),
-]
-_NEVER_SEEN = [
-    *(
-        "The bus took ages again.",
-        "I have to buy milk on the way home.",
-        "Did you hear that noise?",
-    ),
-    *("My knee hurts a little.", "It is quite windy out there.", "What shall we talk about?"),
-    *("I am reading the paper.", "The kettle is on.", "You have a point.", "Hmm, let me see."),
-]
 _PROSE = [
     *("", "You are a helpful assistant.", "Answer in short sentences.", "Be kind and brief."),
     "You help people who visit our web page. The conversation may be long, so keep in mind what "
     "they tell you, and give it back when they ask for it.",
 ]
-_WHOLE_WORD = r"(?<!\w){}(?!\w)"
 
 
 @dataclass(frozen=True)
@@ -92,90 +61,9 @@ class Outcome:
     note: str = ""
 
 
-class Conversation:
-    """A session with the model, and its transcript for the control; `Talks.begin` makes it."""
-
-    def __init__(self, chat: ChatRWKV, name: str, system: str = "") -> None:
-        self.chat = chat
-        self.session = chat.with_session(name)
-        self.transcript: list[BaseMessage] = [SystemMessage(system)] if system else []
-
-    def say(self, text: str | BaseMessage) -> str:
-        """Says something in the session; only what is new is read."""
-        message = HumanMessage(text) if isinstance(text, str) else text
-        new = [message] if self.session.head else [*self.transcript, message]
-        answer = self.session.invoke(new)
-        self.transcript += [message, answer]
-        return str(answer.text)
-
-    def ask(self, text: str) -> str:
-        """Asks from a fork: the session's state stays where it is."""
-        head = self.session.head
-        before = [marker(head)] if head else self.transcript
-        return str(self.chat.invoke([*before, HumanMessage(text)]).text)
-
-    def replay(self, text: str) -> str:
-        """Asks behind the whole transcript, read from nothing, without any state."""
-        said = [_plain(message) for message in self.transcript]
-        return str(self.chat.invoke([*said, HumanMessage(text)]).text)
-
-
-class Talks:
-    """The conversations of one case, which are deleted when it is over.
-
-    Many cases share one model and one store, so that the model answers them together.
-
-    Args:
-        chat: The model.
-        case: A name that no other case has.
-    """
-
-    def __init__(self, chat: ChatRWKV, case: str) -> None:
-        self._chat, self._case = chat, case
-        self._begun: list[str] = []
-
-    def begin(self, name: str, system: str = "") -> Conversation:
-        """Starts a conversation of that name."""
-        self._begun.append(f"{self._case}: {name}")
-        return Conversation(self._chat, self._begun[-1], system)
-
-    def close(self) -> None:
-        """Deletes all conversations."""
-        for session in self._begun:
-            self._chat.store.delete_session(session)
-
-
-def _plain(message: BaseMessage) -> BaseMessage:
-    """Returns an answer without its metadata, as a transcript would keep it."""
-    return AIMessage(message.text) if isinstance(message, AIMessage) else message
-
-
-def holds(answer: str, value: str) -> bool:
-    """Says whether an answer holds a value, letter by letter and as a whole word."""
-    return re.search(_WHOLE_WORD.format(re.escape(value)), answer) is not None
-
-
 def other_turn(rng: Random, fact: str | None = None) -> str:
-    """Returns something else to say: small talk, questions, remarks, some never seen in training.
-
-    Args:
-        rng: The source of chance.
-        fact: The kind of fact that is to be remembered; a fifth of the turns then tell or ask for
-            facts of the other kinds. ``None`` for no facts at all.
-    """
-    if fact is not None and rng.random() < 0.2:
-        other = rng.choice([kind for kind in values.KINDS if kind != fact])
-        return rng.choice(FACTS[other]).format(v=values.value(rng, other))
-    share = rng.random()
-    if share < 0.5:
-        return rng.choice(_SMALL_TALK)
-    if share < 0.8:
-        text = rng.choice(_WITH_VALUES)
-        for kind in values.KINDS:
-            while f"{{{kind}}}" in text:
-                text = text.replace(f"{{{kind}}}", values.value(rng, kind), 1)
-        return text
-    return rng.choice(_NEVER_SEEN)
+    """Returns something else to say; see `langchain_rwkv_state.recall.values.other_turn`."""
+    return anything_else(rng, fact, values.value)
 
 
 def _miss(asked: str, answer: str, wanted: str) -> str:
@@ -220,7 +108,7 @@ def far_fact(talks: Talks, rng: Random, kind: str) -> Iterator[Outcome]:
 
 def one_of_four(talks: Talks, rng: Random, kind: str) -> Iterator[Outcome]:
     """Four facts at once, and one of them asked for."""
-    kinds = [kind, *rng.sample([k for k in values.KINDS if k != kind], 3)]
+    kinds = [kind, *rng.sample([k for k in KINDS if k != kind], 3)]
     told: dict[str, str] = {}
     for each in kinds:
         told[each] = values.other_value(rng, each, *told.values())
@@ -301,7 +189,7 @@ def unknown(talks: Talks, rng: Random, kind: str) -> Iterator[Outcome]:
     """A question for what was not told, with other facts told or none."""
     talk = talks.begin("unknown")
     told = []
-    for other in rng.sample([k for k in values.KINDS if k != kind], rng.randint(0, 3)):
+    for other in rng.sample([k for k in KINDS if k != kind], rng.randint(0, 3)):
         told.append(values.value(rng, other))
         talk.say(FACTS[other][0].format(v=told[-1]))
     _others(talk, rng, 2)
@@ -361,7 +249,7 @@ def _calls(
     for row in rows:
         yield Outcome(row, right, _miss(question, answer, json.dumps(call)))
     if right:
-        result = rng.choice([values.number(rng), values.made_up(rng), "Sunny, 21 degrees."])
+        result = rng.choice([number(rng), values.made_up(rng), "Sunny, 21 degrees."])
         used = talk.say(ToolMessage(result, tool_call_id="1"))
         yield Outcome("tool result used", result in used, _miss("result", used, result))
 
@@ -378,7 +266,7 @@ def no_tool(talks: Talks, rng: Random, kind: str) -> Iterator[Outcome]:
     yield Outcome("no call where none is needed", right, _miss(question, answer, value))
 
 
-def _others(talk: Conversation, rng: Random, most: int) -> None:
+def _others(talk: Talk, rng: Random, most: int) -> None:
     for _ in range(rng.randint(0, most)):
         talk.say(other_turn(rng))
 
@@ -421,14 +309,14 @@ def _time(rng: Random) -> Case:
 
 
 def _add(rng: Random) -> Case:
-    a, b = (int(values.number(rng)) for _ in "ab")
+    a, b = (int(number(rng)) for _ in "ab")
     form = rng.choice(["What is {a} plus {b}?", "Add {a} and {b}."])
     tool = _schema("add", "Add two numbers.", a="integer", b="integer")
     return tool, form.format(a=a, b=b), {"a": a, "b": b}
 
 
 def _multiply(rng: Random) -> Case:
-    a, b = (int(values.number(rng)) for _ in "ab")
+    a, b = (int(number(rng)) for _ in "ab")
     form = rng.choice(["What is {a} times {b}?", "Multiply {a} by {b}."])
     tool = _schema("multiply", "Multiply two numbers.", a="integer", b="integer")
     return tool, form.format(a=a, b=b), {"a": a, "b": b}
@@ -454,7 +342,7 @@ def _look_up(rng: Random) -> Case:
 
 def _combine(rng: Random) -> Case:
     verb = values.made_up(rng)
-    x, y = (int(values.number(rng)) for _ in "xy")
+    x, y = (int(number(rng)) for _ in "xy")
     tool = _schema(verb, f"{verb.capitalize()} two numbers.", x="integer", y="integer")
     return tool, f"{verb.capitalize()} {x} and {y}.", {"x": x, "y": y}
 

@@ -22,9 +22,10 @@ import torch
 from langchain_core.messages import AIMessageChunk, HumanMessage
 
 from benchmarks import values
-from benchmarks.cases import FACTS, other_turn
+from benchmarks.cases import other_turn
 from langchain_rwkv_state import ChatRWKV, DiskStateStore, MemoryStateStore
 from langchain_rwkv_state.model import Loaded
+from langchain_rwkv_state.recall.values import FACTS, KINDS
 from langchain_rwkv_state.turn import ids_of
 
 MAX_TOKENS = 48
@@ -88,7 +89,7 @@ def plans(number: int, turns: int) -> list[Plan]:
     """Returns conversations: a fact, other turns, and the question for it."""
     rng, made = Random("storm"), []
     for index in range(number):
-        kind = values.KINDS[index % len(values.KINDS)]
+        kind = KINDS[index % len(KINDS)]
         tell, ask = FACTS[kind]
         others = [other_turn(rng, kind) for _ in range(turns - 2)]
         plan = Plan([tell.format(v=values.value(rng, kind)), *others, ask])

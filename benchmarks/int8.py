@@ -22,6 +22,8 @@ from benchmarks.common import Check, Report
 from benchmarks.models import write_apart
 from benchmarks.peers.served import some_ids
 from langchain_rwkv_state import ChatRWKV, MemoryStateStore
+from langchain_rwkv_state.recall.talk import Talk
+from langchain_rwkv_state.recall.values import FACTS, KINDS
 from langchain_rwkv_state.runtime import Runtime, load_runtime, open_slots
 from langchain_rwkv_state.turn import ids_of
 
@@ -43,9 +45,9 @@ def conversations(n: int) -> list[list[int]]:
     )
     template, found = chat.loaded().template, []
     for number in range(n):
-        rng, kind = Random(f"int8 {number}"), values.KINDS[number % len(values.KINDS)]
-        talk = cases.Conversation(chat, f"{number}")
-        tell, ask = cases.FACTS[kind]
+        rng, kind = Random(f"int8 {number}"), KINDS[number % len(KINDS)]
+        talk = Talk(chat, f"{number}")
+        tell, ask = FACTS[kind]
         others = [cases.other_turn(rng, kind) for _ in range(6)]
         for text in (tell.format(v=values.value(rng, kind)), *others, ask):
             talk.say(text)

@@ -49,6 +49,8 @@ def draw(folder: Path) -> list[Path]:
         chat.unload()
     bob, ada = (store.get(store.head(name) or "") for name in ("bob", "ada"))
     files = [folder / name for name in ("heat_maps.png", "heat_difference.png", "watch.svg")]
+    for old in files:
+        old.unlink(missing_ok=True)
     save(draw_maps(head_maps(bob), f"bob: RWKV-7 after {bob.n_tokens} tokens"), files[0])
     save(draw_maps([difference_map(bob, ada)], "bob and ada: RWKV-7"), files[1])
     files[2].write_text(terminal(frames))

@@ -9,7 +9,7 @@ draw a run with `--quick`: those leave no JSON among the results.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from benchmarks import speed
 from benchmarks.cases import DISTANCES, FAR
 from benchmarks.common import IMAGES, RESULTS
 from benchmarks.recall import TARGETS
+from langchain_rwkv_state.recall.result import Recall
+from langchain_rwkv_state.views.recall import draw_recall
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt  # after the choice of a backend without a screen
@@ -122,17 +124,33 @@ def _finish(figure: Any, axes: Any, path: Path, *, beside: bool = False) -> None
     place = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if beside else {}
     axes.legend(frameon=False, fontsize=8, **place)
     figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=_DPI, metadata={"Software": None})
     plt.close(figure)
 
 
-DRAWN = {
-    "recall": (recall, "recall.png"),
-    "conversation": (turns, "turns.png"),
-    "speed": (speeds, "speed.png"),
-    "crowd": (waiting, "waiting.png"),
+def retention(*sections: str) -> Callable[[dict[str, Any], Path], None]:
+    """Returns a function that draws some sections of a recall run."""
+
+    def plot(results: dict[str, Any], path: Path) -> None:
+        path.unlink(missing_ok=True)
+        draw_recall(Recall.from_dict(results), path, only=sections)
+
+    return plot
+
+
+DRAWN: dict[str, dict[str, Callable[[dict[str, Any], Path], None]]] = {
+    "recall": {"recall.png": recall},
+    "conversation": {"turns.png": turns},
+    "speed": {"speed.png": speeds},
+    "crowd": {"waiting.png": waiting},
+    "retention": {
+        "recall_distance.png": retention("distance", "facts"),
+        "recall_codecs.png": retention("codecs"),
+        "recall_blends.png": retention("blends"),
+        "recall_decays.png": retention("decays"),
+    },
 }
+"""By benchmark, its pictures and what draws each."""
 
 
 def draw(
@@ -141,10 +159,13 @@ def draw(
     """Draws every picture whose JSON exists, and returns the pictures' paths."""
     drawn = []
     for name in only:
-        plot, image = DRAWN[name]
         source = results / f"{name}.json"
-        if source.exists():
-            plot(json.loads(source.read_text("utf-8"))["results"], images / image)
+        if not source.exists():
+            continue
+        found = json.loads(source.read_text("utf-8"))["results"]
+        for image, plot in DRAWN[name].items():
+            images.mkdir(parents=True, exist_ok=True)
+            plot(found, images / image)
             drawn.append(images / image)
     return drawn
 

@@ -21,9 +21,11 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks import cases, common, values
-from benchmarks.cases import DISTANCES, FAR, Outcome, Talks
+from benchmarks import cases, common
+from benchmarks.cases import DISTANCES, FAR, Outcome
 from langchain_rwkv_state import ChatRWKV, MemoryStateStore
+from langchain_rwkv_state.recall.talk import Talks
+from langchain_rwkv_state.recall.values import KINDS
 
 TARGETS = {
     **{f"fact after {d}": t for d, t in zip(DISTANCES, (99, 99, 98, 95, 90), strict=True)},
@@ -97,12 +99,9 @@ def outcomes(
 
 def _run_case(chat: ChatRWKV, job: tuple[str, int]) -> list[Outcome]:
     task, number = job
-    talks = Talks(chat, f"{task} {number}")
-    try:
-        kind = values.KINDS[number % len(values.KINDS)]
+    with Talks(chat, f"{task} {number}") as talks:
+        kind = KINDS[number % len(KINDS)]
         return list(_TASKS[task](talks, Random(f"{task} {number}"), kind))
-    finally:
-        talks.close()
 
 
 def report(found: Iterable[Outcome], settings: dict[str, object]) -> common.Report:

@@ -123,33 +123,36 @@ def _commit_some(path: str, count: int, round_: int, worker: int) -> None:
             head = ref
 
 
-class FlushedDisk(diskcache.Disk):  # type: ignore[misc] # diskcache has no types
-    """diskcache's own pickling disk, with files flushed as the store flushes them."""
+PICKLE = {"sqlite_synchronous": 2, "eviction_policy": "none", "cull_limit": 0}
+"""Settings with which diskcache flushes as the store does, and drops nothing."""
 
-    def store(self, value: Any, read: Any, key: Any = diskcache.core.UNKNOWN) -> Any:
-        """Stores a value and flushes its file."""
-        columns = super().store(value, read, key=key)
-        if columns[2] is not None:
-            handle = os.open(Path(self._directory) / columns[2], os.O_RDONLY)
+
+class FlushedDisk(diskcache.Disk):  # type: ignore[misc] # diskcache has no types
+    """diskcache's own pickling disk, with files and new folders flushed as the store does."""
+
+    def _write(self, full_path: str, iterator: Any, mode: str, encoding: Any = None) -> Any:
+        """Writes a file, and flushes it and the folders that were made for it."""
+        path = Path(full_path)
+        missing = [each for each in path.parents if not each.exists()]
+        written = super()._write(full_path, iterator, mode, encoding)
+        for each in (path, *(folder.parent for folder in missing)):
+            handle = os.open(each, os.O_RDONLY)
             os.fsync(handle)
             os.close(handle)
-        return columns
+        return written
 
 
 def _pickle_all(
     pool: ProcessPoolExecutor, processes: int, path: Path, count: int, round_: int
 ) -> None:
-    diskcache.Cache(str(path), disk=FlushedDisk, **_PICKLE).close()
+    diskcache.Cache(str(path), disk=FlushedDisk, **PICKLE).close()
     list(pool.map(partial(_pickle_some, str(path), count, round_), range(processes)))
-
-
-_PICKLE = {"sqlite_synchronous": 2, "eviction_policy": "none", "cull_limit": 0}
 
 
 def _pickle_some(path: str, count: int, round_: int, worker: int) -> None:
     """Sets the same tensors under two alternating keys: as many files stay as with the store."""
     tensors = _tensors(LAYOUT, worker)
-    with diskcache.Cache(path, disk=FlushedDisk, **_PICKLE) as cache:
+    with diskcache.Cache(path, disk=FlushedDisk, **PICKLE) as cache:
         for number in range(count):
             cache.set((round_, worker, number % 2), tensors)
 

@@ -1,4 +1,4 @@
-"""Writes the measured figures into the pages of docs/, from the JSON files of the benchmarks.
+"""Writes the figures into the pages of docs/, from the JSON files of the benchmarks or computed.
 
 It measures nothing and phrases nothing: the page's text is written by hand, and each table stands
 between ``<!-- name -->`` and ``<!-- /name -->``. The easy mistake is to edit a table by hand: the
@@ -11,23 +11,27 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import public_models
 from benchmarks.common import RESULTS
 from benchmarks.crowd import WAYS
 from benchmarks.recall import TARGETS
+from benchmarks.state_tables import (
+    clamps,
+    codecs,
+    corrections,
+    recalled,
+    table,
+    through_a_store,
+)
+from langchain_rwkv_state.recall import SECTIONS
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = DOCS / "benchmarks.md"
-PAGES = (PAGE, DOCS / "corrections.md", DOCS / "codecs.md", DOCS / "prefix_cache.md")
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+PAGES = sorted(DOCS.rglob("*.md"))
 
 
 def targets(report: dict[str, Any], gpu: dict[str, Any] | None = None) -> str:
@@ -265,56 +269,6 @@ def rounded_recall(report: dict[str, Any]) -> str:
     return table(["what", "fp32", "int8", "cases"], [*rows, [*last, str(found["n"])]])
 
 
-def corrections(report: dict[str, Any]) -> str:
-    """Returns what the common recipes do to the next answer."""
-    head = ["recipe", "largest gap of a logit", "mean over cases", "mean KL, nats"]
-    keys = ("logits_max", "logits_mean", "kl_mean")
-    return table(
-        head,
-        [[name, *(f"{row[key]:.2g}" for key in keys)] for name, row in report["results"].items()],
-    )
-
-
-def codecs(report: dict[str, Any]) -> str:
-    """Returns each codec's size, speed and loss."""
-    found, n = report["results"], report["settings"]["n"]
-    rows = [
-        [
-            f"`{name}`",
-            f"{row['share_12x768']:.3f}",
-            f"{row['share_demo']:.3f}",
-            f"{row['encode_gb_s']:.2f}",
-            f"{row['decode_gb_s']:.2f}",
-            f"{row['kl']:.1e}" if "kl" in row else "0",
-            f"{found['recall'][name]} of {n}",
-        ]
-        for name, row in found["codecs"].items()
-    ]
-    rows += [
-        [name, "", "", "", "", "", f"{found['recall'][name]} of {n}"]
-        for name in ("zero state", "another conversation")
-    ]
-    head = ["codec", "of fp32, 12x768", "of fp32, demo", "encode GB/s", "decode GB/s"]
-    return table([*head, "KL, nats", "facts recalled"], rows)
-
-
-def blends(report: dict[str, Any]) -> str:
-    """Returns which facts survive a blend."""
-    n = report["settings"]["n"]
-    rows = [
-        [name, f"{row['first']} of {n}", f"{row['second']} of {n}"]
-        for name, row in report["results"]["blend"].items()
-    ]
-    return table(["blend", "of the first", "of the second"], rows)
-
-
-def decays(report: dict[str, Any]) -> str:
-    """Returns how many facts survive a decay."""
-    n = report["settings"]["n"]
-    rows = [[name, f"{right} of {n}"] for name, right in report["results"]["decay"].items()]
-    return table(["factor", "recalled"], rows)
-
-
 def prefix_trace(report: dict[str, Any]) -> str:
     """Returns what a cache of few states saves of a trace of system prompts."""
     found = report["results"]["zipf"]
@@ -370,9 +324,15 @@ TABLES: dict[str, tuple[str, Callable[..., str]]] = {
     "int8 recall": ("int8", rounded_recall),
     "int8 targets": ("int8", targets),
     "corrections": ("corrections", corrections),
-    "codecs": ("retention", codecs),
-    "blends": ("retention", blends),
-    "decays": ("retention", decays),
+    "clamps": ("corrections", clamps),
+    "codecs on the demo model": ("codecs", codecs("demo")),
+    "codecs on 12x768": ("codecs", codecs("12x768")),
+    "codec machine": ("codecs", machine),
+    "codecs in a store": ("codecs", through_a_store),
+    "codec targets": ("codecs", targets),
+    "retention machine": ("retention", machine),
+    "retention targets": ("retention", targets),
+    **{f"recalled: {name}": ("retention", recalled(name)) for name in SECTIONS},
     "prefix machine": ("prefix_cache", machine),
     "prefix targets": ("prefix_cache", targets),
     "prefix trace": ("prefix_cache", prefix_trace),
@@ -381,11 +341,15 @@ TABLES: dict[str, tuple[str, Callable[..., str]]] = {
 """By the name in the page: which benchmark it comes from, and how it is written."""
 
 
+COMPUTED: dict[str, Callable[[], str]] = {"public models": public_models.table}
+"""By the name in the page: tables that need no measurement."""
+
+
 def fill(page: str, results: Path = RESULTS) -> str:
-    """Returns the page with every table whose JSON exists written anew."""
+    """Returns the page with each of its tables whose JSON exists written anew."""
     for name, (benchmark, write) in TABLES.items():
         source = results / f"{benchmark}.json"
-        if not source.exists():
+        if _mark(name) not in page or not source.exists():
             continue
         report = json.loads(source.read_text("utf-8"))
         other = results / f"{benchmark}_cuda.json"
@@ -393,9 +357,21 @@ def fill(page: str, results: Path = RESULTS) -> str:
             text = write(report, json.loads(other.read_text("utf-8")))
         else:
             text = write(report)
-        pattern = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        page = pattern.sub(lambda found, text=text: f"{found[1]}{text}\n{found[2]}", page)  # type: ignore[misc]
+        page = _with(page, name, text)
+    for name, compute in COMPUTED.items():
+        if _mark(name) in page:
+            page = _with(page, name, compute())
     return page
+
+
+def _mark(name: str) -> str:
+    return f"<!-- {name} -->"
+
+
+def _with(page: str, name: str, text: str) -> str:
+    """Returns the page with one table written anew."""
+    pattern = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    return pattern.sub(lambda found: f"{found[1]}{text}\n{found[2]}", page)
 
 
 def fill_all() -> None:

@@ -1,13 +1,14 @@
-"""A progress bar for long batches: on a terminal, on standard error, gone when all is done.
+"""A progress bar for long work: on a terminal, on standard error, gone when all is done.
 
-It counts answers through LangChain's callbacks and knows nothing of models. The easy mistake is to
+It counts answers through LangChain's callbacks, or whatever steps it is told of, and knows nothing
+of models. The easy mistake is to
 draw where nobody looks: in a log, a bar is noise, so off a terminal there is none.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from langchain_core.callbacks import BaseCallbackHandler
@@ -42,10 +43,36 @@ def counting(total: int, console: Console | None = None) -> Iterator[list[BaseCa
     Yields:
         Callbacks for the calls to count; none where there is no terminal.
     """
+    with _bar(console) as bar:
+        yield [] if bar is None else [_Counter(bar, total)]
+
+
+@contextlib.contextmanager
+def stepping(label: str, console: Console | None = None) -> Iterator[Callable[[int, int], None]]:
+    """Draws a bar while the body runs.
+
+    Args:
+        label: What is done.
+        console: Where to draw; ``None`` for standard error.
+
+    Yields:
+        A function to be called with (steps done, steps in all), from any thread.
+    """
+    with _bar(console) as bar:
+        if bar is None:
+            yield lambda _done, _total: None
+            return
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def _bar(console: Console | None) -> Iterator[Progress | None]:
+    """Shows a bar without tasks; gives ``None`` where there is no terminal."""
     shown = console or Console(stderr=True)
     if not shown.is_terminal:
-        yield []
+        yield None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=shown, transient=True) as bar:
-        yield [_Counter(bar, total)]
+        yield bar

@@ -12,6 +12,7 @@ import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
 from typing import Any
@@ -26,7 +27,7 @@ from langchain_rwkv_state.errors import (
     StoreError,
     StoreFull,
 )
-from langchain_rwkv_state.state import is_reference
+from langchain_rwkv_state.state import RWKVState, is_reference
 from langchain_rwkv_state.store import Filing, StateStore
 from tests.helpers.states import SetClock, random_state
 
@@ -901,6 +902,275 @@ class StoreContract(ABC):
         other = Reader("v7-other/fp32/tok/chat")
         assert store.rebuild(third, other) == other.read([1, 2, 3, 4])
 
+    # -- bundles ---------------------------------------------------------------------------------
+
+    def test_a_session_moves_to_another_store(self, make_store, clock):
+        there, here = make_store(clock=clock, history=2), make_store(clock=clock, history=2)
+        refs = turns(there, "bob", 5)
+        there.append_unread("bob", ['"one"', '"\\ud83d"'])
+        clock.advance(5)
+        before = there.stats()
+        there.export_session("bob", self.tmp_path / "bob.zip")
+        assert there.stats() == before
+        info = here.import_session(self.tmp_path / "bob.zip")
+        assert info == here.session("bob")
+        assert here.head("bob") == info.head != there.head("bob")
+        assert_same_log(here, "bob", there, "bob")
+        old = there.session("bob")
+        assert info == replace(old, head=info.head, expires_seconds=clock.seconds + 30 * DAY)
+        assert here.descends(info.head, here.log("bob")[2].ref)
+        assert here.check().problems == there.check().problems == ()
+        assert [entry.ref for entry in here.log("bob")][3:] == [refs[1], refs[0]]
+
+    def test_an_imported_session_goes_on_as_the_original(self, make_store, clock):
+        there, here = make_store(clock=clock), make_store(clock=clock)
+        turns(there, "bob", 3)
+        there.export_session("bob", self.tmp_path / "bob.zip")
+        here.import_session(self.tmp_path / "bob.zip")
+        for store in (there, here):
+            turns(store, "bob", 2, start=3)
+            store.rewind("bob")
+            store.fork("bob", "al")
+        assert_same_log(here, "bob", there, "bob")
+        assert_same_log(here, "al", there, "al")
+        assert here.session("bob").n_turns == 4
+        assert here.check().sound
+
+    @pytest.mark.parametrize("name", NAMES, ids=ascii)
+    def test_a_session_of_any_name_moves(self, make_store, name):
+        there, here = make_store(), make_store()
+        turns_of_any_name(there, name)
+        there.export_session(name, self.tmp_path / "any.zip")
+        assert here.import_session(self.tmp_path / "any.zip").session == name
+        assert here.sessions() == [name]
+
+    def test_all_that_came_is_kept_until_the_next_commit(self, make_store):
+        there, here = make_store(history=4), make_store(history=1)
+        turns(there, "bob", 6)
+        there.export_session("bob", self.tmp_path / "bob.zip")
+        here.import_session(self.tmp_path / "bob.zip")
+        assert [entry.kept for entry in here.log("bob")] == [True] * 5 + [False]
+        assert here.stats().states == 5
+        turns(here, "bob", 1, start=6)
+        assert [entry.kept for entry in here.log("bob")] == [True] * 2 + [False] * 5
+        assert here.stats().states == 2
+
+    def test_states_that_only_others_hold_come_along(self, make_store):
+        there, here = make_store(history=0), make_store(history=0)
+        refs = turns(there, "bob", 2)
+        kept = there.stage(random_state([9]), parent=refs[1])
+        there.commit("bob", kept, refs[1])
+        there.keep(kept, "thread")
+        turns(there, "bob", 1, start=7)
+        there.export_session("bob", self.tmp_path / "bob.zip")
+        here.import_session(self.tmp_path / "bob.zip")
+        assert_same_log(here, "bob", there, "bob")
+        assert here.get(here.log("bob")[1].ref) == random_state([9])
+
+    def test_a_log_of_100_entries_moves_with_its_numbers(self, make_store):
+        there, here = make_store(), make_store()
+        turns(there, "bob", 104)
+        there.export_session("bob", self.tmp_path / "bob.zip")
+        assert here.import_session(self.tmp_path / "bob.zip").n_turns == 104
+        assert_same_log(here, "bob", there, "bob")
+        turns(here, "bob", 1, start=104)
+        assert len(here.log("bob")) == 100
+        with pytest.raises(StateNotFound, match="reaches back to turn 6"):
+            here.rewind("bob", 101)
+        assert here.check().sound
+
+    def test_an_import_into_the_same_store_stores_no_state_twice(self, store):
+        refs = turns(store, "bob", 3)
+        store.export_session("bob", self.tmp_path / "bob.zip")
+        assert store.import_session(self.tmp_path / "bob.zip", "al").head == refs[-1]
+        assert [entry.ref for entry in store.log("al")] == refs[::-1]
+        assert store.stats().states == 2
+        store.delete_session("bob")
+        assert store.get(refs[-1]) == random_state([*b"bob", 0, 1, 2])
+        assert store.check().sound
+
+    def test_an_import_does_not_use_up_what_somebody_staged(self, make_store):
+        there, here = make_store(), make_store(size_limit=3000)
+        turns(there, "bob", 1)
+        there.export_session("bob", self.tmp_path / "bob.zip")
+        state = there.get(there.head("bob"))
+        ref = here.stage(state)
+        with pytest.raises(StoreFull):
+            here.import_session(self.tmp_path / "bob.zip")
+        assert here.get(ref) == state
+
+    def test_a_session_with_unread_messages_alone_moves(self, make_store):
+        there, here = make_store(), make_store()
+        there.append_unread("bob", ['"one"'])
+        there.export_session("bob", self.tmp_path / "bob.zip")
+        info = here.import_session(self.tmp_path / "bob.zip")
+        assert (info.head, info.unread, info.n_turns) == (None, ('"one"',), 0)
+        assert here.stats().states == 0
+        turns(here, "bob", 1)
+        assert here.check().sound
+
+    def test_an_import_is_refused_where_the_name_is_taken(self, make_store):
+        there, here = make_store(), make_store()
+        turns(there, "bob", 1)
+        there.export_session("bob", self.tmp_path / "bob.zip")
+        (mine,) = turns(here, "bob", 1)
+        before = here.stats()
+        with pytest.raises(SessionConflict, match="'bob' exists"):
+            here.import_session(self.tmp_path / "bob.zip")
+        assert (here.stats(), here.head("bob")) == (before, mine)
+        assert here.import_session(self.tmp_path / "bob.zip", "al").session == "al"
+
+    def test_the_place_of_an_expired_session_is_free(self, make_store, clock):
+        store = make_store(clock=clock)
+        turns(store, "bob", 2)
+        store.export_session("bob", self.tmp_path / "bob.zip")
+        clock.advance(31 * DAY)
+        head = store.import_session(self.tmp_path / "bob.zip").head
+        assert store.get(head) == random_state([*b"bob", 0, 1])
+        assert store.session("bob").n_turns == 2
+        assert store.check().sound
+
+    def test_a_sliding_session_lives_anew_and_a_fixed_one_keeps_its_end(self, make_store, clock):
+        there, here = make_store(clock=clock), make_store(clock=clock, ttl=7)
+        for name, sliding in (("slides", True), ("ends", False)):
+            there.commit(name, there.put(random_state([1])), None, ttl=100, sliding=sliding)
+            there.export_session(name, self.tmp_path / name)
+        end = clock.seconds + 100
+        clock.advance(60)
+        assert here.import_session(self.tmp_path / "slides").expires_seconds == clock.seconds + 100
+        assert here.import_session(self.tmp_path / "ends").expires_seconds == end
+        clock.advance(30)
+        assert here.session("slides").expires_seconds == clock.seconds + 100
+        assert here.session("ends").expires_seconds == end
+        clock.advance(10)
+        assert here.sessions() == ["slides"]
+        before = here.stats()
+        with pytest.raises(StateExpired, match="'ends'"):
+            here.import_session(self.tmp_path / "ends", "late")
+        assert here.stats() == before
+        late = here.import_session(self.tmp_path / "ends", "late", ttl=timedelta(minutes=1))
+        assert late.expires_seconds == clock.seconds + 60
+        clock.advance(50)
+        assert here.session("late").expires_seconds == late.expires_seconds, "still a fixed one"
+
+    def test_an_export_is_no_use_of_a_session(self, make_store, clock):
+        store = make_store(clock=clock, ttl=100)
+        turns(store, "bob", 1)
+        expires = store.session("bob").expires_seconds
+        clock.advance(50)
+        store.export_session("bob", self.tmp_path / "bob.zip")
+        assert store.session("bob", renew=False).expires_seconds == expires
+
+    def test_a_session_that_lives_for_ever_does_so_elsewhere(self, make_store, clock):
+        there, here = make_store(clock=clock), make_store(clock=clock)
+        there.commit("bob", there.stage(random_state([1])), None, ttl=math.inf)
+        there.export_session("bob", self.tmp_path / "bob.zip")
+        assert here.import_session(self.tmp_path / "bob.zip").expires_seconds == math.inf
+
+    def test_an_import_into_a_full_store_leaves_nothing_behind(self, make_store, clock):
+        size = random_state([1]).nbytes
+        there = make_store(clock=clock, history=3)
+        turns(there, "bob", 4)
+        there.export_session("bob", self.tmp_path / "bob.zip")
+        here = make_store(clock=clock, size_limit=int(4.5 * self.share_of_bytes * size))
+        (mine,) = turns(here, "al", 1)
+        before = here.stats()
+        with pytest.raises(StoreFull):
+            here.import_session(self.tmp_path / "bob.zip")
+        assert here.stats() == before
+        assert here.sessions() == ["al"]
+        assert here.get(mine)
+        assert here.check().sound
+        here.delete_session("al")
+        assert here.import_session(self.tmp_path / "bob.zip").n_turns == 4
+
+    def test_a_full_store_can_be_left(self, make_store):
+        size = random_state([1]).nbytes
+        store = make_store(size_limit=int(1.02 * self.share_of_bytes * size) + 2000, history=0)
+        turns(store, "bob", 1)
+        store.export_session("bob", self.tmp_path / "bob.zip")
+        assert make_store().import_session(self.tmp_path / "bob.zip").n_turns == 1
+
+    def test_what_is_not_there_is_not_exported(self, store, clock):
+        with pytest.raises(StateNotFound, match="no session 'bob'"):
+            store.export_session("bob", self.tmp_path / "bob.zip")
+        turns(store, "bob", 1)
+        clock.advance(31 * DAY)
+        with pytest.raises(StateNotFound, match="no session 'bob'"):
+            store.export_session("bob", self.tmp_path / "bob.zip")
+        with pytest.raises(FileNotFoundError):
+            store.import_session(self.tmp_path / "bob.zip")
+        assert not list(self.tmp_path.glob("*.zip"))
+
+    @pytest.mark.parametrize("name", ["", "x" * 513, 7, b"bob"], ids=repr)
+    def test_other_names_are_not_carried(self, store, name):
+        turns(store, "bob", 1)
+        store.export_session("bob", self.tmp_path / "bob.zip")
+        for verb in (
+            lambda: store.export_session(name, self.tmp_path / "x.zip"),
+            lambda: store.import_session(self.tmp_path / "bob.zip", name),
+        ):
+            with pytest.raises(ValueError, match="1 to 512 characters"):
+                verb()
+        with pytest.raises(ValueError, match="time to live"):
+            store.import_session(self.tmp_path / "bob.zip", "al", ttl=0)
+        assert store.sessions() == ["bob"]
+
+    def test_token_ids_go_along_only_where_they_are_asked_for(self, make_store):
+        there, here, plain = make_store(log="tokens"), make_store(log="tokens"), make_store()
+        runtime = Reader()
+        chat(there, runtime, "bob", 3)
+        for name, tokens in (("without", False), ("with", True)):
+            there.export_session("bob", self.tmp_path / name, tokens=tokens)
+        data = (self.tmp_path / "without").read_bytes()
+        assert b'"origin"' not in data
+        assert b'"tokens"' not in data
+        for store, name in ((here, "without"), (plain, "with")):
+            store.import_session(self.tmp_path / name)
+            assert_same_log(store, "bob", there, "bob")
+            with pytest.raises(StateNotFound, match="No token ids"):
+                store.rebuild(store.log("bob")[2].ref, runtime)
+        turns(plain, "al", 1)
+        with pytest.raises(ValueError, match="No token ids of the session 'al'"):
+            plain.export_session("al", self.tmp_path / "al", tokens=True)
+        assert not (self.tmp_path / "al").exists()
+
+    def test_every_state_of_an_imported_token_log_can_be_rebuilt(self, make_store):
+        there, here = make_store(log="tokens"), make_store(log="tokens")
+        runtime, other = Reader(), Reader("v7-other/fp32/tok/chat")
+        refs, said = chat(there, runtime, "bob", 6)
+        there.export_session("bob", self.tmp_path / "bob.zip", tokens=True)
+        here.import_session(self.tmp_path / "bob.zip")
+        assert_same_log(here, "bob", there, "bob")
+        names = [entry.ref for entry in reversed(here.log("bob"))]
+        assert not set(names) & set(refs), "entries without a state are named anew, too"
+        for name, tokens in zip(names, said, strict=True):
+            assert here.rebuild(name, runtime) == runtime.read(tokens)
+            assert here.rebuild(name, other) == other.read(tokens)
+        here.keep(names[-1], "thread")
+        more, said_more = chat(here, runtime, "bob", 2, said[-1])
+        assert here.rebuild(more[-1], other) == other.read(said_more[-1])
+        here.keep(more[-1], "thread")
+        here.delete_session("bob")
+        assert here.rebuild(names[-1], other) == other.read(said[-1])
+        assert here.rebuild(more[-1], other) == other.read(said_more[-1])
+        assert here.check().sound
+
+    def test_token_ids_that_begin_at_a_donor_move_as_far_as_they_tell(self, make_store):
+        there, here = make_store(log="tokens", history=0), make_store(log="tokens")
+        runtime = Reader()
+        root = replace(runtime.read([1, 2]).derivation, root="donor")
+        donor = RWKVState(runtime.layout, dict(runtime.read([1, 2])), root)
+        there.commit("bob", there.stage(donor), None)
+        chat(there, runtime, "bob", 2)
+        there.export_session("bob", self.tmp_path / "bob.zip", tokens=True)
+        here.import_session(self.tmp_path / "bob.zip")
+        assert_same_log(here, "bob", there, "bob")
+        chat(here, runtime, "bob", 2)
+        state = here.rebuild(here.log("bob")[0].ref, runtime)
+        assert state == here.get(here.head("bob"))
+        assert here.check().sound
+
     # -- async, closing --------------------------------------------------------------------------
 
     async def test_every_verb_has_an_async_twin(self, store):
@@ -922,8 +1192,12 @@ class StoreContract(ABC):
         assert len(await store.afilings("turn")) == 1
         await store.aforget_turn("turn")
         assert await store.adelete_session("bob") is True
+        await store.aappend_unread("bob", ['"x"'])
+        await store.aexport_session("bob", self.tmp_path / "bob.zip")
+        info = await store.aimport_session(self.tmp_path / "bob.zip", "cy", ttl=9)
+        assert info.unread == ('"x"',)
         assert await store.aprune() == 0
-        assert (await store.astats()).sessions == 1
+        assert (await store.astats()).sessions == 3
         assert (await store.acheck()).sound
         await store.aclose()
 
@@ -967,6 +1241,8 @@ class StoreContract(ABC):
             lambda: store.fork("bob", "al"),
             lambda: store.rewind("bob"),
             lambda: store.delete_session("bob"),
+            lambda: store.export_session("bob", self.tmp_path / "bob.zip"),
+            lambda: store.import_session(self.tmp_path / "bob.zip"),
             lambda: store.file("turn", Filing("d", ref, None)),
             lambda: store.filings("turn"),
             lambda: store.forget_turn("turn"),
@@ -1014,6 +1290,23 @@ class StoreContract(ABC):
     def test_impossible_settings_are_refused(self, make_store, settings, word):
         with pytest.raises(ValueError, match=word):
             make_store(**settings)
+
+
+def assert_same_log(store: StateStore, session: str, other: StateStore, original: str) -> None:
+    """Compares two sessions of two stores, whose references differ: entries, states, structure."""
+    log, expected = store.log(session), other.log(original)
+    assert [(e.n_tokens, e.created_seconds, e.kept) for e in log] == [
+        (e.n_tokens, e.created_seconds, e.kept) for e in expected
+    ]
+    names = dict(zip([e.ref for e in expected], [e.ref for e in log], strict=True))
+    assert len(set(names.values())) == len(names)
+    for entry, old in zip(log, expected, strict=True):
+        assert entry.parent == (names.get(old.parent, old.parent) if old.parent else None)
+        if entry.kept:
+            state, original_state = store.get(entry.ref), other.get(old.ref)
+            assert state == original_state
+            assert state.block == original_state.block
+    assert store.head(session) == (log[0].ref if log else None)
 
 
 def turns_of_any_name(store: StateStore, session: str) -> list[str]:

@@ -9,13 +9,13 @@ cannot meet, whatever the seeds.
 from __future__ import annotations
 
 import string
-import zlib
 from dataclasses import dataclass
 from random import Random
 
+from langchain_rwkv_state.demo.held_out import is_held_out
+
 from . import words
 
-HELD_OUT_ONE_IN = 8
 VOWELS, CONSONANTS = "aeiouy", "bcdfghjklmnpqrstvwxz"
 ONSETS = words.listed(
     """
@@ -37,11 +37,6 @@ CODAS = words.listed(
 OTHER_ONSETS = words.listed("b c d f g h j k l m n p r s t v w z dw gn qu squ thr vr y x")
 OTHER_NUCLEI = words.listed("a e i o u y aa ii uu ay ey ow")
 OTHER_CODAS = words.listed("c d dge g l lb lp lv m n nch nx nz p r rch rf rp rv s sp t tch x z")
-
-
-def is_held_out(value: str) -> bool:
-    """Whether a made-up value is the evaluation's and must not be drawn in training."""
-    return zlib.crc32(value.lower().encode()) % HELD_OUT_ONE_IN == 0
 
 
 _LISTS = {

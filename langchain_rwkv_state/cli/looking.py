@@ -16,18 +16,15 @@ import typer
 from rich.text import Text
 
 from langchain_rwkv_state.cli import output
-from langchain_rwkv_state.cli.options import StoreOption, StrategyOption
+from langchain_rwkv_state.cli.options import ModelOption, StoreOption, StrategyOption
 from langchain_rwkv_state.cli.sessions import existing_store, unknown_session
 from langchain_rwkv_state.cli.states import (
     HealthyOption,
     Source,
     read_healthy,
-    require_new,
-    say_written,
     state_of,
-    table,
-    write_new,
 )
+from langchain_rwkv_state.whole import require_new, write_whole
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import Distance, HeadMap, Inspection, RWKVState, TensorHealth
@@ -90,7 +87,8 @@ def calibrate(
         if opened is None:
             raise typer.Exit(1)
         healthy = states.calibrate(_healthy_states(opened, session or opened.sessions()))
-    write_new(out, healthy.to_json() + "\n")
+    write_whole(out, f"{healthy.to_json()}\n".encode(), new=True)
+    output.written(out)
     output.out().print(f"Learnt from {healthy.n_states} states.")
 
 
@@ -99,9 +97,7 @@ def diff(
     second: Source,
     metric: Annotated[str, typer.Option(help=f"One of {', '.join(_METRICS)}.")] = "rms_relative",
     plot: PlotOption = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="For logits_kl: the model to ask.")
-    ] = None,
+    model: ModelOption = "demo",
     probe: Annotated[
         str, typer.Option(help="For logits_kl: what it reads from both states.")
     ] = PROBE,
@@ -110,12 +106,13 @@ def diff(
 ) -> None:
     """Show how far apart two states are, layer by layer.
 
-    --plot draws the relative difference of each head, whatever the metric of the table.
+    --plot draws the relative difference of each head, whatever the metric of the table. The metric
+    logits_kl asks the --model that read the states.
     """
     if metric not in _METRICS:
         raise typer.BadParameter(f"{metric!r} is none of {', '.join(_METRICS)}.")
-    if metric == "logits_kl" and (model is None or not probe):
-        raise typer.BadParameter("logits_kl asks a model: name it with --model, and a --probe.")
+    if metric == "logits_kl" and not probe:
+        raise typer.BadParameter("logits_kl reads a text from both states: give one by --probe.")
     _require_picture(plot)
     a, b = state_of(first, store), state_of(second, store)
     _require_one_model(first, a, second, b)
@@ -130,7 +127,7 @@ def _print_inspection(state: RWKVState, found: Inspection) -> None:
     console = output.out()
     console.print(Text(output.plain(repr(state))), soft_wrap=True)
     console.print()
-    rows = table("TENSOR", "MEAN |X|", "MAX |X|", "RMS", "OF RANGE", "NAN", "INF", "RANKS")
+    rows = output.table("TENSOR", "MEAN |X|", "MAX |X|", "RMS", "OF RANGE", "NAN", "INF", "RANKS")
     for each in found.tensors:
         figures = (each.mean_abs, each.max_abs, each.rms, each.range_used)
         rows.add_row(
@@ -218,11 +215,11 @@ def _model(state: RWKVState) -> str:
 
 
 def _measure(
-    a: RWKVState, b: RWKVState, metric: str, model: str | None, probe: str, strategy: str
+    a: RWKVState, b: RWKVState, metric: str, model: str, probe: str, strategy: str
 ) -> Distance:
     from langchain_rwkv_state.state import distance
 
-    if metric != "logits_kl" or model is None:
+    if metric != "logits_kl":
         return distance(a, b, metric)  # type: ignore[arg-type]
     from langchain_rwkv_state.chat_models import ChatRWKV
     from langchain_rwkv_state.store import MemoryStateStore
@@ -243,7 +240,7 @@ def _measure(
 
 def _print_distance(found: Distance) -> None:
     kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in found.tensors))
-    rows = table("LAYER", "WHOLE", *kinds)
+    rows = output.table("LAYER", "WHOLE", *kinds)
     for number, whole in enumerate(found.layers):
         parts = [found.tensors[f"blocks.{number}.{kind}"] for kind in kinds]
         rows.add_row(str(number), *(f"{figure:.4g}" for figure in (whole, *parts)))
@@ -255,7 +252,7 @@ def _require_picture(plot: Path | None) -> None:
     if plot is not None:
         from langchain_rwkv_state.views.figure import require_picture
 
-        require_new(require_picture(plot))
+        require_picture(plot)
 
 
 def _draw(maps: Any, title: str, plot: Path) -> None:
@@ -263,7 +260,7 @@ def _draw(maps: Any, title: str, plot: Path) -> None:
     from langchain_rwkv_state.views.heat import draw_maps
 
     save(draw_maps(maps, output.in_one_line(title)), plot)
-    say_written(plot, as_note=True)
+    output.written(plot, as_note=True)
 
 
 def _tokens(state: RWKVState) -> str:

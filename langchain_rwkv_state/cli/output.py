@@ -8,9 +8,11 @@ escape sequence in it; `plain` makes it harmless.
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from langchain_rwkv_state.views.words import (
@@ -37,7 +39,9 @@ __all__ = [
     "plain",
     "short",
     "size",
+    "table",
     "until",
+    "written",
 ]
 
 _PIPE_WIDTH = 1_000
@@ -71,3 +75,26 @@ def error(message: object) -> None:
 def note(message: object) -> None:
     """Prints a remark on standard error."""
     err().print(Text.assemble(("note: ", "yellow"), plain(str(message))), soft_wrap=True)
+
+
+def written(file: Path, *, as_note: bool = False) -> None:
+    """Says that a file was written, and how large it is.
+
+    Args:
+        file: The file.
+        as_note: Whether the output itself is for programs.
+    """
+    told = f"Wrote {plain(str(file))}, {size(file.stat().st_size)}."
+    if as_note:
+        note(told)
+    else:
+        out().print(Text(told), soft_wrap=True)
+
+
+def table(first: str, *others: str) -> Table:
+    """Returns an empty table: names to the left, figures to the right."""
+    made = Table(box=None, header_style="bold", pad_edge=False)
+    made.add_column(first, no_wrap=True)
+    for name in others:
+        made.add_column(name, justify="right", no_wrap=True)
+    return made

@@ -16,7 +16,8 @@ from langchain_rwkv_state._version import __version__
 from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.options import StoreOption
 from langchain_rwkv_state.cli.sessions import existing_store, unknown_session
-from langchain_rwkv_state.cli.states import HealthyOption, read_healthy, require_new, write_new
+from langchain_rwkv_state.cli.states import HealthyOption, read_healthy
+from langchain_rwkv_state.whole import require_new, write_whole
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.recall import Recall
@@ -51,7 +52,8 @@ def report(
 
     from langchain_rwkv_state.views.page import report_page
 
-    write_new(out, report_page(found))
+    write_whole(out, report_page(found).encode("utf-8", "replace"), new=True)
+    output.written(out)
     if measured is not None and measured.fingerprint != found.fingerprint:
         output.note("The recall figures are those of another model; the page says so.")
 

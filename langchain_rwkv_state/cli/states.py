@@ -1,4 +1,4 @@
-"""What the commands on states share: where a state comes from, tables, and files that are new.
+"""What the commands on states share: where a state comes from, and where a new one goes.
 
 A state is named by a session, whose head is meant, or by a file that this package wrote. The easy
 mistake is to let a name mean two things: what is a file is a file, and all else is a session.
@@ -6,26 +6,30 @@ mistake is to let a name mean two things: what is a file is a file, and all else
 
 from __future__ import annotations
 
-import os
-import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from langchain_rwkv_state.cli import output
+from langchain_rwkv_state.cli.options import open_store
 from langchain_rwkv_state.cli.sessions import existing_store, unknown_session
+from langchain_rwkv_state.whole import require_new
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import Healthy, RWKVState
 
 Source = Annotated[str, typer.Argument(help="A session, or a file of a state.")]
+Into = Annotated[
+    str,
+    typer.Option("--into", metavar="NAME", help="A new session, or a new .safetensors file."),
+]
 HealthyOption = Annotated[
     Path | None,
     typer.Option("--healthy", metavar="FILE", help="Healthy ranges, as `calibrate` wrote them."),
 ]
+FILE = ".safetensors"
 
 
 def state_of(source: str, store: Path | None) -> RWKVState:
@@ -50,58 +54,24 @@ def read_healthy(file: Path | None) -> Healthy | None:
     return None if file is None else Healthy.from_json(file.read_text("utf-8"))
 
 
-def require_new(file: Path) -> None:
-    """Checks that there is no such file yet, and that there is a place for it.
+def keep(state: RWKVState, into: str, store: Path | None) -> None:
+    """Puts a state into a new session or a new file, and says so."""
+    if not into.endswith(FILE):
+        keep_session(state, into, store)
+        return
+    target = Path(into)
+    require_new(target)
+    state.save(target)
+    output.written(target)
 
-    Raises:
-        ValueError: It is there already, or its directory is not.
-    """
-    if file.exists() or file.is_symlink():
-        raise ValueError(f"{file} is there already: name another file, or remove it first.")
-    if not file.parent.is_dir():
-        raise ValueError(f"There is no directory {file.parent} to write {file.name} to.")
 
-
-def write_new(file: Path, text: str) -> None:
-    """Writes a new file, whole or not at all, and says so.
-
-    Raises:
-        ValueError: It is there already.
-    """
-    require_new(file)
-    data = text.encode("utf-8", "replace")
-    half = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+def keep_session(state: RWKVState, session: str, store: Path | None) -> None:
+    """Begins a session with a state, and says so."""
+    opened = open_store(store)
     try:
-        with half.open("xb") as opened:
-            opened.write(data)
-            opened.flush()
-            os.fsync(opened.fileno())
-        try:
-            file.hardlink_to(half)  # unlike a renaming, this never replaces a file
-        except FileExistsError:
-            require_new(file)
-            raise
-        except OSError:  # a file system without hard links
-            require_new(file)
-            half.rename(file)
+        opened.commit(session, opened.stage(state), None)
     finally:
-        half.unlink(missing_ok=True)
-    say_written(file)
-
-
-def say_written(file: Path, *, as_note: bool = False) -> None:
-    """Says that a file was written, and its size; as a note where the output is for programs."""
-    said = f"Wrote {output.plain(str(file))}, {output.size(file.stat().st_size)}."
-    if as_note:
-        output.note(said)
-    else:
-        output.out().print(Text(said), soft_wrap=True)
-
-
-def table(first: str, *others: str) -> Table:
-    """Returns an empty table: names to the left, figures to the right."""
-    made = Table(box=None, header_style="bold", pad_edge=False)
-    made.add_column(first, no_wrap=True)
-    for name in others:
-        made.add_column(name, justify="right", no_wrap=True)
-    return made
+        opened.close()
+    line = Text("The session ") + output.one_line(session)
+    line += Text(f" begins with {state.n_tokens} tokens in {output.size(state.nbytes)}.")
+    output.out().print(line, soft_wrap=True)

@@ -1,7 +1,7 @@
-"""The commands that make states: ``blend``, ``decay``, ``export``, ``import``.
+"""The commands that make states and carry them: ``blend``, ``decay``, ``export``, ``import``.
 
 Nothing that is there is ever changed: results go to a new session or a new file. The easy mistake
-is to run a long command whose result has no place to go: a new file is asked for before.
+is to open a store for a file that is not there: opening makes the store.
 """
 
 from __future__ import annotations
@@ -13,17 +13,21 @@ import typer
 from rich.text import Text
 
 from langchain_rwkv_state.cli import output
-from langchain_rwkv_state.cli.options import ModelOption, StoreOption, StrategyOption, open_store
-from langchain_rwkv_state.cli.states import Source, require_new, say_written, state_of
+from langchain_rwkv_state.cli.options import (
+    ModelOption,
+    StoreOption,
+    StrategyOption,
+    open_store,
+    read_ttl,
+)
+from langchain_rwkv_state.cli.sessions import existing_store, unknown_session
+from langchain_rwkv_state.cli.states import FILE, Into, Source, keep, keep_session, state_of
+from langchain_rwkv_state.whole import require_new
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import RWKVState
 
-Into = Annotated[
-    str,
-    typer.Option("--into", metavar="NAME", help="A new session, or a new .safetensors file."),
-]
-_FILE = ".safetensors"
+_BUNDLE = ".zip"
 
 
 def blend(
@@ -39,7 +43,7 @@ def blend(
     from langchain_rwkv_state import state as states
 
     made = states.blend(state_of(first, store), state_of(second, store), alpha)
-    _keep(made, into, store)
+    keep(made, into, store)
 
 
 def decay(
@@ -51,68 +55,100 @@ def decay(
     """Let a state's past weigh less, in a new one."""
     from langchain_rwkv_state import state as states
 
-    _keep(states.decay(state_of(source, store), factor), into, store)
+    keep(states.decay(state_of(source, store), factor), into, store)
 
 
 def export(
     source: Source,
-    file: Annotated[Path, typer.Argument(help="A new file: .safetensors, .pt or .pth.")],
+    file: Annotated[Path, typer.Argument(help="A new file: .safetensors, .pt, .pth or .zip.")],
     codec: Annotated[str, typer.Option(help="How a .safetensors file keeps numbers.")] = "exact",
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Let token ids go along in a .zip: a transcript.")
+    ] = False,
     store: StoreOption = None,
 ) -> None:
-    """Write a state to a file.
+    """Write a state, or a whole session, to a file.
 
     A .safetensors file is in this package's checked format. A .pt or .pth file holds the plain list
-    of tensors that the rwkv package takes, and nothing that says which model it is of.
+    of tensors that the rwkv package takes, and nothing that says which model it is of. A .zip file
+    is a bundle: a session with its log and its states, for another store.
     """
     from langchain_rwkv_state.state import export_tensors, require_codec
 
     require_codec(codec)
+    if file.suffix == _BUNDLE:
+        if codec != "exact":
+            raise typer.BadParameter("A .zip file keeps states as the store does: leave --codec.")
+        _export_session(source, file, store, tokens=tokens)
+        return
+    if tokens:
+        raise typer.BadParameter("--tokens is for a session in a .zip file.")
     state = state_of(source, store)
     require_new(file)
-    if file.suffix == _FILE:
+    if file.suffix == FILE:
         state.save(file, codec=codec)  # type: ignore[arg-type]
     elif codec != "exact":
         raise typer.BadParameter("A .pt or .pth file has no codec.")
     else:
         export_tensors(state, file)
-    say_written(file)
+    output.written(file)
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(help="A file of a state, of this package or another.")],
-    session: Annotated[str, typer.Argument(help="Name of the new session.")],
+    file: Annotated[Path, typer.Argument(help="A .zip of a session, or a file of a state.")],
+    session: Annotated[
+        str | None,
+        typer.Argument(help="Name of the new session.", show_default="a .zip has one"),
+    ] = None,
     model: ModelOption = "demo",
     strategy: StrategyOption = "auto",
+    ttl: Annotated[
+        float | None,
+        typer.Option(
+            "--ttl",
+            parser=read_ttl,
+            metavar="TIME",
+            help="Time to live: 30m, 12h, 7d or never.",
+            show_default="the .zip's",
+        ),
+    ] = None,
     store: StoreOption = None,
 ) -> None:
-    """Start a session with a state from a file.
+    """Start a session with a state from a file, or take in a whole session from a .zip.
 
     For a file of another tool (.pt, .pth, plain .safetensors, or a tuned time_state) the model says
     which tensors to expect; that the file belongs to it is for you to know.
     """
-    state = _ours(file) or _foreign(file, model, strategy)
-    _keep_session(state, session, store)
-
-
-def _keep(state: RWKVState, into: str, store: Path | None) -> None:
-    if not into.endswith(_FILE):
-        _keep_session(state, into, store)
+    if file.suffix == _BUNDLE:
+        _import_session(file, session, ttl, store)
         return
-    target = Path(into)
-    require_new(target)
-    state.save(target)
-    say_written(target)
+    if session is None:
+        raise typer.BadParameter(f"Name the session that is to begin with the state of {file}.")
+    if ttl is not None:
+        raise typer.BadParameter("--ttl is for a session in a .zip file.")
+    state = _ours(file) or _foreign(file, model, strategy)
+    keep_session(state, session, store)
 
 
-def _keep_session(state: RWKVState, session: str, store: Path | None) -> None:
+def _export_session(session: str, file: Path, store: Path | None, *, tokens: bool) -> None:
+    with existing_store(store) as opened:
+        if opened is None or opened.session(session, renew=False) is None:
+            raise unknown_session(session)
+        opened.export_session(session, file, tokens=tokens)
+    output.written(file)
+
+
+def _import_session(file: Path, session: str | None, ttl: float | None, store: Path | None) -> None:
+    if not file.is_file():  # before a store comes to be
+        raise FileNotFoundError(f"There is no file {file}.")
     opened = open_store(store)
     try:
-        opened.commit(session, opened.stage(state), None)
+        found = opened.import_session(file, session, ttl=ttl)
     finally:
         opened.close()
-    line = Text("The session ") + output.one_line(session)
-    line += Text(f" begins with {state.n_tokens} tokens in {output.size(state.nbytes)}.")
+    line = Text("The session ") + output.one_line(found.session)
+    turns = "1 turn" if found.n_turns == 1 else f"{found.n_turns} turns"
+    line += Text(f" has {turns}, {found.n_tokens} tokens in {output.size(found.nbytes)}.")
     output.out().print(line, soft_wrap=True)
 
 
@@ -122,7 +158,7 @@ def _ours(file: Path) -> RWKVState | None:
     from langchain_rwkv_state.state import RWKVState
     from langchain_rwkv_state.state.codec import FORMAT
 
-    if file.suffix != _FILE:
+    if file.suffix != FILE:
         return None
     try:
         return RWKVState.load(file)

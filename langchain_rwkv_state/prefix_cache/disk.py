@@ -27,7 +27,7 @@ from langchain_rwkv_state.errors import RWKVStateError, StateCorrupt
 from langchain_rwkv_state.prefix_cache.policy import worth
 from langchain_rwkv_state.prefix_cache.records import Kept, Root
 from langchain_rwkv_state.prefix_cache.tree import unpack
-from langchain_rwkv_state.state import Derivation, decode, encode
+from langchain_rwkv_state.state import Buffer, Derivation, decode, encode_parts
 from langchain_rwkv_state.store.backend import Reader, Transaction
 from langchain_rwkv_state.store.disk_backend import DiskBackend
 
@@ -174,7 +174,8 @@ class DiskTier:
         Returns:
             The entry's row, ``None`` where it does not fit the budget.
         """
-        data = _pack(kept)
+        parts = _pack(kept)
+        nbytes = sum(map(len, parts))
         digest = _digest(root, key)
         now = self._clock()
         row = Row(
@@ -182,7 +183,7 @@ class DiskTier:
             root=root,
             key=key,
             blob=f"{digest.hex()}-{secrets.token_hex(8)}",
-            nbytes=len(data),
+            nbytes=nbytes,
             saved=saved,
             uses=0,
             created=now,
@@ -200,7 +201,7 @@ class DiskTier:
                 if same_pin and not better and rows.blob_exists(there.blob):
                     return there, False
                 self._remove(rows, there)
-            if not self._make_room(rows, len(data) + len(row.to_bytes()) + _SMALL_ROWS_BYTES, now):
+            if not self._make_room(rows, nbytes + len(row.to_bytes()) + _SMALL_ROWS_BYTES, now):
                 return None, False
             last = int.from_bytes(rows.get(_LAST) or b"", "big") + 1
             kept_pin = pin or (there.pin if there else None)
@@ -215,7 +216,7 @@ class DiskTier:
         written, is_new = self._backend.transact(work, freeing=True)
         if written is not None and is_new:
             try:
-                self._backend.write_blob(written.blob, data)
+                self._backend.write_blob(written.blob, parts)
             except RWKVStateError:
                 self.discard(written)
                 raise
@@ -340,11 +341,11 @@ def _check(row_key: bytes, body: bytes) -> bytes:
     return hashlib.blake2b(row_key + body, digest_size=_CHECK_BYTES).digest()
 
 
-def _pack(kept: Kept) -> bytes:
-    """Returns the bytes of a file: the state, the logits, their checksum and their size."""
+def _pack(kept: Kept) -> list[Buffer]:
+    """Returns a file in pieces: the state, the logits, their checksum and their size."""
     logits = b"" if kept.logits is None else kept.logits.numpy().tobytes()
     check = hashlib.blake2b(logits, digest_size=_CHECK_BYTES).digest()
-    return encode(kept.state) + logits + check + len(logits).to_bytes(8, "little")
+    return [*encode_parts(kept.state), logits + check + len(logits).to_bytes(8, "little")]
 
 
 def _unpack(row: Row, data: bytes) -> Kept:

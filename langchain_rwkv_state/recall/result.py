@@ -87,8 +87,11 @@ class Recall:
 
     def to_json(self) -> str:
         """Returns a JSON text, for keeping and for other programs."""
-        body = {"format": FORMAT, **asdict(self)}
-        return json.dumps(body, indent=1, ensure_ascii=False) + "\n"
+        return json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns what `to_json` writes, as plain values."""
+        return {"format": FORMAT, **asdict(self)}
 
     @classmethod
     def from_json(cls, text: str) -> Recall:
@@ -99,6 +102,18 @@ class Recall:
         """
         try:
             raw = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise StateCorrupt(f"The text holds no recall figures: {error}.") from error
+        return cls.from_dict(raw)
+
+    @classmethod
+    def from_dict(cls, raw: Any) -> Recall:
+        """Reads what `as_dict` gave.
+
+        Raises:
+            StateCorrupt: The value is something else.
+        """
+        try:
             if raw["format"] != FORMAT:
                 raise ValueError(f"the format is {raw['format']!r}")
             return cls(
@@ -107,8 +122,8 @@ class Recall:
                 tuple(map(_section, raw["sections"])),
                 dict(raw["settings"]),
             )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise StateCorrupt(f"The text holds no recall figures: {error}.") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StateCorrupt(f"The value holds no recall figures: {error}.") from error
 
 
 def _section(raw: dict[str, Any]) -> Section:

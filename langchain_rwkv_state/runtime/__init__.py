@@ -1,7 +1,24 @@
-"""Runtimes: the port and its adapters."""
+"""Runtimes: the port and its adapters; what is asked of a model itself."""
 
 from langchain_rwkv_state.runtime.base import Runtime
+from langchain_rwkv_state.runtime.clamp import DecayClamp, clamp_decay, write_clamped
+from langchain_rwkv_state.runtime.half_life import HalfLife, half_life
 from langchain_rwkv_state.runtime.loader import check_model, load_runtime, locate
+from langchain_rwkv_state.runtime.loss import text_loss
 from langchain_rwkv_state.runtime.slots import Reads, Slots, open_slots
 
-__all__ = ["Reads", "Runtime", "Slots", "check_model", "load_runtime", "locate", "open_slots"]
+__all__ = [
+    "DecayClamp",
+    "HalfLife",
+    "Reads",
+    "Runtime",
+    "Slots",
+    "check_model",
+    "clamp_decay",
+    "half_life",
+    "load_runtime",
+    "locate",
+    "open_slots",
+    "text_loss",
+    "write_clamped",
+]

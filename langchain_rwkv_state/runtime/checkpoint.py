@@ -13,12 +13,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from langchain_rwkv_state.errors import ModelLoadError
+from langchain_rwkv_state.state import StateLayout, Version
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _SAMPLE_BYTES = 1024
@@ -132,6 +134,12 @@ class Checkpoint:
         """Size of a head, N (A for RWKV-4)."""
         return self.n_att // self.n_head
 
+    @property
+    def layout(self) -> StateLayout:
+        """The layout of its states, where they are kept in fp32 throughout."""
+        version, dtypes = cast("Version", int(self.version[0])), ("fp32",) * self.n_layer
+        return StateLayout(version, self.n_layer, self.n_embd, self.n_head, self.head_size, dtypes)
+
     @classmethod
     def of(cls, tensors: Mapping[str, torch.Tensor], path: Path) -> Checkpoint:
         """Reads names and shapes.
@@ -166,6 +174,15 @@ class Checkpoint:
             tuned_state=tuned_state,
             weights=f"rwkv{version}-{_digest(tensors)}",
         )
+
+    def changed(self, tensors: Mapping[str, torch.Tensor], name: str) -> Checkpoint:
+        """Returns the same architecture with other numbers, under an identity of its own.
+
+        Args:
+            tensors: All tensors, the changed ones among them.
+            name: Of the change, without slashes.
+        """
+        return replace(self, weights=f"rwkv{self.version}-{_digest(tensors)}+{name}")
 
 
 def in_loading_order(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -281,12 +298,19 @@ def _fits(shape: list[int], wanted: list[int]) -> bool:
 
 
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Returns 32 hex digits over names, shapes, dtypes and samples: some 4 kB a tensor."""
+    """Returns 32 hex digits over names, shapes, dtypes and samples: some 4 kB a tensor.
+
+    Of ``time_decay`` every byte counts.
+    """
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name}|{list(tensor.shape)}|{tensor.dtype}|".encode())
         flat = tensor.reshape(-1)
+        if name.endswith(".time_decay") and flat.nbytes > _SAMPLES * _SAMPLE_BYTES:
+            # A clamp may change one number in it, which the samples of a wide model may not hold.
+            digest.update(flat.contiguous().view(torch.uint8).numpy().tobytes())
+            continue
         size = _SAMPLE_BYTES // tensor.element_size()
         span = max(flat.numel() - size, 0)
         for part in range(_SAMPLES):

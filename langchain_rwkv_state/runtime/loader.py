@@ -17,6 +17,7 @@ from pathlib import Path
 
 from langchain_rwkv_state.errors import ModelLoadError
 from langchain_rwkv_state.runtime.base import Runtime
+from langchain_rwkv_state.runtime.change import Change
 from langchain_rwkv_state.runtime.checkpoint import Checkpoint
 from langchain_rwkv_state.runtime.files import SUFFIXES, read_tensors, require_file
 from langchain_rwkv_state.runtime.handle import Model, RuntimeHandle
@@ -67,20 +68,25 @@ def load_runtime(
         >>> logits.shape == (runtime.vocab_size,), state.n_tokens  # doctest: +SKIP
         (True, 3)
     """
-    chosen = Strategy.parse(strategy)
-    chosen.require_devices()
-    kernels = os.environ.get("RWKV_CUDA_ON") == "1" and chosen.on_cuda
-    path = locate(model)
-    key = (*_identity(path), chosen, kernels)
-    load = functools.partial(_load, path, chosen, kernels)
-    loaded, give_back = MODELS.hold(key, functools.partial(_on_a_thread, load))
-    try:
-        return RuntimeHandle(
-            loaded, give_back, name=str(model), tokenizer=tokenizer, template=template
-        )
-    except BaseException:
-        give_back()
-        raise
+    return _handle(model, strategy, None, tokenizer=tokenizer, template=template)
+
+
+def load_changed(model: str | Path, change: Change, strategy: str = "auto") -> Runtime:
+    """Loads a model with other weights than its file has, beside the plain one.
+
+    Args:
+        model: As for `load_runtime`.
+        change: What is done to the tensors; part of the fingerprint where it changes any.
+        strategy: As for `load_runtime`.
+
+    Returns:
+        A runtime, as from `load_runtime`; equal changes of one file share their weights.
+
+    Raises:
+        ModelLoadError: As for `load_runtime`.
+        ValueError: The change makes no sense for the model.
+    """
+    return _handle(model, strategy, change)
 
 
 def check_model(model: str | Path, strategy: str = "auto") -> None:
@@ -143,6 +149,30 @@ def _demo_path() -> Path:
     return Path(found)
 
 
+def _handle(
+    model: str | Path,
+    strategy: str,
+    change: Change | None,
+    *,
+    tokenizer: str | None = None,
+    template: str | None = None,
+) -> RuntimeHandle:
+    chosen = Strategy.parse(strategy)
+    chosen.require_devices()
+    kernels = os.environ.get("RWKV_CUDA_ON") == "1" and chosen.on_cuda
+    path = locate(model)
+    key = (*_identity(path), chosen, kernels, change)
+    load = functools.partial(_load, path, chosen, kernels, change)
+    loaded, give_back = MODELS.hold(key, functools.partial(_on_a_thread, load))
+    try:
+        return RuntimeHandle(
+            loaded, give_back, name=str(model), tokenizer=tokenizer, template=template
+        )
+    except BaseException:
+        give_back()
+        raise
+
+
 def _identity(path: Path) -> tuple[str, int, int, int, int]:
     stat = path.stat()
     return str(path.resolve()), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
@@ -159,9 +189,13 @@ def _on_a_thread(load: Callable[[], Model]) -> Model:
         return pool.submit(load).result()
 
 
-def _load(path: Path, strategy: Strategy, kernels: bool) -> Model:
+def _load(path: Path, strategy: Strategy, kernels: bool, change: Change | None) -> Model:
     tensors = read_tensors(path)
     checkpoint = Checkpoint.of(tensors, path)
+    changed = change.of(tensors, checkpoint) if change else {}
+    if change and changed:
+        tensors |= changed
+        checkpoint = checkpoint.changed(tensors, change.name)
     if strategy.is_native_for(checkpoint.version, deep_embed=checkpoint.deep_embed):
         return NativeModel(tensors, checkpoint, strategy.stages[0])
     strategy.require_for(checkpoint.version)

@@ -1,8 +1,8 @@
 """The models' formulas, one token at a time, to be read: what runs them fast is measured by this.
 
-RWKV-4, 5.2, 6 and 7 over a checkpoint's tensors as they are, in fp32, on the CPU. It is no runtime:
-it has no batch, no devices and no speed. The easy mistake is the order of the matrix's two sides:
-RWKV-5 and 6 keep it as ``[key, value]``, RWKV-7 as ``[value, key]``.
+RWKV-4, 5 (5.0, 5.1 and 5.2), 6 and 7 over a checkpoint's tensors as they are, in fp32, on the CPU.
+It is no runtime: it has no batch, no devices and no speed. The easy mistake is the order of the
+matrix's two sides: RWKV-5 and 6 keep it as ``[key, value]``, RWKV-7 as ``[value, key]``.
 
 Glossary, with the papers' letters: D width of the model; H heads of size N, with H * N = D; F width
 of the channel-mix; V size of the vocabulary; x the residual stream, r receptance, k key, v value,
@@ -24,7 +24,7 @@ Tensors = Mapping[str, Tensor]
 Mixed = tuple[Tensor, dict[str, Tensor]]
 
 _GROUP_NORM_EPS = 64e-5
-_DECAY_7 = -0.606531  # -exp(-0.5), with the digits that the package gives it
+_RATE_7 = 0.606531  # exp(-0.5), with the digits that the package gives it
 
 
 class ReferenceModel:
@@ -34,7 +34,7 @@ class ReferenceModel:
         weights: A checkpoint's tensors by BlinkDL's names.
 
     Raises:
-        ValueError: They are not those of an RWKV-4, 5.2, 6 or 7.
+        ValueError: They are not those of an RWKV-4, 5, 6 or 7.
 
     Example:
         >>> model = ReferenceModel(torch.load("model.pth", weights_only=True))  # doctest: +SKIP
@@ -46,11 +46,12 @@ class ReferenceModel:
         self.version = _version(weights)
         self.n_layer = 1 + max(int(n.split(".")[1]) for n in weights if n.startswith("blocks."))
         self._time_mix, self._channel_mix = _MIXES[self.version]
-        bonus = weights.get("blocks.0.att.r_k", weights.get("blocks.0.att.time_faaaa"))
-        self.n_head = 1 if bonus is None else bonus.shape[0]
+        bonus = (weights.get(f"blocks.0.att.{n}") for n in ("r_k", "time_faaaa", "time_first"))
+        found = next((each for each in bonus if each is not None), None)
+        self.n_head = 1 if self.version == 4 or found is None else found.shape[0]
 
     def zero_tensors(self) -> dict[str, Tensor]:
-        """Returns the state of a model that has read nothing, by name."""
+        """Returns the state of a model that has read nothing, or its tuned start, by name."""
         width = self._w["emb.weight"].shape[1]
         att = self._w["blocks.0.att.key.weight"].shape[0]
         size = att // self.n_head
@@ -62,7 +63,10 @@ class ReferenceModel:
                 found |= {block + name: torch.zeros(att) for name in ("att_aa", "att_bb")}
                 found[block + "att_pp"] = torch.full((att,), -1e30)
             else:
-                found[block + "att_kv"] = torch.zeros(self.n_head, size, size)
+                # Some checkpoints bring a start state, values by keys in the file.
+                tuned = self._w.get(block + "att.time_state", torch.zeros(()))
+                tuned = tuned.expand(self.n_head, size, size)
+                found[block + "att_kv"] = tuned.transpose(1, 2).clone()
         return found
 
     def step(self, token: int, state: Tensors) -> tuple[Tensor, dict[str, Tensor]]:
@@ -75,25 +79,26 @@ class ReferenceModel:
         Returns:
             The logits ``[V]``, and the state behind the token.
         """
-        logits, after, _ = self.step_with_decays(token, state)
+        logits, after, _ = self.step_with_rates(token, state)
         return logits, after
 
-    def step_with_decays(
+    def step_with_rates(
         self, token: int, state: Tensors
     ) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
-        """Reads one token; returns also how much of its past each layer kept, ``[D]`` each.
+        """Reads one token; returns also how fast each layer's past faded, ``[D]`` each.
 
         Args:
             token: Its id.
             state: Tensors by name; left as they are.
 
         Returns:
-            Logits, the state behind the token, and for each layer the factors by which the channels
-            (RWKV-4) or the matrices' key sides (the others) were multiplied.
+            Logits, the state behind the token, and for each layer the rates ``-ln w`` of the
+            factors by which the channels (RWKV-4) or the matrices' key sides (the others) were
+            multiplied. (A factor near 1 would keep few digits of its rate.)
         """
         x = self._norm("blocks.0.ln0", self._w["emb.weight"][token])
         after: dict[str, Tensor] = {}
-        decays: list[Tensor] = []
+        rates: list[Tensor] = []
         carried: dict[str, Tensor] = {}
         for number in range(self.n_layer):
             block = f"blocks.{number}."
@@ -111,11 +116,11 @@ class ReferenceModel:
                 added, changed = mix(weights | carried, normed, before, self.n_head)
                 if "v_first" in changed:
                     carried = {"v_first": changed.pop("v_first")}
-                if "decay" in changed:
-                    decays.append(changed.pop("decay").flatten())
+                if "rate" in changed:
+                    rates.append(changed.pop("rate").flatten())
                 x = x + added
                 after |= {block + name: tensor for name, tensor in changed.items()}
-        return self._w["head.weight"] @ self._norm("ln_out", x), after, decays
+        return self._w["head.weight"] @ self._norm("ln_out", x), after, rates
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
         return layer_norm(x, x.shape, self._w[f"{name}.weight"], self._w[f"{name}.bias"])
@@ -137,7 +142,7 @@ def time_mix_4(w: Tensors, x: Tensor, before: Tensors, _: int) -> Mixed:
         before: ``att_x_prev`` ``[D]``, ``att_aa``, ``att_bb`` and ``att_pp`` ``[D]``.
 
     Returns:
-        What is added to the residual stream, ``[D]``; the four after the token, and ``decay``.
+        What is added to the residual stream, ``[D]``; the four after the token, and ``rate``.
     """
     back = before["att_x_prev"]
     r = torch.sigmoid(w["receptance.weight"] @ _lerp(back, x, w["time_mix_r"]))
@@ -159,7 +164,7 @@ def time_mix_4(w: Tensors, x: Tensor, before: Tensors, _: int) -> Mixed:
         "att_aa": past * aa + new * v,
         "att_bb": past * bb + new,
         "att_pp": top,
-        "decay": torch.exp(-speed),
+        "rate": speed,
     }
     return w["output.weight"] @ (r * wkv), after
 
@@ -175,13 +180,15 @@ def channel_mix_4(w: Tensors, x: Tensor, before: Tensors, _: int) -> Mixed:
     return r * (w["value.weight"] @ torch.relu(k) ** 2), {"ffn_x_prev": x}
 
 
-# -- RWKV-5.2 ------------------------------------------------------------------------------------
+# -- RWKV-5 --------------------------------------------------------------------------------------
 
 
 def time_mix_5(w: Tensors, x: Tensor, before: Tensors, heads: int) -> Mixed:
-    """RWKV-5.2: each head keeps a matrix of outer products ``k v``, which decays by row.
+    """RWKV-5: each head keeps a matrix of outer products ``k v``, which decays by row.
 
     ``y = r (S + diag(u) k v)``; then ``S = diag(w) S + k v`` with ``w = exp(-exp(time_decay))``.
+    In 5.2 decay and bonus are numbers for each row; in 5.0 and 5.1 they are one for a head. 5.0 has
+    no gate, and keeps the logarithm of its bonus.
 
     Args:
         w: The layer's weights.
@@ -190,24 +197,27 @@ def time_mix_5(w: Tensors, x: Tensor, before: Tensors, heads: int) -> Mixed:
         heads: H.
 
     Returns:
-        What is added to the residual stream, ``[D]``; the two after the token, and ``decay``.
+        What is added to the residual stream, ``[D]``; the two after the token, and ``rate``.
     """
     back = before["att_x_prev"]
-    r, k, v, g = (
+    r, k, v = (
         w[f"{name}.weight"] @ _lerp(back, x, w[f"time_mix_{name[0]}"])
-        for name in ("receptance", "key", "value", "gate")
+        for name in ("receptance", "key", "value")
     )
-    decay = torch.exp(-torch.exp(w["time_decay"])).view(heads, -1, 1)
-    y, matrix = _read_and_write(w, r, k, v, decay, before["att_kv"])
-    after = {"att_x_prev": x, "att_kv": matrix, "decay": decay}
-    return _gated_output(w, y, silu(g), heads), after
+    gate = torch.ones_like(r)
+    if "gate.weight" in w:
+        gate = silu(w["gate.weight"] @ _lerp(back, x, w["time_mix_g"]))
+    rate = torch.exp(w["time_decay"]).reshape(heads, -1, 1).expand(heads, r.numel() // heads, 1)
+    y, matrix = _read_and_write(w, r, k, v, torch.exp(-rate), before["att_kv"])
+    after = {"att_x_prev": x, "att_kv": matrix, "rate": rate}
+    return _gated_output(w, y, gate, heads), after
 
 
 # -- RWKV-6 --------------------------------------------------------------------------------------
 
 
 def time_mix_6(w: Tensors, x: Tensor, before: Tensors, heads: int) -> Mixed:
-    """RWKV-6: as RWKV-5.2, but the text itself decides how far tokens mix and how fast rows decay.
+    """RWKV-6: as RWKV-5, but the text itself decides how far tokens mix and how fast rows decay.
 
     Five mixing vectors come from one low-rank network, and
     ``w = exp(-exp(time_decay + tanh(x_w W1) W2))`` from another.
@@ -219,7 +229,7 @@ def time_mix_6(w: Tensors, x: Tensor, before: Tensors, heads: int) -> Mixed:
         heads: H.
 
     Returns:
-        What is added to the residual stream, ``[D]``; the two after the token, and ``decay``.
+        What is added to the residual stream, ``[D]``; the two after the token, and ``rate``.
     """
     xx = before["att_x_prev"] - x
     low = torch.tanh((x + xx * w["time_maa_x"]) @ w["time_maa_w1"]).view(5, 1, -1)
@@ -230,9 +240,9 @@ def time_mix_6(w: Tensors, x: Tensor, before: Tensors, heads: int) -> Mixed:
     r, k, v = w["receptance.weight"] @ xr, w["key.weight"] @ xk, w["value.weight"] @ xv
     gate = silu(w["gate.weight"] @ xg)
     speed = w["time_decay"] + torch.tanh(xw @ w["time_decay_w1"]) @ w["time_decay_w2"]
-    decay = torch.exp(-torch.exp(speed)).view(heads, -1, 1)
-    y, matrix = _read_and_write(w, r, k, v, decay, before["att_kv"])
-    after = {"att_x_prev": x, "att_kv": matrix, "decay": decay}
+    rate = torch.exp(speed).view(heads, -1, 1)
+    y, matrix = _read_and_write(w, r, k, v, torch.exp(-rate), before["att_kv"])
+    after = {"att_x_prev": x, "att_kv": matrix, "rate": rate}
     return _gated_output(w, y, gate, heads), after
 
 
@@ -262,12 +272,12 @@ def time_mix_7(w: Tensors, x: Tensor, before: Tensors, heads: int) -> Mixed:
 
     Returns:
         What is added to the residual stream, ``[D]``; the two after the token, ``v_first`` and
-        ``decay``.
+        ``rate``.
     """
     xx = before["att_x_prev"] - x
     xr, xw, xk, xv, xa, xg = (x + xx * w[f"x_{name}"] for name in "rwkvag")
     r, k, v = w["receptance.weight"] @ xr, w["key.weight"] @ xk, w["value.weight"] @ xv
-    decay = torch.exp(_DECAY_7 * torch.sigmoid(w["w0"] + torch.tanh(xw @ w["w1"]) @ w["w2"]))
+    fading = _RATE_7 * torch.sigmoid(w["w0"] + torch.tanh(xw @ w["w1"]) @ w["w2"])
     rate = torch.sigmoid(w["a0"] + (xa @ w["a1"]) @ w["a2"])
     gate = torch.sigmoid(xg @ w["g1"]) @ w["g2"]
 
@@ -280,13 +290,13 @@ def time_mix_7(w: Tensors, x: Tensor, before: Tensors, heads: int) -> Mixed:
     rows, columns = v.view(heads, -1, 1), k.view(heads, 1, -1)
     taken_out = -direction.unsqueeze(2) @ (direction * rate.view(heads, -1)).unsqueeze(1)
     matrix = before["att_kv"]
-    matrix = matrix * decay.view(heads, 1, -1) + matrix @ taken_out + rows @ columns
+    matrix = matrix * torch.exp(-fading).view(heads, 1, -1) + matrix @ taken_out + rows @ columns
     y = matrix @ r.view(heads, -1, 1)
 
     y = group_norm(y.reshape(1, -1), heads, w["ln_x.weight"], w["ln_x.bias"], _GROUP_NORM_EPS)[0]
     bonus = (r * k).view(heads, -1) * w["r_k"].view(heads, -1)
     y = y + (bonus.sum(-1, keepdim=True) * v.view(heads, -1)).flatten()
-    after = {"att_x_prev": x, "att_kv": matrix, "v_first": v_first, "decay": decay}
+    after = {"att_x_prev": x, "att_kv": matrix, "v_first": v_first, "rate": fading}
     return w["output.weight"] @ (y * gate), after
 
 
@@ -307,10 +317,11 @@ def _lerp(back: Tensor, x: Tensor, share: Tensor) -> Tensor:
 def _read_and_write(
     w: Tensors, r: Tensor, k: Tensor, v: Tensor, decay: Tensor, matrix: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Reads a head's matrix with the bonus for the current token, then writes to it (5.2, 6)."""
+    """Reads a head's matrix with the bonus for the current token, then writes to it (5, 6)."""
     heads, size, _ = matrix.shape
     product = k.view(heads, size, 1) @ v.view(heads, 1, size)
-    bonus = w["time_faaaa"].view(heads, size, 1)
+    bonus = w["time_faaaa"] if "time_faaaa" in w else w["time_first"].exp()
+    bonus = bonus.reshape(heads, -1, 1)
     return r.view(heads, 1, size) @ (bonus * product + matrix), product + decay * matrix
 
 
@@ -325,12 +336,9 @@ def _version(weights: Tensors) -> int:
         return 7
     if "time_maa_x" in first:
         return 6
-    decay = weights.get("blocks.0.att.time_decay", torch.empty(0))
-    if "gate.weight" in first and decay.ndim > 1 and decay.shape[1] > 1:
-        return 5
-    if "time_mix_k" in first and "ln_x.weight" not in first:
-        return 4
-    raise ValueError("The tensors are not those of an RWKV-4, 5.2, 6 or 7.")
+    if "time_mix_k" in first:
+        return 5 if "ln_x.weight" in first else 4
+    raise ValueError("The tensors are not those of an RWKV-4, 5, 6 or 7.")
 
 
 _Mix = Callable[[Tensors, Tensor, Tensors, int], Mixed]

@@ -1,7 +1,15 @@
 """States as values: what they are made of, where they come from, and how they become bytes."""
 
 from langchain_rwkv_state.state.algebra import blend, blend_many, decay, renormalise
-from langchain_rwkv_state.state.codec import Decoded, decode, encode, lossy, require_codec
+from langchain_rwkv_state.state.codec import (
+    Decoded,
+    decode,
+    encode,
+    encode_parts,
+    lossy,
+    require_codec,
+)
+from langchain_rwkv_state.state.container import Buffer
 from langchain_rwkv_state.state.derivation import (
     ZERO_ROOT,
     Derivation,
@@ -24,12 +32,15 @@ from langchain_rwkv_state.state.memory import Memory, memory
 from langchain_rwkv_state.state.motion import LayerMotion, Motion, motion
 from langchain_rwkv_state.state.packing import CODECS, LOSSY, CodecName
 from langchain_rwkv_state.state.state import RWKVState, zero_state
+from langchain_rwkv_state.state.trial import CodecTrial, try_codecs
 
 __all__ = [
     "CODECS",
     "LOSSY",
     "ZERO_ROOT",
+    "Buffer",
     "CodecName",
+    "CodecTrial",
     "Decoded",
     "Derivation",
     "Distance",
@@ -54,6 +65,7 @@ __all__ = [
     "distance",
     "dtype_name",
     "encode",
+    "encode_parts",
     "export_tensors",
     "head_maps",
     "import_tensors",
@@ -65,5 +77,6 @@ __all__ = [
     "reference",
     "renormalise",
     "require_codec",
+    "try_codecs",
     "zero_state",
 ]

@@ -22,6 +22,7 @@ import torch
 
 from langchain_rwkv_state.errors import StateCorrupt, StateMismatch
 from langchain_rwkv_state.state.algebra import renormalise
+from langchain_rwkv_state.state.container import Buffer, Entry, laid_out
 from langchain_rwkv_state.state.derivation import Derivation
 from langchain_rwkv_state.state.layout import StateLayout, TensorSpec, dtype_name
 from langchain_rwkv_state.state.packing import CODECS, LOSSY, CodecName, Stack, pack, unpack
@@ -65,6 +66,8 @@ def encode(
 ) -> bytes:
     """Returns a state as the bytes of a file, without loss.
 
+    For writing, `encode_parts` gives the same bytes in pieces and saves copying them.
+
     Args:
         state: The state; tensors on any device.
         parent: Reference of the state before it.
@@ -76,10 +79,34 @@ def encode(
     Raises:
         ValueError: The codec is unknown, or would lose something of this state.
     """
+    parts = encode_parts(
+        state, parent=parent, ref=ref, created_seconds=created_seconds, codec=codec
+    )
+    return b"".join(parts)
+
+
+def encode_parts(
+    state: RWKVState,
+    *,
+    parent: str | None = None,
+    ref: str | None = None,
+    created_seconds: float | None = None,
+    codec: CodecName = "exact",
+) -> list[Buffer]:
+    """Returns the bytes of `encode` in pieces, some of them the state's own memory.
+
+    Args:
+        state: See `encode`; so are the others.
+        parent: Reference of the state before it.
+        ref: Reference under which a store keeps it.
+        created_seconds: Unix time; now if not given.
+        codec: How the numbers are kept.
+
+    Raises:
+        ValueError: As `encode`.
+    """
     require_codec(codec)
-    packed = _packed(state, codec)
-    if codec in LOSSY and not _survives(state, packed, codec):
-        raise ValueError(f"The codec {codec!r} would lose digits: encode lossy(state, {codec!r}).")
+    entries = _entries(state, codec)
     derivation = state.derivation
     about: dict[str, Any] = {
         "block": state.block,
@@ -98,12 +125,13 @@ def encode(
         "layout": state.layout.to_json(),
         "checksum": _BLANK.decode(),
     }
-    blank, body = _sorted_header(safetensors.torch.save(packed, metadata=header))
+    blank, body = laid_out(entries, header)
     digest = hashlib.sha256(blank)
-    digest.update(body)
+    for part in body:
+        digest.update(part)
     at = _checksum_at(blank)
     hexadecimal = digest.hexdigest().encode()
-    return b"".join((blank[:at], hexadecimal, blank[at + _CHECKSUM_BYTES :], body))
+    return [blank[:at] + hexadecimal + blank[at + _CHECKSUM_BYTES :], *body]
 
 
 def lossy(state: RWKVState, codec: CodecName) -> RWKVState:
@@ -184,18 +212,6 @@ def decode(data: bytes, *, fingerprint: str | None = None, ref: str | None = Non
     return Decoded(state, about["parent"], about["ref"], float(about["created"]), about["codec"])
 
 
-def _sorted_header(data: bytes) -> tuple[bytes, memoryview]:
-    """Returns header and tensors, the header's keys in order.
-
-    safetensors writes them in another order each time.
-    """
-    size = int.from_bytes(data[:8], "little")
-    text = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True, separators=(",", ":"))
-    header = text.encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header, memoryview(data)[8 + size :]
-
-
 def _stack_name(spec: TensorSpec) -> str:
     """Returns the name in the file of the stack that a layer's tensor is a row of."""
     return f"{spec.name.rpartition('.')[2]}.{dtype_name(spec.dtype)}"
@@ -216,6 +232,30 @@ def _stacks(layout: StateLayout) -> dict[str, tuple[Stack, list[str]]]:
         )
         for name, specs in rows.items()
     }
+
+
+def _entries(state: RWKVState, codec: CodecName) -> dict[str, Entry]:
+    """Returns what a file holds; with the codec ``exact`` the state's own memory.
+
+    Raises:
+        ValueError: The codec would lose something.
+    """
+    if codec == "exact":
+        return {
+            name: Entry(stack.spec.dtype, stack.shape, [_memory(state.shared(row)) for row in rows])
+            for name, (stack, rows) in _stacks(state.layout).items()
+        }
+    packed = _packed(state, codec)
+    if codec in LOSSY and not _survives(state, packed, codec):
+        raise ValueError(f"The codec {codec!r} would lose digits: encode lossy(state, {codec!r}).")
+    return {
+        name: Entry(tensor.dtype, tuple(tensor.shape), [_memory(tensor)])
+        for name, tensor in packed.items()
+    }
+
+
+def _memory(tensor: torch.Tensor) -> memoryview:
+    return as_bytes(tensor.cpu().contiguous()).reshape(-1).data
 
 
 def _packed(state: RWKVState, codec: CodecName) -> dict[str, torch.Tensor]:

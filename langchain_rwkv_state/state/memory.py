@@ -8,6 +8,7 @@ and values between several heads, which divides their cache.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from langchain_rwkv_state.state.layout import StateLayout
 
@@ -29,8 +30,21 @@ class Memory:
     grouped: int
 
 
+class HasLayout(Protocol):
+    """Whatever knows the layout of its states: a `Runtime`, an `RWKVState`."""
+
+    @property
+    def layout(self) -> StateLayout:
+        """Names, shapes and dtypes."""
+        ...
+
+
 def memory(
-    layout: StateLayout, context: int, *, bytes_a_number: int = 2, heads_a_group: int = 4
+    model: StateLayout | HasLayout,
+    context: int,
+    *,
+    bytes_a_number: int = 2,
+    heads_a_group: int = 4,
 ) -> Memory:
     """Compares an RWKV state with a transformer's cache.
 
@@ -39,7 +53,7 @@ def memory(
     ``L * (2 D + H N N)`` numbers in RWKV-5, 6 and 7 and ``5 L D`` in RWKV-4, once.
 
     Args:
-        layout: The RWKV model's layout.
+        model: An RWKV model's layout, or what has one: a runtime, or one of its states.
         context: Tokens read, from 0 on.
         bytes_a_number: Of the cache; 2 for fp16 and bf16.
         heads_a_group: How many heads share keys and values; 4 is that of Llama 3 8B.
@@ -58,5 +72,6 @@ def memory(
             f"context must not be negative and the others at least 1, got {context}, "
             f"{bytes_a_number} and {heads_a_group}."
         )
+    layout = model if isinstance(model, StateLayout) else model.layout
     cache = 2 * layout.n_layer * layout.n_embd * bytes_a_number * context
     return Memory(context, layout.nbytes, cache, cache // heads_a_group)

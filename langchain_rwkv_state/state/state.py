@@ -8,7 +8,6 @@ indexing gives copies, so that a state, once made, stays what it was.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 from langchain_rwkv_state.errors import StateMismatch
 from langchain_rwkv_state.state.derivation import Derivation
 from langchain_rwkv_state.state.layout import StateLayout
+from langchain_rwkv_state.whole import write_whole
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state.packing import CodecName
@@ -214,20 +214,9 @@ class RWKVState(Mapping[str, torch.Tensor]):
         Raises:
             ValueError: The codec is unknown, or cannot keep NaN or infinity.
         """
-        from langchain_rwkv_state.state.codec import encode, lossy
+        from langchain_rwkv_state.state.codec import encode_parts, lossy
 
-        data = encode(lossy(self, codec), codec=codec)
-        target = Path(path)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(target)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        write_whole(path, *encode_parts(lossy(self, codec), codec=codec))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, fingerprint: str | None = None) -> RWKVState:
@@ -249,8 +238,8 @@ class RWKVState(Mapping[str, torch.Tensor]):
 def zero_state(layout: StateLayout, fingerprint: str) -> RWKVState:
     """Returns the state of a model that has read nothing.
 
-    RWKV-4 starts its log-scale ``att_pp`` at -1e30, as the `rwkv` package does: at zero the first
-    token would share its weight with an empty past.
+    RWKV-4 starts its log-scale ``att_pp`` at -1e30, as the `rwkv` package does: beside a scale of
+    exp(0) a first token whose key is far below zero would vanish.
     """
     tensors = {
         spec.name: torch.from_numpy(

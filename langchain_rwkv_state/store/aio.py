@@ -146,6 +146,18 @@ class AsyncVerbs(StoreVerbs):
         """Async twin of `delete_session`."""
         return await self._in_thread(self.delete_session, session)
 
+    async def aexport_session(
+        self, session: str, path: str | os.PathLike[str], *, tokens: bool = False
+    ) -> None:
+        """Async twin of `export_session`."""
+        await self._in_thread(self.export_session, session, path, tokens=tokens)
+
+    async def aimport_session(
+        self, path: str | os.PathLike[str], session: str | None = None, *, ttl: TTL = None
+    ) -> SessionInfo:
+        """Async twin of `import_session`."""
+        return await self._in_thread(self.import_session, path, session, ttl=ttl)
+
     async def afile(self, turn_id: str, filing: Filing) -> None:
         """Async twin of `file`."""
         await self._in_thread(self.file, turn_id, filing)

@@ -6,9 +6,10 @@ mistake is to delete a blob inside a transaction: it goes only once the transact
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
+from langchain_rwkv_state.state import Buffer
 from langchain_rwkv_state.store.records import CheckReport
 
 T = TypeVar("T")
@@ -85,8 +86,12 @@ class Backend(Protocol):
         """
         ...
 
-    def write_blob(self, name: str, data: bytes) -> None:
+    def write_blob(self, name: str, parts: Sequence[Buffer]) -> None:
         """Writes a blob, durably, or nothing.
+
+        Args:
+            name: A name that was never used.
+            parts: Its bytes, in pieces.
 
         Raises:
             StoreFull: The disk leaves no room.

@@ -11,7 +11,7 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from diskcache import Cache, Timeout
 
 from langchain_rwkv_state.errors import RWKVStateError, StateCorrupt, StoreError, StoreFull
+from langchain_rwkv_state.state import Buffer
 from langchain_rwkv_state.store.backend import Reader, Transaction
 from langchain_rwkv_state.store.files import (
     RESERVE,
@@ -187,10 +188,10 @@ class DiskBackend:
         self.files.fill_reserve()
         return result
 
-    def write_blob(self, name: str, data: bytes) -> None:
+    def write_blob(self, name: str, parts: Sequence[Buffer]) -> None:
         """See `Backend.write_blob`."""
         self._require_identity()
-        self.files.write(name, data)
+        self.files.write(name, parts)
 
     def read_blob(self, name: str) -> bytes | None:
         """See `Backend.read_blob`."""

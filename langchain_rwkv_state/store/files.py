@@ -18,6 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from langchain_rwkv_state.errors import StateCorrupt, StoreError, StoreFull
+from langchain_rwkv_state.state import Buffer
+from langchain_rwkv_state.whole import flush_directory
 
 SUFFIX = ".safetensors"
 RESERVE = "reserve"
@@ -45,19 +47,12 @@ def make_directories(path: Path) -> None:
             flush_directory(each.parent)
 
 
-def flush_directory(path: Path) -> None:
-    """Makes the names in a directory durable."""
-    if os.name == "nt":
-        return  # Windows opens no directories, and flushes them by itself
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_new(path: Path, data: bytes | memoryview) -> None:
+def write_new(path: Path, parts: Sequence[Buffer]) -> None:
     """Writes a file that must not exist yet, durably, or not at all.
+
+    Args:
+        path: Its name.
+        parts: Its bytes, in pieces.
 
     Raises:
         OSError: It could not be written; nothing is left of it.
@@ -65,9 +60,10 @@ def write_new(path: Path, data: bytes | memoryview) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o600)
     try:
         try:
-            left = memoryview(data)
-            while left:
-                left = left[os.write(handle, left) :]
+            for part in parts:
+                left = memoryview(part)
+                while left:
+                    left = left[os.write(handle, left) :]
             os.fsync(handle)
         finally:
             os.close(handle)
@@ -107,18 +103,19 @@ class StateFiles:
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, parts: Sequence[Buffer]) -> None:
         """See `Backend.write_blob`."""
         path = self._path(name)
         try:
             if not path.parent.exists():
                 make_directories(path.parent)
             self._require_folder(path.parent)
-            write_new(path, data)
+            write_new(path, parts)
         except OSError as error:
             if is_full(error):
+                size = sum(map(len, parts))
                 raise StoreFull(
-                    f"The disk leaves no room for a state of {len(data)} bytes: {error.strerror}. "
+                    f"The disk leaves no room for a state of {size} bytes: {error.strerror}. "
                     "What was stored before is unharmed; delete sessions or make room."
                 ) from error
             raise StoreError(f"A state could not be written to {path}: {error}") from error
@@ -211,7 +208,7 @@ class StateFiles:
         if path.exists():
             return
         with suppress(OSError):
-            write_new(path, bytes(_RESERVE_BYTES))
+            write_new(path, [bytes(_RESERVE_BYTES)])
 
     def spend_reserve(self) -> bool:
         """Gives up the room that was kept back; says whether there was any."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
+from langchain_rwkv_state.state import Buffer
 from langchain_rwkv_state.store.backend import Reader, Transaction
 from langchain_rwkv_state.store.clock import TTL
 from langchain_rwkv_state.store.forks import ForkLock
@@ -137,8 +138,9 @@ class MemoryBackend:
                 self._blobs.pop(name, None)
             return result
 
-    def write_blob(self, name: str, data: bytes) -> None:
+    def write_blob(self, name: str, parts: Sequence[Buffer]) -> None:
         """See `Backend.write_blob`."""
+        data = b"".join(parts)
         with self._lock:
             self._blobs[name] = (data, time.monotonic())
 

@@ -8,11 +8,13 @@ is to trust what was read before a transaction: everything that decides is read 
 from __future__ import annotations
 
 import math
+import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 from langchain_rwkv_state.errors import (
@@ -28,7 +30,7 @@ from langchain_rwkv_state.state import (
     CodecName,
     RWKVState,
     decode,
-    encode,
+    encode_parts,
     is_reference,
     lossy,
     reference,
@@ -37,6 +39,7 @@ from langchain_rwkv_state.store import rows
 from langchain_rwkv_state.store.audit import audit
 from langchain_rwkv_state.store.backend import Backend, Transaction
 from langchain_rwkv_state.store.base import StateStore
+from langchain_rwkv_state.store.carrying import Exporter, Importer
 from langchain_rwkv_state.store.clock import (
     TTL,
     ClockMark,
@@ -63,7 +66,6 @@ from langchain_rwkv_state.store.tokens import joined, pack_tokens
 
 T = TypeVar("T")
 DEFAULT_TTL = timedelta(days=30)
-_NAME_MAX = 512
 _RENEW_AFTER = 0.1  # of the time to live: a read renews no more often than that
 _PRUNE_BATCH = 50  # things a transaction, so that writers wait for a few milliseconds only
 _WRITE_TRIES = 3
@@ -225,19 +227,7 @@ class KeyedStore(StateStore):
     def session(self, session: str, *, renew: bool = True) -> SessionInfo | None:
         """See `StateStore.session`."""
         row = self._read_session(session, renew=renew)
-        if row is None:
-            return None
-        return SessionInfo(
-            session=session,
-            head=row.head,
-            n_tokens=row.n_tokens,
-            n_turns=row.turns,
-            nbytes=self._view().nbytes(row.kept),
-            created_seconds=row.created,
-            updated_seconds=row.updated,
-            expires_seconds=row.expires,
-            unread=row.unread,
-        )
+        return None if row is None else self._info(row)
 
     def commit(
         self,
@@ -395,6 +385,37 @@ class KeyedStore(StateStore):
 
         return self._write(work, freeing=True)
 
+    # -- bundles ---------------------------------------------------------------------------------
+
+    def export_session(
+        self, session: str, path: str | os.PathLike[str], *, tokens: bool = False
+    ) -> None:
+        """See `StateStore.export_session`."""
+        self._check_open()
+        _check_name(session, "session")
+        exporter = Exporter(self._backend, self._key, self._write)
+        exporter.write(session, Path(path), tokens=tokens)
+
+    def import_session(
+        self, path: str | os.PathLike[str], session: str | None = None, *, ttl: TTL = None
+    ) -> SessionInfo:
+        """See `StateStore.import_session`."""
+        self._check_open()
+        if session is not None:
+            _check_name(session, "session")
+        ttl_seconds(ttl, self._ttl)
+        importer = Importer(
+            key=self._key,
+            codec=self._codec,
+            tokens=self._log_tokens,
+            heads=self._heads,
+            view=self._view,
+            write=self._write,
+            with_bytes=self._with_bytes,
+            write_blob=self._write_blob,
+        )
+        return self._info(importer.read(Path(path), session, ttl))
+
     # -- turns -----------------------------------------------------------------------------------
 
     def file(self, turn_id: str, filing: Filing) -> None:
@@ -525,8 +546,26 @@ class KeyedStore(StateStore):
             state: The state itself, ``None`` where it is staged or stored.
             first: Runs in the transaction before the state gets its row.
         """
+        self._with_bytes(ref, lambda: self._write_bytes(ref, state), work, first)
+        self._staging.stored(ref)
+
+    def _with_bytes(
+        self,
+        ref: str,
+        write_bytes: Callable[[], StateRow | None],
+        work: Callable[[Ledger], None],
+        first: Callable[[Ledger], object] = lambda _: None,
+    ) -> None:
+        """Runs `work` where a state is stored.
+
+        Args:
+            ref: The state.
+            write_bytes: Writes its bytes and gives the row for them; ``None`` where it has one.
+            work: Makes something hold it.
+            first: Runs in the transaction before the state gets its row.
+        """
         for _ in range(_WRITE_TRIES):
-            fresh = self._write_bytes(ref, state)
+            fresh = write_bytes()
 
             def transaction(ledger: Ledger, fresh: StateRow | None = fresh) -> None:
                 first(ledger)
@@ -540,7 +579,6 @@ class KeyedStore(StateStore):
             finally:
                 if fresh is not None:
                     self._tidy(fresh)
-            self._staging.stored(ref)
             return
         raise StoreError(f"The state {ref} was deleted as fast as it was written: try again.")
 
@@ -555,17 +593,25 @@ class KeyedStore(StateStore):
         if view.lives(ref):
             return None
         parent = staged.parent if staged is not None else None
-        data = encode(value, parent=parent, ref=ref, created_seconds=view.now, codec=self._codec)
+        origin = self._origin(view, ref, None) if self._log_tokens else None
+        return self._write_blob(ref, value, parent, origin)
+
+    def _write_blob(
+        self, ref: str, state: RWKVState, parent: str | None, origin: Origin | None
+    ) -> StateRow:
+        """Writes a state's bytes and returns the row for them."""
+        now = self._clock.now()
+        parts = encode_parts(state, parent=parent, ref=ref, created_seconds=now, codec=self._codec)
         row = StateRow(
             ref=ref,
             blob=f"{ref[-64:]}-{secrets.token_hex(8)}",
-            nbytes=len(data),
-            n_tokens=value.n_tokens,
+            nbytes=sum(map(len, parts)),
+            n_tokens=state.n_tokens,
             parent=parent,
-            created=view.now,
-            origin=self._origin(view, ref, None) if self._log_tokens else None,
+            created=now,
+            origin=origin,
         )
-        self._backend.write_blob(row.blob, data)
+        self._backend.write_blob(row.blob, parts)
         return row
 
     def _tidy(self, row: StateRow) -> None:
@@ -613,6 +659,19 @@ class KeyedStore(StateStore):
         return reference(kept.derivation, self._key), kept
 
     # -- pieces of the verbs ---------------------------------------------------------------------
+
+    def _info(self, row: SessionRow) -> SessionInfo:
+        return SessionInfo(
+            session=row.name,
+            head=row.head,
+            n_tokens=row.n_tokens,
+            n_turns=row.turns,
+            nbytes=self._view().nbytes(row.kept),
+            created_seconds=row.created,
+            updated_seconds=row.updated,
+            expires_seconds=row.expires,
+            unread=row.unread,
+        )
 
     def _view(self) -> View:
         return View(self._backend.reader, self._clock.now())
@@ -719,7 +778,7 @@ def _check_ref(value: object, name: str) -> None:
 
 
 def _check_name(value: object, name: str) -> None:
-    if not isinstance(value, str) or not 1 <= len(value) <= _NAME_MAX:
+    if not isinstance(value, str) or not 1 <= len(value) <= rows.NAME_MAX:
         raise ValueError(
-            f"A {name} name is a text of 1 to {_NAME_MAX} characters, got {value!r:.200}."
+            f"A {name} name is a text of 1 to {rows.NAME_MAX} characters, got {value!r:.200}."
         )

@@ -92,7 +92,7 @@ def prepare_database(root: Path, *, used: bool) -> None:
             "a copy, or use another directory."
         )
     if not there:
-        write_new(path, b"")
+        write_new(path, [])
     if not size:
         return
     try:

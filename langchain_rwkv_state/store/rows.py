@@ -19,6 +19,8 @@ from langchain_rwkv_state.errors import StateCorrupt
 from langchain_rwkv_state.state import is_reference
 
 ROW_VERSION = b"r1"
+NAME_MAX = 512
+"""The most characters of a session's or owner's name."""
 _CHECKSUM_BYTES = 16
 _HASH = hashlib.blake2b(digest_size=_CHECKSUM_BYTES, person=b"rwkv-state-row")  # to be copied
 _EXPIRY = struct.Struct(">d")

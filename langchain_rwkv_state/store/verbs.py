@@ -7,6 +7,7 @@ something commits or keeps it.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -169,6 +170,58 @@ class StoreVerbs(ABC):
     @abstractmethod
     def delete_session(self, session: str) -> bool:
         """Deletes a session and the states that nothing else needs; says whether it existed."""
+
+    # -- bundles -----------------------------------------------------------------------------
+
+    @abstractmethod
+    def export_session(
+        self, session: str, path: str | os.PathLike[str], *, tokens: bool = False
+    ) -> None:
+        """Writes a session to a file, a bundle, that another store can take in.
+
+        It is a copy: log, unread messages, times, and all states of the log that are stored. The
+        session stays as it is, and its time to live goes on.
+
+        Args:
+            session: A living session.
+            path: A new file, by custom ``.zip``; it is for its owner alone.
+            tokens: Whether the token ids go along that a store with ``log="tokens"`` keeps. By
+                default they do not: they are a transcript, and a bundle is made to be given away.
+
+        Raises:
+            StateNotFound: There is no such session.
+            StateCorrupt: One of its states or rows was changed.
+            ValueError: No token ids of it are kept, or its log is too large for a bundle.
+            FileExistsError: The file is there already.
+            OSError: The file could not be written; nothing is left of it.
+        """
+
+    @abstractmethod
+    def import_session(
+        self, path: str | os.PathLike[str], session: str | None = None, *, ttl: TTL = None
+    ) -> SessionInfo:
+        """Takes in a session that `export_session` wrote, all of it or nothing.
+
+        Its states have other references here: the same derivation under this store's secret. Log
+        entries without a state keep the name that the other store gave them, which names nothing
+        here. Token ids are taken in only with ``log="tokens"``. All states that came are kept until
+        the next commit, which leaves as many as this store's `history` says.
+
+        Args:
+            path: The bundle.
+            session: A name that is new here; ``None`` for the one in the bundle.
+            ttl: The session's time to live from now on. ``None`` leaves it: a sliding one starts
+                anew, a fixed one ends when it would have ended.
+
+        Returns:
+            The session as it stands, with its name and its head.
+
+        Raises:
+            StateCorrupt: A byte of the bundle was changed, or it is of a later version.
+            SessionConflict: A session of that name exists.
+            StateExpired: The session is a fixed one and its time is over: give a `ttl`.
+            StoreFull: No room.
+        """
 
     # -- turns (for histories) ---------------------------------------------------------------
 

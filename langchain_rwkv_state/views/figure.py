@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from langchain_rwkv_state.whole import require_new, whole_file
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -27,15 +29,14 @@ def require_picture(path: Path) -> Path:
         The path.
 
     Raises:
-        ValueError: It has another ending than .png, .svg or .pdf, is there already, or matplotlib
-            is not installed.
+        ValueError: It has another ending than .png, .svg or .pdf, or matplotlib is not installed.
+        FileExistsError: It is there already.
+        FileNotFoundError: There is no directory for it.
     """
     if path.suffix not in ENDINGS:
         raise ValueError(f"A picture ends with {', '.join(ENDINGS)}, not as {path.name!r} does.")
-    if path.exists():
-        raise ValueError(f"{path} is there already: name another file, or remove it first.")
     _figure_class()
-    return path
+    return require_new(path)
 
 
 def figure(width_inches: float, height_inches: float) -> Figure:
@@ -54,10 +55,11 @@ def without_frame(axes: Any) -> None:
 
 
 def save(drawn: Figure, path: Path) -> None:
-    """Writes a figure, in the format that the path's ending says."""
+    """Writes a figure to a new file, in the format that the path's ending says."""
     kind = path.suffix.lstrip(".")
     undated = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    drawn.savefig(path, format=kind, metadata=undated[kind])
+    with whole_file(path, new=True) as file:
+        drawn.savefig(file, format=kind, metadata=undated[kind])
 
 
 def _figure_class() -> type[Figure]:

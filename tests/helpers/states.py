@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from langchain_rwkv_state.state import Derivation, RWKVState, StateLayout
+from langchain_rwkv_state.store import StateStore
 
 LAYOUT = StateLayout.of(7, n_layer=2, n_embd=64, head_size=64)
 
@@ -22,6 +23,13 @@ def random_state(
         for spec in layout.specs
     }
     return RWKVState(layout, tensors, derivation)
+
+
+def head_of(store: StateStore, session: str) -> RWKVState:
+    """Returns the state of a session that has one."""
+    head = store.head(session)
+    assert head is not None
+    return store.get(head)
 
 
 class SetClock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 import torch
@@ -154,11 +155,81 @@ def test_a_plain_list_goes_out_and_comes_in(run, store, tmp_path, tiny_model):
     assert run("import", str(tmp_path / "b.safetensors"), "second", "-m", model).exit_code == 0
 
 
+def test_a_session_goes_to_a_bundle_and_to_another_store(run, store, tmp_path):
+    file, there = tmp_path / "alice.zip", str(tmp_path / "there")
+    head = store.head("alice")
+    store.commit("alice", store.stage(ALICE.advanced(dict(ALICE), [5]), parent=head), head)
+    assert run("export", "alice", str(file)).stdout.startswith(f"Wrote {file}, ")
+    for words, name in (([str(file)], "alice"), ([str(file), "guest", "--ttl", "2h"], "guest")):
+        result = CliRunner().invoke(app, ["import", *words, "--store", there])
+        assert result.exit_code == 0, result.stderr
+        assert result.stdout == f"The session {name} has 2 turns, 2 tokens in 36.5 kB.\n"
+    with DiskStateStore(there) as other:
+        for name in ("alice", "guest"):
+            assert head_of(other, name) == head_of(store, "alice")
+            assert len(other.log(name)) == 2
+        guest = other.session("guest", renew=False)
+        assert guest is not None
+        assert guest.expires_seconds - time.time() == pytest.approx(7200, abs=60)
+        before = other.stats()
+        result = CliRunner().invoke(app, ["import", str(file), "--store", there])
+        assert result.exit_code == 1
+        assert "'alice' exists" in result.stderr
+        assert other.stats() == before
+
+
+def test_a_changed_bundle_is_refused_and_one_that_is_there_not_written_over(run, tmp_path):
+    file = tmp_path / "alice.zip"
+    run("export", "alice", str(file))
+    result = run("export", "bob", str(file))
+    assert result.exit_code == 1
+    assert "is there already" in result.stderr
+    data = bytearray(file.read_bytes())
+    data[99] ^= 1
+    file.write_bytes(data)
+    result = run("import", str(file), "new")
+    assert result.exit_code == 1
+    assert "digest is wrong" in result.stderr
+
+
+def test_token_ids_are_asked_for_by_name(run, store, tmp_path):
+    with DiskStateStore(store.path, log="tokens") as keeping:
+        keeping.commit("cy", keeping.stage(ALICE, tokens=[1]), None)
+    assert run("export", "cy", str(tmp_path / "a.zip")).exit_code == 0
+    assert run("export", "cy", str(tmp_path / "b.zip"), "--tokens").exit_code == 0
+    assert [b'"tokens"' in (tmp_path / name).read_bytes() for name in ("a.zip", "b.zip")] == [
+        False,
+        True,
+    ]
+    result = run("export", "alice", str(tmp_path / "c.zip"), "--tokens")
+    assert result.exit_code == 1
+    assert "No token ids" in result.stderr
+
+
+def test_what_is_for_bundles_alone_is_refused_elsewhere(run, store, tmp_path):
+    state, bundle = str(tmp_path / "a.safetensors"), str(tmp_path / "a.zip")
+    assert run("export", "alice", state, "--tokens").exit_code == 2
+    assert run("export", "alice", bundle, "--codec", "int8").exit_code == 2
+    assert not list(tmp_path.glob("a.*"))
+    run("export", "alice", state)
+    result = run("import", state)
+    assert result.exit_code == 2
+    assert "Name the session" in result.stderr
+    assert run("import", state, "new", "--ttl", "1h").exit_code == 2
+    missing = tmp_path / "nowhere"
+    words = ["import", bundle, "--store", str(missing)]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 1
+    assert "There is no file" in result.stderr
+    assert not missing.exists()
+
+
 def test_what_is_not_there_is_said(run, tmp_path):
     for words in (
         ("inspect", "nobody"),
         ("diff", "alice", "nobody"),
         ("export", "nobody", str(tmp_path / "x.pt")),
+        ("export", "nobody", str(tmp_path / "x.zip")),
     ):
         result = run(*words)
         assert result.exit_code == 1

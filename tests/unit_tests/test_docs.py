@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import public_models, tables
 from langchain_rwkv_state import errors
 from langchain_rwkv_state.state import StateLayout, memory
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")])
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
 _LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
 _CODE = re.compile(r"```.*?```|`[^`]*`", re.S)
 
@@ -25,7 +26,7 @@ def _anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_relative_links_lead_to_files_that_are_there(page):
     for link in _links(page):
         if link.startswith(("http:", "https:", "mailto:")):
@@ -39,8 +40,9 @@ def test_relative_links_lead_to_files_that_are_there(page):
 
 def test_every_page_is_in_the_index():
     index = _links(ROOT / "docs/index.md")
-    for page in ROOT.glob("docs/*.md"):
-        assert page.name == "index.md" or page.name in index
+    pages = {str(page.relative_to(ROOT / "docs")) for page in ROOT.glob("docs/**/*.md")}
+    assert any("/" in page for page in pages)
+    assert pages - {"index.md"} <= set(index)
 
 
 def test_every_error_is_on_the_page_on_errors():
@@ -74,21 +76,25 @@ def test_sizes_on_the_page_on_the_idea_are_those_of_the_layout():
         assert f"{layout.nbytes:,}" == nbytes
 
 
-def test_the_page_on_memory_is_computed():
-    page = (ROOT / "docs/memory.md").read_text()
-    rows = re.findall(r"^\| RWKV-(\d) .*? \| (\d+) x (\d+) \| (.*) \|$", page, re.M)
-    assert len(rows) > 10
-    for version, n_layer, n_embd, cells in rows:
-        layout = StateLayout.of(
-            int(version),  # type: ignore[arg-type]
-            n_layer=int(n_layer),
-            n_embd=int(n_embd),
-            head_size=None if version == "4" else 64,
-        )
-        found = [memory(layout, 1024 * k) for k in (1, 8, 128, 1024)]
-        caches = [f"{each.cache / 1e6:,.0f} / {each.grouped / 1e6:,.0f}" for each in found]
-        times = f"{found[1].grouped / layout.nbytes:,.0f}"
-        assert cells.split(" | ") == [f"{layout.nbytes / 1e6:.2f}", *caches, times]
+@pytest.mark.parametrize(
+    "page",
+    [page for page in tables.PAGES if "<!-- /" in page.read_text("utf-8")],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_tables_between_marks_are_what_the_code_writes(page):
+    text = page.read_text("utf-8")
+    assert tables.fill(text) == text, "python -m benchmarks.tables writes them anew"
+
+
+def test_the_table_of_published_models_is_that_of_the_layout():
+    page = (ROOT / "docs/toolbox/memory.md").read_text()
+    rows = re.findall(r"^\| RWKV-(\d) .*? \| (\d+) x (\d+) \| ([\d,]+) \| (.*) \|$", page, re.M)
+    assert len(rows) == len(public_models.MODELS)
+    for version, n_layer, n_embd, nbytes, cells in rows:
+        layout = public_models.layout_of(int(version), int(n_layer), int(n_embd))  # type: ignore[arg-type]
+        assert nbytes == f"{layout.nbytes:,}"
+        at_8k = memory(layout, 8192)
+        assert cells.split(" | ")[1] == f"{at_8k.cache / 1e6:,.0f} / {at_8k.grouped / 1e6:,.0f}"
 
 
 def test_versions_in_the_table_of_the_tested_setup_are_the_pinned_ones():

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from langchain_rwkv_state.errors import StateCorrupt, StateMismatch
 from langchain_rwkv_state.state import (
+    CODECS,
     Derivation,
     Fingerprint,
     RWKVState,
@@ -27,6 +28,7 @@ from langchain_rwkv_state.state import (
     decode,
     encode,
     is_reference,
+    lossy,
     reference,
     zero_state,
 )
@@ -92,6 +94,22 @@ def test_the_same_state_gives_the_same_bytes():
     assert encode(random_state([1]), created_seconds=1) == encode(
         random_state([1]), created_seconds=1
     )
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("shift", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("version", [4, 7])
+def test_a_file_is_what_the_safetensors_library_writes(version, shift, codec):
+    size = None if version == 4 else 64
+    layout = StateLayout.of(version, n_layer=3, n_embd=128, head_size=size, shift_dtype=shift)
+    data = encode(lossy(random_state([1], layout=layout), codec), codec=codec)
+    head = 8 + int.from_bytes(data[:8], "little")
+    named = json.loads(data[8:head])
+    theirs = safetensors.torch.save(safetensors.torch.load(data), named["__metadata__"])
+    their_head = 8 + int.from_bytes(theirs[:8], "little")
+    assert json.loads(theirs[8:their_head]) == named
+    assert theirs[their_head:] == data[head:]
+    assert head % 8 == 0
 
 
 def test_every_truncation_is_refused():

@@ -30,3 +30,8 @@ def test_sizes_in_numbers_are_not_sizes_in_bytes():
     layout = StateLayout.of(4, n_layer=12, n_embd=768)
     assert 4 * 12 * 768 == 36_864  # "37 KB"
     assert memory(layout, 1).state == 5 * 36_864
+
+
+def test_whatever_has_a_layout_can_be_asked():
+    layout = StateLayout.of(5, n_layer=3, n_embd=64, head_size=32)
+    assert memory(zero_state(layout, "model"), 500) == memory(layout, 500)

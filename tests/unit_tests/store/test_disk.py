@@ -14,6 +14,7 @@ import sqlite3
 import stat
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from langchain_rwkv_state.errors import (
     StoreError,
     StoreFull,
 )
+from langchain_rwkv_state.state import Buffer
 from langchain_rwkv_state.store import DiskStateStore, default_directory, rows
 from langchain_rwkv_state.store.disk_backend import DiskBackend
 from tests.helpers.mutations import Payload
@@ -198,7 +200,7 @@ def test_bytes_are_written_before_the_transaction_and_not_at_all_for_a_lost_race
     written: list[bool] = []
     write = backend.files.write
 
-    def watched(name: str, data: bytes) -> None:
+    def watched(name: str, data: Sequence[Buffer]) -> None:
         written.append(backend._opened()._con.in_transaction)
         write(name, data)
 
@@ -215,7 +217,7 @@ def test_a_race_lost_inside_the_transaction_leaves_no_file(path, store, monkeypa
     backend = backend_of(store)
     write = backend.files.write
 
-    def slow(name: str, data: bytes) -> None:
+    def slow(name: str, data: Sequence[Buffer]) -> None:
         write(name, data)
         monkeypatch.setattr(backend.files, "write", write)
         with DiskStateStore(path) as other:
@@ -354,7 +356,7 @@ def test_a_file_name_in_a_row_leads_nowhere(path, store, tmp_path):
 @pytest.mark.parametrize("name", ["../victim", "/etc/passwd", "x", "", "a" * 64 + "-" + "b" * 15])
 def test_a_blob_has_a_strict_name(path, store, name):
     files = backend_of(store).files
-    for verb in (files.read, files.drop, files.exists, lambda each: files.write(each, b"")):
+    for verb in (files.read, files.drop, files.exists, lambda each: files.write(each, [])):
         with pytest.raises(StateCorrupt, match="not the name"):
             verb(name)
 

@@ -1,0 +1,289 @@
+"""`session.json`, which says what the session in a bundle is: values in, text out, and back.
+
+It knows no ZIP, no store and no tensors; `docs/bundles.md` lists its fields. The easy mistake is to
+check the fields one by one and believe the whole: a log whose turns do not follow on one another,
+or that does not end at a state that came along, is refused here, before a store sees any of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from langchain_rwkv_state.errors import StateCorrupt
+from langchain_rwkv_state.store.ledger import LOG_ENTRIES
+from langchain_rwkv_state.store.rows import NAME_MAX, Body, Origin, finite
+from langchain_rwkv_state.store.tokens import unpack_tokens
+
+FORMAT = "langchain-rwkv-state-bundle"
+FORMAT_VERSION = 1
+MEMBER = "session.json"
+
+_COUNT_MAX = 1 << 53  # the whole numbers that every reader of JSON has
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def state_member(number: int) -> str:
+    """Returns the name in the bundle of the state `number`, from 0."""
+    return f"states/{number}.safetensors"
+
+
+def require_version(version: str) -> None:
+    """Checks a bundle's format version.
+
+    Raises:
+        StateCorrupt: This release does not read it.
+    """
+    if version.isdecimal() and int(version) > FORMAT_VERSION:
+        raise StateCorrupt(
+            f"The bundle has format version {version}; this release reads up to {FORMAT_VERSION}: "
+            "upgrade langchain-rwkv-state."
+        )
+    if version != str(FORMAT_VERSION):
+        raise StateCorrupt(f"The bundle's format version {version!r} is not known.")
+
+
+@dataclass(frozen=True)
+class BundledState:
+    """One state that came along.
+
+    Attributes:
+        ref: What its store calls it.
+        nbytes: Size of its file.
+        sha256: Digest of its file.
+    """
+
+    ref: str
+    nbytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class BundledTurn:
+    """One turn of the log, under the names of the store that it comes from."""
+
+    ref: str
+    parent: str | None
+    n_tokens: int
+    created: float
+    origin: Origin | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A session without the numbers of its states.
+
+    Attributes:
+        session: Its name.
+        created: Time of the first commit.
+        updated: Time of the last one.
+        expires: When it ends; `math.inf` for never.
+        ttl: How long it lives from a commit or a read.
+        sliding: Whether commits and reads renew it.
+        turns: Turns committed and not rewound; the number of the log's last.
+        unread: Messages behind the head.
+        log: Up to 100 turns, oldest first.
+        states: The states that came along, newest first.
+    """
+
+    session: str
+    created: float
+    updated: float
+    expires: float
+    ttl: float
+    sliding: bool
+    turns: int
+    unread: tuple[str, ...]
+    log: tuple[BundledTurn, ...]
+    states: tuple[BundledState, ...]
+
+    @property
+    def head(self) -> str | None:
+        """The session's state, as its store calls it; ``None`` where nothing was committed."""
+        return self.log[-1].ref if self.log else None
+
+    def to_bytes(self) -> bytes:
+        """Returns the JSON text."""
+        values: dict[str, Any] = {
+            "format": f"{FORMAT}/{FORMAT_VERSION}",
+            "session": self.session,
+            "created": self.created,
+            "updated": self.updated,
+            "expires": finite(self.expires),
+            "ttl": finite(self.ttl),
+            "sliding": self.sliding,
+            "turns": self.turns,
+            "head": self.head,
+            "unread": self.unread,
+            "log": [_turn_values(turn) for turn in self.log],
+            "states": [
+                {
+                    "member": state_member(number),
+                    "ref": state.ref,
+                    "nbytes": state.nbytes,
+                    "sha256": state.sha256,
+                }
+                for number, state in enumerate(self.states)
+            ],
+        }
+        return json.dumps(values, indent=1, allow_nan=False).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Manifest:
+        """Reads what `to_bytes` wrote.
+
+        Raises:
+            StateCorrupt: It is something else, of a later version, or contradicts itself.
+        """
+        try:
+            values = json.loads(data, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
+            raise StateCorrupt(f"The bundle's {MEMBER} is not readable: {error}.") from error
+        fields = _Fields(MEMBER, values)
+        name, _, version = fields.text("format").partition("/")
+        if name != FORMAT:
+            raise StateCorrupt(f"The file is not a bundle of this package but {name!r:.200}.")
+        require_version(version)
+        found = cls(
+            session=fields.text("session"),
+            created=fields.time("created"),
+            updated=fields.time("updated"),
+            expires=fields.seconds("expires"),
+            ttl=fields.seconds("ttl"),
+            sliding=fields.flag("sliding"),
+            turns=fields.count("turns"),
+            unread=fields.texts("unread"),
+            log=tuple(map(_turn, fields.objects("log"))),
+            states=tuple(map(_state, fields.objects("states"))),
+        )
+        members = tuple(each.text("member") for each in fields.objects("states"))
+        if members != tuple(map(state_member, range(len(found.states)))):
+            raise StateCorrupt(f"The bundle's {MEMBER} names other states than it may.")
+        if fields.maybe_ref("head") != found.head:
+            raise StateCorrupt(f"The bundle's {MEMBER} has a log that does not end at its head.")
+        found.require_whole()
+        return found
+
+    def require_whole(self) -> None:
+        """Checks that the parts fit each other.
+
+        Raises:
+            StateCorrupt: They do not.
+        """
+        refs = [state.ref for state in self.states]
+        first = self.turns - len(self.log) + 1
+        for sound, problem in (
+            (1 <= len(self.session) <= NAME_MAX, "a name that no session can have"),
+            (self.ttl > 0, "a time to live that is none"),
+            (len(self.log) <= LOG_ENTRIES, "too long a log"),
+            (first >= 1 and bool(self.log) == bool(self.turns), "a log of other turns"),
+            (first > 1 or not self.log or self.log[0].parent is None, "a first turn with a parent"),
+            (
+                all(later.parent == earlier.ref for earlier, later in pairwise(self.log)),
+                "turns that do not follow on one another",
+            ),
+            (len(set(refs)) == len(refs), "one state twice"),
+            (self.head in refs if self.log else not refs, "a head without its state"),
+        ):
+            if not sound:
+                raise StateCorrupt(f"The bundle's {MEMBER} has {problem}.")
+
+
+class _Fields(Body):
+    """Takes typed values out of an object of the text.
+
+    Args:
+        where: Which object, for messages.
+        values: The parsed JSON value.
+    """
+
+    def __init__(self, where: str, values: object) -> None:
+        if not isinstance(values, Mapping):
+            raise StateCorrupt(f"The bundle's {where} is no JSON object.")
+        super().__init__(b"", values)
+        self._where = where
+
+    def count(self, name: str) -> int:
+        """Returns a number of things."""
+        value = super().count(name)
+        if value > _COUNT_MAX:
+            raise self._wrong(name)
+        return value
+
+    def seconds(self, name: str) -> float:
+        """Returns a time; ``None`` stands for never."""
+        try:
+            return super().seconds(name)
+        except OverflowError as error:
+            raise self._wrong(name) from error
+
+    def time(self, name: str) -> float:
+        """Returns a time that is not never."""
+        value = self.seconds(name)
+        if not math.isfinite(value):
+            raise self._wrong(name)
+        return value
+
+    def digest(self, name: str) -> str:
+        """Returns a SHA-256 in hexadecimal."""
+        text = self.text(name)
+        if _SHA256.fullmatch(text) is None:
+            raise self._wrong(name)
+        return text
+
+    def objects(self, name: str) -> list[_Fields]:
+        """Returns a list of objects."""
+        return [_Fields(f"{self._where}, {name}", each) for each in self._take(name, list)]
+
+    def origin(self, name: str) -> Origin | None:
+        """Returns what a state was read from, ``None`` where that is not told."""
+        if self._values.get(name) is None:
+            return None
+        fields = _Fields(f"{self._where}, {name}", self._values[name])
+        unpack_tokens(fields.text("tokens"))
+        return Origin(
+            base=fields.maybe_ref("base"),
+            tokens=fields.text("tokens"),
+            fingerprint=fields.text("fingerprint"),
+            block=fields.maybe_text("block"),
+        )
+
+    def _wrong(self, name: str) -> StateCorrupt:
+        return StateCorrupt(
+            f"The bundle's {self._where} has no usable {name!r}: {self._values.get(name)!r:.200}."
+        )
+
+
+def _turn_values(turn: BundledTurn) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "ref": turn.ref,
+        "parent": turn.parent,
+        "n_tokens": turn.n_tokens,
+        "created": turn.created,
+    }
+    if turn.origin is not None:
+        values["origin"] = turn.origin.to_body()
+    return values
+
+
+def _turn(fields: _Fields) -> BundledTurn:
+    return BundledTurn(
+        ref=fields.ref("ref"),
+        parent=fields.maybe_ref("parent"),
+        n_tokens=fields.count("n_tokens"),
+        created=fields.time("created"),
+        origin=fields.origin("origin"),
+    )
+
+
+def _state(fields: _Fields) -> BundledState:
+    return BundledState(fields.ref("ref"), fields.count("nbytes"), fields.digest("sha256"))
+
+
+def _no_constant(text: str) -> None:
+    raise ValueError(f"{text} is no number")

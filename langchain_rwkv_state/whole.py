@@ -1,0 +1,105 @@
+"""Writing a file whole or not at all: for whatever a reader must never find half of.
+
+It knows bytes and paths. The easy mistake is to write into the file itself: a full disk, or a
+program that is stopped, then leaves the first half in the place of what was there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str], *, new: bool = False) -> Iterator[BinaryIO]:
+    """Opens a file that takes its name once it is written, flushed and closed.
+
+    Args:
+        path: Its name. The file is readable by its owner alone.
+        new: Whether nothing may have that name; else what has it is replaced in one step.
+
+    Yields:
+        A file to write to and read from, elsewhere in the same directory; where an error is raised,
+        nothing is left of it.
+
+    Raises:
+        FileExistsError: With `new`, something has that name.
+    """
+    target = Path(path)
+    if new:
+        require_new(target)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".rwkv-new-")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if new:
+            _move_to_new(temporary, target)
+        else:
+            temporary.replace(target)
+        flush_directory(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_whole(
+    path: str | os.PathLike[str], *parts: bytes | memoryview, new: bool = False
+) -> None:
+    """Writes pieces to a file; see `whole_file`."""
+    with whole_file(path, new=new) as file:
+        file.writelines(parts)
+
+
+def require_new(path: Path) -> Path:
+    """Checks that a file can be made, before anything is done that would be lost.
+
+    Args:
+        path: Where something is to be written.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileExistsError: Something is there.
+        FileNotFoundError: There is no directory for it.
+    """
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path} is there already: name another file, or remove it first.")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no directory {folder}: make it first.")
+    return path
+
+
+def flush_directory(path: Path) -> None:
+    """Makes the names in a directory durable."""
+    if os.name == "nt":
+        return  # Windows opens no directories, and flushes them by itself
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _move_to_new(temporary: Path, path: Path) -> None:
+    """Gives a finished file its name, unless something has that name by now."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        require_new(path)
+        raise
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        require_new(path)  # a file system without links: a second writer may win the race
+        temporary.rename(path)
