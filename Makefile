@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := langchain_rwkv_state examples benchmarks tests
 
-.PHONY: demo test lint typing unit integration gpu bench format clean
+.PHONY: demo test lint typing unit integration browser gpu bench format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -22,8 +22,18 @@ typing: $(VENV)/.dev
 unit: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/unit_tests --disable-socket --allow-unix-socket -q
 
-integration: $(VENV)/.dev
+integration: $(VENV)/.dev browser
 	$(BIN)/python -m pytest tests/integration_tests -q
+
+# The report page is tested in a browser; without one that test is skipped, and says what to install.
+browser:
+	@for each in "$$CHROMIUM" chromium chromium-browser google-chrome; do \
+		if [ -n "$$each" ] && "$$each" --version >/dev/null 2>&1; then exit 0; fi; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "Installing chromium for the test of the report page"; \
+		(apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y \
+			--no-install-recommends chromium fonts-dejavu-core) >/dev/null 2>&1 && exit 0; fi; \
+	echo "No chromium here: the test of the report page will be skipped"
 
 gpu: $(VENV)/.dev
 	$(BIN)/python -c "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 'make gpu needs a CUDA device')"

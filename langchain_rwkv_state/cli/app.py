@@ -17,11 +17,14 @@ from langchain_rwkv_state.cli.cache import cache, warm
 from langchain_rwkv_state.cli.chat import chat
 from langchain_rwkv_state.cli.clamp import clamp_decay
 from langchain_rwkv_state.cli.doctor import doctor
+from langchain_rwkv_state.cli.looking import calibrate, diff, inspect
 from langchain_rwkv_state.cli.models import half_life, memory
 from langchain_rwkv_state.cli.recall import recall
+from langchain_rwkv_state.cli.report import report
 from langchain_rwkv_state.cli.sessions import prune, rm, sessions, show
-from langchain_rwkv_state.cli.toolbox import blend, decay, diff, export, import_, inspect
+from langchain_rwkv_state.cli.toolbox import blend, decay, export, import_
 from langchain_rwkv_state.cli.warming import prefill, renormalise
+from langchain_rwkv_state.cli.watch import watch
 from langchain_rwkv_state.errors import RWKVStateError
 
 
@@ -67,7 +70,8 @@ def _options(
 
 for _command in (
     *(chat, sessions, show, rm, prune, warm, doctor),
-    *(inspect, diff, blend, decay, renormalise, export, recall),
+    *(inspect, calibrate, diff, watch, report, recall),
+    *(blend, decay, renormalise, export),
     *(prefill, half_life, clamp_decay, memory),
 ):
     app.command()(_command)

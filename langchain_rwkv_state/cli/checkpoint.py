@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 if TYPE_CHECKING:
     import torch
@@ -110,12 +109,3 @@ def short(number: float) -> str:
     if math.isinf(number):
         return "for ever"
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
-
-
-def table(first: str, *others: str) -> Table:
-    """Returns an empty table of figures."""
-    made = Table(box=None, header_style="bold", pad_edge=False)
-    made.add_column(first, no_wrap=True)
-    for name in others:
-        made.add_column(name, justify="right", no_wrap=True)
-    return made

@@ -25,7 +25,6 @@ from langchain_rwkv_state.cli.checkpoint import (
     short,
 )
 from langchain_rwkv_state.cli.checkpoint import said as text_given
-from langchain_rwkv_state.cli.checkpoint import table as new_table
 from langchain_rwkv_state.cli.options import ModelOption, StrategyOption
 from langchain_rwkv_state.whole import require_new
 
@@ -92,7 +91,7 @@ def _changes(opened: Opened, changed: Mapping[str, torch.Tensor]) -> Table:
     before = static_half_life(opened.tensors, opened.checkpoint)
     after = static_half_life({**opened.tensors, **changed}, opened.checkpoint)
     unit = "HEADS" if opened.checkpoint.version in ("5", "5.1") else "CHANNELS"
-    table = new_table("LAYER", "CHANGED", "HALF-LIVES BEFORE", "AFTER")
+    table = output.table("LAYER", "CHANGED", "HALF-LIVES BEFORE", "AFTER")
     table.add_column(unit, no_wrap=True)
     for number in range(opened.checkpoint.n_layer):
         name = f"blocks.{number}.att.time_decay"

@@ -24,7 +24,6 @@ from langchain_rwkv_state.cli.checkpoint import (
     short,
 )
 from langchain_rwkv_state.cli.checkpoint import said as text_given
-from langchain_rwkv_state.cli.checkpoint import table as new_table
 from langchain_rwkv_state.cli.options import ModelOption
 from langchain_rwkv_state.whole import require_new, write_whole
 
@@ -66,7 +65,7 @@ def half_life(
     console = output.out()
     console.print(Text(f"{opened.about}, {found.source}. Half-lives in tokens:"), soft_wrap=True)
     console.print()
-    table = new_table("LAYER", "SHORTEST", "25 %", "MEDIAN", "75 %", "LONGEST")
+    table = output.table("LAYER", "SHORTEST", "25 %", "MEDIAN", "75 %", "LONGEST")
     for number, figures in enumerate(_quarters(found)):
         table.add_row(str(number), *map(short, figures))
     console.print(table)
@@ -108,7 +107,7 @@ def memory(
         soft_wrap=True,
     )
     console.print()
-    table = new_table(
+    table = output.table(
         "TOKENS", "CACHE, FULL ATTENTION", "TIMES THE STATE", f"GROUPS OF {heads_a_group}", "TIMES"
     )
     for tokens in context or _CONTEXTS:

@@ -1,8 +1,7 @@
-"""The commands on states: ``inspect``, ``diff``, ``blend``, ``decay``, ``export``, ``import``.
+"""The commands that make states and carry them: ``blend``, ``decay``, ``export``, ``import``.
 
-A state is named by a session, whose head is meant, or by a file that this package wrote. Nothing
-that is there is ever changed: results go to a new session or a new file. The easy mistake is to let
-a name mean two things: what is a file is a file, and everything else is a session.
+Nothing that is there is ever changed: results go to a new session or a new file. The easy mistake
+is to open a store for a file that is not there: opening makes the store.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from langchain_rwkv_state.cli import output
@@ -23,69 +21,13 @@ from langchain_rwkv_state.cli.options import (
     read_ttl,
 )
 from langchain_rwkv_state.cli.sessions import existing_store, unknown_session
+from langchain_rwkv_state.cli.states import FILE, Into, Source, keep, keep_session, state_of
+from langchain_rwkv_state.whole import require_new
 
 if TYPE_CHECKING:
-    from langchain_rwkv_state.state import RWKVState, TensorHealth
+    from langchain_rwkv_state.state import RWKVState
 
-Source = Annotated[str, typer.Argument(help="A session, or a file of a state.")]
-Into = Annotated[
-    str,
-    typer.Option("--into", metavar="NAME", help="A new session, or a new .safetensors file."),
-]
-_FILE = ".safetensors"
 _BUNDLE = ".zip"
-_METRICS = ("l2", "cosine", "rms_relative")
-
-
-def inspect(source: Source, store: StoreOption = None) -> None:
-    """Look at a state: sizes, NaN, ranks of its matrices, and a verdict.
-
-    The exit code is 1 where it is broken.
-    """
-    from langchain_rwkv_state import state as states
-
-    state = _state(source, store)
-    found = states.inspect(state)
-    console = output.out()
-    console.print(Text(output.plain(repr(state))), soft_wrap=True)
-    console.print()
-    table = _table("TENSOR", "MEAN |X|", "MAX |X|", "RMS", "OF RANGE", "NAN", "INF", "RANKS")
-    for each in found.tensors:
-        figures = (each.mean_abs, each.max_abs, each.rms, each.range_used)
-        table.add_row(
-            each.name,
-            *(f"{figure:.3g}" for figure in figures),
-            str(each.n_nan),
-            str(each.n_inf),
-            _ranks(each),
-        )
-    console.print(table)
-    console.print()
-    console.print(found.verdict, soft_wrap=True)
-    if not found.sound:
-        raise typer.Exit(1)
-
-
-def diff(
-    first: Source,
-    second: Source,
-    metric: Annotated[str, typer.Option(help=f"One of {', '.join(_METRICS)}.")] = "rms_relative",
-    store: StoreOption = None,
-) -> None:
-    """Show how far apart two states are, layer by layer."""
-    from langchain_rwkv_state.state import distance
-
-    if metric not in _METRICS:
-        raise typer.BadParameter(f"{metric!r} is none of {', '.join(_METRICS)}.")
-    a, b = _state(first, store), _state(second, store)
-    found = distance(a, b, metric)  # type: ignore[arg-type]
-    kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in found.tensors))
-    table = _table("LAYER", "WHOLE", *kinds)
-    for number, whole in enumerate(found.layers):
-        parts = [found.tensors[f"blocks.{number}.{kind}"] for kind in kinds]
-        table.add_row(str(number), *(f"{figure:.4g}" for figure in (whole, *parts)))
-    table.add_row("all", f"{found.total:.4g}", *("" for _ in kinds), style="bold")
-    output.out().print(table)
 
 
 def blend(
@@ -100,8 +42,8 @@ def blend(
     """Add two states, with weights, to a new one."""
     from langchain_rwkv_state import state as states
 
-    made = states.blend(_state(first, store), _state(second, store), alpha)
-    _keep(made, into, store)
+    made = states.blend(state_of(first, store), state_of(second, store), alpha)
+    keep(made, into, store)
 
 
 def decay(
@@ -113,7 +55,7 @@ def decay(
     """Let a state's past weigh less, in a new one."""
     from langchain_rwkv_state import state as states
 
-    _keep(states.decay(_state(source, store), factor), into, store)
+    keep(states.decay(state_of(source, store), factor), into, store)
 
 
 def export(
@@ -141,15 +83,15 @@ def export(
         return
     if tokens:
         raise typer.BadParameter("--tokens is for a session in a .zip file.")
-    state = _state(source, store)
-    _require_new(file)
-    if file.suffix == _FILE:
+    state = state_of(source, store)
+    require_new(file)
+    if file.suffix == FILE:
         state.save(file, codec=codec)  # type: ignore[arg-type]
     elif codec != "exact":
         raise typer.BadParameter("A .pt or .pth file has no codec.")
     else:
         export_tensors(state, file)
-    _say_written(file)
+    output.written(file)
 
 
 def import_(
@@ -185,7 +127,7 @@ def import_(
     if ttl is not None:
         raise typer.BadParameter("--ttl is for a session in a .zip file.")
     state = _ours(file) or _foreign(file, model, strategy)
-    _keep_session(state, session, store)
+    keep_session(state, session, store)
 
 
 def _export_session(session: str, file: Path, store: Path | None, *, tokens: bool) -> None:
@@ -193,7 +135,7 @@ def _export_session(session: str, file: Path, store: Path | None, *, tokens: boo
         if opened is None or opened.session(session, renew=False) is None:
             raise unknown_session(session)
         opened.export_session(session, file, tokens=tokens)
-    _say_written(file)
+    output.written(file)
 
 
 def _import_session(file: Path, session: str | None, ttl: float | None, store: Path | None) -> None:
@@ -210,47 +152,13 @@ def _import_session(file: Path, session: str | None, ttl: float | None, store: P
     output.out().print(line, soft_wrap=True)
 
 
-def _state(source: str, store: Path | None) -> RWKVState:
-    """Returns the state that a session or a file stands for."""
-    from langchain_rwkv_state.state import RWKVState
-
-    if Path(source).is_file():
-        return RWKVState.load(source)
-    with existing_store(store) as opened:
-        head = opened.head(source) if opened else None
-        if opened is None or head is None:
-            raise unknown_session(source)
-        return opened.get(head)
-
-
-def _keep(state: RWKVState, into: str, store: Path | None) -> None:
-    if not into.endswith(_FILE):
-        _keep_session(state, into, store)
-        return
-    target = Path(into)
-    _require_new(target)
-    state.save(target)
-    _say_written(target)
-
-
-def _keep_session(state: RWKVState, session: str, store: Path | None) -> None:
-    opened = open_store(store)
-    try:
-        opened.commit(session, opened.stage(state), None)
-    finally:
-        opened.close()
-    line = Text("The session ") + output.one_line(session)
-    line += Text(f" begins with {state.n_tokens} tokens in {output.size(state.nbytes)}.")
-    output.out().print(line, soft_wrap=True)
-
-
 def _ours(file: Path) -> RWKVState | None:
     """Returns the state of a file in this package's format; ``None`` for another's file."""
     from langchain_rwkv_state.errors import StateCorrupt
     from langchain_rwkv_state.state import RWKVState
     from langchain_rwkv_state.state.codec import FORMAT
 
-    if file.suffix != _FILE:
+    if file.suffix != FILE:
         return None
     try:
         return RWKVState.load(file)
@@ -271,27 +179,3 @@ def _foreign(file: Path, model: str, strategy: str) -> RWKVState:
         return import_tensors(file, llm.loaded().runtime.zero_state())
     finally:
         llm.unload()
-
-
-def _require_new(file: Path) -> None:
-    if file.exists():
-        raise ValueError(f"{file} is there already: name another file, or remove it first.")
-
-
-def _say_written(file: Path) -> None:
-    size = output.size(file.stat().st_size)
-    output.out().print(Text(f"Wrote {output.plain(str(file))}, {size}."), soft_wrap=True)
-
-
-def _ranks(health: TensorHealth) -> str:
-    if not health.ranks:
-        return ""
-    return f"{min(health.ranks):.1f} to {max(health.ranks):.1f}"
-
-
-def _table(first: str, *others: str) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column(first, no_wrap=True)
-    for name in others:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table

@@ -23,7 +23,7 @@ from langchain_rwkv_state.cli.options import (
     TtlOption,
     open_store,
 )
-from langchain_rwkv_state.cli.toolbox import Into, Source, _keep, _state
+from langchain_rwkv_state.cli.states import Into, Source, keep, state_of
 
 
 def prefill(
@@ -75,13 +75,13 @@ def renormalise(source: Source, into: Into, store: StoreOption = None) -> None:
     """
     from langchain_rwkv_state import state as states
 
-    state = _state(source, store)
+    state = state_of(source, store)
     made = states.renormalise(state)
     if made == state:
         kind = f"RWKV-{state.layout.version}"
         why = "is in that form already" if state.layout.version == 4 else f"is of {kind}"
         output.note(f"The state {why}: nothing was to be changed.")
-    _keep(made, into, store)
+    keep(made, into, store)
 
 
 def _required(text: str | None) -> str:

@@ -27,7 +27,9 @@ from langchain_rwkv_state.state.distance import Distance, distance
 from langchain_rwkv_state.state.fingerprint import Fingerprint
 from langchain_rwkv_state.state.interchange import export_tensors, import_tensors
 from langchain_rwkv_state.state.layout import StateLayout, TensorSpec, Version, dtype_name
+from langchain_rwkv_state.state.maps import HeadMap, difference_map, head_maps
 from langchain_rwkv_state.state.memory import Memory, memory
+from langchain_rwkv_state.state.motion import LayerMotion, Motion, motion
 from langchain_rwkv_state.state.packing import CODECS, LOSSY, CodecName
 from langchain_rwkv_state.state.state import RWKVState, zero_state
 from langchain_rwkv_state.state.trial import CodecTrial, try_codecs
@@ -43,9 +45,12 @@ __all__ = [
     "Derivation",
     "Distance",
     "Fingerprint",
+    "HeadMap",
     "Healthy",
     "Inspection",
+    "LayerMotion",
     "Memory",
+    "Motion",
     "RWKVState",
     "StateLayout",
     "TensorHealth",
@@ -56,16 +61,19 @@ __all__ = [
     "calibrate",
     "decay",
     "decode",
+    "difference_map",
     "distance",
     "dtype_name",
     "encode",
     "encode_parts",
     "export_tensors",
+    "head_maps",
     "import_tensors",
     "inspect",
     "is_reference",
     "lossy",
     "memory",
+    "motion",
     "reference",
     "renormalise",
     "require_codec",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -150,25 +150,26 @@ def inspect(state: RWKVState, *, healthy: Healthy | None = None) -> Inspection:
     return Inspection(tensors, (*broken, *unusual), _verdict(tensors, broken, unusual, healthy))
 
 
-def calibrate(states: Sequence[RWKVState], *, margin: float = _MARGIN) -> Healthy:
+def calibrate(states: Iterable[RWKVState], *, margin: float = _MARGIN) -> Healthy:
     """Learns the sizes that are healthy for a model from states that are.
 
     Args:
-        states: At least two states of one model, that read texts of the kind that is to come.
+        states: At least two states of one model, that read texts of the kind that is to come; they
+            are looked at one after the other, so they need not all be in memory.
         margin: By which factor a size may lie outside of what was seen.
 
     Raises:
         ValueError: There are fewer than two states, one is not finite, or `margin` is below 1.
         StateMismatch: They belong to several models.
     """
-    if len(states) < 2 or not margin >= 1:
-        raise ValueError(
-            f"At least two states and a margin of 1 or more are needed, got {len(states)} and "
-            f"{margin!r}."
-        )
-    fingerprint = states[0].fingerprint
+    if not margin >= 1:
+        raise ValueError(f"A margin of 1 or more is needed, got {margin!r}.")
+    fingerprint: str | None = None
     seen: dict[str, list[float]] = {}
+    n_states = 0
     for state in states:
+        n_states += 1
+        fingerprint = fingerprint or state.fingerprint
         if state.fingerprint != fingerprint:
             raise StateMismatch(
                 f"States of {fingerprint!r} and of {state.fingerprint!r} say nothing about one "
@@ -178,8 +179,10 @@ def calibrate(states: Sequence[RWKVState], *, margin: float = _MARGIN) -> Health
             if each.n_nan or each.n_inf:
                 raise ValueError(f"{each.name!r} is not finite: no model can learn health from it.")
             seen.setdefault(each.name, []).append(each.rms)
+    if fingerprint is None or n_states < 2:
+        raise ValueError(f"At least two states are needed to learn from, got {n_states}.")
     rms = {name: (min(found) / margin, max(found) * margin) for name, found in seen.items()}
-    return Healthy(fingerprint, rms, len(states))
+    return Healthy(fingerprint, rms, n_states)
 
 
 def effective_ranks(matrices: torch.Tensor) -> tuple[float, ...]:
@@ -215,6 +218,8 @@ def _look(name: str, tensor: torch.Tensor) -> TensorHealth:
 def _unusual(tensors: Sequence[TensorHealth], healthy: Healthy) -> list[str]:
     found = []
     for each in tensors:
+        if each.name not in healthy.rms:
+            raise StateMismatch(f"The healthy ranges lack {each.name!r}: calibrate again.")
         low, high = healthy.rms[each.name]
         if not low <= each.rms <= high:
             found.append(

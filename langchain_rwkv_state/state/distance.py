@@ -164,12 +164,21 @@ def _comparable(state: RWKVState) -> Iterator[tuple[str, torch.Tensor]]:
             yield name, state.shared(name).cpu().double().flatten()
         elif kind(name) == "att_aa":
             number = layer(name)
-            aa, bb, pp = (each.cpu().double() for each in accumulators(state, number))
-            filled = bb > 0
-            safe = torch.where(filled, bb, torch.ones_like(bb))
-            mass = torch.nn.functional.softplus(pp + safe.log())
-            meant = torch.cat([aa / safe, torch.where(filled, mass, torch.zeros_like(mass))])
-            yield f"blocks.{number}.wkv", meant
+            yield f"blocks.{number}.wkv", torch.cat(accumulated(state, number))
+
+
+def accumulated(state: RWKVState, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns what the accumulators of one layer of an RWKV-4 mean, in fp64.
+
+    Returns:
+        The weighted mean of the values read, ``aa / bb``, and the weight behind it as a logarithm,
+        ``log(1 + bb * exp(pp))``; ``[D]`` each, 0 for channels that have read nothing.
+    """
+    aa, bb, pp = (each.cpu().double() for each in accumulators(state, number))
+    filled = bb > 0
+    safe = torch.where(filled, bb, torch.ones_like(bb))
+    mass = torch.nn.functional.softplus(pp + safe.log())
+    return aa / safe, torch.where(filled, mass, torch.zeros_like(mass))
 
 
 def _logits_kl(

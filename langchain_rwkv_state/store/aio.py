@@ -83,9 +83,9 @@ class AsyncVerbs(StoreVerbs):
         """Async twin of `stage`."""
         return await self._in_thread(self.stage, state, parent=parent, tokens=tokens)
 
-    async def aget(self, ref: str) -> RWKVState:
+    async def aget(self, ref: str, *, renew: bool = True) -> RWKVState:
         """Async twin of `get`."""
-        return await self._in_thread(self.get, ref)
+        return await self._in_thread(self.get, ref, renew=renew)
 
     async def adescends(self, later: str, earlier: str) -> bool:
         """Async twin of `descends`."""

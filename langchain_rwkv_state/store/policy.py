@@ -159,7 +159,7 @@ class KeyedStore(StateStore):
         self._staging.stage(ref, state, parent, tokens if self._log_tokens else ())
         return ref
 
-    def get(self, ref: str) -> RWKVState:
+    def get(self, ref: str, *, renew: bool = True) -> RWKVState:
         """See `StateStore.get`."""
         self._check_open()
         _check_ref(ref, "ref")
@@ -180,7 +180,8 @@ class KeyedStore(StateStore):
         state = decode(data, ref=ref).state
         if reference(state.derivation, self._key) != ref:
             raise StateCorrupt(f"The file of the state {ref} holds a state of another store.")
-        self._renew_holds(view, ref)
+        if renew:
+            self._renew_holds(view, ref)
         return state
 
     def descends(self, later: str, earlier: str) -> bool:

@@ -51,8 +51,13 @@ class StoreVerbs(ABC):
         """
 
     @abstractmethod
-    def get(self, ref: str) -> RWKVState:
+    def get(self, ref: str, *, renew: bool = True) -> RWKVState:
         """Returns a stored or staged state.
+
+        Args:
+            ref: Its reference.
+            renew: Whether this counts as a use, from which the time to live of what was put and
+                kept starts anew in a store that slides; ``False`` only looks.
 
         Raises:
             StateExpired: Its time to live ran out less than a week ago.

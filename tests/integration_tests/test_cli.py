@@ -185,3 +185,23 @@ def test_doctor_finds_a_sound_installation_and_a_damaged_store(tmp_path):
     assert "\u2192" in ill.stdout  # what to do
     assert "Vera" in ill.stdout  # one failed check does not hide the others
     assert "Traceback" not in ill.stderr
+
+
+def test_a_conversation_is_watched_from_another_terminal_until_ctrl_c(tmp_path):
+    store = tmp_path / "store"
+    terminal = _Terminal("watch", "bob", "--every", "0.1", "--store", str(store))
+    try:
+        terminal.until("There is no store")
+        assert not store.exists()
+        _chat(store, text="My name is Marlow.\n")
+        terminal.until("turn \x1b[0m1")  # the name is dim, the number is not
+        terminal.until("LAST TURNS")
+        _chat(store, text="What is my name?\n")
+        terminal.until("turn \x1b[0m2")
+        _run(store, "rm", "bob")
+        terminal.until("The session was deleted")
+        os.kill(terminal.pid, signal.SIGINT)
+        assert terminal.wait() == 0
+    finally:
+        terminal.close()
+    assert "Traceback" not in terminal.seen

@@ -1,0 +1,267 @@
+"""The commands that look at states: ``inspect``, ``calibrate`` and ``diff``.
+
+They change nothing, and looking at a session is no use of it: its time to live goes on. The easy
+mistake is to measure first and find then that the picture cannot be written.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from langchain_rwkv_state.cli import output
+from langchain_rwkv_state.cli.options import ModelOption, StoreOption, StrategyOption
+from langchain_rwkv_state.cli.sessions import existing_store, unknown_session
+from langchain_rwkv_state.cli.states import (
+    HealthyOption,
+    Source,
+    read_healthy,
+    state_of,
+)
+from langchain_rwkv_state.whole import require_new, write_whole
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.state import Distance, HeadMap, Inspection, RWKVState, TensorHealth
+    from langchain_rwkv_state.store import StateStore
+
+PROBE = "\n\nUser: What do you know about me?\n\nAssistant:"
+_METRICS = ("l2", "cosine", "rms_relative", "logits_kl")
+PlotOption = Annotated[
+    Path | None,
+    typer.Option("--plot", metavar="FILE", help="A new picture: .png, .svg or .pdf."),
+]
+
+
+def inspect(
+    source: Source,
+    plot: PlotOption = None,
+    healthy: HealthyOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, maps included.")] = False,
+    store: StoreOption = None,
+) -> None:
+    """Look at a state: sizes, NaN, ranks of its matrices, and a verdict.
+
+    --plot draws each head of each layer. The exit code is 1 where the state is broken, or lies
+    outside of the ranges given by --healthy.
+    """
+    from langchain_rwkv_state import state as states
+
+    _require_picture(plot)
+    ranges = read_healthy(healthy)
+    state = state_of(source, store)
+    found = states.inspect(state, healthy=ranges)
+    maps = states.head_maps(state) if plot or as_json else ()
+    if as_json:
+        typer.echo(json.dumps(_as_json(state, found, maps), indent=1))
+    else:
+        _print_inspection(state, found)
+    if plot:
+        _draw(maps, f"{source}: RWKV-{state.layout.version} after {_tokens(state)}", plot)
+    if not found.sound:
+        raise typer.Exit(1)
+
+
+def calibrate(
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="A new .json file.")],
+    session: Annotated[list[str] | None, typer.Argument(help="Names of sessions.")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="All sessions of the store.")] = False,
+    store: StoreOption = None,
+) -> None:
+    """Learn which sizes a model's states have, from sessions that went well.
+
+    Takes the state that each session stands at; all must be of one model. The file is for
+    --healthy of the other commands.
+    """
+    from langchain_rwkv_state import state as states
+
+    if bool(session) == all_:
+        raise typer.BadParameter("Name sessions, or take --all.")
+    require_new(out)
+    with existing_store(store) as opened:
+        if opened is None:
+            raise typer.Exit(1)
+        healthy = states.calibrate(_healthy_states(opened, session or opened.sessions()))
+    write_whole(out, f"{healthy.to_json()}\n".encode(), new=True)
+    output.written(out)
+    output.out().print(f"Learnt from {healthy.n_states} states.")
+
+
+def diff(
+    first: Source,
+    second: Source,
+    metric: Annotated[str, typer.Option(help=f"One of {', '.join(_METRICS)}.")] = "rms_relative",
+    plot: PlotOption = None,
+    model: ModelOption = "demo",
+    probe: Annotated[
+        str, typer.Option(help="For logits_kl: what it reads from both states.")
+    ] = PROBE,
+    strategy: StrategyOption = "auto",
+    store: StoreOption = None,
+) -> None:
+    """Show how far apart two states are, layer by layer.
+
+    --plot draws the relative difference of each head, whatever the metric of the table. The metric
+    logits_kl asks the --model that read the states.
+    """
+    if metric not in _METRICS:
+        raise typer.BadParameter(f"{metric!r} is none of {', '.join(_METRICS)}.")
+    if metric == "logits_kl" and not probe:
+        raise typer.BadParameter("logits_kl reads a text from both states: give one by --probe.")
+    _require_picture(plot)
+    a, b = state_of(first, store), state_of(second, store)
+    _require_one_model(first, a, second, b)
+    _print_distance(_measure(a, b, metric, model, probe, strategy))
+    if plot:
+        from langchain_rwkv_state.state import difference_map
+
+        _draw([difference_map(a, b)], f"{first} and {second}: RWKV-{a.layout.version}", plot)
+
+
+def _print_inspection(state: RWKVState, found: Inspection) -> None:
+    console = output.out()
+    console.print(Text(output.plain(repr(state))), soft_wrap=True)
+    console.print()
+    rows = output.table("TENSOR", "MEAN |X|", "MAX |X|", "RMS", "OF RANGE", "NAN", "INF", "RANKS")
+    for each in found.tensors:
+        figures = (each.mean_abs, each.max_abs, each.rms, each.range_used)
+        rows.add_row(
+            each.name,
+            *(f"{figure:.3g}" for figure in figures),
+            str(each.n_nan),
+            str(each.n_inf),
+            _ranks(each),
+        )
+    console.print(rows)
+    console.print()
+    console.print(found.verdict, soft_wrap=True)
+    for problem in found.problems[1:]:
+        console.print(Text(problem), soft_wrap=True)
+
+
+def _ranks(health: TensorHealth) -> str:
+    if not health.ranks:
+        return ""
+    return f"{min(health.ranks):.1f} to {max(health.ranks):.1f}"
+
+
+def _as_json(
+    state: RWKVState, found: Inspection, maps: tuple[HeadMap, ...] | tuple[()]
+) -> dict[str, Any]:
+    layout = state.layout
+    return {
+        "version": layout.version,
+        "n_layer": layout.n_layer,
+        "n_embd": layout.n_embd,
+        "n_tokens": state.n_tokens,
+        "nbytes": state.nbytes,
+        "fingerprint": state.fingerprint,
+        "verdict": found.verdict,
+        "problems": list(found.problems),
+        "tensors": [{**vars(each), "ranks": list(each.ranks)} for each in found.tensors],
+        "maps": [
+            {
+                "name": each.name,
+                "title": each.title,
+                "columns": each.columns,
+                "values": [[x if math.isfinite(x) else None for x in row] for row in each.values],
+            }
+            for each in maps
+        ],
+    }
+
+
+def _healthy_states(store: StateStore, sessions: list[str]) -> Iterator[RWKVState]:
+    """Yields the state of each session that has one.
+
+    Raises:
+        typer.Exit: A session is not there.
+        ValueError: A state is broken.
+    """
+    from langchain_rwkv_state import state as states
+
+    for name in dict.fromkeys(sessions):
+        info = store.session(name, renew=False)
+        if info is None:
+            raise unknown_session(name)
+        if info.head is None:
+            continue
+        state = store.get(info.head, renew=False)
+        if any(each.n_nan or each.n_inf for each in states.inspect(state).tensors):
+            raise ValueError(
+                f"The state of {name!r} is broken, and no model can learn health from it: leave "
+                "that session out."
+            )
+        yield state
+
+
+def _require_one_model(first: str, a: RWKVState, second: str, b: RWKVState) -> None:
+    if a.fingerprint != b.fingerprint or a.layout != b.layout:
+        raise ValueError(
+            f"{first!r} and {second!r} belong to different models ({_model(a)} and {_model(b)}): "
+            "their numbers mean different things, so no distance between them means anything."
+        )
+
+
+def _model(state: RWKVState) -> str:
+    layout = state.layout
+    size = f"RWKV-{layout.version} of {layout.n_layer} x {layout.n_embd}"
+    return f"{size}, fingerprint {state.fingerprint}"
+
+
+def _measure(
+    a: RWKVState, b: RWKVState, metric: str, model: str, probe: str, strategy: str
+) -> Distance:
+    from langchain_rwkv_state.state import distance
+
+    if metric != "logits_kl":
+        return distance(a, b, metric)  # type: ignore[arg-type]
+    from langchain_rwkv_state.chat_models import ChatRWKV
+    from langchain_rwkv_state.store import MemoryStateStore
+
+    llm = ChatRWKV(model=model, strategy=strategy, store=MemoryStateStore(), prefix_cache=False)
+    try:
+        loaded = llm.loaded()
+        if loaded.runtime.fingerprint != a.fingerprint:
+            raise ValueError(
+                f"The states belong to another model than {model!r} ({a.fingerprint}, not "
+                f"{loaded.runtime.fingerprint}): ask the one that read them."
+            )
+        ids = loaded.tokenizer.encode(probe)
+        return distance(a, b, "logits_kl", runtime=loaded.runtime, probe=ids)
+    finally:
+        llm.unload()
+
+
+def _print_distance(found: Distance) -> None:
+    kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in found.tensors))
+    rows = output.table("LAYER", "WHOLE", *kinds)
+    for number, whole in enumerate(found.layers):
+        parts = [found.tensors[f"blocks.{number}.{kind}"] for kind in kinds]
+        rows.add_row(str(number), *(f"{figure:.4g}" for figure in (whole, *parts)))
+    rows.add_row("all", f"{found.total:.4g}", *("" for _ in kinds), style="bold")
+    output.out().print(rows)
+
+
+def _require_picture(plot: Path | None) -> None:
+    if plot is not None:
+        from langchain_rwkv_state.views.figure import require_picture
+
+        require_picture(plot)
+
+
+def _draw(maps: Any, title: str, plot: Path) -> None:
+    from langchain_rwkv_state.views.figure import save
+    from langchain_rwkv_state.views.heat import draw_maps
+
+    save(draw_maps(maps, output.in_one_line(title)), plot)
+    output.written(plot, as_note=True)
+
+
+def _tokens(state: RWKVState) -> str:
+    return "1 token" if state.n_tokens == 1 else f"{state.n_tokens} tokens"

@@ -1,0 +1,96 @@
+"""The command ``report``: everything there is to see of a session, on one page to keep or show.
+
+It measures and hands on; the page itself is made in `views`. The easy mistake is to name a file
+that is there: nothing is written over, and this is found out before anything is measured.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from langchain_rwkv_state._version import __version__
+from langchain_rwkv_state.cli import output
+from langchain_rwkv_state.cli.options import StoreOption
+from langchain_rwkv_state.cli.sessions import existing_store, unknown_session
+from langchain_rwkv_state.cli.states import HealthyOption, read_healthy
+from langchain_rwkv_state.whole import require_new, write_whole
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.recall import Recall
+    from langchain_rwkv_state.state import Healthy
+    from langchain_rwkv_state.store import StateStore
+    from langchain_rwkv_state.views.session_report import SessionReport
+
+
+def report(
+    session: Annotated[str, typer.Argument(help="Its name.")],
+    out: Annotated[Path, typer.Argument(help="A new .html file.")],
+    recall: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What `rwkv-state recall --json FILE` measured."),
+    ] = None,
+    healthy: HealthyOption = None,
+    store: StoreOption = None,
+) -> None:
+    """Write a page on a session: log, sizes, health, heat maps, and what its model recalls.
+
+    The page is one file that loads nothing and runs no script, and holds no word of the
+    conversation.
+    """
+    if out.suffix not in (".html", ".htm"):
+        raise typer.BadParameter(f"A page ends with .html, not as {out.name!r} does.")
+    require_new(out)
+    ranges, measured = read_healthy(healthy), _read_recall(recall)
+    with existing_store(store) as opened:
+        if opened is None:
+            raise unknown_session(session)
+        found = look(opened, session, ranges, measured)
+
+    from langchain_rwkv_state.views.page import report_page
+
+    write_whole(out, report_page(found).encode("utf-8", "replace"), new=True)
+    output.written(out)
+    if measured is not None and measured.fingerprint != found.fingerprint:
+        output.note("The recall figures are those of another model; the page says so.")
+
+
+def _read_recall(file: Path | None) -> Recall | None:
+    from langchain_rwkv_state.recall import Recall
+
+    return None if file is None else Recall.from_json(file.read_text("utf-8"))
+
+
+def look(
+    store: StateStore, session: str, healthy: Healthy | None, recall: Recall | None
+) -> SessionReport:
+    """Measures all that a report tells; this is no use of the session."""
+    from langchain_rwkv_state.state import difference_map, head_maps, inspect
+    from langchain_rwkv_state.store.follow import parent_of_head, state_if_kept
+    from langchain_rwkv_state.views.session_report import SessionReport
+
+    info = store.session(session, renew=False)
+    if info is None:
+        raise unknown_session(session)
+    if info.head is None:
+        raise ValueError(f"The session {session!r} has no state yet, only unread messages.")
+    log = store.log(session)
+    state = store.get(info.head, renew=False)
+    before = state_if_kept(store, parent_of_head(store, info))
+    comparable = before is not None and before.fingerprint == state.fingerprint
+    return SessionReport(
+        info=info,
+        log=tuple(log),
+        layout=state.layout,
+        fingerprint=state.fingerprint,
+        inspection=inspect(state, healthy=healthy),
+        healthy=healthy,
+        maps=head_maps(state),
+        difference=difference_map(state, before) if before is not None and comparable else None,
+        recall=recall,
+        made_seconds=time.time(),
+        version=__version__,
+    )

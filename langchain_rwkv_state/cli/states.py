@@ -1,0 +1,77 @@
+"""What the commands on states share: where a state comes from, and where a new one goes.
+
+A state is named by a session, whose head is meant, or by a file that this package wrote. The easy
+mistake is to let a name mean two things: what is a file is a file, and all else is a session.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from langchain_rwkv_state.cli import output
+from langchain_rwkv_state.cli.options import open_store
+from langchain_rwkv_state.cli.sessions import existing_store, unknown_session
+from langchain_rwkv_state.whole import require_new
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.state import Healthy, RWKVState
+
+Source = Annotated[str, typer.Argument(help="A session, or a file of a state.")]
+Into = Annotated[
+    str,
+    typer.Option("--into", metavar="NAME", help="A new session, or a new .safetensors file."),
+]
+HealthyOption = Annotated[
+    Path | None,
+    typer.Option("--healthy", metavar="FILE", help="Healthy ranges, as `calibrate` wrote them."),
+]
+FILE = ".safetensors"
+
+
+def state_of(source: str, store: Path | None) -> RWKVState:
+    """Returns the state that a session or a file stands for; this counts as no use of it."""
+    from langchain_rwkv_state.state import RWKVState
+
+    if Path(source).is_file():
+        return RWKVState.load(source)
+    with existing_store(store) as opened:
+        info = opened.session(source, renew=False) if opened else None
+        if opened is None or info is None:
+            raise unknown_session(source)
+        if info.head is None:
+            raise ValueError(f"The session {source!r} has no state yet, only unread messages.")
+        return opened.get(info.head, renew=False)
+
+
+def read_healthy(file: Path | None) -> Healthy | None:
+    """Reads healthy ranges; ``None`` where none are asked for."""
+    from langchain_rwkv_state.state import Healthy
+
+    return None if file is None else Healthy.from_json(file.read_text("utf-8"))
+
+
+def keep(state: RWKVState, into: str, store: Path | None) -> None:
+    """Puts a state into a new session or a new file, and says so."""
+    if not into.endswith(FILE):
+        keep_session(state, into, store)
+        return
+    target = Path(into)
+    require_new(target)
+    state.save(target)
+    output.written(target)
+
+
+def keep_session(state: RWKVState, session: str, store: Path | None) -> None:
+    """Begins a session with a state, and says so."""
+    opened = open_store(store)
+    try:
+        opened.commit(session, opened.stage(state), None)
+    finally:
+        opened.close()
+    line = Text("The session ") + output.one_line(session)
+    line += Text(f" begins with {state.n_tokens} tokens in {output.size(state.nbytes)}.")
+    output.out().print(line, soft_wrap=True)

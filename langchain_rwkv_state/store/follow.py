@@ -1,0 +1,120 @@
+"""Following a session: each head that it comes to, with the state, as it happens.
+
+A reader beside whoever talks: it holds no state, moves no head and renews no time to live, so the
+store trims and expires as if nobody looked. The easy mistake is to expect the state of every head:
+it may be gone by the time it is read, and of several turns between two looks only the last is seen.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from langchain_rwkv_state.errors import StateExpired, StateNotFound
+from langchain_rwkv_state.state import RWKVState
+from langchain_rwkv_state.store.base import StateStore
+from langchain_rwkv_state.store.records import SessionInfo
+
+EVERY_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What was seen of a session at a look at which something had changed.
+
+    Attributes:
+        kind: ``absent``, there is no such session yet; ``head``, it stands at another head than
+            before, or was there at the first look; ``deleted`` and ``expired``, it has gone.
+        info: The session; what was last seen of it where it has gone, ``None`` where it is absent.
+        state: The state of its head; ``None`` where it has no head, or the state had gone.
+        before: The state before the head, where it is still kept and was not the one seen last.
+        first: Whether this is the first look.
+    """
+
+    kind: Literal["absent", "head", "deleted", "expired"]
+    info: SessionInfo | None
+    state: RWKVState | None = None
+    before: RWKVState | None = None
+    first: bool = False
+
+
+def follow(
+    store: StateStore,
+    session: str,
+    *,
+    every_seconds: float = EVERY_SECONDS,
+    sleep: Callable[[float], None] = time.sleep,
+    now: Callable[[], float] = time.time,
+) -> Iterator[Sight]:
+    """Yields what happens to a session, without end, beginning with how it stands.
+
+    A session that is absent, deleted or expired is waited for.
+
+    Args:
+        store: The store; another process may write to it.
+        session: Name of the session.
+        every_seconds: Pause between two looks.
+        sleep: Makes the pause.
+        now: Tells the time, by which expiry is told from deletion.
+
+    Raises:
+        ValueError: The pause is not positive, or the name is none.
+        StateCorrupt, StoreError: The store cannot be read.
+
+    Example:
+        >>> from langchain_rwkv_state.store import MemoryStateStore
+        >>> with MemoryStateStore() as store:
+        ...     next(follow(store, "bob")).kind
+        'absent'
+    """
+    if not every_seconds > 0:
+        raise ValueError(f"The pause between two looks is above 0 seconds, got {every_seconds!r}.")
+    info = store.session(session, renew=False)
+    last = info
+    if info is None:
+        yield Sight("absent", None, first=True)
+    else:
+        yield _at_head(store, info, None, first=True)
+    while True:
+        sleep(every_seconds)
+        info = store.session(session, renew=False)
+        if info is None:
+            if last is not None:
+                yield Sight("expired" if last.expires_seconds <= now() else "deleted", last)
+        elif last is None or _moved(last, info):
+            yield _at_head(store, info, None if last is None else last.head)
+        last = info
+
+
+def _at_head(
+    store: StateStore, info: SessionInfo, seen: str | None, *, first: bool = False
+) -> Sight:
+    parent = parent_of_head(store, info)
+    before = None if parent == seen else state_if_kept(store, parent)
+    return Sight("head", info, state_if_kept(store, info.head), before, first)
+
+
+def _moved(last: SessionInfo, info: SessionInfo) -> bool:
+    """Says whether a session stands elsewhere, or came to be anew between two looks."""
+    return (last.head, last.n_turns, last.created_seconds) != (
+        info.head,
+        info.n_turns,
+        info.created_seconds,
+    )
+
+
+def parent_of_head(store: StateStore, info: SessionInfo) -> str | None:
+    """Returns the head before a session's head; ``None`` for its first turn."""
+    return next((e.parent for e in store.log(info.session) if e.ref == info.head), None)
+
+
+def state_if_kept(store: StateStore, ref: str | None) -> RWKVState | None:
+    """Returns a state, which this counts as no use of; ``None`` where it is not here any more."""
+    if ref is None:
+        return None
+    try:
+        return store.get(ref, renew=False)
+    except (StateNotFound, StateExpired):
+        return None

@@ -1,0 +1,88 @@
+"""Numbers and times as people read them, and texts that do no harm where they are shown.
+
+Plain functions of values; nothing is printed here. The easy mistake is to show a text that somebody
+typed as it stands: a terminal obeys the escape sequences in it, and marks of direction turn a line
+around; `plain` makes them visible.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import datetime
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_TAB_OR_LINE_END = re.compile(r"[\t\n\r]+")
+_UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
+
+
+def plain(text: str) -> str:
+    """Returns a text with every control character but tab and line end made visible."""
+    return _CONTROLS.sub("\ufffd", text)
+
+
+def in_one_line(text: str) -> str:
+    """Returns a text, such as a session's name, with no line ends and no control characters."""
+    return plain(_TAB_OR_LINE_END.sub(" ", text))
+
+
+def size(nbytes: int) -> str:
+    """Returns a number of bytes in the unit that suits it.
+
+    Example:
+        >>> size(270_336), size(2_400_000), size(12)
+        ('270.3 kB', '2.4 MB', '12 B')
+    """
+    if nbytes < 1_000:
+        return f"{nbytes} B"
+    amount, unit = nbytes / 1e3, "kB"
+    for larger in ("MB", "GB", "TB"):
+        if amount < 999.95:
+            break
+        amount, unit = amount / 1e3, larger
+    return f"{amount:.1f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """Returns a length of time in its two largest units.
+
+    Example:
+        >>> duration(93_784), duration(59), duration(2_591_990), duration(float("inf"))
+        ('1 d 2 h', '59 s', '30 d', 'never ends')
+    """
+    if math.isinf(seconds):
+        return "never ends"
+    largest = next((unit for unit in _UNITS if seconds >= unit[1]), _UNITS[-1])
+    place = _UNITS.index(largest)
+    name, length = _UNITS[min(place + 1, len(_UNITS) - 1)]
+    left = max(0, round(seconds / length)) * length  # whole smaller units: 29 d 23.99 h is 30 d
+    count, rest = divmod(left, largest[1])
+    return f"{count} {largest[0]}" + (f" {rest // length} {name}" if rest else "")
+
+
+def ago(then_seconds: float, now_seconds: float) -> str:
+    """Returns how long ago something was."""
+    passed = now_seconds - then_seconds
+    return "now" if passed < 1 else f"{duration(passed)} ago"
+
+
+def until(then_seconds: float, now_seconds: float) -> str:
+    """Returns how long something lasts yet.
+
+    Example:
+        >>> until(3_600, 0), until(float("inf"), 0)
+        ('in 1 h', 'never')
+    """
+    if math.isinf(then_seconds):
+        return "never"
+    return f"in {duration(then_seconds - now_seconds)}"
+
+
+def clock_time(seconds: float) -> str:
+    """Returns a Unix time as the local date and time."""
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def short(ref: str | None) -> str:
+    """Returns the first digits of a reference."""
+    return "-" if ref is None else f"{ref[:14]}\u2026"

@@ -1,0 +1,197 @@
+"""Following a session: every change is seen, nothing is renewed, and nothing is held back."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import pytest
+
+from langchain_rwkv_state.errors import StoreError
+from langchain_rwkv_state.store import DiskStateStore, MemoryStateStore, StateStore
+from langchain_rwkv_state.store.follow import follow, parent_of_head, state_if_kept
+from tests.helpers.states import SetClock, random_state
+
+DAY = 86_400.0
+
+
+@pytest.fixture
+def clock():
+    return SetClock()
+
+
+@pytest.fixture(params=["memory", "disk"])
+def store(request, clock, tmp_path):
+    in_memory = request.param == "memory"
+    made: StateStore = (
+        MemoryStateStore(ttl=DAY, clock=clock)
+        if in_memory
+        else DiskStateStore(tmp_path / "store", ttl=DAY, clock=clock)
+    )
+    with made as opened:
+        yield opened
+
+
+def turn(store, *tokens, session="bob"):
+    """Commits a state to a session; returns its reference."""
+    head = store.head(session)
+    ref = store.stage(random_state(tokens), parent=head)
+    store.commit(session, ref, head)
+    return ref
+
+
+class Script:
+    """Happens between two looks: one step at each pause, and after the last a stop."""
+
+    class OverError(Exception):
+        pass
+
+    def __init__(self, *steps):
+        self.steps = list(steps)
+        self.pauses: list[float] = []
+
+    def __call__(self, seconds):
+        self.pauses.append(seconds)
+        if not self.steps:
+            raise Script.OverError
+        step = self.steps.pop(0)
+        if step is not None:
+            step()
+
+
+def seen(store, clock, *steps, session="bob"):
+    """Returns what a follower saw while the steps happened, one between two looks."""
+    found = []
+    script = Script(*steps)
+    try:
+        for sight in follow(store, session, sleep=script, now=clock):
+            found.append(sight)
+    except Script.OverError:
+        return found
+    raise AssertionError("following ended by itself")
+
+
+def test_a_session_is_waited_for_and_every_head_is_seen_once(store, clock):
+    found = seen(
+        store,
+        clock,
+        None,
+        lambda: turn(store, 1),
+        None,
+        lambda: turn(store, 1, 2),
+        None,
+    )
+    assert [each.kind for each in found] == ["absent", "head", "head"]
+    assert [each.first for each in found] == [True, False, False]
+    assert [each.info.n_turns for each in found[1:]] == [1, 2]
+    assert [each.state for each in found[1:]] == [random_state([1]), random_state([1, 2])]
+
+
+def test_the_first_look_brings_the_state_before(store, clock):
+    turn(store, 1)
+    turn(store, 1, 2)
+    (only,) = seen(store, clock)
+    assert only.first
+    assert only.before == random_state([1])
+
+
+def test_of_two_turns_at_once_the_last_is_seen_with_the_one_before(store, clock):
+    turn(store, 1)
+    first, second = seen(store, clock, lambda: (turn(store, 1, 2), turn(store, 1, 2, 3)))
+    assert first.before is None
+    assert second.state == random_state([1, 2, 3])
+    assert second.before == random_state([1, 2])
+
+
+def test_a_rewind_is_a_new_head(store, clock):
+    turn(store, 1)
+    turn(store, 1, 2)
+    found = seen(store, clock, lambda: store.rewind("bob"), lambda: store.rewind("bob"))
+    assert [each.info.n_turns for each in found] == [2, 1, 0]
+    assert found[1].state == random_state([1])
+    assert found[2].state is None
+
+
+def test_deleted_expired_and_made_anew_are_told_apart(store, clock):
+    turn(store, 1)
+    found = seen(
+        store,
+        clock,
+        lambda: store.delete_session("bob"),
+        None,
+        lambda: turn(store, 1),
+        lambda: clock.advance(2 * DAY),
+        lambda: turn(store, 2),
+        lambda: (store.delete_session("bob"), clock.advance(1), turn(store, 2)),
+    )
+    assert [each.kind for each in found] == [
+        *("head", "deleted", "head", "expired", "head", "head")
+    ]
+    assert found[1].info.n_turns == 1
+
+
+def test_a_head_whose_state_has_gone_by_then_is_seen_without_it(store, clock, monkeypatch):
+    turn(store, 1)
+
+    own = store.session
+
+    def then_gone(session, *, renew=True):
+        info = own(session, renew=renew)
+        if info is not None:
+            store.delete_session(session)
+        return info
+
+    monkeypatch.setattr(store, "session", then_gone)
+    (first, *_) = seen(store, clock)
+    assert first.kind == "head"
+    assert first.state is None
+
+
+def test_following_renews_nothing_and_holds_nothing(store, clock):
+    ref = turn(store, 1)
+    store.keep(ref, "agent", ttl=DAY)
+    expires = store.session("bob", renew=False).expires_seconds
+    assert len(seen(store, clock, *[lambda: clock.advance(DAY / 5)] * 4)) == 1
+    assert store.session("bob", renew=False).expires_seconds == expires
+    clock.advance(DAY / 5)
+    assert store.session("bob", renew=False) is None
+    store.prune()
+    assert state_if_kept(store, ref) is None  # the agent's hold has ended too
+
+
+def test_states_are_trimmed_as_if_nobody_looked(store, clock):
+    refs = [turn(store, 1)]
+    script = Script(*[lambda n=n: refs.append(turn(store, *range(n + 2))) for n in range(4)], None)
+    sights = list(islice(follow(store, "bob", sleep=script, now=clock), 5))
+    assert len(sights) == 5
+    assert store.stats().states == 2  # the head and the one before it
+    assert [state_if_kept(store, ref) is not None for ref in refs] == [False] * 3 + [True] * 2
+
+
+def test_looking_at_a_state_does_not_renew_what_keeps_it(store, clock):
+    ref = store.put(random_state([1]), ttl=DAY)
+    clock.advance(DAY / 2)
+    store.get(ref, renew=False)
+    clock.advance(DAY / 2 + 1)
+    assert state_if_kept(store, ref) is None
+
+
+def test_the_head_before_is_in_the_log(store):
+    one = turn(store, 1)
+    assert parent_of_head(store, store.session("bob")) is None
+    turn(store, 1, 2)
+    assert parent_of_head(store, store.session("bob")) == one
+
+
+def test_the_pause_is_what_was_asked_for(store):
+    script = Script(None, None)
+    with pytest.raises(Script.OverError):
+        list(follow(store, "bob", every_seconds=0.25, sleep=script))
+    assert script.pauses == [0.25] * 3
+    with pytest.raises(ValueError, match="above 0"):
+        next(follow(store, "bob", every_seconds=0))
+
+
+def test_a_store_that_fails_is_an_error_and_not_an_absent_session(store, clock):
+    turn(store, 1)
+    with pytest.raises(StoreError):
+        seen(store, clock, store.close)
