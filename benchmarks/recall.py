@@ -14,6 +14,7 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from random import Random
 from typing import TypeVar
@@ -99,7 +100,7 @@ def outcomes(
 
 def _run_case(chat: ChatRWKV, job: tuple[str, int]) -> list[Outcome]:
     task, number = job
-    with Talks(chat, f"{task} {number}") as talks:
+    with closing(Talks(chat, f"{task} {number}")) as talks:
         kind = KINDS[number % len(KINDS)]
         return list(_TASKS[task](talks, Random(f"{task} {number}"), kind))
 

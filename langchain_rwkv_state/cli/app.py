@@ -16,6 +16,7 @@ from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.cache import cache, warm
 from langchain_rwkv_state.cli.chat import chat
 from langchain_rwkv_state.cli.clamp import clamp_decay
+from langchain_rwkv_state.cli.codecs import codecs
 from langchain_rwkv_state.cli.doctor import doctor
 from langchain_rwkv_state.cli.looking import calibrate, diff, inspect
 from langchain_rwkv_state.cli.models import half_life, memory
@@ -71,7 +72,7 @@ def _options(
 for _command in (
     *(chat, sessions, show, rm, prune, warm, doctor),
     *(inspect, calibrate, diff, watch, report, recall),
-    *(blend, decay, renormalise, export),
+    *(blend, decay, renormalise, codecs, export),
     *(prefill, half_life, clamp_decay, memory),
 ):
     app.command()(_command)

@@ -27,6 +27,7 @@ from langchain_rwkv_state.cli.options import (
     open_store,
 )
 from langchain_rwkv_state.errors import RWKVStateError
+from langchain_rwkv_state.views.words import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -235,7 +236,7 @@ class _Talk:
         if info is None:
             self.console.print(Text("New session ") + name + Text(". /help lists commands."))
             return
-        turns = "1 turn" if info.n_turns == 1 else f"{info.n_turns} turns"
+        turns = counted(info.n_turns, "turn")
         text = f": {turns}, {info.n_tokens} tokens, last used "
         text += f"{output.ago(info.updated_seconds, time.time())}. /help lists commands."
         self.console.print(Text("Session ") + name + Text(text), soft_wrap=True)

@@ -19,18 +19,20 @@ from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.options import ModelOption, StoreOption, StrategyOption
 from langchain_rwkv_state.cli.sessions import existing_store, unknown_session
 from langchain_rwkv_state.cli.states import (
+    PROBE,
     HealthyOption,
     Source,
+    model_of,
     read_healthy,
     state_of,
 )
+from langchain_rwkv_state.views.words import counted
 from langchain_rwkv_state.whole import require_new, write_whole
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import Distance, HeadMap, Inspection, RWKVState, TensorHealth
     from langchain_rwkv_state.store import StateStore
 
-PROBE = "\n\nUser: What do you know about me?\n\nAssistant:"
 _METRICS = ("l2", "cosine", "rms_relative", "logits_kl")
 PlotOption = Annotated[
     Path | None,
@@ -62,7 +64,11 @@ def inspect(
     else:
         _print_inspection(state, found)
     if plot:
-        _draw(maps, f"{source}: RWKV-{state.layout.version} after {_tokens(state)}", plot)
+        _draw(
+            maps,
+            f"{source}: RWKV-{state.layout.version} after {counted(state.n_tokens, 'token')}",
+            plot,
+        )
     if not found.sound:
         raise typer.Exit(1)
 
@@ -221,21 +227,9 @@ def _measure(
 
     if metric != "logits_kl":
         return distance(a, b, metric)  # type: ignore[arg-type]
-    from langchain_rwkv_state.chat_models import ChatRWKV
-    from langchain_rwkv_state.store import MemoryStateStore
-
-    llm = ChatRWKV(model=model, strategy=strategy, store=MemoryStateStore(), prefix_cache=False)
-    try:
-        loaded = llm.loaded()
-        if loaded.runtime.fingerprint != a.fingerprint:
-            raise ValueError(
-                f"The states belong to another model than {model!r} ({a.fingerprint}, not "
-                f"{loaded.runtime.fingerprint}): ask the one that read them."
-            )
+    with model_of(a, model, strategy) as loaded:
         ids = loaded.tokenizer.encode(probe)
         return distance(a, b, "logits_kl", runtime=loaded.runtime, probe=ids)
-    finally:
-        llm.unload()
 
 
 def _print_distance(found: Distance) -> None:
@@ -261,7 +255,3 @@ def _draw(maps: Any, title: str, plot: Path) -> None:
 
     save(draw_maps(maps, output.in_one_line(title)), plot)
     output.written(plot, as_note=True)
-
-
-def _tokens(state: RWKVState) -> str:
-    return "1 token" if state.n_tokens == 1 else f"{state.n_tokens} tokens"

@@ -6,6 +6,8 @@ mistake is to let a name mean two things: what is a file is a file, and all else
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,9 +17,11 @@ from rich.text import Text
 from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.options import open_store
 from langchain_rwkv_state.cli.sessions import existing_store, unknown_session
+from langchain_rwkv_state.views.words import counted
 from langchain_rwkv_state.whole import require_new
 
 if TYPE_CHECKING:
+    from langchain_rwkv_state.model import Loaded
     from langchain_rwkv_state.state import Healthy, RWKVState
 
 Source = Annotated[str, typer.Argument(help="A session, or a file of a state.")]
@@ -30,6 +34,8 @@ HealthyOption = Annotated[
     typer.Option("--healthy", metavar="FILE", help="Healthy ranges, as `calibrate` wrote them."),
 ]
 FILE = ".safetensors"
+PROBE = "\n\nUser: What do you know about me?\n\nAssistant:"
+"""What is read from a state where a model is asked what it makes of it."""
 
 
 def state_of(source: str, store: Path | None) -> RWKVState:
@@ -45,6 +51,29 @@ def state_of(source: str, store: Path | None) -> RWKVState:
         if info.head is None:
             raise ValueError(f"The session {source!r} has no state yet, only unread messages.")
         return opened.get(info.head, renew=False)
+
+
+@contextmanager
+def model_of(state: RWKVState, model: str, strategy: str) -> Iterator[Loaded]:
+    """Loads the model of a state, and lets it go at the end.
+
+    Raises:
+        ValueError: It is another model's state.
+    """
+    from langchain_rwkv_state.chat_models import ChatRWKV
+    from langchain_rwkv_state.store import MemoryStateStore
+
+    llm = ChatRWKV(model=model, strategy=strategy, store=MemoryStateStore(), prefix_cache=False)
+    try:
+        loaded = llm.loaded()
+        if loaded.runtime.fingerprint != state.fingerprint:
+            raise ValueError(
+                f"The state belongs to another model than {model!r} ({state.fingerprint}, not "
+                f"{loaded.runtime.fingerprint}): ask the one that read it, by --model."
+            )
+        yield loaded
+    finally:
+        llm.unload()
 
 
 def read_healthy(file: Path | None) -> Healthy | None:
@@ -73,5 +102,5 @@ def keep_session(state: RWKVState, session: str, store: Path | None) -> None:
     finally:
         opened.close()
     line = Text("The session ") + output.one_line(session)
-    line += Text(f" begins with {state.n_tokens} tokens in {output.size(state.nbytes)}.")
+    line += Text(f" begins with {counted(state.n_tokens, 'token')} in {output.size(state.nbytes)}.")
     output.out().print(line, soft_wrap=True)

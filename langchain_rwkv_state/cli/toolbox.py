@@ -22,40 +22,59 @@ from langchain_rwkv_state.cli.options import (
 )
 from langchain_rwkv_state.cli.sessions import existing_store, unknown_session
 from langchain_rwkv_state.cli.states import FILE, Into, Source, keep, keep_session, state_of
+from langchain_rwkv_state.views.words import counted
 from langchain_rwkv_state.whole import require_new
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import RWKVState
 
 _BUNDLE = ".zip"
+PartOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A layer's number, a kind such as wkv, or a tensor's name; again for more.",
+        show_default="all",
+    ),
+]
 
 
 def blend(
-    first: Source,
-    second: Source,
+    sources: Annotated[list[str], typer.Argument(help="Two or more sessions, or files of states.")],
     into: Into,
     alpha: Annotated[
-        float, typer.Option(min=0, max=1, help="Weight of the first; the second has the rest.")
-    ] = 0.5,
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Of two: weight of the first; the second has the rest.",
+            show_default="0.5",
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="A weight for each, with commas; they add up to 1.")
+    ] = None,
+    part: PartOption = None,
     store: StoreOption = None,
 ) -> None:
-    """Add two states, with weights, to a new one."""
-    from langchain_rwkv_state import state as states
+    """Add states, with weights, to a new one."""
+    from langchain_rwkv_state.state import blend_many
 
-    made = states.blend(state_of(first, store), state_of(second, store), alpha)
-    keep(made, into, store)
+    given = _weights(len(sources), alpha, weights)
+    states = [state_of(source, store) for source in sources]
+    keep(blend_many(states, given, parts=_parts(part)), into, store)
 
 
 def decay(
     source: Source,
     factor: Annotated[float, typer.Argument(min=0, max=1, help="What stays of the past.")],
     into: Into,
+    part: PartOption = None,
     store: StoreOption = None,
 ) -> None:
     """Let a state's past weigh less, in a new one."""
     from langchain_rwkv_state import state as states
 
-    keep(states.decay(state_of(source, store), factor), into, store)
+    keep(states.decay(state_of(source, store), factor, parts=_parts(part)), into, store)
 
 
 def export(
@@ -130,6 +149,29 @@ def import_(
     keep_session(state, session, store)
 
 
+def _weights(count: int, alpha: float | None, weights: str | None) -> list[float]:
+    if count < 2:
+        raise typer.BadParameter("Name two states or more to blend.")
+    if weights is not None and alpha is not None:
+        raise typer.BadParameter("Give --alpha or --weights, not both.")
+    if weights is None:
+        if count > 2:
+            raise typer.BadParameter(f"Give --weights for {count} states, such as 0.5,0.3,0.2.")
+        share = 0.5 if alpha is None else alpha
+        return [share, 1 - share]
+    try:
+        found = [float(part) for part in weights.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{weights!r} are no numbers with commas.") from None
+    return found
+
+
+def _parts(given: list[str] | None) -> list[int | str] | None:
+    if not given:
+        return None
+    return [int(part) if part.isdecimal() else part for part in given]
+
+
 def _export_session(session: str, file: Path, store: Path | None, *, tokens: bool) -> None:
     with existing_store(store) as opened:
         if opened is None or opened.session(session, renew=False) is None:
@@ -147,8 +189,8 @@ def _import_session(file: Path, session: str | None, ttl: float | None, store: P
     finally:
         opened.close()
     line = Text("The session ") + output.one_line(found.session)
-    turns = "1 turn" if found.n_turns == 1 else f"{found.n_turns} turns"
-    line += Text(f" has {turns}, {found.n_tokens} tokens in {output.size(found.nbytes)}.")
+    turns, tokens = counted(found.n_turns, "turn"), counted(found.n_tokens, "token")
+    line += Text(f" has {turns}, {tokens} in {output.size(found.nbytes)}.")
     output.out().print(line, soft_wrap=True)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from random import Random
 from typing import Any, Literal, get_args
@@ -128,7 +129,7 @@ class _Run:
         chat = self._chat(store=MemoryStateStore(codec=codec), slots=self._at_once)
 
         def run_one(number: int) -> list[Outcome]:
-            with Talks(chat, f"{name} {number}") as talks:
+            with closing(Talks(chat, f"{name} {number}")) as talks:
                 rng = Random(f"{name} {number}")  # noqa: S311  # chooses questions, not secrets
                 return list(case(talks, rng, number))
 

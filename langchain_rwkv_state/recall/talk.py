@@ -6,9 +6,6 @@ mistake is to ask in the session itself: then each question is a turn, and helps
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Self
-
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 
 from langchain_rwkv_state.chat_models import ChatRWKV
@@ -62,7 +59,7 @@ class Talk:
 
 
 class Talks:
-    """The conversations of one case; leaving it deletes them.
+    """The conversations of one case; `close` deletes them.
 
     Many cases share one model and one store, so that the model answers them together.
 
@@ -92,17 +89,6 @@ class Talks:
         self.chat.store.release(self.case)
         for session in self._begun:
             self.chat.store.delete_session(session)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _plain(message: BaseMessage) -> BaseMessage:

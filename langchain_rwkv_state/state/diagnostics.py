@@ -33,7 +33,9 @@ class TensorHealth:
         mean_abs: Mean of ``|x|``.
         max_abs: Largest ``|x|``.
         rms: Root of the mean square.
-        range_used: `max_abs` as a share of the largest number of the tensor's dtype.
+        range_used: Share of the dtype's range in use, on a scale of powers of two: from the
+            smallest ``|x|`` that is not zero to `max_abs`, over from the dtype's smallest normal
+            number to its largest.
         n_nan: How many numbers are NaN.
         n_inf: How many are infinite.
         ranks: Effective rank of each head's matrix, ``[H]``, from 0 to N; empty for vectors.
@@ -208,11 +210,21 @@ def _look(name: str, tensor: torch.Tensor) -> TensorHealth:
         mean_abs=float(sizes.mean()),
         max_abs=largest,
         rms=math.sqrt(float((sizes**2).mean())),
-        range_used=largest / torch.finfo(tensor.dtype).max,
+        range_used=_range_used(sizes, tensor.dtype),
         n_nan=int(numbers.isnan().sum()),
         n_inf=int(numbers.isinf().sum()),
         ranks=effective_ranks(tensor) if tensor.ndim == 3 and bool(finite.all()) else (),
     )
+
+
+def _range_used(sizes: torch.Tensor, dtype: torch.dtype) -> float:
+    """Returns the share of a dtype's powers of two that lie between the numbers of a tensor."""
+    filled = sizes[sizes > 0]
+    if not filled.numel():
+        return 0.0
+    limits = torch.finfo(dtype)
+    used = math.log2(float(filled.max())) - math.log2(float(filled.min()))
+    return min(1.0, used / (math.log2(limits.max) - math.log2(limits.tiny)))
 
 
 def _unusual(tensors: Sequence[TensorHealth], healthy: Healthy) -> list[str]:

@@ -26,6 +26,16 @@ def in_one_line(text: str) -> str:
     return plain(_TAB_OR_LINE_END.sub(" ", text))
 
 
+def counted(count: int, thing: str) -> str:
+    """Returns a number of things in words.
+
+    Example:
+        >>> counted(1, "turn"), counted(2, "turn")
+        ('1 turn', '2 turns')
+    """
+    return f"{count} {thing}" + "s" * (count != 1)
+
+
 def size(nbytes: int) -> str:
     """Returns a number of bytes in the unit that suits it.
 

@@ -11,9 +11,11 @@ from typer.testing import CliRunner
 
 from langchain_rwkv_state.cli import app
 from langchain_rwkv_state.state import (
+    CODECS,
     RWKVState,
     StateLayout,
     blend,
+    blend_many,
     decay,
     distance,
     export_tensors,
@@ -82,11 +84,55 @@ def test_diff_by_another_metric_is_refused(run):
 
 def test_blend_and_decay_make_new_sessions(run, store):
     result = run("blend", "alice", "bob", "--alpha", "0.7", "--into", "both")
-    assert result.stdout == "The session both begins with 1 tokens in 17.4 kB.\n"
+    assert result.stdout == "The session both begins with 1 token in 17.4 kB.\n"
     assert head_of(store, "both") == blend(ALICE, BOB, 0.7)
     assert run("decay", "both", "0.5", "--into", "faded").exit_code == 0
     assert head_of(store, "faded") == decay(blend(ALICE, BOB, 0.7), 0.5)
     assert head_of(store, "alice") == ALICE
+
+
+def test_many_states_are_blended_with_weights_and_by_parts(run, store):
+    words = ["blend", "alice", "bob", "alice", "--weights", "0.5,0.3,0.2", "--into", "all"]
+    assert run(*words).exit_code == 0
+    assert head_of(store, "all") == blend_many([ALICE, BOB, ALICE], [0.5, 0.3, 0.2])
+    assert (
+        run("blend", "alice", "bob", "--part", "0", "--part", "att_kv", "--into", "x").exit_code
+        == 0
+    )
+    assert head_of(store, "x") == blend(ALICE, BOB, 0.5, parts=[0, "att_kv"])
+    assert run("decay", "alice", "0.5", "--part", "1", "--into", "y").exit_code == 0
+    assert head_of(store, "y") == decay(ALICE, 0.5, parts=[1])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["alice"], "two states or more"),
+        (["alice", "bob", "alice"], "--weights for 3 states"),
+        (["alice", "bob", "--weights", "1,x"], "no numbers"),
+        (["alice", "bob", "--weights", "0.5,0.6"], "add up to 1"),
+        (["alice", "bob", "--weights", "0.5,0.5", "--alpha", "0.5"], "not both"),
+        (["alice", "bob", "--part", "7"], "7 is no part"),
+    ],
+)
+def test_weights_and_parts_that_make_no_sense_are_refused(run, store, words, said):
+    result = run("blend", *words, "--into", "new")
+    assert result.exit_code in (1, 2)
+    assert said in " ".join(result.output.split())
+    assert store.head("new") is None
+
+
+def test_codecs_are_tried_on_a_state_without_storing_anything(run, store):
+    before = store.stats()
+    rows = [line.split() for line in run("codecs", "alice").stdout.splitlines()]
+    assert [row[0] for row in rows] == ["CODEC", *CODECS]
+    assert [float(row[2]) for row in rows[1:]] == sorted(
+        (float(r[2]) for r in rows[1:]), reverse=True
+    )
+    assert store.stats() == before
+    result = run("codecs", "alice", "--model", "demo")
+    assert result.exit_code == 1
+    assert "another model" in result.stderr
 
 
 def test_nothing_that_is_there_is_written_over(run, store, tmp_path):
@@ -237,7 +283,9 @@ def test_what_is_not_there_is_said(run, tmp_path):
     assert run("import", str(tmp_path / "none.pt"), "x").exit_code == 1
 
 
-@pytest.mark.parametrize("command", ["inspect", "diff", "blend", "decay", "export", "import"])
+@pytest.mark.parametrize(
+    "command", ["inspect", "diff", "blend", "decay", "codecs", "export", "import"]
+)
 def test_every_command_has_help(command):
     result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "120"})
     assert result.exit_code == 0

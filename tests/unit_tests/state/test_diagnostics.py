@@ -38,9 +38,9 @@ def test_figures_are_those_of_the_tensors(version):
         assert each.mean_abs == pytest.approx(float(x.abs().mean()))
         assert each.max_abs == pytest.approx(float(x.abs().max()))
         assert each.rms == pytest.approx(float((x**2).mean().sqrt()))
-        assert each.range_used == pytest.approx(
-            each.max_abs / torch.finfo(state[each.name].dtype).max
-        )
+        limits, filled = torch.finfo(state[each.name].dtype), x.abs()[x != 0]
+        used = (filled.max() / filled.min()).log2() / math.log2(limits.max / limits.tiny)
+        assert each.range_used == pytest.approx(float(used))
         assert len(each.ranks) == (state.layout.n_head if each.name.endswith("att_kv") else 0)
     assert found.sound
     assert found.verdict.startswith("Finite")
@@ -122,9 +122,18 @@ def test_other_texts_are_no_ranges(text):
         Healthy.from_json(text)
 
 
-def test_fp16_shows_how_near_its_end_is():
+def test_the_range_in_use_is_counted_in_powers_of_two():
     layout = StateLayout.of(7, n_layer=1, n_embd=64, head_size=64, shift_dtype="fp16")
-    state = changed(
-        random_state([1], layout=layout), "blocks.0.att_x_prev", lambda t: t[0:1].fill_(32752.0)
-    )
-    assert inspect(state).tensors[0].range_used == pytest.approx(0.5, abs=1e-3)
+
+    def used(*numbers: float) -> float:
+        def fill(tensor: torch.Tensor) -> None:
+            tensor.zero_()
+            tensor[: len(numbers)] = torch.tensor(numbers)
+
+        state = changed(random_state([1], layout=layout), "blocks.0.att_x_prev", fill)
+        return inspect(state).tensors[0].range_used
+
+    assert used() == used(-3.0) == used(0.5, 0.5) == 0
+    assert used(1.0, -32.0) == pytest.approx(5 / 30, rel=1e-3)
+    assert used(2.0**-14, 65504.0) == pytest.approx(1)
+    assert used(2.0**-24, 65504.0) == 1  # below fp16's normal numbers
