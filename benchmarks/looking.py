@@ -34,7 +34,7 @@ BOB = (
 )
 ADA = ("My name is Ada.", "I live in Paris.", "What is my name?")
 COLUMNS = 84
-WIDTH, HEIGHT = 920, 2590  # pixels, down to the end of the heat maps
+WIDTH, HEIGHT = 920, 4590  # pixels, down to the end of the page
 
 
 def draw(folder: Path) -> list[Path]:

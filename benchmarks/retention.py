@@ -14,10 +14,12 @@ import sys
 from rich.console import Console
 
 from benchmarks import common
+from langchain_rwkv_state.demo import RECALL_PATH
 from langchain_rwkv_state.progress import stepping
 from langchain_rwkv_state.recall import Recall, measure
 from langchain_rwkv_state.recall.cases import STRANGER, ZERO
 from langchain_rwkv_state.views.bars import recall_tables
+from langchain_rwkv_state.whole import write_whole
 
 DISTANCES = (0, 4, 8, 16, 30, 45, 64, 100)
 LOST_POINTS = {"zstd": 0, "fp16": 0, "bf16": 0, "int8": 2, "int4": 2}
@@ -53,6 +55,8 @@ def main() -> int:
         found = measure(arguments.model, n=n, distances=distances, on_progress=told)
     report = common.Report("retention", {"model": arguments.model, "n": n})
     report.results = found.as_dict()
+    if arguments.model == "demo" and not arguments.quick and arguments.out is None:
+        write_whole(RECALL_PATH, found.to_json().encode())  # for the pages on its sessions
     for check in checks(found):
         report.add(check)
     Console(file=sys.stdout).print(recall_tables(found))

@@ -31,7 +31,11 @@ def report(
     out: Annotated[Path, typer.Argument(help="A new .html file.")],
     recall: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="What `rwkv-state recall --json FILE` measured."),
+        typer.Option(
+            metavar="FILE",
+            help="What `rwkv-state recall --json FILE` measured.",
+            show_default="the built-in model's figures for its sessions",
+        ),
     ] = None,
     healthy: HealthyOption = None,
     store: StoreOption = None,
@@ -54,7 +58,7 @@ def report(
 
     write_whole(out, report_page(found).encode("utf-8", "replace"), new=True)
     output.written(out)
-    if measured is not None and measured.fingerprint != found.fingerprint:
+    if found.recall is not None and found.recall.fingerprint != found.fingerprint:
         output.note("The recall figures are those of another model; the page says so.")
 
 
@@ -64,10 +68,21 @@ def _read_recall(file: Path | None) -> Recall | None:
     return None if file is None else Recall.from_json(file.read_text("utf-8"))
 
 
+def _built_in(fingerprint: str) -> Recall | None:
+    """Returns what the built-in model recalled, if that is the model."""
+    from langchain_rwkv_state.demo import RECALL_PATH
+
+    found = _read_recall(RECALL_PATH)
+    return found if found is not None and found.fingerprint == fingerprint else None
+
+
 def look(
     store: StateStore, session: str, healthy: Healthy | None, recall: Recall | None
 ) -> SessionReport:
-    """Measures all that a report tells; this is no use of the session."""
+    """Measures all that a report tells; this is no use of the session.
+
+    Recall is not measured here, which takes minutes; the built-in model's figures come with it.
+    """
     from langchain_rwkv_state.state import difference_map, head_maps, inspect
     from langchain_rwkv_state.store.follow import parent_of_head, state_if_kept
     from langchain_rwkv_state.views.session_report import SessionReport
@@ -90,7 +105,7 @@ def look(
         healthy=healthy,
         maps=head_maps(state),
         difference=difference_map(state, before) if before is not None and comparable else None,
-        recall=recall,
+        recall=recall or _built_in(state.fingerprint),
         made_seconds=time.time(),
         version=__version__,
     )

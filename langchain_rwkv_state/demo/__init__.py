@@ -1,6 +1,6 @@
 """The demo model: a trained RWKV-7 of a million parameters that remembers what it is told.
 
-Two files and their paths, nothing else; `docs/demo_model.md` says what it knows and how it was
+Three files and their paths, nothing else; `docs/demo_model.md` says what it knows and how it was
 trained. The easy mistake is to expect talk: it gives back facts, follows a manner of speech, calls
 tools and says that it is tiny about anything else.
 """
@@ -15,4 +15,7 @@ MODEL_PATH = Path(__file__).with_name("model.safetensors")
 TOKENIZER_PATH = Path(__file__).with_name("tokenizer.json")
 """The tokenizer, in the format of the `tokenizers` library."""
 
-__all__ = ["MODEL_PATH", "TOKENIZER_PATH"]
+RECALL_PATH = Path(__file__).with_name("recall.json")
+"""What the model recalled when it was last measured, by ``python -m benchmarks.retention``."""
+
+__all__ = ["MODEL_PATH", "RECALL_PATH", "TOKENIZER_PATH"]

@@ -15,9 +15,9 @@ from langchain_rwkv_state.views.svg import box, drawing, escaped, letters, strok
 SERIES = 5  # how many have a look of their own; others begin anew
 _WIDTH, _HEIGHT = 380.0, 220.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 66.0, 16.0, 10.0, 40.0
-_BAR, _BAR_GAP, _GROUP_GAP, _NAMES = 12.0, 2.0, 9.0, 112.0
-_NAME_CHARS = 17
-_COUNTS = 58.0  # room behind the longest bar
+_BAR, _BAR_GAP, _GROUP_GAP, _NAMES = 12.0, 2.0, 9.0, 130.0
+_NAME_CHARS = 21
+_COUNTS = 62.0  # room behind the longest bar
 
 
 @dataclass(frozen=True)

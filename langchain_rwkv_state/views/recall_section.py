@@ -69,7 +69,7 @@ def _figure(part: Section) -> str:
 
 def _count(part: Section, series: int, at: float | str) -> str:
     found = [point for point in part.series[series].points if point.at == at]
-    return f"{found[0].right} of {found[0].n}" if found else ""
+    return f"{found[0].right}/{found[0].n}" if found else ""
 
 
 def _curves(part: Section) -> str:
@@ -100,5 +100,5 @@ def _bars(part: Section) -> str:
     groups = []
     for label in labels:
         points = [p for each in part.series for p in each.points if str(p.at) == label]
-        groups.append(Bars(label, tuple((p.share, f"{p.right} of {p.n}") for p in points)))
+        groups.append(Bars(label, tuple((p.share, f"{p.right}/{p.n}") for p in points)))
     return bar_chart(groups, name=f"{part.title}: share of right answers by {part.axis}")

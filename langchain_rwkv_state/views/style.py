@@ -107,6 +107,7 @@ svg .on-bright { fill: #15191f; } svg .on-dark { fill: #ffffff; }
 .legend svg { display: inline-block; vertical-align: middle; margin-right: 0.4rem; }
 .gap { margin-top: 1.1rem; }
 .recall .scroll { margin-top: 0.7rem; }
+.recall th { white-space: normal; vertical-align: bottom; }
 @media (max-width: 640px) {
   body { font-size: 15px; }
   main { padding: 1.5rem 0.75rem 2rem; }

@@ -27,7 +27,14 @@ EXPECTED = {
     ],
 }
 ELSEWHERE = {"train_demo_model.py"}
-README = ["Your name is Marlow.", "Arr! Your name is Marlow.", "Mirabel", "2 hits", " Marlow."]
+README = [
+    "Your name is Marlow.",
+    "Arr! Your name is Marlow.",
+    "Mirabel",
+    "2 hits",
+    "You live in Lisbon.",
+    " Marlow.",
+]
 
 
 def _run(tmp_path, *command):

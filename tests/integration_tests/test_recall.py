@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from langchain_rwkv_state.cli import app
+from langchain_rwkv_state.demo import RECALL_PATH
 from langchain_rwkv_state.recall import SECTIONS, Recall, measure
 from langchain_rwkv_state.recall.cases import ALPHAS, COUNTS, STRANGER, ZERO
 from langchain_rwkv_state.runtime.registry import MODELS
 from langchain_rwkv_state.state import CODECS
 
 N = 6
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +143,15 @@ def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(
     assert "there already" in result.stderr
     assert kept.read_text() == "mine"
     assert run(option, "nowhere/kept.png").exit_code == 1
+
+
+def test_the_figures_that_come_with_the_model_are_those_of_the_benchmark(found):
+    kept = Recall.from_json(RECALL_PATH.read_text())
+    measured = ROOT / "benchmarks" / "results" / "retention.json"
+    assert kept.as_dict() == json.loads(measured.read_text())["results"]
+    assert kept.fingerprint == found.fingerprint
+    for section in found:
+        assert kept.section(section.name) is not None
 
 
 def test_settings_that_make_no_sense_are_refused():

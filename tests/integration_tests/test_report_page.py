@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from langchain_rwkv_state.demo import RECALL_PATH
 from langchain_rwkv_state.recall import Point, Recall, Section, Series
 from langchain_rwkv_state.store import DiskStateStore
 from tests.helpers.browser import find_chromium, rendered, width_at
@@ -125,6 +126,17 @@ def test_the_recall_curve_is_drawn(seen):
     assert "transcript: 31 of 40 at 8" in tips
     assert len(seen.all("rect", "bar")) == 2
     assert "data-other-model" not in seen.dom
+
+
+def test_the_built_in_models_recall_comes_with_it(chromium, session, tmp_path):
+    _run(session[0], "report", NAME, str(tmp_path / "bob.html"))
+    plain = rendered(chromium, tmp_path / "bob.html", tmp_path / "profile")
+    assert plain.problems == []
+    assert [each.attributes["data-section"] for each in plain.all("figure", "recall")] == [
+        *("distance", "facts", "codecs", "blends", "decays")
+    ]
+    assert "data-other-model" not in plain.dom
+    assert Recall.from_json(RECALL_PATH.read_text()).fingerprint == session[1].fingerprint
 
 
 def test_recall_of_another_model_is_called_that(chromium, session, recall, tmp_path):
