@@ -175,7 +175,7 @@ def test_recall_names_its_command_and_its_model():
 def test_recall_is_drawn_whatever_its_points_are(at):
     page = report_page(report(recall=recall(at=at)))
     read(page)
-    assert "20 of 40" in page
+    assert "20/40" in page
 
 
 def test_recall_without_points_or_series_is_no_error():
