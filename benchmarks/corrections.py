@@ -56,6 +56,27 @@ def naive_blend(a: RWKVState, b: RWKVState, alpha: float) -> RWKVState:
     return replaced(a, {name: alpha * a[name] + (1 - alpha) * b[name] for name in a})
 
 
+def summed(a: RWKVState, b: RWKVState, alpha: float) -> RWKVState:
+    """Adds numerators and denominators as they are, ``aa * exp(pp)`` and ``bb * exp(pp)``, in fp64.
+
+    Written otherwise than `blend`, which never leaves the scale of the larger one: the result is
+    put to ``bb = 1``.
+    """
+    change: Tensors = {
+        name: (alpha * a[name].double() + (1 - alpha) * b[name].double()).float()
+        for name in a
+        if name.endswith("x_prev")
+    }
+    for layer in range(a.layout.n_layer):
+        names = [f"blocks.{layer}.att_{each}" for each in ("aa", "bb", "pp")]
+        (aa_a, bb_a, pp_a), (aa_b, bb_b, pp_b) = ([s[n].double() for n in names] for s in (a, b))
+        above = alpha * aa_a * pp_a.exp() + (1 - alpha) * aa_b * pp_b.exp()
+        below = alpha * bb_a * pp_a.exp() + (1 - alpha) * bb_b * pp_b.exp()
+        true = (above / below, torch.ones_like(below), below.log())
+        change |= {name: tensor.float() for name, tensor in zip(names, true, strict=True)}
+    return replaced(a, change)
+
+
 def naive_normalise(state: RWKVState) -> RWKVState:
     """Divides numerator and denominator by the largest numerator, and leaves it at that."""
     change: Tensors = {}
@@ -87,8 +108,9 @@ Recipe = Callable[[RWKVState, RWKVState], Pair]
 RECIPES: dict[str, Recipe] = {
     "blend 0.5: tensors added as they stand": lambda a, b: (
         naive_blend(a, b, 0.5),
-        blend(a, b, 0.5),
+        summed(a, b, 0.5),
     ),
+    "`blend` 0.5": lambda a, b: (blend(a, b, 0.5), summed(a, b, 0.5)),
     "normalise: `aa`, `bb` divided, `pp` left": lambda a, _: (naive_normalise(a), a),
     "`renormalise`": lambda a, _: (renormalise(a), a),
     "save four tensors, without `pp`": lambda a, _: (four_tensors(a), a),
@@ -183,7 +205,7 @@ def recipes(runtime: Runtime, cases: int) -> dict[str, dict[str, float]]:
         sums = Sums([], [], [], [])
         for a, b in pairs:
             states = recipe(a.state, b.state)
-            for each in (a, b) if name.startswith("blend") else (a,):
+            for each in (a, b) if "blend" in name else (a,):
                 sums.add(runtime, states, each.case)
         rows[name] = sums.row()
     return rows
