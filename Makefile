@@ -21,6 +21,7 @@ typing: $(VENV)/.dev
 
 unit: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/unit_tests --disable-socket --allow-unix-socket -q
+	$(BIN)/python -m pytest --doctest-modules langchain_rwkv_state --disable-socket --allow-unix-socket -q
 
 integration: $(VENV)/.dev browser
 	$(BIN)/python -m pytest tests/integration_tests -q

@@ -21,6 +21,7 @@ from langchain_rwkv_state.recall.cases import STRANGER, ZERO
 from langchain_rwkv_state.views.bars import recall_tables
 from langchain_rwkv_state.whole import write_whole
 
+CASES = 300
 DISTANCES = (0, 4, 8, 16, 30, 45, 64, 100)
 LOST_POINTS = {"zstd": 0, "fp16": 0, "bf16": 0, "int8": 2, "int4": 2}
 """Points of recall that a codec may cost."""
@@ -49,13 +50,13 @@ def main() -> int:
     parser.add_argument("-n", type=int, help="cases of each section (300; 2 if quick)")
     parser.add_argument("--model", default="demo", help="another model to ask (demo)")
     arguments = parser.parse_args()
-    n = arguments.n or (2 if arguments.quick else 300)
+    n = arguments.n or (2 if arguments.quick else CASES)
     distances = DISTANCES[:2] if arguments.quick else DISTANCES
     with stepping("recall") as told:
         found = measure(arguments.model, n=n, distances=distances, on_progress=told)
     report = common.Report("retention", {"model": arguments.model, "n": n})
     report.results = found.as_dict()
-    if arguments.model == "demo" and not arguments.quick and arguments.out is None:
+    if arguments.model == "demo" and n >= CASES and arguments.out is None:
         write_whole(RECALL_PATH, found.to_json().encode())  # for the pages on its sessions
     for check in checks(found):
         report.add(check)

@@ -24,7 +24,7 @@ from langchain_core.messages import (
 )
 from langchain_core.prompt_values import PromptValue
 
-from langchain_rwkv_state.errors import MarkerError
+from langchain_rwkv_state.errors import MarkerError, StateCorrupt
 from langchain_rwkv_state.state import is_reference
 
 MARKER_TEXT = "[The conversation so far is in the model's state.]"
@@ -151,5 +151,12 @@ def message_to_json(message: BaseMessage) -> str:
 
 
 def message_from_json(text: str) -> BaseMessage:
-    """Reads what `message_to_json` wrote."""
-    return messages_from_dict([json.loads(text)])[0]
+    """Reads what `message_to_json` wrote.
+
+    Raises:
+        StateCorrupt: The text is something else.
+    """
+    try:
+        return messages_from_dict([json.loads(text)])[0]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise StateCorrupt(f"An unread message is no message: {text!r:.200}.") from error

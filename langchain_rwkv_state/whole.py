@@ -26,8 +26,9 @@ def whole_file(path: str | os.PathLike[str], *, new: bool = False) -> Iterator[B
         new: Whether nothing may have that name; else what has it is replaced in one step.
 
     Yields:
-        A file to write to and read from, elsewhere in the same directory; where an error is raised,
-        nothing is left of it.
+        A file to write to and read from, under another name in the same directory; where an error
+        is raised before it has its own, nothing is left of it. Only a process that is killed
+        leaves one, ``.rwkv-new-...``, which can be deleted.
 
     Raises:
         FileExistsError: With `new`, something has that name.

@@ -23,8 +23,8 @@ from langchain_rwkv_state.cli.models import half_life, memory
 from langchain_rwkv_state.cli.recall import recall
 from langchain_rwkv_state.cli.report import report
 from langchain_rwkv_state.cli.sessions import prune, rm, sessions, show
-from langchain_rwkv_state.cli.toolbox import blend, decay, export, import_
-from langchain_rwkv_state.cli.warming import prefill, renormalise
+from langchain_rwkv_state.cli.toolbox import blend, decay, export, import_, renormalise
+from langchain_rwkv_state.cli.warming import prefill, zero
 from langchain_rwkv_state.cli.watch import watch
 from langchain_rwkv_state.errors import RWKVStateError
 
@@ -73,7 +73,7 @@ for _command in (
     *(chat, sessions, show, rm, prune, warm, doctor),
     *(inspect, calibrate, diff, watch, report, recall),
     *(blend, decay, renormalise, codecs, export),
-    *(prefill, half_life, clamp_decay, memory),
+    *(zero, prefill, half_life, clamp_decay, memory),
 ):
     app.command()(_command)
 app.command("import")(import_)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from langchain_rwkv_state.cli.options import read_text
+
 if TYPE_CHECKING:
     import torch
 
@@ -25,15 +27,6 @@ TextOption = Annotated[
 ]
 WordsOption = Annotated[
     str | None, typer.Option("--words", metavar="TEXT", help="The text itself, instead.")
-]
-TokenizerOption = Annotated[
-    str | None,
-    typer.Option(
-        "--tokenizer",
-        metavar="NAME",
-        show_default="the one beside the model, or what its size tells",
-        help="world, or a tokenizer.json.",
-    ),
 ]
 
 
@@ -93,7 +86,7 @@ def said(text: Path | None, words: str | None) -> str | None:
     """
     if text is not None and words is not None:
         raise typer.BadParameter("Give a text in a file or with --words, not both.")
-    given = words if text is None else text.read_text("utf-8")
+    given = words if text is None else read_text(text)
     if given == "":
         raise typer.BadParameter("The text is empty.")
     return given

@@ -20,12 +20,11 @@ from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.checkpoint import (
     Opened,
     TextOption,
-    TokenizerOption,
     WordsOption,
     short,
 )
 from langchain_rwkv_state.cli.checkpoint import said as text_given
-from langchain_rwkv_state.cli.options import ModelOption, StrategyOption
+from langchain_rwkv_state.cli.options import ModelOption, StrategyOption, TokenizerOption
 from langchain_rwkv_state.whole import require_new
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from langchain_rwkv_state.cli import output
-from langchain_rwkv_state.cli.options import StoreOption, StrategyOption
+from langchain_rwkv_state.cli.options import StoreOption, StrategyOption, TokenizerOption
 from langchain_rwkv_state.cli.states import PROBE, Source, model_of, state_of
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def codecs(
     ] = None,
     probe: Annotated[str, typer.Option(help="What the model reads from each.")] = PROBE,
     strategy: StrategyOption = "auto",
+    tokenizer: TokenizerOption = None,
     store: StoreOption = None,
 ) -> None:
     """Try every codec on a state: bytes, time, and how far its numbers move.
@@ -34,7 +35,7 @@ def codecs(
     """
     if model is not None and not probe:
         raise typer.BadParameter("The model reads a text from the state: give one by --probe.")
-    found = _trials(state_of(source, store), model, probe, strategy)
+    found = _trials(state_of(source, store), model, probe, strategy, tokenizer)
     head = ["BYTES", "OF TENSORS", "ENCODE", "DECODE", "NUMBERS MOVE"]
     rows = output.table("CODEC", *head, *["KL, NATS"] * (model is not None))
     for each in found:
@@ -52,11 +53,11 @@ def codecs(
 
 
 def _trials(
-    state: RWKVState, model: str | None, probe: str, strategy: str
+    state: RWKVState, model: str | None, probe: str, strategy: str, tokenizer: str | None
 ) -> tuple[CodecTrial, ...]:
     from langchain_rwkv_state.state import try_codecs
 
     if model is None:
         return try_codecs(state)
-    with model_of(state, model, strategy) as loaded:
+    with model_of(state, model, strategy, tokenizer) as loaded:
         return try_codecs(state, runtime=loaded.runtime, probe=loaded.tokenizer.encode(probe))

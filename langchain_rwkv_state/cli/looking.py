@@ -16,7 +16,12 @@ import typer
 from rich.text import Text
 
 from langchain_rwkv_state.cli import output
-from langchain_rwkv_state.cli.options import ModelOption, StoreOption, StrategyOption
+from langchain_rwkv_state.cli.options import (
+    ModelOption,
+    StoreOption,
+    StrategyOption,
+    TokenizerOption,
+)
 from langchain_rwkv_state.cli.sessions import existing_store, unknown_session
 from langchain_rwkv_state.cli.states import (
     PROBE,
@@ -108,6 +113,7 @@ def diff(
         str, typer.Option(help="For logits_kl: what it reads from both states.")
     ] = PROBE,
     strategy: StrategyOption = "auto",
+    tokenizer: TokenizerOption = None,
     store: StoreOption = None,
 ) -> None:
     """Show how far apart two states are, layer by layer.
@@ -115,6 +121,8 @@ def diff(
     --plot draws the relative difference of each head, whatever the metric of the table. The metric
     logits_kl asks the --model that read the states.
     """
+    from langchain_rwkv_state.state import difference_map, distance
+
     if metric not in _METRICS:
         raise typer.BadParameter(f"{metric!r} is none of {', '.join(_METRICS)}.")
     if metric == "logits_kl" and not probe:
@@ -122,10 +130,14 @@ def diff(
     _require_picture(plot)
     a, b = state_of(first, store), state_of(second, store)
     _require_one_model(first, a, second, b)
-    _print_distance(_measure(a, b, metric, model, probe, strategy))
+    if metric == "logits_kl":
+        with model_of(a, model, strategy, tokenizer) as loaded:
+            ids = loaded.tokenizer.encode(probe)
+            found = distance(a, b, "logits_kl", runtime=loaded.runtime, probe=ids)
+    else:
+        found = distance(a, b, metric)  # type: ignore[arg-type]
+    _print_distance(found)
     if plot:
-        from langchain_rwkv_state.state import difference_map
-
         _draw([difference_map(a, b)], f"{first} and {second}: RWKV-{a.layout.version}", plot)
 
 
@@ -190,14 +202,16 @@ def _healthy_states(store: StateStore, sessions: list[str]) -> Iterator[RWKVStat
         ValueError: A state is broken.
     """
     from langchain_rwkv_state import state as states
+    from langchain_rwkv_state.store.follow import standing
 
     for name in dict.fromkeys(sessions):
         info = store.session(name, renew=False)
-        if info is None:
-            raise unknown_session(name)
-        if info.head is None:
+        if info is not None and info.head is None:
             continue
-        state = store.get(info.head, renew=False)
+        found = standing(store, name)
+        if found is None:
+            raise unknown_session(name)
+        state = found.state
         if any(each.n_nan or each.n_inf for each in states.inspect(state).tensors):
             raise ValueError(
                 f"The state of {name!r} is broken, and no model can learn health from it: leave "
@@ -218,18 +232,6 @@ def _model(state: RWKVState) -> str:
     layout = state.layout
     size = f"RWKV-{layout.version} of {layout.n_layer} x {layout.n_embd}"
     return f"{size}, fingerprint {state.fingerprint}"
-
-
-def _measure(
-    a: RWKVState, b: RWKVState, metric: str, model: str, probe: str, strategy: str
-) -> Distance:
-    from langchain_rwkv_state.state import distance
-
-    if metric != "logits_kl":
-        return distance(a, b, metric)  # type: ignore[arg-type]
-    with model_of(a, model, strategy) as loaded:
-        ids = loaded.tokenizer.encode(probe)
-        return distance(a, b, "logits_kl", runtime=loaded.runtime, probe=ids)
 
 
 def _print_distance(found: Distance) -> None:

@@ -19,12 +19,11 @@ from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.checkpoint import (
     Opened,
     TextOption,
-    TokenizerOption,
     WordsOption,
     short,
 )
 from langchain_rwkv_state.cli.checkpoint import said as text_given
-from langchain_rwkv_state.cli.options import ModelOption
+from langchain_rwkv_state.cli.options import ModelOption, TokenizerOption
 from langchain_rwkv_state.whole import require_new, write_whole
 
 if TYPE_CHECKING:

@@ -35,6 +35,15 @@ ModelOption = Annotated[
         "--model", "-m", help="demo, a .pth or .safetensors file, or org/repo/file.pth on a hub."
     ),
 ]
+TokenizerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tokenizer",
+        metavar="NAME",
+        show_default="the one beside the model, or what its size tells",
+        help="world, or a tokenizer.json.",
+    ),
+]
 StrategyOption = Annotated[
     str, typer.Option("--strategy", help="auto, 'cpu int8', or one of the rwkv package.")
 ]
@@ -71,6 +80,21 @@ TtlOption = Annotated[
 ]
 
 
+def read_text(file: Path) -> str:
+    """Returns what a text file holds.
+
+    Raises:
+        ValueError: It is no text in UTF-8.
+    """
+    try:
+        return file.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{file} is no text in UTF-8 (byte {error.start} is {error.object[error.start]:#04x}): "
+            "convert it first."
+        ) from error
+
+
 def open_store(directory: Path | None) -> DiskStateStore:
     """Opens a store, made where it is missing.
 
@@ -90,3 +114,12 @@ def store_directory(directory: Path | None) -> Path:
     from langchain_rwkv_state.store import default_directory
 
     return default_directory() if directory is None else directory.expanduser()
+
+
+def is_store(directory: Path) -> bool:
+    """Says whether there is a store in a directory; opening it would make one."""
+    from langchain_rwkv_state.store.files import RESERVE
+    from langchain_rwkv_state.store.preflight import DATABASE
+
+    # A store that lost its database is one, for whoever opens it to say so.
+    return any((directory / name).exists() for name in (DATABASE, RESERVE))

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from langchain_rwkv_state.cli import output
-from langchain_rwkv_state.cli.options import ModelOption, StrategyOption
+from langchain_rwkv_state.cli.options import ModelOption, StrategyOption, TokenizerOption
 from langchain_rwkv_state.whole import require_new, write_whole
 
 _SECTIONS = ("distance", "facts", "codecs", "blends", "decays")
@@ -21,6 +21,7 @@ _SECTIONS = ("distance", "facts", "codecs", "blends", "decays")
 def recall(
     model: ModelOption = "demo",
     strategy: StrategyOption = "auto",
+    tokenizer: TokenizerOption = None,
     n: Annotated[int, typer.Option("-n", "--cases", min=1, help="Cases of each section.")] = 40,
     only: Annotated[
         list[str] | None,
@@ -63,6 +64,7 @@ def recall(
             strategy=strategy,
             only=wanted,  # type: ignore[arg-type]
             distances=at,
+            tokenizer=tokenizer,
             on_progress=told,
         )
     output.out().print(recall_tables(found))

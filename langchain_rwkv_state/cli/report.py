@@ -14,7 +14,7 @@ import typer
 
 from langchain_rwkv_state._version import __version__
 from langchain_rwkv_state.cli import output
-from langchain_rwkv_state.cli.options import StoreOption
+from langchain_rwkv_state.cli.options import StoreOption, read_text
 from langchain_rwkv_state.cli.sessions import existing_store, unknown_session
 from langchain_rwkv_state.cli.states import HealthyOption, read_healthy
 from langchain_rwkv_state.whole import require_new, write_whole
@@ -65,7 +65,7 @@ def report(
 def _read_recall(file: Path | None) -> Recall | None:
     from langchain_rwkv_state.recall import Recall
 
-    return None if file is None else Recall.from_json(file.read_text("utf-8"))
+    return None if file is None else Recall.from_json(read_text(file))
 
 
 def _built_in(fingerprint: str) -> Recall | None:
@@ -84,21 +84,18 @@ def look(
     Recall is not measured here, which takes minutes; the built-in model's figures come with it.
     """
     from langchain_rwkv_state.state import difference_map, head_maps, inspect
-    from langchain_rwkv_state.store.follow import parent_of_head, state_if_kept
+    from langchain_rwkv_state.store.follow import standing, state_if_kept
     from langchain_rwkv_state.views.session_report import SessionReport
 
-    info = store.session(session, renew=False)
-    if info is None:
+    found = standing(store, session)
+    if found is None:
         raise unknown_session(session)
-    if info.head is None:
-        raise ValueError(f"The session {session!r} has no state yet, only unread messages.")
-    log = store.log(session)
-    state = store.get(info.head, renew=False)
-    before = state_if_kept(store, parent_of_head(store, info))
+    state = found.state
+    before = state_if_kept(store, found.log[0].parent if found.log else None)
     comparable = before is not None and before.fingerprint == state.fingerprint
     return SessionReport(
-        info=info,
-        log=tuple(log),
+        info=found.info,
+        log=found.log,
         layout=state.layout,
         fingerprint=state.fingerprint,
         inspection=inspect(state, healthy=healthy),

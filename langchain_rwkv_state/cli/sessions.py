@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from langchain_rwkv_state.cli import output
-from langchain_rwkv_state.cli.options import StoreOption, open_store, store_directory
+from langchain_rwkv_state.cli.options import StoreOption, is_store, open_store, store_directory
 from langchain_rwkv_state.errors import RWKVStateError
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def unknown_session(session: str) -> typer.Exit:
 def existing_store(directory: Path | None) -> Iterator[DiskStateStore | None]:
     """Opens a store and closes it at the end; gives ``None``, with a note, where there is none."""
     path = store_directory(directory)
-    if not path.exists():
+    if not is_store(path):
         output.note(f"There is no store at {path} yet.")
         yield None
         return

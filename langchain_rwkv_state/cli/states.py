@@ -6,8 +6,9 @@ mistake is to let a name mean two things: what is a file is a file, and all else
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,8 +16,9 @@ import typer
 from rich.text import Text
 
 from langchain_rwkv_state.cli import output
-from langchain_rwkv_state.cli.options import open_store
+from langchain_rwkv_state.cli.options import open_store, read_text
 from langchain_rwkv_state.cli.sessions import existing_store, unknown_session
+from langchain_rwkv_state.errors import SessionConflict
 from langchain_rwkv_state.views.words import counted
 from langchain_rwkv_state.whole import require_new
 
@@ -41,46 +43,59 @@ PROBE = "\n\nUser: What do you know about me?\n\nAssistant:"
 def state_of(source: str, store: Path | None) -> RWKVState:
     """Returns the state that a session or a file stands for; this counts as no use of it."""
     from langchain_rwkv_state.state import RWKVState
+    from langchain_rwkv_state.store.follow import standing
 
-    if Path(source).is_file():
+    if os.path.isfile(source):  # noqa: PTH113  # a name may be longer than a path can be
         return RWKVState.load(source)
     with existing_store(store) as opened:
-        info = opened.session(source, renew=False) if opened else None
-        if opened is None or info is None:
+        found = standing(opened, source) if opened else None
+        if found is None:
             raise unknown_session(source)
-        if info.head is None:
-            raise ValueError(f"The session {source!r} has no state yet, only unread messages.")
-        return opened.get(info.head, renew=False)
+        return found.state
 
 
 @contextmanager
-def model_of(state: RWKVState, model: str, strategy: str) -> Iterator[Loaded]:
+def loaded_model(model: str, strategy: str, tokenizer: str | None) -> Iterator[Loaded]:
+    """Loads a model, and lets it go at the end."""
+    from langchain_rwkv_state.chat_models import ChatRWKV
+    from langchain_rwkv_state.store import MemoryStateStore
+
+    llm = ChatRWKV(
+        model=model,
+        strategy=strategy,
+        tokenizer=tokenizer,
+        store=MemoryStateStore(),
+        prefix_cache=False,
+    )
+    try:
+        yield llm.loaded()
+    finally:
+        llm.unload()
+
+
+@contextmanager
+def model_of(
+    state: RWKVState, model: str, strategy: str, tokenizer: str | None
+) -> Iterator[Loaded]:
     """Loads the model of a state, and lets it go at the end.
 
     Raises:
         ValueError: It is another model's state.
     """
-    from langchain_rwkv_state.chat_models import ChatRWKV
-    from langchain_rwkv_state.store import MemoryStateStore
-
-    llm = ChatRWKV(model=model, strategy=strategy, store=MemoryStateStore(), prefix_cache=False)
-    try:
-        loaded = llm.loaded()
+    with loaded_model(model, strategy, tokenizer) as loaded:
         if loaded.runtime.fingerprint != state.fingerprint:
             raise ValueError(
                 f"The state belongs to another model than {model!r} ({state.fingerprint}, not "
                 f"{loaded.runtime.fingerprint}): ask the one that read it, by --model."
             )
         yield loaded
-    finally:
-        llm.unload()
 
 
 def read_healthy(file: Path | None) -> Healthy | None:
     """Reads healthy ranges; ``None`` where none are asked for."""
     from langchain_rwkv_state.state import Healthy
 
-    return None if file is None else Healthy.from_json(file.read_text("utf-8"))
+    return None if file is None else Healthy.from_json(read_text(file))
 
 
 def keep(state: RWKVState, into: str, store: Path | None) -> None:
@@ -96,11 +111,12 @@ def keep(state: RWKVState, into: str, store: Path | None) -> None:
 
 def keep_session(state: RWKVState, session: str, store: Path | None) -> None:
     """Begins a session with a state, and says so."""
-    opened = open_store(store)
-    try:
+    with closing(open_store(store)) as opened:
+        if opened.session(session, renew=False) is not None:
+            raise SessionConflict(
+                f"The session {session!r} exists already: name another, or delete it first."
+            )
         opened.commit(session, opened.stage(state), None)
-    finally:
-        opened.close()
     line = Text("The session ") + output.one_line(session)
     line += Text(f" begins with {counted(state.n_tokens, 'token')} in {output.size(state.nbytes)}.")
     output.out().print(line, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The commands that make states and carry them: ``blend``, ``decay``, ``export``, ``import``.
+"""The commands that make states of states, and carry them to files and back.
 
 Nothing that is there is ever changed: results go to a new session or a new file. The easy mistake
 is to open a store for a file that is not there: opening makes the store.
@@ -17,11 +17,20 @@ from langchain_rwkv_state.cli.options import (
     ModelOption,
     StoreOption,
     StrategyOption,
+    TokenizerOption,
     open_store,
     read_ttl,
 )
 from langchain_rwkv_state.cli.sessions import existing_store, unknown_session
-from langchain_rwkv_state.cli.states import FILE, Into, Source, keep, keep_session, state_of
+from langchain_rwkv_state.cli.states import (
+    FILE,
+    Into,
+    Source,
+    keep,
+    keep_session,
+    loaded_model,
+    state_of,
+)
 from langchain_rwkv_state.views.words import counted
 from langchain_rwkv_state.whole import require_new
 
@@ -77,6 +86,20 @@ def decay(
     keep(states.decay(state_of(source, store), factor, parts=_parts(part)), into, store)
 
 
+def renormalise(source: Source, into: Into, store: StoreOption = None) -> None:
+    """Write RWKV-4's accumulators in a scale of one, in a new state; answers stay the same.
+
+    States of RWKV-5, 6 and 7 need none, and come back as they are.
+    """
+    from langchain_rwkv_state.state import check_scale, renormalise
+
+    state = state_of(source, store)
+    found = check_scale(state)
+    if not found.changes:
+        output.note(found.reason)
+    keep(renormalise(state), into, store)
+
+
 def export(
     source: Source,
     file: Annotated[Path, typer.Argument(help="A new file: .safetensors, .pt, .pth or .zip.")],
@@ -121,6 +144,14 @@ def import_(
     ] = None,
     model: ModelOption = "demo",
     strategy: StrategyOption = "auto",
+    tokenizer: TokenizerOption = None,
+    log_scale: Annotated[
+        float | None,
+        typer.Option(
+            "--log-scale",
+            help="For RWKV-4 files without att_pp: 0, where the tool that wrote them has none.",
+        ),
+    ] = None,
     ttl: Annotated[
         float | None,
         typer.Option(
@@ -138,6 +169,8 @@ def import_(
     For a file of another tool (.pt, .pth, plain .safetensors, or a tuned time_state) the model says
     which tensors to expect; that the file belongs to it is for you to know.
     """
+    from langchain_rwkv_state.state import import_tensors
+
     if file.suffix == _BUNDLE:
         _import_session(file, session, ttl, store)
         return
@@ -145,7 +178,12 @@ def import_(
         raise typer.BadParameter(f"Name the session that is to begin with the state of {file}.")
     if ttl is not None:
         raise typer.BadParameter("--ttl is for a session in a .zip file.")
-    state = _ours(file) or _foreign(file, model, strategy)
+    if not file.is_file():  # before a model is loaded for it
+        raise FileNotFoundError(f"There is no file {file}.")
+    state = _ours(file)
+    if state is None:
+        with loaded_model(model, strategy, tokenizer) as loaded:
+            state = import_tensors(file, loaded.runtime.zero_state(), log_scale=log_scale)
     keep_session(state, session, store)
 
 
@@ -209,15 +247,3 @@ def _ours(file: Path) -> RWKVState | None:
             if FORMAT.encode() in opened.read(1 << 16):
                 raise  # ours, and damaged
         return None
-
-
-def _foreign(file: Path, model: str, strategy: str) -> RWKVState:
-    from langchain_rwkv_state.chat_models import ChatRWKV
-    from langchain_rwkv_state.state import import_tensors
-    from langchain_rwkv_state.store import MemoryStateStore
-
-    llm = ChatRWKV(model=model, strategy=strategy, store=MemoryStateStore())
-    try:
-        return import_tensors(file, llm.loaded().runtime.zero_state())
-    finally:
-        llm.unload()

@@ -1,4 +1,4 @@
-"""The commands that make a state to begin from: ``prefill`` and ``renormalise``.
+"""The commands that make a state to begin from: ``zero`` and ``prefill``.
 
 `prefill` reads a text as it stands, without the chat template and without an answer; the session
 that it makes is a warm state with a name. The easy mistake is to read into a session that is there:
@@ -20,10 +20,11 @@ from langchain_rwkv_state.cli.options import (
     ModelOption,
     StoreOption,
     StrategyOption,
+    TokenizerOption,
     TtlOption,
     open_store,
 )
-from langchain_rwkv_state.cli.states import Into, Source, keep, state_of
+from langchain_rwkv_state.cli.states import Into, keep, loaded_model
 
 
 def prefill(
@@ -38,6 +39,7 @@ def prefill(
     ] = False,
     model: ModelOption = "demo",
     strategy: StrategyOption = "auto",
+    tokenizer: TokenizerOption = None,
     ttl: TtlOption = None,
     store: StoreOption = None,
 ) -> None:
@@ -57,7 +59,13 @@ def prefill(
             raise ValueError(f"There is no session {session!r} to read on from: leave --onto-head.")
         from langchain_rwkv_state.chat_models import ChatRWKV
 
-        llm = ChatRWKV(model=model, strategy=strategy, store=opened, prefix_cache=False)
+        llm = ChatRWKV(
+            model=model,
+            strategy=strategy,
+            tokenizer=tokenizer,
+            store=opened,
+            prefix_cache=False,
+        )
         try:
             state = opened.get(llm.prefill(text, session=session, ttl=ttl))
         finally:
@@ -68,20 +76,16 @@ def prefill(
         output.out().print(line, soft_wrap=True)
 
 
-def renormalise(source: Source, into: Into, store: StoreOption = None) -> None:
-    """Write RWKV-4's accumulators in a scale of their own, in a new state; answers stay the same.
-
-    States of RWKV-5, 6 and 7 have no scale that could be taken out, and come back as they are.
-    """
-    from langchain_rwkv_state import state as states
-
-    state = state_of(source, store)
-    made = states.renormalise(state)
-    if made == state:
-        kind = f"RWKV-{state.layout.version}"
-        why = "is in that form already" if state.layout.version == 4 else f"is of {kind}"
-        output.note(f"The state {why}: nothing was to be changed.")
-    keep(made, into, store)
+def zero(
+    into: Into,
+    model: ModelOption = "demo",
+    strategy: StrategyOption = "auto",
+    tokenizer: TokenizerOption = None,
+    store: StoreOption = None,
+) -> None:
+    """Write the state of a model that has read nothing, to compare with or to begin from."""
+    with loaded_model(model, strategy, tokenizer) as loaded:
+        keep(loaded.zero, into, store)
 
 
 def _required(text: str | None) -> str:

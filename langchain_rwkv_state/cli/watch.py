@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from langchain_rwkv_state.cli import output
-from langchain_rwkv_state.cli.options import StoreOption, open_store, store_directory
+from langchain_rwkv_state.cli.options import StoreOption, is_store, open_store, store_directory
 from langchain_rwkv_state.cli.sessions import unknown_session
 from langchain_rwkv_state.cli.states import HealthyOption, read_healthy
 
@@ -70,12 +70,12 @@ def watch(
 def _wait_for_store(directory: Path | None, every: float, *, once: bool, session: str) -> None:
     """Waits until there is a store, since opening it would make one."""
     path = store_directory(directory)
-    if path.exists():
+    if is_store(path):
         return
     output.note(f"There is no store at {path} yet.")
     if once:
         raise unknown_session(session)
-    while not path.exists():
+    while not is_store(path):
         time.sleep(every)
 
 

@@ -7,6 +7,7 @@ mistake is to compare two shares without their counts: of 30 cases, 3 points are
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -122,7 +123,7 @@ class Recall:
                 tuple(map(_section, raw["sections"])),
                 dict(raw["settings"]),
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise StateCorrupt(f"The value holds no recall figures: {error}.") from error
 
 
@@ -135,7 +136,7 @@ def _points(raw: list[dict[str, Any]]) -> tuple[Point, ...]:
     found = []
     for each in raw:
         at, right, n = each["at"], each["right"], each["n"]
-        placed = isinstance(at, int | float | str) and not isinstance(at, bool)
+        placed = isinstance(at, str) or (type(at) in (int, float) and math.isfinite(at))
         if not placed or type(right) is not int or type(n) is not int or not 0 <= right <= n:
             raise ValueError(f"{right!r} of {n!r} are right at {at!r}")
         found.append(Point(at, right, n))

@@ -32,7 +32,7 @@ class HalfLife:
     Attributes:
         version: Of RWKV: ``4``, ``5``, ``5.1``, ``5.2``, ``6`` or ``7``.
         layers: For each layer one number for each channel, ``[D]``, fp64. In RWKV-5, 6 and 7 a
-            channel is a row of a head's matrix, on the keys' side.
+            channel is a key's side of a head's matrix: a row in 5 and 6, a column in 7.
         medians: For each layer one number for each head, ``[H]``; in RWKV-4 for each 64 channels.
         n_tokens: Length of the text that it was measured on; 0 where the weights alone say it.
         text: The built-in text, where none was given for the demo model; else empty.

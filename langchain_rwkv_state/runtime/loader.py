@@ -80,12 +80,17 @@ def load_changed(model: str | Path, change: Change, strategy: str = "auto") -> R
         strategy: As for `load_runtime`.
 
     Returns:
-        A runtime, as from `load_runtime`; equal changes of one file share their weights.
+        A runtime, as from `load_runtime`; equal changes of one file share their weights, and one
+        that changes nothing shares the plain model's.
 
     Raises:
         ModelLoadError: As for `load_runtime`.
         ValueError: The change makes no sense for the model.
     """
+    path = locate(model)
+    tensors = read_tensors(path)
+    if not change.of(tensors, Checkpoint.of(tensors, path)):
+        return load_runtime(model, strategy)  # whose weights these are, and perhaps loaded already
     return _handle(model, strategy, change)
 
 

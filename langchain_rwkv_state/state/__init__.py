@@ -31,6 +31,7 @@ from langchain_rwkv_state.state.maps import HeadMap, difference_map, head_maps
 from langchain_rwkv_state.state.memory import Memory, memory
 from langchain_rwkv_state.state.motion import LayerMotion, Motion, motion
 from langchain_rwkv_state.state.packing import CODECS, LOSSY, CodecName
+from langchain_rwkv_state.state.scale import ScaleCheck, check_scale
 from langchain_rwkv_state.state.state import RWKVState, zero_state
 from langchain_rwkv_state.state.trial import CodecTrial, try_codecs
 
@@ -52,6 +53,7 @@ __all__ = [
     "Memory",
     "Motion",
     "RWKVState",
+    "ScaleCheck",
     "StateLayout",
     "TensorHealth",
     "TensorSpec",
@@ -59,6 +61,7 @@ __all__ = [
     "blend",
     "blend_many",
     "calibrate",
+    "check_scale",
     "decay",
     "decode",
     "difference_map",

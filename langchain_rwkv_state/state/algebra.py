@@ -161,9 +161,8 @@ def renormalise(state: RWKVState) -> RWKVState:
     every answer.
 
     RWKV-5, 6 and 7 have no scale beside their matrices, so there is nothing that could be divided
-    out, and none is needed: each step multiplies a row by a decay below 1 before it adds one
-    token's outer product, so that a matrix stays within a fixed multiple of what one token adds.
-    Such a state is given back as it is.
+    out, and none is needed (`check_scale` says why, with the figures). Such a state is given back
+    as it is.
 
     Args:
         state: The state.

@@ -25,7 +25,15 @@ from langchain_rwkv_state.state.algebra import renormalise
 from langchain_rwkv_state.state.container import Buffer, Entry, laid_out
 from langchain_rwkv_state.state.derivation import Derivation
 from langchain_rwkv_state.state.layout import StateLayout, TensorSpec, dtype_name
-from langchain_rwkv_state.state.packing import CODECS, LOSSY, CodecName, Stack, pack, unpack
+from langchain_rwkv_state.state.packing import (
+    CODECS,
+    LOSSY,
+    CodecName,
+    Stack,
+    pack,
+    require_finite,
+    unpack,
+)
 from langchain_rwkv_state.state.state import RWKVState, as_bytes
 
 FORMAT = "langchain-rwkv-state"
@@ -157,10 +165,18 @@ def lossy(state: RWKVState, codec: CodecName) -> RWKVState:
     require_codec(codec)
     if codec not in LOSSY:
         return state
-    even = renormalise(state)  # RWKV-4's accumulators have one scale only then
-    tensors = _unpacked(_packed(even, codec), state.layout, codec)
+    tensors = _unpacked(_packed(_even(state), codec), state.layout, codec)
     derivation = state.derivation.rooted(f"codec:{codec}")
     return RWKVState(state.layout, tensors, derivation, block=state.block)
+
+
+def _even(state: RWKVState) -> RWKVState:
+    """Returns a state whose accumulators, RWKV-4's, have one scale."""
+    if state.layout.version != 4:
+        return state
+    for name in state:
+        require_finite(name, state.shared(name).cpu().float().numpy())
+    return renormalise(state)
 
 
 def require_codec(codec: object) -> None:

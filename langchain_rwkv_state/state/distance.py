@@ -143,7 +143,8 @@ def _cosine(sums: _Sums) -> float:
         return 0.0
     if not sums.one or not sums.other:
         return 1.0
-    return min(2.0, max(0.0, 1 - sums.dot / math.sqrt(sums.one) / math.sqrt(sums.other)))
+    apart = 1 - sums.dot / math.sqrt(sums.one) / math.sqrt(sums.other)
+    return apart if math.isnan(apart) else min(2.0, max(0.0, apart))
 
 
 def _rms_relative(sums: _Sums) -> float:

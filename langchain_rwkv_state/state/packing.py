@@ -284,13 +284,22 @@ def _take(
     return tensor
 
 
-def _finite(stack: Stack, values: torch.Tensor) -> Array:
-    numbers: Array = values.float().numpy()
+def require_finite(name: str, numbers: Array) -> None:
+    """Checks that a lossy codec can keep numbers.
+
+    Raises:
+        ValueError: One is NaN or infinite.
+    """
     if not np.isfinite(numbers).all():
         raise ValueError(
-            f"{stack.name!r} holds NaN or infinity, which a lossy codec cannot keep: find out "
-            "where it comes from, or use the codec 'exact'."
+            f"{name!r} holds NaN or infinity, which a lossy codec cannot keep: find out where it "
+            "comes from, or use the codec 'exact'."
         )
+
+
+def _finite(stack: Stack, values: torch.Tensor) -> Array:
+    numbers: Array = values.float().numpy()
+    require_finite(stack.name, numbers)
     return numbers
 
 

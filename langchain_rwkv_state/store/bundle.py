@@ -1,4 +1,4 @@
-"""A bundle: one session as one file, a ZIP whose last 64 bytes are a digest of all before them.
+"""A bundle: one session as one file, a ZIP whose comment ends with a digest of all before it.
 
 It turns files into bytes and back and knows neither stores nor tensors; `docs/bundles.md` describes
 it byte by byte. The easy mistake is to trust a ZIP because its digest is right: the digest is no

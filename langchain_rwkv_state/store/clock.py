@@ -18,6 +18,9 @@ from langchain_rwkv_state.store.forks import ForkLock
 TTL = float | int | timedelta | None
 """Seconds or a `timedelta`; ``None`` means the store's default; `math.inf` never expires."""
 
+LONGEST_TTL_SECONDS = 1e12
+"""The longest time to live but never: 31,700 years."""
+
 _SLACK_SECONDS = 3600.0  # a correction by a time server, or a process that was stopped for a while
 _LEAP_SECONDS = 180 * 86400.0  # no store is unused for half a year and missed by nobody
 _SAVE_EVERY_SECONDS = 3600.0
@@ -37,6 +40,11 @@ def ttl_seconds(ttl: TTL, default: float) -> float:
         return default
     wrong = isinstance(ttl, bool) or not isinstance(ttl, (int, float, timedelta))
     seconds = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
+    if not wrong and LONGEST_TTL_SECONDS < seconds < math.inf:
+        raise ValueError(
+            f"A time to live of {ttl!r} is longer than 30,000 years: give math.inf for a session "
+            "that never expires."
+        )
     if wrong or not seconds > 0:
         raise ValueError(
             f"A time to live of {ttl!r} is not possible: give a positive number of seconds, a "

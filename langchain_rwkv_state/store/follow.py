@@ -15,9 +15,10 @@ from typing import Literal
 from langchain_rwkv_state.errors import StateExpired, StateNotFound
 from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.store.base import StateStore
-from langchain_rwkv_state.store.records import SessionInfo
+from langchain_rwkv_state.store.records import LogEntry, SessionInfo
 
 EVERY_SECONDS = 0.5
+_TRIES = 20  # commits that may come between two looks
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,21 @@ class Sight:
     state: RWKVState | None = None
     before: RWKVState | None = None
     first: bool = False
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A session as it stood at one moment.
+
+    Attributes:
+        info: The session.
+        state: The state of its head.
+        log: Its log, newest first, beginning with the head.
+    """
+
+    info: SessionInfo
+    state: RWKVState
+    log: tuple[LogEntry, ...]
 
 
 def follow(
@@ -86,6 +102,41 @@ def follow(
         elif last is None or _moved(last, info):
             yield _at_head(store, info, None if last is None else last.head)
         last = info
+
+
+def standing(store: StateStore, session: str) -> Standing | None:
+    """Returns a session, its state and its log, as they stood at one moment; no use of it.
+
+    Between two looks somebody may commit; what came later is left out, and where the state has been
+    trimmed by then, all is looked at anew.
+
+    Args:
+        store: The store; others may write to it.
+        session: Name of the session.
+
+    Returns:
+        ``None`` where there is no such session.
+
+    Raises:
+        ValueError: It has no state yet.
+        StateNotFound, StateExpired: Its state went again and again before it could be read.
+    """
+    for left in reversed(range(_TRIES)):
+        info = store.session(session, renew=False)
+        if info is None:
+            return None
+        if info.head is None:
+            raise ValueError(f"The session {session!r} has no state yet, only unread messages.")
+        try:
+            state = store.get(info.head, renew=False)
+        except (StateNotFound, StateExpired):
+            if not left:
+                raise
+            continue
+        log = store.log(session)
+        at = next((place for place, entry in enumerate(log) if entry.ref == info.head), 0)
+        return Standing(info, state, tuple(log[at:]))
+    return None
 
 
 def _at_head(

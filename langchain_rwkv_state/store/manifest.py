@@ -16,6 +16,7 @@ from itertools import pairwise
 from typing import Any
 
 from langchain_rwkv_state.errors import StateCorrupt
+from langchain_rwkv_state.store.clock import LONGEST_TTL_SECONDS
 from langchain_rwkv_state.store.ledger import LOG_ENTRIES
 from langchain_rwkv_state.store.rows import NAME_MAX, Body, Origin, finite
 from langchain_rwkv_state.store.tokens import unpack_tokens
@@ -25,6 +26,7 @@ FORMAT_VERSION = 1
 MEMBER = "session.json"
 
 _COUNT_MAX = 1 << 53  # the whole numbers that every reader of JSON has
+_LATEST_SECONDS = 2 * LONGEST_TTL_SECONDS  # no time of a session is later, and none before 1970
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -157,7 +159,7 @@ class Manifest:
             ttl=fields.seconds("ttl"),
             sliding=fields.flag("sliding"),
             turns=fields.count("turns"),
-            unread=fields.texts("unread"),
+            unread=fields.messages("unread"),
             log=tuple(map(_turn, fields.objects("log"))),
             states=tuple(map(_state, fields.objects("states"))),
         )
@@ -218,9 +220,22 @@ class _Fields(Body):
     def seconds(self, name: str) -> float:
         """Returns a time; ``None`` stands for never."""
         try:
-            return super().seconds(name)
+            value = super().seconds(name)
         except OverflowError as error:
             raise self._wrong(name) from error
+        if not 0 <= value <= _LATEST_SECONDS and value != math.inf:
+            raise self._wrong(name)
+        return value
+
+    def messages(self, name: str) -> tuple[str, ...]:
+        """Returns messages, which are JSON texts to a store."""
+        texts = self.texts(name)
+        for text in texts:
+            try:
+                json.loads(text.encode())
+            except (ValueError, RecursionError) as error:
+                raise self._wrong(name) from error
+        return texts
 
     def time(self, name: str) -> float:
         """Returns a time that is not never."""

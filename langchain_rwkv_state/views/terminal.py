@@ -103,7 +103,7 @@ def sparkline(figures: Sequence[float | None]) -> str:
 
     Example:
         >>> sparkline([0.0, 0.5, 1.0, None])
-        '\u2581\u2584\u2588\u00b7'
+        '\u2581\u2585\u2588\u00b7'
     """
     high = max((x for x in figures if x is not None and math.isfinite(x)), default=0.0)
     return "".join(

@@ -89,8 +89,11 @@ def until(then_seconds: float, now_seconds: float) -> str:
 
 
 def clock_time(seconds: float) -> str:
-    """Returns a Unix time as the local date and time."""
-    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    """Returns a Unix time as the local date and time; in words where no calendar reaches."""
+    try:
+        return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    except (OverflowError, ValueError, OSError):
+        return "after the year 9999" if seconds > 0 else "before the year 1"
 
 
 def short(ref: str | None) -> str:

@@ -68,7 +68,7 @@ TOOLBOX = {
     "inspect.md": ["Finite: no NaN", "Sound: all sizes", "(4, 2) layers and heads", "differ most"],
     "memory.md": ["state=34603008, cache=4294967296, grouped=1073741824"],
     "recall.md": ["state [(0, 2, 2)"],
-    "renormalise.md": ["True"],
+    "renormalise.md": ["True", "An RWKV-7 has no scale beside its matrices"],
     "repeat.md": ["4 True True", "Mirabel.", "know your name."],
     "start_states.md": ["Mirabel", "Your name is Orson."],
     "watch.md": ["absent", "1 turns; moved by None", "3 turns; moved by 0."],

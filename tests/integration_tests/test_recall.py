@@ -105,6 +105,7 @@ def test_the_command_prints_draws_and_keeps_what_it_found(run, tmp_path):
     lines = result.stdout.splitlines()
     for section in found:
         shown = [line for line in lines[lines.index(section.title) :] if "/2" in line]
+        assert len(shown) >= len(section.series[0].points)
         for line, point in zip(shown, section.series[0].points, strict=False):
             assert line.split()[0] == str(point.at)
             assert f"{point.right}/{point.n}" in line
@@ -149,6 +150,7 @@ def test_the_figures_that_come_with_the_model_are_those_of_the_benchmark(found):
     kept = Recall.from_json(RECALL_PATH.read_text())
     measured = ROOT / "benchmarks" / "results" / "retention.json"
     assert kept == Recall.from_dict(json.loads(measured.read_text())["results"])
+    assert kept.settings["n"] == 300
     assert kept.fingerprint == found.fingerprint
     for section in found:
         assert kept.section(section.name) is not None

@@ -96,6 +96,12 @@ def test_looking_does_not_renew(run, store, tmp_path):
         ("calibrate", "worn", "bob", "--out", tmp_path / "health.json"),
         ("watch", "worn", "--once"),
         ("report", "worn", tmp_path / "worn.html"),
+        ("codecs", "worn"),
+        ("blend", "worn", "bob", "--into", "blended"),
+        ("decay", "worn", "0.5", "--into", "decayed"),
+        ("renormalise", "worn", "--into", "even"),
+        ("export", "worn", tmp_path / "worn.safetensors"),
+        ("export", "worn", tmp_path / "worn.zip"),
     ):
         result = run(*words)
         assert result.exit_code == 0, result.stderr

@@ -290,3 +290,82 @@ def test_every_command_has_help(command):
     result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "120"})
     assert result.exit_code == 0
     assert "--store" in result.stdout
+
+
+def test_a_name_that_is_taken_is_said_so(run):
+    for words in (
+        ("blend", "alice", "bob", "--into", "bob"),
+        ("decay", "alice", "0.5", "--into", "bob"),
+        ("zero", "--into", "bob"),
+    ):
+        result = run(*words)
+        assert result.exit_code == 1
+        assert "The session 'bob' exists already" in result.stderr
+
+
+def test_a_session_may_have_a_name_longer_than_a_path(run, store):
+    name = "x" * 300
+    store.commit(name, store.stage(ALICE), None)
+    assert run("inspect", name).exit_code == 0
+    assert run("blend", name, "bob", "--into", "both").exit_code == 0
+
+
+def test_a_zero_state_is_a_file_or_a_session(run, store, tmp_path):
+    assert run("zero", "--into", "nothing").exit_code == 0
+    assert head_of(store, "nothing").n_tokens == 0
+    file = tmp_path / "zero.safetensors"
+    assert run("zero", "--into", str(file)).exit_code == 0
+    assert RWKVState.load(file) == head_of(store, "nothing")
+    assert "Empty" in run("inspect", str(file)).stdout
+
+
+def test_renormalise_says_why_nothing_was_to_be_changed(run, store):
+    result = run("renormalise", "alice", "--into", "even")
+    assert result.exit_code == 0
+    assert "no scale beside its matrices" in " ".join(result.stderr.split())
+    assert head_of(store, "even") == ALICE
+
+
+def test_four_tensors_of_rwkv_4_come_in_with_a_log_scale(run, store, tmp_path, tiny_model):
+    model = str(tiny_model(4))
+    run("zero", "--into", str(tmp_path / "zero.pt.safetensors"), "--model", model)
+    zero = RWKVState.load(tmp_path / "zero.pt.safetensors")
+    four = [1 + zero[name] for name in zero if not name.endswith("att_pp")]
+    torch.save(four, tmp_path / "four.pt")
+    words = ["import", str(tmp_path / "four.pt"), "guest", "--model", model]
+    assert "log_scale" in run(*words).stderr
+    assert run(*words, "--log-scale", "0").exit_code == 0
+    assert torch.equal(head_of(store, "guest")["blocks.0.att_pp"], torch.zeros(64))
+
+
+def test_files_that_are_not_there_or_no_text_are_named(run, tmp_path):
+    result = run("import", str(tmp_path / "none.pt"), "x", "--model", str(tmp_path / "no.pth"))
+    assert "none.pt" in result.stderr
+    (tmp_path / "binary").write_bytes(b"\xd0\xff\x00")
+    for words in (
+        ("inspect", "alice", "--healthy", str(tmp_path / "binary")),
+        ("prefill", "new", "--file", str(tmp_path / "binary")),
+        ("report", "alice", str(tmp_path / "a.html"), "--recall", str(tmp_path / "binary")),
+    ):
+        result = run(*words)
+        assert result.exit_code == 1
+        assert "binary is no text in UTF-8" in " ".join(result.stderr.split())
+
+
+def test_looking_makes_no_store_in_a_directory_that_is_there(tmp_path):
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    for words in (("inspect", "bob"), ("watch", "bob", "--once"), ("sessions",)):
+        CliRunner().invoke(app, [*words, "--store", str(folder)])
+        assert list(folder.iterdir()) == []
+
+
+def test_a_session_of_a_very_long_life_can_be_shown(run, tmp_path):
+    assert run("prefill", "old", "--words", "hello", "--ttl", "9999999d").exit_code == 0
+    shown = run("show", "old")
+    assert shown.exit_code == 0
+    assert "after the year 9999" in shown.stdout
+    assert run("report", "old", str(tmp_path / "old.html")).exit_code == 0
+    result = run("prefill", "older", "--words", "hello", "--ttl", "99999999999d")
+    assert result.exit_code == 1
+    assert "30,000 years" in result.stderr

@@ -108,7 +108,7 @@ def test_renormalise_keeps_answers_in_a_new_session(run, store, tiny_model):
     runtime.close()
     assert store.get(store.head("alice")) == state
     again = run("renormalise", "same", "--into", "again")
-    assert "in that form already" in again.stderr
+    assert "at a scale of one already" in again.stderr
     assert run("renormalise", "alice", "--into", "same").exit_code == 1
 
 
@@ -117,7 +117,7 @@ def test_a_state_without_a_scale_comes_back_as_it_is(run, store, tmp_path):
     store.commit("bob", store.stage(state), None)
     result = run("renormalise", "bob", "--into", str(tmp_path / "bob.safetensors"))
     assert result.exit_code == 0
-    assert "is of RWKV-7: nothing was to be changed" in result.stderr
+    assert "An RWKV-7 has no scale beside its matrices" in result.stderr
     assert (tmp_path / "bob.safetensors").exists()
 
 

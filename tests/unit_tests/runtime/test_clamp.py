@@ -208,3 +208,13 @@ def test_bounds_are_two_numbers_in_order(models, bounds):
 def test_a_model_that_is_not_there_is_said(tmp_path):
     with pytest.raises(ModelLoadError, match="no file"):
         clamp_decay(tmp_path / "none.pth")
+
+
+def test_a_clamp_that_changes_nothing_shares_the_plain_models_weights(tiny_model):
+    plain = load_runtime(tiny_model(4), "cpu fp32")
+    held = len(MODELS)
+    clamped = clamp_decay(tiny_model(4), -1e9, 1e9, strategy="cpu fp32")
+    assert clamped.fingerprint == plain.fingerprint
+    assert len(MODELS) == held
+    for each in (plain, clamped):
+        each.close()

@@ -364,6 +364,18 @@ def test_every_metric_is_symmetric_and_zero_for_equals(version, first, second, m
         assert found.total <= 2
 
 
+@pytest.mark.parametrize("metric", ["l2", "cosine", "rms_relative"])
+def test_a_broken_state_is_no_distance_from_anything(metric):
+    a, b = a_state(7, [1]), a_state(7, [2])
+    tensors = {name: a[name] for name in a}
+    tensors["blocks.0.att_kv"][0, 0, 0] = math.nan
+    broken = RWKVState(a.layout, tensors, a.derivation)
+    found = distance(broken, b, metric)
+    assert math.isnan(found.total)
+    assert math.isnan(found.layers[0])
+    assert found.layers[1] == distance(a, b, metric).layers[1]
+
+
 def test_cosine_says_where_it_is_no_metric():
     a = a_state(7, [1])
     twice = RWKVState(a.layout, {name: 2 * a[name] for name in a}, a.derivation)

@@ -6,9 +6,9 @@ from itertools import islice
 
 import pytest
 
-from langchain_rwkv_state.errors import StoreError
+from langchain_rwkv_state.errors import StateNotFound, StoreError
 from langchain_rwkv_state.store import DiskStateStore, MemoryStateStore, StateStore
-from langchain_rwkv_state.store.follow import follow, parent_of_head, state_if_kept
+from langchain_rwkv_state.store.follow import follow, parent_of_head, standing, state_if_kept
 from tests.helpers.states import SetClock, random_state
 
 DAY = 86_400.0
@@ -195,3 +195,59 @@ def test_a_store_that_fails_is_an_error_and_not_an_absent_session(store, clock):
     turn(store, 1)
     with pytest.raises(StoreError):
         seen(store, clock, store.close)
+
+
+# -- one look ------------------------------------------------------------------------------------
+
+
+def test_a_session_is_seen_as_it_stood_at_one_moment(store, monkeypatch):
+    for token in range(3):
+        turn(store, token)
+    log = store.log
+
+    def log_after_a_turn(session):
+        turn(store, 9)  # of somebody else, between two looks
+        return log(session)
+
+    monkeypatch.setattr(store, "log", log_after_a_turn)
+    found = standing(store, "bob")
+    assert found is not None
+    assert found.info.n_turns == len(found.log) == 3
+    assert found.log[0].ref == found.info.head
+    assert found.state == random_state([2])
+    assert store.session("bob").n_turns == 4
+
+
+def test_a_state_that_is_trimmed_between_two_looks_is_looked_for_anew(store, monkeypatch):
+    turn(store, 0)
+    get = store.get
+    raced: list[int] = []
+
+    def get_after_turns(ref, **options):
+        if len(raced) < 3:
+            raced.append(1)
+            for token in (10 + len(raced), 20 + len(raced)):
+                turn(store, token)
+        return get(ref, **options)
+
+    monkeypatch.setattr(store, "_staging", type(store._staging)(lambda: 0.0))
+    monkeypatch.setattr(store, "get", get_after_turns)
+    found = standing(store, "bob")
+    assert found is not None
+    assert found.state == random_state([23])
+    assert len(raced) == 3
+
+
+def test_what_cannot_be_looked_at_is_said(store, monkeypatch):
+    assert standing(store, "nobody") is None
+    store.append_unread("waiting", ["{}"])
+    with pytest.raises(ValueError, match="only unread messages"):
+        standing(store, "waiting")
+    turn(store, 1)
+
+    def gone(ref, **options):
+        raise StateNotFound(ref)
+
+    monkeypatch.setattr(store, "get", gone)
+    with pytest.raises(StateNotFound):
+        standing(store, "bob")
