@@ -8,6 +8,7 @@ somebody else's must know nothing.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -127,19 +128,23 @@ class _Run:
     def outcomes(self, name: str, case: Case, codec: CodecName = "exact") -> Iterator[Outcome]:
         """Runs a case n times, many at once, on a store of its own; yields in the cases' order."""
         chat = self._chat(store=MemoryStateStore(codec=codec), slots=self._at_once)
+        stopping = threading.Event()
 
         def run_one(number: int) -> list[Outcome]:
-            with closing(Talks(chat, f"{name} {number}")) as talks:
+            with closing(Talks(chat, f"{name} {number}", stopping.is_set)) as talks:
                 rng = Random(f"{name} {number}")  # noqa: S311  # chooses questions, not secrets
                 return list(case(talks, rng, number))
 
         try:
             with ThreadPoolExecutor(self._at_once, thread_name_prefix="rwkv-recall") as pool:
-                for found in pool.map(run_one, range(self._n)):
-                    self._done += 1
-                    if self._on_progress is not None:
-                        self._on_progress(self._done, self._total)
-                    yield from found
+                try:
+                    for found in pool.map(run_one, range(self._n)):
+                        self._done += 1
+                        if self._on_progress is not None:
+                            self._on_progress(self._done, self._total)
+                        yield from found
+                finally:
+                    stopping.set()  # whoever is left (Ctrl-C, an error) is not waited for
         finally:
             chat.unload()
 

@@ -13,6 +13,7 @@ from langchain_rwkv_state.cli import app
 from langchain_rwkv_state.demo import RECALL_PATH
 from langchain_rwkv_state.recall import SECTIONS, Recall, measure
 from langchain_rwkv_state.recall.cases import ALPHAS, COUNTS, STRANGER, ZERO
+from langchain_rwkv_state.recall.talk import Talk
 from langchain_rwkv_state.runtime.registry import MODELS
 from langchain_rwkv_state.state import CODECS
 
@@ -83,6 +84,24 @@ def test_two_runs_find_the_same_and_leave_no_model_behind():
     )
     assert one == other
     assert seen == [(1, 3), (2, 3), (3, 3)] * 2
+    assert len(MODELS) == held
+
+
+def test_a_run_that_is_broken_off_holds_no_further_conversations(monkeypatch):
+    held, said = len(MODELS), []
+    say = Talk.say
+
+    def counted(talk, text):
+        said.append(text)
+        return say(talk, text)
+
+    def enough(done, total):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Talk, "say", counted)
+    with pytest.raises(KeyboardInterrupt):
+        measure("demo", n=200, only=["distance"], distances=[0, 5], on_progress=enough)
+    assert len(said) < 200 * 6 * 3 / 4
     assert len(MODELS) == held
 
 
