@@ -88,13 +88,12 @@ def costs(
 ) -> dict[str, dict[str, float]]:
     """Returns each codec's share of fp32's bytes, its speed, and the divergence it causes.
 
-    The speeds are those of `encode` and `decode` on one thread, checksum and checks included, in GB
-    of the state's tensors a second; encoders take turns, so that a busy moment hits all of them.
+    The speeds are those of `lossy` and `encode`, and of `decode`, on one thread, with checks, in GB
+    of the state's tensors a second; the codecs take turns, so that a busy moment hits all.
     """
-    kept = {codec: lossy(states[0], codec) for codec in CODECS}
-    data = {codec: encode(kept[codec], codec=codec) for codec in CODECS}
+    data = {codec: _encode(states[0], codec, 0) for codec in CODECS}
     encoders: dict[str, Callable[[int], object]] = {
-        codec: partial(_encode, kept[codec], codec) for codec in CODECS
+        codec: partial(_encode, states[0], codec) for codec in CODECS
     }
     decoders: dict[str, Callable[[int], object]] = {
         codec: partial(_decode, data[codec]) for codec in CODECS
@@ -105,7 +104,7 @@ def costs(
     found: dict[str, dict[str, float]] = {}
     for codec in CODECS:
         found[codec] = {
-            "share": fmean(len(encode(lossy(s, codec), codec=codec)) for s in states) / nbytes,
+            "share": fmean(len(_encode(s, codec, 0)) for s in states) / nbytes,
             "encode_gb_s": nbytes / median(encoding[codec]) / 1e9,
             "decode_gb_s": nbytes / median(decoding[codec]) / 1e9,
             "kl": _divergence(runtime, states, codec, probes) if codec in LOSSY else 0.0,
@@ -116,7 +115,7 @@ def costs(
 
 
 def _encode(state: RWKVState, codec: CodecName, _: int) -> bytes:
-    return encode(state, codec=codec)
+    return encode(lossy(state, codec), codec=codec)
 
 
 def _decode(data: bytes, _: int) -> RWKVState:

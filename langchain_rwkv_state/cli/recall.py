@@ -30,6 +30,9 @@ def recall(
     distances: Annotated[
         str, typer.Option(help="Other turns between telling and asking, with commas.")
     ] = "0,4,8,16,30",
+    codec_distance: Annotated[
+        int, typer.Option(min=0, help="The same for the section codecs.")
+    ] = 4,
     json: Annotated[Path | None, typer.Option(help="A new file for the figures.")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="A new picture: .png, .svg or .pdf (needs matplotlib).")
@@ -64,6 +67,7 @@ def recall(
             strategy=strategy,
             only=wanted,  # type: ignore[arg-type]
             distances=at,
+            codec_distance=codec_distance,
             tokenizer=tokenizer,
             on_progress=told,
         )

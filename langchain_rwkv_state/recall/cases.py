@@ -64,14 +64,16 @@ def of_many(talks: Talks, rng: Random, number: int) -> Iterator[Outcome]:
             yield REPLAY, count, holds(talk.replay(question), told[kind])
 
 
-def through_a_store(talks: Talks, rng: Random, number: int, label: str) -> Iterator[Outcome]:
+def through_a_store(
+    talks: Talks, rng: Random, number: int, label: str, turns: int
+) -> Iterator[Outcome]:
     """A fact that went through the store, and its codec, at every turn."""
     kind = KINDS[number % len(KINDS)]
     tell, question = FACTS[kind]
     wanted = value(rng, kind)
     talk = talks.begin("kept")
     talk.say(tell.format(v=wanted))
-    for _ in range(CODEC_DISTANCE):
+    for _ in range(turns):
         talk.say(other_turn(rng))
     yield RECALLED, label, holds(talk.ask(question), wanted)
 

@@ -42,6 +42,7 @@ def measure(
     strategy: str = "auto",
     only: Sequence[SectionName] = SECTIONS,
     distances: Sequence[int] = cases.DISTANCES,
+    codec_distance: int = cases.CODEC_DISTANCE,
     tokenizer: Any = None,
     on_progress: Progress | None = None,
 ) -> Recall:
@@ -57,6 +58,8 @@ def measure(
         strategy: How the model runs.
         only: Which sections to measure.
         distances: Other turns between telling and asking, for the section ``distance``.
+        codec_distance: Other turns between telling and asking, for the section ``codecs``; a store
+            takes its codec's loss at each.
         tokenizer: As `ChatRWKV` takes it.
         on_progress: Called with (cases done, cases in all).
 
@@ -74,15 +77,18 @@ def measure(
     """
     if not only or any(name not in SECTIONS for name in only):
         raise ValueError(f"Sections are {', '.join(SECTIONS)}, got {list(only)}.")
-    if n < 1 or not distances or min(distances) < 0:
-        raise ValueError(f"n must be 1 or more and distances 0 or more, got {n}, {distances}.")
+    if n < 1 or not distances or min(*distances, codec_distance) < 0:
+        raise ValueError(
+            f"n must be 1 or more and distances 0 or more, got {n}, {distances} and "
+            f"{codec_distance}."
+        )
     wanted = tuple(name for name in SECTIONS if name in only)
     settings = {"n": n, "temperature": 0, "strategy": strategy}
     total = n * sum(len(CODECS) + 1 if name == "codecs" else 1 for name in wanted)
     makes: dict[SectionName, Callable[[_Run], Section]] = {
         "distance": partial(_distance, at=tuple(sorted(set(distances)))),
         "facts": _facts,
-        "codecs": _codecs,
+        "codecs": partial(_codecs, turns=codec_distance),
         "blends": _blends,
         "decays": _decays,
     }
@@ -162,14 +168,14 @@ def _facts(run: _Run) -> Section:
     return Section("facts", "Each of so many facts", "facts told", series)
 
 
-def _codecs(run: _Run) -> Section:
+def _codecs(run: _Run, turns: int) -> Section:
     outcomes: list[Outcome] = []
     for codec in CODECS:
-        case = partial(cases.through_a_store, label=codec)
+        case = partial(cases.through_a_store, label=codec, turns=turns)
         outcomes += run.outcomes("codecs", case, codec)
     outcomes += run.outcomes("codecs", cases.controls)
     at = (*CODECS, cases.ZERO, cases.STRANGER)
-    title = f"One fact after {cases.CODEC_DISTANCE} other turns, by the store's codec"
+    title = f"One fact after {turns} other turn{'s' * (turns != 1)}, by the store's codec"
     return Section("codecs", title, "codec", _counted(outcomes, (cases.RECALLED,), at))
 
 

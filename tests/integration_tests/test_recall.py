@@ -178,6 +178,7 @@ def test_the_figures_that_come_with_the_model_are_those_of_the_benchmark(found):
 def test_settings_that_make_no_sense_are_refused():
     wrong: list[dict[str, Any]]
     wrong = [{"only": []}, {"only": ["none"]}, {"n": 0}, {"distances": [-1]}]
+    wrong += [{"codec_distance": -1}, {"distances": []}]
     for settings in wrong:
         with pytest.raises(ValueError, match=r"Sections are|must be"):
             measure("demo", **settings)
