@@ -40,6 +40,7 @@ from langchain_rwkv_state.store.ledger import Ledger, View
 from langchain_rwkv_state.store.manifest import BundledTurn, Manifest
 from langchain_rwkv_state.store.renaming import Names
 from langchain_rwkv_state.store.rows import LogRow, Origin, SessionRow, StateRow
+from langchain_rwkv_state.store.state_file import checked_state
 
 _HOLD_SECONDS = 3600.0  # a process that is killed amid a bundle leaves nothing that lasts longer
 
@@ -101,13 +102,8 @@ class Exporter:
     def _file(self, row: StateRow) -> bytes:
         """Returns a state's file as it is stored, once it is known to be right."""
         data = self._backend.read_blob(row.blob)
-        if data is None:
-            raise StateCorrupt(
-                f"The file {row.blob} of the state {row.ref} is missing, though nobody deleted "
-                "the state: run check() on the store."
-            )
-        if reference(decode(data, ref=row.ref).state.derivation, self._key) != row.ref:
-            raise StateCorrupt(f"The file of the state {row.ref} holds a state of another store.")
+        checked_state(data, row, self._key)
+        assert data is not None  # noqa: S101  # checked_state
         return data
 
 

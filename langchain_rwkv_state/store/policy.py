@@ -29,7 +29,6 @@ from langchain_rwkv_state.state import (
     LOSSY,
     CodecName,
     RWKVState,
-    decode,
     encode_parts,
     is_reference,
     lossy,
@@ -62,6 +61,7 @@ from langchain_rwkv_state.store.rows import HolderRow, Origin, SessionRow, State
 from langchain_rwkv_state.store.secret import store_secret
 from langchain_rwkv_state.store.settings import check_log
 from langchain_rwkv_state.store.staging import STAGED_BUDGET_BYTES, Staging
+from langchain_rwkv_state.store.state_file import checked_state
 from langchain_rwkv_state.store.tokens import joined, pack_tokens
 
 T = TypeVar("T")
@@ -172,14 +172,7 @@ class KeyedStore(StateStore):
         if data is None:
             row = self._view().state(ref)  # deleted, or stored anew, since the look above
             data = self._backend.read_blob(row.blob)
-        if data is None:
-            raise StateCorrupt(
-                f"The file {row.blob} of the state {ref} is missing, though nobody deleted the "
-                "state: run check() on the store."
-            )
-        state = decode(data, ref=ref).state
-        if reference(state.derivation, self._key) != ref:
-            raise StateCorrupt(f"The file of the state {ref} holds a state of another store.")
+        state = checked_state(data, row, self._key)
         if renew:
             self._renew_holds(view, ref)
         return state

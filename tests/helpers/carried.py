@@ -7,12 +7,12 @@ the answers of the turns that follow. The head's state goes to the file `state`.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from dataclasses import asdict
 from typing import Any
 
 from langchain_rwkv_state import ChatRWKV, DiskStateStore
+from tests.helpers.elsewhere import elsewhere
 
 
 def carried(model: str, store: str, bundle: str, texts: list[str], state: str) -> dict[str, Any]:
@@ -29,17 +29,7 @@ def carried(model: str, store: str, bundle: str, texts: list[str], state: str) -
 
 def carried_elsewhere(**what: Any) -> dict[str, Any]:
     """Does the same in another process."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "tests.helpers.carried"],
-        input=json.dumps(what),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
+    return elsewhere("tests.helpers.carried", **what)
 
 
 if __name__ == "__main__":

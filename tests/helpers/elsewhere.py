@@ -26,8 +26,13 @@ def turn(model: str, store: str, session: str, text: str, max_tokens: int = 48) 
 
 def turn_elsewhere(**what: Any) -> dict[str, Any]:
     """Does the same in another process."""
+    return elsewhere("tests.helpers.elsewhere", **what)
+
+
+def elsewhere(module: str, **what: Any) -> dict[str, Any]:
+    """Runs a module in another process, with JSON in and out."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "tests.helpers.elsewhere"],
+        [sys.executable, "-W", "error", "-m", module],
         input=json.dumps(what),
         capture_output=True,
         text=True,
