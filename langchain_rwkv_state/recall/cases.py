@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from random import Random
+from typing import NamedTuple
 
-from langchain_rwkv_state.recall.talk import Talks
+from langchain_rwkv_state.recall.talk import Talk, Talks
 from langchain_rwkv_state.recall.values import FACTS, KINDS, holds, other_turn, value, values
 from langchain_rwkv_state.state import blend, decay
 
@@ -33,15 +34,30 @@ Outcome = tuple[str, float | str, bool]
 Case = Callable[[Talks, Random, int], Iterator[Outcome]]
 
 
+class Told(NamedTuple):
+    """A conversation that was told one fact: its kind, its value, and how it is asked for."""
+
+    talk: Talk
+    kind: str
+    wanted: str
+    question: str
+
+
+def told_one(talks: Talks, rng: Random, number: int) -> Told:
+    """Begins a conversation with a fact of the kind whose turn it is."""
+    kind = KINDS[number % len(KINDS)]
+    tell, question = FACTS[kind]
+    wanted = value(rng, kind)
+    talk = talks.begin("told")
+    talk.say(tell.format(v=wanted))
+    return Told(talk, kind, wanted, question)
+
+
 def at_distances(
     talks: Talks, rng: Random, number: int, distances: Sequence[int]
 ) -> Iterator[Outcome]:
     """A fact, asked for after so many other turns; beside it the transcript."""
-    kind = KINDS[number % len(KINDS)]
-    tell, question = FACTS[kind]
-    wanted = value(rng, kind)
-    talk = talks.begin("far")
-    talk.say(tell.format(v=wanted))
+    talk, kind, wanted, question = told_one(talks, rng, number)
     for turn in range(max(distances) + 1):
         if turn in distances:
             yield STATE, turn, holds(talk.ask(question), wanted)
@@ -68,11 +84,7 @@ def through_a_store(
     talks: Talks, rng: Random, number: int, label: str, turns: int
 ) -> Iterator[Outcome]:
     """A fact that went through the store, and its codec, at every turn."""
-    kind = KINDS[number % len(KINDS)]
-    tell, question = FACTS[kind]
-    wanted = value(rng, kind)
-    talk = talks.begin("kept")
-    talk.say(tell.format(v=wanted))
+    talk, _, wanted, question = told_one(talks, rng, number)
     for _ in range(turns):
         talk.say(other_turn(rng))
     yield RECALLED, label, holds(talk.ask(question), wanted)
@@ -112,11 +124,7 @@ def blended(talks: Talks, rng: Random, number: int) -> Iterator[Outcome]:
 
 def decayed(talks: Talks, rng: Random, number: int) -> Iterator[Outcome]:
     """A fact, one other turn, then the past made weaker, then the question."""
-    kind = KINDS[number % len(KINDS)]
-    tell, question = FACTS[kind]
-    wanted = value(rng, kind)
-    talk = talks.begin("faded")
-    talk.say(tell.format(v=wanted))
+    talk, _, wanted, question = told_one(talks, rng, number)
     talk.say(other_turn(rng))
     for factor in FACTORS:
         yield RECALLED, factor, holds(talks.ask(decay(talk.state(), factor), question), wanted)
