@@ -21,6 +21,7 @@ from rich.tree import Tree
 
 from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.options import ModelOption, StoreOption, StrategyOption, open_store
+from langchain_rwkv_state.views.words import counted
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.chat_models import ChatRWKV
@@ -78,7 +79,7 @@ def clear(directory: DirectoryOption = None) -> None:
         return
     with closing(_open(path)) as disk:
         count = disk.clear()
-        output.out().print(f"Removed {count} {'state' if count == 1 else 'states'}.")
+        output.out().print(f"Removed {counted(count, 'state')}.")
 
 
 @cache.command()

@@ -18,9 +18,11 @@ from rich.text import Text
 from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.options import (
     ModelOption,
+    PlotOption,
     StoreOption,
     StrategyOption,
     TokenizerOption,
+    check_plot,
 )
 from langchain_rwkv_state.cli.sessions import existing_store, unknown_session
 from langchain_rwkv_state.cli.states import (
@@ -31,18 +33,14 @@ from langchain_rwkv_state.cli.states import (
     read_healthy,
     state_of,
 )
-from langchain_rwkv_state.views.words import counted
+from langchain_rwkv_state.views.words import counted, span
 from langchain_rwkv_state.whole import require_new, write_whole
 
 if TYPE_CHECKING:
-    from langchain_rwkv_state.state import Distance, HeadMap, Inspection, RWKVState, TensorHealth
+    from langchain_rwkv_state.state import Distance, HeadMap, Inspection, RWKVState
     from langchain_rwkv_state.store import StateStore
 
 _METRICS = ("l2", "cosine", "rms_relative", "logits_kl")
-PlotOption = Annotated[
-    Path | None,
-    typer.Option("--plot", metavar="FILE", help="A new picture: .png, .svg or .pdf."),
-]
 
 
 def inspect(
@@ -59,7 +57,7 @@ def inspect(
     """
     from langchain_rwkv_state import state as states
 
-    _require_picture(plot)
+    check_plot(plot)
     ranges = read_healthy(healthy)
     state = state_of(source, store)
     found = states.inspect(state, healthy=ranges)
@@ -127,7 +125,7 @@ def diff(
         raise typer.BadParameter(f"{metric!r} is none of {', '.join(_METRICS)}.")
     if metric == "logits_kl" and not probe:
         raise typer.BadParameter("logits_kl reads a text from both states: give one by --probe.")
-    _require_picture(plot)
+    check_plot(plot)
     a, b = state_of(first, store), state_of(second, store)
     _require_one_model(first, a, second, b)
     if metric == "logits_kl":
@@ -153,19 +151,13 @@ def _print_inspection(state: RWKVState, found: Inspection) -> None:
             *(f"{figure:.3g}" for figure in figures),
             str(each.n_nan),
             str(each.n_inf),
-            _ranks(each),
+            span(each.ranks),
         )
     console.print(rows)
     console.print()
     console.print(found.verdict, soft_wrap=True)
     for problem in found.problems[1:]:
         console.print(Text(problem), soft_wrap=True)
-
-
-def _ranks(health: TensorHealth) -> str:
-    if not health.ranks:
-        return ""
-    return f"{min(health.ranks):.1f} to {max(health.ranks):.1f}"
 
 
 def _as_json(
@@ -242,13 +234,6 @@ def _print_distance(found: Distance) -> None:
         rows.add_row(str(number), *(f"{figure:.4g}" for figure in (whole, *parts)))
     rows.add_row("all", f"{found.total:.4g}", *("" for _ in kinds), style="bold")
     output.out().print(rows)
-
-
-def _require_picture(plot: Path | None) -> None:
-    if plot is not None:
-        from langchain_rwkv_state.views.figure import require_picture
-
-        require_picture(plot)
 
 
 def _draw(maps: Any, title: str, plot: Path) -> None:

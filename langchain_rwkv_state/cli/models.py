@@ -23,7 +23,7 @@ from langchain_rwkv_state.cli.checkpoint import (
     short,
 )
 from langchain_rwkv_state.cli.checkpoint import said as text_given
-from langchain_rwkv_state.cli.options import ModelOption, TokenizerOption
+from langchain_rwkv_state.cli.options import ModelOption, PlotOption, TokenizerOption, check_plot
 from langchain_rwkv_state.whole import require_new, write_whole
 
 if TYPE_CHECKING:
@@ -40,9 +40,7 @@ def half_life(
     text: TextOption = None,
     words: WordsOption = None,
     tokenizer: TokenizerOption = None,
-    plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw it: a new .png, .svg or .pdf.")
-    ] = None,
+    plot: PlotOption = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write all figures to a new file.")
     ] = None,
@@ -51,10 +49,7 @@ def half_life(
 
     RWKV-4 and 5 need no text: the weights say it. In RWKV-6 and 7 it depends on what is read.
     """
-    from langchain_rwkv_state.views.figure import require_picture
-
-    if plot is not None:
-        require_picture(plot)
+    check_plot(plot)
     if json_file is not None:
         require_new(json_file)
     opened = Opened.of(model)

@@ -44,6 +44,10 @@ TokenizerOption = Annotated[
         help="world, or a tokenizer.json.",
     ),
 ]
+PlotOption = Annotated[
+    Path | None,
+    typer.Option("--plot", metavar="FILE", help="A new picture: .png, .svg or .pdf."),
+]
 StrategyOption = Annotated[
     str, typer.Option("--strategy", help="auto, 'cpu int8', or one of the rwkv package.")
 ]
@@ -93,6 +97,18 @@ def read_text(file: Path) -> str:
             f"{file} is no text in UTF-8 (byte {error.start} is {error.object[error.start]:#04x}): "
             "convert it first."
         ) from error
+
+
+def check_plot(plot: Path | None) -> None:
+    """Checks that a picture can be drawn, before anything is measured for it.
+
+    Raises:
+        ValueError, OSError: As `require_picture`.
+    """
+    if plot is not None:
+        from langchain_rwkv_state.views.figure import require_picture
+
+        require_picture(plot)
 
 
 def open_store(directory: Path | None) -> DiskStateStore:

@@ -12,7 +12,13 @@ from typing import Annotated
 import typer
 
 from langchain_rwkv_state.cli import output
-from langchain_rwkv_state.cli.options import ModelOption, StrategyOption, TokenizerOption
+from langchain_rwkv_state.cli.options import (
+    ModelOption,
+    PlotOption,
+    StrategyOption,
+    TokenizerOption,
+    check_plot,
+)
 from langchain_rwkv_state.whole import require_new, write_whole
 
 _SECTIONS = ("distance", "facts", "codecs", "blends", "decays")
@@ -34,9 +40,7 @@ def recall(
         int, typer.Option(min=0, help="The same for the section codecs.")
     ] = 4,
     json: Annotated[Path | None, typer.Option(help="A new file for the figures.")] = None,
-    plot: Annotated[
-        Path | None, typer.Option(help="A new picture: .png, .svg or .pdf (needs matplotlib).")
-    ] = None,
+    plot: PlotOption = None,
 ) -> None:
     """Tell a model facts, say other things, and ask.
 
@@ -51,10 +55,7 @@ def recall(
     at = _numbers(distances)
     if json is not None:
         require_new(json)
-    if plot is not None:
-        from langchain_rwkv_state.views.figure import require_picture
-
-        require_picture(plot)
+    check_plot(plot)
 
     from langchain_rwkv_state.progress import stepping
     from langchain_rwkv_state.recall import measure

@@ -25,6 +25,7 @@ from langchain_rwkv_state.cli.options import (
     open_store,
 )
 from langchain_rwkv_state.cli.states import Into, keep, loaded_model
+from langchain_rwkv_state.views.words import counted
 
 
 def prefill(
@@ -71,8 +72,8 @@ def prefill(
         finally:
             llm.unload()
         read = state.n_tokens - (known.n_tokens if known else 0)
-        line = Text(f"Read {read} tokens. The session ") + output.one_line(session)
-        line += Text(f" has {state.n_tokens} tokens in {output.size(state.nbytes)}.")
+        line = Text(f"Read {counted(read, 'token')}. The session ") + output.one_line(session)
+        line += Text(f" has {counted(state.n_tokens, 'token')} in {output.size(state.nbytes)}.")
         output.out().print(line, soft_wrap=True)
 
 

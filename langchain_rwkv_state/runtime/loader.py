@@ -197,9 +197,8 @@ def _on_a_thread(load: Callable[[], Model]) -> Model:
 def _load(path: Path, strategy: Strategy, kernels: bool, change: Change | None) -> Model:
     tensors = read_tensors(path)
     checkpoint = Checkpoint.of(tensors, path)
-    changed = change.of(tensors, checkpoint) if change else {}
-    if change and changed:
-        tensors |= changed
+    if change is not None:  # and it changes something: `load_changed` has asked
+        tensors |= change.of(tensors, checkpoint)
         checkpoint = checkpoint.changed(tensors, change.name)
     if strategy.is_native_for(checkpoint.version, deep_embed=checkpoint.deep_embed):
         return NativeModel(tensors, checkpoint, strategy.stages[0])

@@ -26,6 +26,7 @@ from langchain_rwkv_state.state.algebra import LOG_ZERO
 from langchain_rwkv_state.state.layout import StateLayout
 from langchain_rwkv_state.state.parts import SHIFTS, kind
 from langchain_rwkv_state.state.state import RWKVState, as_bytes
+from langchain_rwkv_state.whole import whole_file, write_whole
 
 _TUNED = re.compile(r"(?:.*\.)?blocks\.(\d+)\.att\.time_state")
 _OTHER_NAMES = {"att_ab": "att_bb"}  # what some tools call RWKV-4's denominator
@@ -33,6 +34,8 @@ _OTHER_NAMES = {"att_ab": "att_bb"}  # what some tools call RWKV-4's denominator
 
 def export_tensors(state: RWKVState, path: str | os.PathLike[str]) -> None:
     """Writes a state's tensors for other tools: no header, no checksum, no origin.
+
+    The file is written whole or not at all, and is readable by its owner alone.
 
     Args:
         state: The state.
@@ -46,12 +49,12 @@ def export_tensors(state: RWKVState, path: str | os.PathLike[str]) -> None:
     target = Path(path)
     tensors = {name: state[name].cpu() for name in state}
     if target.suffix == ".safetensors":
-        safetensors.torch.save_file(tensors, target)
+        write_whole(target, safetensors.torch.save(tensors))
     elif target.suffix in (".pt", ".pth"):
-        torch.save(list(tensors.values()), target)
+        with whole_file(target) as file:
+            torch.save(list(tensors.values()), file)
     else:
         raise ValueError(f"{target.name!r} must end with .pt, .pth or .safetensors.")
-    target.chmod(0o600)
 
 
 def import_tensors(

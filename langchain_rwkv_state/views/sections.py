@@ -16,7 +16,7 @@ from langchain_rwkv_state.views.html_parts import legend, section, table_html
 from langchain_rwkv_state.views.scale import Scale
 from langchain_rwkv_state.views.session_report import SessionReport
 from langchain_rwkv_state.views.svg import escaped
-from langchain_rwkv_state.views.words import ago, clock_time, short, size, until
+from langchain_rwkv_state.views.words import ago, clock_time, counted, short, size, span, until
 
 _CLASSES = {"Sound": "good", "Finite": "good", "Empty": "warn", "Unusual": "warn"}
 _KINDS = {
@@ -44,7 +44,7 @@ def facts_section(report: SessionReport) -> str:
         ("First turn", ago(info.created_seconds, now), clock_time(info.created_seconds)),
         ("Last turn", ago(info.updated_seconds, now), clock_time(info.updated_seconds)),
         ("Expires", expires, "" if expires == "never" else clock_time(info.expires_seconds)),
-        ("Unread", _messages(len(info.unread)), "to be read next" if info.unread else ""),
+        ("Unread", counted(len(info.unread), "message"), "to be read next" if info.unread else ""),
     ]
     shown = "".join(
         f"<div><dt>{name}</dt><dd>{escaped(value)}<small>{escaped(more)}</small></dd></div>"
@@ -54,10 +54,6 @@ def facts_section(report: SessionReport) -> str:
         f'<div class="wide"><dt>Model</dt><dd><code>{escaped(report.fingerprint)}</code></dd></div>'
     )
     return section("session", "Session", f'<dl class="facts">{shown}{model}</dl>')
-
-
-def _messages(count: int) -> str:
-    return "1 message" if count == 1 else f"{count} messages"
 
 
 def log_section(report: SessionReport) -> str:
@@ -191,12 +187,17 @@ def health_section(report: SessionReport) -> str:
 
 
 def _tensor(each: TensorHealth, report: SessionReport) -> list[str]:
-    ranks = f"{min(each.ranks):.1f} to {max(each.ranks):.1f}" if each.ranks else ""
     figures = [f"{x:.3g}" for x in (each.mean_abs, each.max_abs, each.rms)]
     if report.healthy is not None:
         usual = report.healthy.rms.get(each.name)  # a broken state is shown with any ranges
         figures.append("" if usual is None else f"{usual[0]:.3g} to {usual[1]:.3g}")
-    return [f"<code>{each.name}</code>", *figures, str(each.n_nan), str(each.n_inf), ranks]
+    return [
+        f"<code>{each.name}</code>",
+        *figures,
+        str(each.n_nan),
+        str(each.n_inf),
+        span(each.ranks),
+    ]
 
 
 def maps_section(report: SessionReport) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from datetime import datetime
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -34,6 +35,16 @@ def counted(count: int, thing: str) -> str:
         ('1 turn', '2 turns')
     """
     return f"{count} {thing}" + "s" * (count != 1)
+
+
+def span(figures: Sequence[float]) -> str:
+    """Returns the least and the largest of some figures; nothing for none.
+
+    Example:
+        >>> span([2.0, 1.25]), span([])
+        ('1.2 to 2.0', '')
+    """
+    return f"{min(figures):.1f} to {max(figures):.1f}" if figures else ""
 
 
 def size(nbytes: int) -> str:

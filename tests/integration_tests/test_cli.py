@@ -5,32 +5,17 @@ import os
 import pty
 import select
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
 
 from langchain_rwkv_state.store import DiskStateStore
-
-RWKV_STATE = [sys.executable, "-c", "from langchain_rwkv_state.cli import main; main()"]
-PATIENCE_SECONDS = 500  # a busy machine takes its time to import PyTorch
-
-
-def _run(store, *words, text=None, **options):
-    return subprocess.run(
-        [*RWKV_STATE, *words, "--store", str(store)],
-        input=text,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_SECONDS,
-        check=False,
-        **options,
-    )
+from tests.helpers.command import PATIENCE_SECONDS, RWKV_STATE, rwkv_state
 
 
 def _chat(store, *words, text):
-    return _run(store, "chat", "-s", "bob", "--temperature", "0", *words, text=text)
+    return rwkv_state(store, "chat", "-s", "bob", "--temperature", "0", *words, text=text)
 
 
 def test_a_second_process_remembers_through_a_pipe_and_obeys_commands(tmp_path):
@@ -174,13 +159,13 @@ def test_doctor_finds_a_sound_installation_and_a_damaged_store(tmp_path):
     store = tmp_path / "store"
     with DiskStateStore(store):
         pass
-    well = _run(store, "doctor")
+    well = rwkv_state(store, "doctor")
     assert (well.returncode, well.stderr) == (0, "")
     for found in ("torch", "rwkv", "diskcache", "cpu fp32", "Vera", str(store), "All is well."):
         assert found in well.stdout
 
     (store / "cache.db").write_bytes(b"no database at all" * 100)
-    ill = _run(store, "doctor")
+    ill = rwkv_state(store, "doctor")
     assert ill.returncode == 1
     assert "\u2192" in ill.stdout  # what to do
     assert "Vera" in ill.stdout  # one failed check does not hide the others
@@ -198,7 +183,7 @@ def test_a_conversation_is_watched_from_another_terminal_until_ctrl_c(tmp_path):
         terminal.until("LAST TURNS")
         _chat(store, text="What is my name?\n")
         terminal.until("turn \x1b[0m2")
-        _run(store, "rm", "bob")
+        rwkv_state(store, "rm", "bob")
         terminal.until("The session was deleted")
         os.kill(terminal.pid, signal.SIGINT)
         assert terminal.wait() == 0

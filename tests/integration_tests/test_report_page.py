@@ -1,31 +1,20 @@
 """A session's report as a browser shows it: whole, silent, alone, and no wider than a phone."""
 
-import subprocess
-import sys
-
 import pytest
 
 from langchain_rwkv_state.demo import RECALL_PATH
 from langchain_rwkv_state.recall import Point, Recall, Section, Series
 from langchain_rwkv_state.store import DiskStateStore
 from tests.helpers.browser import find_chromium, rendered, width_at
+from tests.helpers.command import rwkv_state
 
-RWKV_STATE = [sys.executable, "-c", "from langchain_rwkv_state.cli import main; main()"]
 SAID = "My name is Marlow.\nI live in Lisbon.\nWhat is my name?\n"
-PATIENCE_SECONDS = 500
 PHONE = 390
 NAME = 'bob <b>&"x'
 
 
 def _run(store, *words, text=None):
-    done = subprocess.run(
-        [*RWKV_STATE, *words, "--store", str(store)],
-        input=text,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_SECONDS,
-        check=False,
-    )
+    done = rwkv_state(store, *words, text=text)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

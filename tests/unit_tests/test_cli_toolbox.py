@@ -22,7 +22,7 @@ from langchain_rwkv_state.state import (
     lossy,
 )
 from langchain_rwkv_state.store import DiskStateStore
-from tests.helpers.states import random_state
+from tests.helpers.states import head_of, random_state
 
 LAYOUT = StateLayout.of(7, n_layer=2, n_embd=64, head_size=32)
 ALICE, BOB = (random_state([n], layout=LAYOUT) for n in (1, 2))
@@ -44,10 +44,6 @@ def run(store):
         return found
 
     return call
-
-
-def head_of(store, session):
-    return store.get(store.head(session))
 
 
 def test_inspect_shows_each_tensor_and_a_verdict(run):

@@ -153,3 +153,19 @@ def test_damaged_files_are_refused(tmp_path, data, suffix):
     path.write_bytes(data)
     with pytest.raises(StateCorrupt):
         import_tensors(path, pair(7)[1])
+
+
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_an_export_that_fails_leaves_what_was_there(tmp_path, monkeypatch, ending):
+    state, path = random_state([1], layout=LAYOUTS[7]), tmp_path / f"state.{ending}"
+    export_tensors(state, path)
+    before = path.read_bytes()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        export_tensors(random_state([2], layout=LAYOUTS[7]), path)
+    assert [each.read_bytes() for each in tmp_path.iterdir()] == [before]
