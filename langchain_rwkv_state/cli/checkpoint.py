@@ -56,7 +56,7 @@ class Opened:
         from langchain_rwkv_state.runtime.files import read_tensors
 
         path = locate(model)
-        tensors = read_tensors(path)
+        tensors = read_tensors(path, mapped=True)
         return cls(path, tensors, Checkpoint.of(tensors, path))
 
     @property

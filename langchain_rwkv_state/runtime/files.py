@@ -1,23 +1,28 @@
 """Checkpoint files: from a path to named tensors, running nothing that the file brings.
 
 This module knows the two formats, ``.pth`` and ``.safetensors``, and no model. A file's content
-decides which it is, not its name. The easy mistake is to keep a tensor that it returns: they are
-views of the mapped file, so that whoever changes the file changes them (`private_copy`).
+decides which it is, not its name. The easy mistake is to map a file whose every number is needed:
+somebody may write a new one in its place meanwhile, and a process that reaches behind the end of a
+mapped file dies (SIGBUS), with no error. So whatever is loaded is read.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import safetensors
 import torch
 
 from langchain_rwkv_state.errors import ModelLoadError
+from langchain_rwkv_state.runtime.pth_file import read_pth
+from langchain_rwkv_state.runtime.safetensors_file import read_safetensors
 
 SUFFIXES = (".pth", ".safetensors")
 _LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # PyTorch before 1.6
@@ -26,20 +31,28 @@ _FOREIGN_OBJECT = re.compile(r"unsupported (global|class)", re.IGNORECASE)  # in
 _EXPECTED = "an RWKV checkpoint is a .pth or .safetensors file with BlinkDL's tensor names"
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Maps a checkpoint into memory.
+def read_tensors(path: Path, *, mapped: bool = False) -> dict[str, torch.Tensor]:
+    """Reads a checkpoint into memory.
 
     Args:
         path: A file that `torch.save` or safetensors wrote.
+        mapped: Whether to map the file instead, for a quick look at a few numbers. Such tensors
+            are not to be kept: whoever changes the file changes them, and whoever cuts it short
+            ends the process.
 
     Returns:
-        Tensors by name: views of the mapped file on the CPU, to be read and not kept.
+        Tensors by name, on the CPU.
 
     Raises:
-        ModelLoadError: The file is missing, damaged, of another format, or holds anything but
-            tensors. A pickled payload is not run.
+        ModelLoadError: The file is missing, damaged, of another format, was changed while it was
+            read, or holds anything but tensors. A pickled payload is not run.
     """
     require_file(path)
+    with _unchanged(path):
+        return _read(path, mapped=mapped)
+
+
+def _read(path: Path, *, mapped: bool) -> dict[str, torch.Tensor]:
     try:
         with path.open("rb") as file:
             head = file.read(16)
@@ -50,23 +63,10 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     if not head:
         raise ModelLoadError(f"{path} is empty: download it again.")
     if head[8:9] == b"{" or path.suffix == ".safetensors":
-        return _only_tensors(_read_safetensors(path), path)
+        return _only_tensors(_read_safetensors(path, mapped=mapped), path)
     if head[:2] == b"PK" or head[: len(_LEGACY)] == _LEGACY:
-        return _only_tensors(_read_pth(path), path)
+        return _only_tensors(_read_pth(path, mapped=mapped), path)
     raise ModelLoadError(f"{path} is no checkpoint: {_EXPECTED}. Is the download whole?")
-
-
-def private_copy(tensors: dict[str, torch.Tensor], *, kept: frozenset[torch.dtype]) -> None:
-    """Replaces views of a mapped file by copies, where a model would otherwise keep them.
-
-    Args:
-        tensors: What `read_tensors` gave; changed in place.
-        kept: The dtypes in which the model keeps tensors. Others are converted, and so copied,
-            by whoever takes them.
-    """
-    for name, tensor in tensors.items():
-        if tensor.dtype in kept:
-            tensors[name] = tensor.clone()
 
 
 def require_file(path: Path) -> None:
@@ -91,8 +91,39 @@ def require_file(path: Path) -> None:
     raise ModelLoadError(f"There is no file {path}: {hint}")
 
 
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+@contextmanager
+def _unchanged(path: Path) -> Iterator[None]:
+    """Refuses what was read from a file that was written to meanwhile."""
+    before = _version(path)
     try:
+        yield
+    except ModelLoadError as error:
+        if _version(path) != before:
+            raise _changed(path) from error
+        raise
+    if _version(path) != before:
+        raise _changed(path)
+
+
+def _version(path: Path) -> tuple[int, int, int, int] | None:
+    try:
+        stat = os.stat(path)  # noqa: PTH116  # the file that a link leads to, as when it is read
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _changed(path: Path) -> ModelLoadError:
+    return ModelLoadError(
+        f"{path} was changed or cut short while it was being read: load it again once whoever "
+        "writes it is done, and write new ones under another name first."
+    )
+
+
+def _read_safetensors(path: Path, *, mapped: bool) -> dict[str, torch.Tensor]:
+    try:
+        if not mapped:
+            return read_safetensors(path)
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError, ValueError, AttributeError) as error:
@@ -101,12 +132,11 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def _read_pth(path: Path) -> object:
+def _read_pth(path: Path, *, mapped: bool) -> object:
     try:
-        # Files of before PyTorch 1.6 are no archives and cannot be mapped.
-        return torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
+        if mapped and zipfile.is_zipfile(path):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return read_pth(path)
     except pickle.UnpicklingError as error:
         if not _FOREIGN_OBJECT.search(str(error)):
             raise _damaged(path, error) from error

@@ -84,7 +84,7 @@ def half_life(model: str | Path, tokens: Sequence[int] | None = None) -> HalfLif
         ('7', torch.Size([128]), torch.Size([2]), 'measured on 3 tokens')
     """
     path = locate(model)
-    tensors = read_tensors(path)
+    tensors = read_tensors(path, mapped=True)
     checkpoint = Checkpoint.of(tensors, path)
     if checkpoint.version[0] in "45":
         return static_half_life(tensors, checkpoint)
@@ -97,7 +97,7 @@ def half_life(model: str | Path, tokens: Sequence[int] | None = None) -> HalfLif
             "ids of a text, tokens=tokenizer.encode(...)."
         )
     _require_known(tokens, checkpoint)
-    return _result(checkpoint, _measured(tensors, tokens), len(tokens), text)
+    return _result(checkpoint, _measured(read_tensors(path), tokens), len(tokens), text)
 
 
 def static_half_life(tensors: Mapping[str, torch.Tensor], checkpoint: Checkpoint) -> HalfLife:

@@ -23,7 +23,7 @@ from langchain_rwkv_state.runtime.files import SUFFIXES, read_tensors, require_f
 from langchain_rwkv_state.runtime.handle import Model, RuntimeHandle
 from langchain_rwkv_state.runtime.native.model import NativeModel
 from langchain_rwkv_state.runtime.package import PackageModel
-from langchain_rwkv_state.runtime.registry import MODELS
+from langchain_rwkv_state.runtime.registry import MODELS, return_memory
 from langchain_rwkv_state.runtime.strategy import Strategy
 
 DEMO = "demo"
@@ -88,7 +88,7 @@ def load_changed(model: str | Path, change: Change, strategy: str = "auto") -> R
         ValueError: The change makes no sense for the model.
     """
     path = locate(model)
-    tensors = read_tensors(path)
+    tensors = read_tensors(path, mapped=True)
     if not change.of(tensors, Checkpoint.of(tensors, path)):
         return load_runtime(model, strategy)  # whose weights these are, and perhaps loaded already
     return _handle(model, strategy, change)
@@ -191,7 +191,9 @@ def _on_a_thread(load: Callable[[], Model]) -> Model:
     sleep between operations instead of spinning: decoding takes half as long again.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="rwkv-load") as pool:
-        return pool.submit(load).result()
+        loaded = pool.submit(load).result()
+    return_memory()  # what the file's own tensors took, which the model has in another form
+    return loaded
 
 
 def _load(path: Path, strategy: Strategy, kernels: bool, change: Change | None) -> Model:

@@ -17,7 +17,6 @@ from typing import Any, cast
 import torch
 
 from langchain_rwkv_state.runtime.checkpoint import Checkpoint, in_loading_order
-from langchain_rwkv_state.runtime.files import private_copy
 from langchain_rwkv_state.runtime.namespace import Namespace
 from langchain_rwkv_state.runtime.strategy import Strategy
 from langchain_rwkv_state.state import StateLayout, Version, dtype_name
@@ -63,7 +62,6 @@ class PackageModel:
         scripted: bool | None = None,
     ) -> None:
         devices = {stage.device for stage in strategy.stages}
-        private_copy(tensors, kept=_kept_dtypes(strategy))
         ordered = in_loading_order(tensors)
         tensors.clear()
         self._is_7 = checkpoint.version == "7"
@@ -175,17 +173,6 @@ class PackageModel:
             .contiguous()
             for layer in range(self.layout.n_layer)
         }
-
-
-def _kept_dtypes(strategy: Strategy) -> frozenset[torch.dtype]:
-    """Returns the dtypes in which the package may keep a tensor as it was given.
-
-    Everything that goes to another device is copied there. On the CPU what already has the dtype
-    of its layer is kept, and so are the norms of the older versions in fp32.
-    """
-    if not any(stage.device == "cpu" or stage.streams for stage in strategy.stages):
-        return frozenset()
-    return frozenset({torch.float32} | {_DTYPES[stage.dtype] for stage in strategy.stages})
 
 
 def _worth_scripting(devices: set[str], weights_bytes: int) -> bool:

@@ -72,7 +72,7 @@ class CompiledPass:
     """One pass of a model over ragged rows.
 
     Args:
-        weights: The model.
+        weights: The model; its layers are handed over.
         head_size: Size of a head, at most `LARGEST_HEAD`.
         library: What `build.library` returned.
         int8: Whether the large matrices and the head are rounded to 8 bits per output.
@@ -87,14 +87,15 @@ class CompiledPass:
         self._fp16, self._dots = bool(library.keeps_fp16()), bool(library.has_dots())
         self._int8 = int8
         self._kept: list[Any] = []
-        layers = (_Layer * len(weights.layers))(*map(self._layer, weights.layers))
+        count, ffn = len(weights.layers), len(weights.layers[0].ffn_key)
+        layers = (_Layer * count)(*map(self._layer, weights.handed_over()))
         self._kept.append(layers)
         self._vocab_size, width = weights.head.shape
         self._model = _Model(
-            len(layers),
+            count,
             width,
             head_size,
-            weights.layers[0].ffn_key.shape[0],
+            ffn,
             ctypes.addressof(layers),
             self._norm(weights.out_norm),
             self._matrix(weights.head, large=True),

@@ -71,7 +71,7 @@ class NativeModel:
         self.weights = checkpoint.weights
         self.compute = "int8" if stage.int8 else stage.dtype
         self.vocab_size = checkpoint.vocab_size
-        self._emb = sorted_weights.emb.clone()
+        self._emb = sorted_weights.emb
         norm = sorted_weights.emb_norm
         self._emb_norm = (
             norm.weight.to(self._dtype, copy=True),
@@ -197,5 +197,5 @@ def _rounded(weights: Weights) -> Weights:
             ffn_value=through(layer.ffn_value),
         )
 
-    layers = tuple(map(layer_through, weights.layers))
+    layers = list(map(layer_through, weights.handed_over()))
     return replace(weights, layers=layers, head=through(weights.head))

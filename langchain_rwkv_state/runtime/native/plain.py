@@ -50,7 +50,7 @@ class PlainPass:
     """One pass of a model over ragged rows.
 
     Args:
-        weights: The model.
+        weights: The model; its layers are handed over.
         head_size: Size of a head, N.
         dtype: In which to compute.
         device: Where.
@@ -60,12 +60,12 @@ class PlainPass:
         self, weights: Weights, head_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         def moved(tensor: Tensor) -> Tensor:
-            return tensor.to(device, dtype, copy=True)  # never a view of the mapped file
+            return tensor.to(device, dtype, copy=True)  # what was read is given back
 
         recurrence = _recurrence(device, head_size)
         self._layers = [
             _PlainLayer(layer, head_size=head_size, recurrence=recurrence, moved=moved)
-            for layer in weights.layers
+            for layer in weights.handed_over()
         ]
         self._out_norm = _Normed(weights.out_norm, moved)
         self._head = pack(moved(weights.head))

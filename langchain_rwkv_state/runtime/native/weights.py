@@ -9,7 +9,7 @@ D width, F channel-mix width, R rank of a LoRA, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -90,14 +90,14 @@ class Weights:
     Attributes:
         emb: ``[V, D]``; what a layer reads is its row behind `emb_norm`.
         emb_norm: The first block's ``ln0``.
-        layers: The blocks.
+        layers: The blocks; `handed_over` empties them.
         out_norm: Before the head.
         head: ``[V, D]``.
     """
 
     emb: Tensor
     emb_norm: Norm
-    layers: tuple[Layer, ...]
+    layers: list[Layer]
     out_norm: Norm
     head: Tensor
 
@@ -113,10 +113,15 @@ class Weights:
         return cls(
             emb=tensors["emb.weight"],
             emb_norm=_norm(z, "blocks.0.ln0"),
-            layers=tuple(_layer(z, tensors, layer) for layer in range(n_layer)),
+            layers=[_layer(z, tensors, layer) for layer in range(n_layer)],
             out_norm=_norm(z, "ln_out"),
             head=tensors["head.weight"],
         )
+
+    def handed_over(self) -> Iterator[Layer]:
+        """Yields each layer and lets go of it, so that a model is in memory once, not twice."""
+        while self.layers:
+            yield self.layers.pop(0)
 
 
 def _layer(z: Mapping[str, Tensor], whole: Mapping[str, Tensor], layer: int) -> Layer:

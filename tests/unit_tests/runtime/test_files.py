@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from langchain_rwkv_state.errors import ModelLoadError
-from langchain_rwkv_state.runtime.files import private_copy, read_tensors
+from langchain_rwkv_state.runtime import pth_file, safetensors_file
+from langchain_rwkv_state.runtime.files import read_tensors
 from tests.helpers.checkpoints import random_checkpoint, write_checkpoint
 
 SUFFIXES = [".pth", ".safetensors"]
@@ -47,6 +52,38 @@ def test_parameters_are_read_as_plain_tensors(tmp_path: Path) -> None:
     tensor = read_tensors(tmp_path / "m.pth")["emb.weight"]
     assert type(tensor) is torch.Tensor
     assert not tensor.requires_grad
+
+
+def test_tensors_that_share_memory_or_are_views_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads, load = [], torch.load
+
+    def watched(*args: Any, **options: Any) -> Any:
+        loads.append(options["mmap"])
+        return load(*args, **options)
+
+    monkeypatch.setattr(torch, "load", watched)
+    whole = torch.arange(12, dtype=torch.float16).reshape(3, 4)
+    tensors = {"whole": whole, "turned": whole.t(), "part": whole[1:, 2:], "none": whole[:0]}
+    torch.save({**tensors, "large": torch.arange(1_000_000)}, tmp_path / "m.pth")
+    found = read_tensors(tmp_path / "m.pth")
+    assert torch.equal(found.pop("large"), torch.arange(1_000_000))
+    for name, tensor in tensors.items():
+        assert torch.equal(found[name], tensor)
+        assert found[name].stride() == tensor.stride()
+    assert found["turned"].data_ptr() == found["whole"].data_ptr()
+    assert loads == [True]  # for the pickle alone: the numbers are read here
+
+
+def test_an_archive_whose_storages_are_not_found_is_read_as_pytorch_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = random_checkpoint(7)
+    path = write_checkpoint(tmp_path / "m.pth", tensors=tensors)
+    monkeypatch.setattr(pth_file, "_records", lambda _: {})
+    found = read_tensors(path)
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
 
 
 def test_the_content_says_what_a_file_is(tmp_path: Path) -> None:
@@ -156,9 +193,99 @@ def test_a_directory_brings_the_files_in_it(tmp_path: Path) -> None:
         read_tensors(tmp_path)
 
 
-def test_copies_are_made_of_what_would_be_kept_and_of_nothing_else() -> None:
-    kept, converted = torch.ones(2), torch.ones(2, dtype=torch.float16)
-    tensors = {"kept": kept, "converted": converted}
-    private_copy(tensors, kept=frozenset({torch.float32}))
-    assert tensors["kept"].data_ptr() != kept.data_ptr()
-    assert tensors["converted"] is converted
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("strategy", ["auto", "cpu fp32"])
+def test_a_file_that_is_cut_short_once_it_was_read_harms_nobody(
+    tmp_path: Path, suffix: str, strategy: str
+) -> None:
+    path = write_checkpoint(tmp_path / f"m{suffix}", 7)
+    program = f"""
+import os
+from langchain_rwkv_state.runtime import load_runtime, loader
+looked_at = loader.Checkpoint.of
+def cut(tensors, path):
+    os.truncate(path, 1000)
+    return looked_at(tensors, path)
+loader.Checkpoint.of = cut
+runtime = load_runtime({str(path)!r}, {strategy!r})
+print(runtime.forward([1, 2], runtime.zero_state())[0].isfinite().all().item())
+"""  # a process of its own: a mapped file would end it
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.split()[-1:]) == (0, ["True"]), done.stderr
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("deed", ["cut", "other bytes", "another file"])
+def test_a_file_that_is_written_to_while_it_is_read_is_an_error(
+    tmp_path: Path, suffix: str, deed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_checkpoint(tmp_path / f"m{suffix}", 7)
+    whole = path.read_bytes()
+
+    def written_to(read: Any) -> Any:
+        def wrapper(*args: Any, **options: Any) -> Any:
+            if deed == "cut":
+                os.truncate(path, 1000)
+            elif deed == "other bytes":
+                path.write_bytes(whole)
+            else:
+                (tmp_path / "new").write_bytes(whole)
+                (tmp_path / "new").replace(path)
+            return read(*args, **options)
+
+        return wrapper
+
+    monkeypatch.setattr(torch, "load", written_to(torch.load))
+    monkeypatch.setattr(safetensors_file, "_tensor", written_to(safetensors_file._tensor))
+    with pytest.raises(ModelLoadError, match=re.escape(str(path)) + " was changed or cut short"):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": "F4"}, "nothing known of 'b': 'F4'"),
+        ({"shape": [2, -1]}, "-1 is no size"),
+        ({"shape": [2, True]}, "True is no size"),
+        ({"shape": [3, 3]}, "'b' has 16 bytes for a shape of"),
+        ({"data_offsets": [16, 16 + (1 << 60)]}, "'b' has"),
+        ({"data_offsets": [0, 16]}, "'b' begins at 0, where 16 is next"),
+        ({"data_offsets": [20, 36]}, "'b' begins at 20, where 16 is next"),
+        ({"data_offsets": [16]}, "nothing known of 'b'"),
+        (None, "nothing known of 'b'"),
+    ],
+)
+def test_a_header_that_does_not_fit_its_file_is_refused(
+    tmp_path: Path, change: dict[str, Any] | None, message: str
+) -> None:
+    place = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
+    header: dict[str, Any] = {"__metadata__": {"a": "b"}, "a": place}
+    header["b"] = change and {**place, "data_offsets": [16, 32], **change}
+    written = json.dumps(header).encode()
+    (tmp_path / "m.safetensors").write_bytes(
+        len(written).to_bytes(8, "little") + written + bytes(32)
+    )
+    with pytest.raises(ModelLoadError, match=re.escape(message)):
+        read_tensors(tmp_path / "m.safetensors")
+
+
+def test_what_the_library_writes_of_every_dtype_and_shape_is_read(tmp_path: Path) -> None:
+    tensors = {
+        "none": torch.zeros(0, 3),
+        "one": torch.tensor(1.5),
+        "bytes": torch.arange(7, dtype=torch.uint8),
+        "true": torch.tensor([True, False]),
+        **{
+            str(dtype): torch.randn(3, 5).to(dtype)
+            for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+        },
+    }
+    path = tmp_path / "m.safetensors"
+    safetensors.torch.save_file(tensors, path, {"format": "pt"})
+    found = read_tensors(path)
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor)

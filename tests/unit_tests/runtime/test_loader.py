@@ -43,9 +43,10 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Lists the files that were read."""
     read: list[Path] = []
 
-    def counted(path: Path) -> dict[str, torch.Tensor]:
-        read.append(path)
-        return read_tensors(path)
+    def counted(path: Path, *, mapped: bool = False) -> dict[str, torch.Tensor]:
+        if not mapped:
+            read.append(path)
+        return read_tensors(path, mapped=mapped)
 
     monkeypatch.setattr(loader, "read_tensors", counted)
     return read

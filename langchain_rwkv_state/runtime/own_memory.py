@@ -1,0 +1,40 @@
+"""Memory that goes back to the system as soon as its tensor is gone, and files read into it.
+
+malloc keeps tens of megabytes of what a thread gave back. The easy mistake is to map small tensors
+too: each takes a page at least.
+"""
+
+from __future__ import annotations
+
+import mmap
+import sys
+from typing import Any, BinaryIO
+
+import torch
+
+_MAPPED_FROM_BYTES = 1 << 20
+# By default a child that was forked would share it, and write into it.
+_PRIVATE: dict[str, Any] = (
+    {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if sys.platform != "win32" else {}
+)
+
+
+def own_memory(nbytes: int) -> torch.Tensor:
+    """Returns so many bytes, ``[nbytes]``, uint8."""
+    if nbytes < _MAPPED_FROM_BYTES:
+        return torch.empty(nbytes, dtype=torch.uint8)
+    return torch.frombuffer(mmap.mmap(-1, nbytes, **_PRIVATE), dtype=torch.uint8)
+
+
+def read_into(file: BinaryIO, memory: torch.Tensor) -> None:
+    """Fills bytes from an unbuffered file, from where it stands.
+
+    Raises:
+        ValueError: The file ends too early.
+    """
+    space = memory.numpy().data
+    while len(space):
+        count = file.readinto(space)  # type: ignore[attr-defined]
+        if not count:
+            raise ValueError(f"it ends {len(space)} bytes too early")
+        space = space[count:]
