@@ -20,9 +20,12 @@ from langchain_rwkv_state.state import RWKVState
 FinishReason = Literal["stop", "length"]
 
 
+_REAL = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "penalty_decay")
+
+
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen.
+    """How the next token is chosen; any number of its range works, however small or large.
 
     Attributes:
         temperature: 0 takes the most likely token.
@@ -31,7 +34,7 @@ class Sampling:
         presence_penalty: Subtracted from the logit of every token that was sampled before.
         frequency_penalty: Subtracted once for each earlier time, decayed.
         penalty_decay: Factor on the earlier counts at each step, 0 to 1.
-        seed: Makes the choice repeatable; ``None`` for a fresh one.
+        seed: Any whole number, which makes the choice repeatable; ``None`` for a fresh one.
 
     Raises:
         ValueError: A number is out of its range.
@@ -55,6 +58,12 @@ class Sampling:
         _check("penalty_decay", self.penalty_decay, 0, 1, "1 never forgets")
         if self.seed is not None and not _is_number(self.seed, whole=True):
             raise ValueError(f"seed must be a whole number or None, got {self.seed!r}.")
+        # Numbers of NumPy's and others become Python's: what follows knows no other.
+        for name in _REAL:
+            object.__setattr__(self, name, float(getattr(self, name)))
+        object.__setattr__(self, "top_k", int(self.top_k))
+        if self.seed is not None:
+            object.__setattr__(self, "seed", int(self.seed))
 
 
 @dataclass(frozen=True)
@@ -192,7 +201,12 @@ def _check(
     whole: bool = False,
     open_below: bool = False,
 ) -> None:
-    number = float(value) if _is_number(value, whole=whole) else math.nan
+    try:
+        number = float(value) if _is_number(value, whole=whole) else math.nan
+    except OverflowError:  # a whole number that is larger than any of the others
+        number = math.inf if value > 0 else -math.inf
+        if whole and number == high:
+            return
     if math.isfinite(number) and low <= number <= high and not (open_below and number == low):
         return
     bounds = (
@@ -204,7 +218,14 @@ def _check(
     )
     kind = "a whole number, " if whole else ""
     note = f" ({hint})" if hint else ""
-    raise ValueError(f"{name} must be {kind}{bounds}{note}, got {value!r}.")
+    raise ValueError(f"{name} must be {kind}{bounds}{note}, got {_shown(value)}.")
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        return "one of thousands of digits"
 
 
 def _is_number(value: object, *, whole: bool) -> bool:

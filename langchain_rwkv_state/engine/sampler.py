@@ -33,6 +33,9 @@ _NEAR_TOKENS = 2048
 _BINS_PER_NAT = 32
 _BINS = 2048
 _UNCOUNTED = b" \t0123456789"
+# Logits lie within some hundreds: a penalty of this says never again (or nothing else), as a larger
+# one does, and sums of such stay finite in fp32.
+_MOST_PENALTY = 1e6
 
 
 class Look(NamedTuple):
@@ -78,8 +81,10 @@ class Sampler:
     def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling
         # Repeatable choices, not secrets; None takes fresh entropy.
-        self._random = random.Random(sampling.seed)  # noqa: S311
-        self._penalises = bool(sampling.presence_penalty or sampling.frequency_penalty)
+        self._random = random.Random(_seed(sampling.seed))  # noqa: S311
+        self._presence = _penalty(sampling.presence_penalty)
+        self._frequency = _penalty(sampling.frequency_penalty)
+        self._penalises = bool(self._presence or self._frequency)
         self._places: dict[int, int] = {}
         self._ids = np.zeros(64, dtype=np.int64)
         self._counts = np.zeros(64, dtype=np.float32)
@@ -139,13 +144,22 @@ class Sampler:
         self._counts[place] += 0.0 if piece in _UNCOUNTED else 1.0
 
     def _penalised(self, scores: Floats) -> Floats:
-        known, sampling = len(self._places), self._sampling
+        known = len(self._places)
         lowered = scores.copy()
         counts = self._counts[:known]
-        lowered[self._ids[:known]] -= (
-            sampling.presence_penalty + sampling.frequency_penalty * counts
-        )
+        lowered[self._ids[:known]] -= self._presence + self._frequency * counts
         return lowered
+
+
+def _penalty(given: float) -> float:
+    return min(max(given, -_MOST_PENALTY), _MOST_PENALTY)
+
+
+def _seed(given: int | None) -> int | bytes | None:
+    """Returns what to seed with; Python drops a sign, and 1 and -1 are two seeds."""
+    if given is None or given >= 0:
+        return given
+    return given.to_bytes(given.bit_length() // 8 + 1, "big", signed=True)
 
 
 def choices(scores: Floats, sampling: Sampling) -> tuple[Ids | None, Floats]:
@@ -159,11 +173,13 @@ def choices(scores: Floats, sampling: Sampling) -> tuple[Ids | None, Floats]:
         The ids, in a fixed order (``None`` for all), and for each a weight (fp64) in proportion
         to its probability.
     """
-    ids = None if sampling.top_p >= 1 else _nucleus(scores, sampling.top_p)
-    if 0 < sampling.top_k < (len(scores) if ids is None else len(ids)):
-        ids = _best(scores, ids, sampling.top_k)
-    left = (scores if ids is None else scores[ids]).astype(np.float64)
-    return ids, np.exp((left - left.max()) / sampling.temperature)
+    # Next to no temperature leaves the best alone; logits may be as far apart as fp32 goes.
+    with np.errstate(over="ignore", under="ignore"):
+        ids = None if sampling.top_p >= 1 else _nucleus(scores, sampling.top_p)
+        if 0 < sampling.top_k < (len(scores) if ids is None else len(ids)):
+            ids = _best(scores, ids, sampling.top_k)
+        left = (scores if ids is None else scores[ids]).astype(np.float64)
+        return ids, np.exp((left - left.max()) / sampling.temperature)
 
 
 def _nucleus(scores: Floats, top_p: float) -> Ids:

@@ -9,17 +9,43 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 from datetime import datetime
 
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # controls, formats, surrogates, ends of lines
+_HARMLESS = set("\t\n\u00ad\u200c\u200d")  # soft hyphen, and what Persian and emoji are joined with
 _TAB_OR_LINE_END = re.compile(r"[\t\n\r]+")
 _UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
 
+class _Shown(dict[int, str]):
+    """What is shown in the place of each character, found when it is first met."""
+
+    def __missing__(self, code: int) -> str:
+        character = chr(code)
+        hidden = unicodedata.category(character) in _HIDDEN and character not in _HARMLESS
+        # The formats that stand with Arabic numbers are signs that one sees.
+        hidden = hidden and unicodedata.bidirectional(character) != "AN"
+        self[code] = "\ufffd" if hidden else character
+        return self[code]
+
+
+_SHOWN = _Shown()
+
+
 def plain(text: str) -> str:
-    """Returns a text with every control character but tab and line end made visible."""
-    return _CONTROLS.sub("\ufffd", text)
+    """Returns a text in which what a terminal would obey, not show, is made visible.
+
+    These are by Unicode's own categories all controls but tab and line end, all formats that turn
+    or hide text (marks and overrides of direction, byte order marks, tags), surrogates, and the
+    separators of lines and paragraphs.
+
+    Example:
+        >>> plain("a" + chr(0x1B) + "[31m" + chr(0x200F)) == f"a{chr(0xFFFD)}[31m{chr(0xFFFD)}"
+        True
+    """
+    return text.translate(_SHOWN)
 
 
 def in_one_line(text: str) -> str:

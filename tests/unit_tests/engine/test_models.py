@@ -148,3 +148,38 @@ def test_the_same_seed_gives_the_same_answer(runtime, engine, tokenizer):
         sampling=Sampling(seed=5, temperature=1.5, top_p=1, presence_penalty=0.2),
     )
     assert engine.submit(request).result().text == engine.submit(request).result().text
+
+
+@pytest.mark.parametrize("make", ["make_chat", "make_llm"])
+@pytest.mark.parametrize(
+    "extreme",
+    [
+        {"temperature": 1e-300, "seed": -1},
+        {"temperature": 1e300, "top_k": 2**63, "seed": 2**70},
+        {"temperature": 1, "top_p": 1e-300, "presence_penalty": 1e308},
+        {"temperature": 1, "top_p": 1, "frequency_penalty": -1e308, "penalty_decay": 5e-324},
+    ],
+)
+def test_extreme_settings_answer_at_construction_and_in_a_call(request, make, extreme):
+    model = request.getfixturevalue(make)
+    told, called = model(7, max_tokens=8, **extreme), model(7, max_tokens=8)
+    if "seed" in extreme:
+        assert _text(told.invoke("Hi")) == _text(called.invoke("Hi", **extreme))
+    else:
+        assert told.invoke("Hi") is not None
+        assert called.invoke("Hi", **extreme) is not None
+
+
+@pytest.mark.parametrize("make", ["make_chat", "make_llm"])
+@pytest.mark.parametrize("name", ["temperature", "presence_penalty", "frequency_penalty", "top_p"])
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 10**400])
+def test_numbers_out_of_range_are_refused_at_construction_and_in_a_call(request, make, name, value):
+    model = request.getfixturevalue(make)
+    with pytest.raises(ValueError, match=name):
+        model(7, **{name: value})
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        model(7).invoke("Hi", **{name: value})
+
+
+def _text(answer):
+    return getattr(answer, "content", answer)

@@ -28,11 +28,19 @@ ZERO = FakeRuntime().zero_state()
         ("temperature", True, "got True"),
         ("top_k", 1.5, r"a whole number, 0 or more.*got 1\.5"),
         ("seed", "a", "a whole number.*got 'a'"),
+        ("temperature", 10**400, "0 or more.*got 1000"),
+        ("presence_penalty", -(10**400), "a finite number, got -1000"),
+        ("top_k", -(10**400), "0 or more.*got -1000"),
     ],
 )
 def test_sampling_out_of_range_is_refused(name, value, message):
     with pytest.raises(ValueError, match=f"{name} must be .*{message}"):
         Sampling(**{name: value})
+
+
+def test_a_number_that_python_does_not_write_is_refused_in_a_sentence():
+    with pytest.raises(ValueError, match=r"0 or more.*got one of thousands of digits"):
+        Sampling(temperature=10**5000)
 
 
 @pytest.mark.parametrize(

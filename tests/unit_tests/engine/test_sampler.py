@@ -238,3 +238,47 @@ def test_top_p_keeps_no_token_too_few_and_none_too_many(scale, top_p):
     if len(set(logits.tolist())) > 1:
         assert kept.sum() - kept.min() < top_p + 1e-6
     assert logits[left].min() > (logits[~left].max() if (~left).any() else -np.inf)
+
+
+@pytest.mark.parametrize(
+    "extreme",
+    [
+        *({"temperature": value} for value in (5e-324, 1e-300, 1e300, 1.7e308, 10**300)),
+        *({"top_p": value} for value in (5e-324, 1e-300, 1e-17, 1 - 1e-16)),
+        *({"top_k": value} for value in (1, 1000, 2**63, 10**400)),
+        *({"presence_penalty": value} for value in (1e308, -1e308, 1e39, -1e39)),
+        *({"frequency_penalty": value} for value in (1e308, -1e308, 1e39, -1e39)),
+        {"presence_penalty": 1e308, "frequency_penalty": -1e308},
+        {"presence_penalty": 1e308, "frequency_penalty": 1e308, "penalty_decay": 5e-324},
+        {"presence_penalty": -1e308, "frequency_penalty": -1e308, "penalty_decay": 1},
+        *({"seed": value} for value in (-1, -(2**63), 2**64, 10**400, -(10**4000))),
+        {"temperature": np.float32(0.5), "top_k": np.int32(3), "seed": np.int64(5)},
+    ],
+)
+@pytest.mark.parametrize("greedy", [False, True])
+@pytest.mark.parametrize("scale", [1, 3e37])
+def test_a_number_of_its_range_works_however_extreme(extreme, greedy, scale):
+    sampling = Sampling(**{**extreme, **({"temperature": 0} if greedy else {})})
+    sampler = Sampler(sampling)
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(0)) * scale
+    for number in range(60):  # more than there are tokens
+        token = sampler.pick(logits)
+        assert 0 <= token < 50
+        sampler.saw(token, b"1" if number % 3 else b"x")
+
+
+def test_extreme_numbers_mean_what_they_say():
+    logits = torch.tensor([0.0, 1.0, 0.5])
+    assert set(picks(Sampling(temperature=1e-300, top_p=1), logits, 30)) == {1}
+    assert set(picks(Sampling(temperature=1e300, top_p=1), logits, 60)) == {0, 1, 2}
+    assert set(picks(Sampling(top_p=5e-324), logits, 30)) == {1}
+    assert sorted(picks(Sampling(presence_penalty=1e308), logits, 3)) == [0, 1, 2]
+    assert len(set(picks(Sampling(presence_penalty=-1e308, top_p=1), logits, 30))) == 1
+
+
+def test_each_seed_is_another_one_negative_ones_too():
+    logits = torch.zeros(1000)
+    seeds = (0, 1, -1, 2, -2, 255, -255, 256, -256)
+    found = {tuple(picks(Sampling(seed=seed, top_p=1), logits, 5)) for seed in seeds}
+    assert len(found) == len(seeds)
+    assert picks(Sampling(seed=-7), logits, 5) == picks(Sampling(seed=-7), logits, 5)
