@@ -72,7 +72,8 @@ class RWKVModel(BaseModel):
     strategy: str = "auto"
     """``auto``, ``cpu int8``, ``native <device> <dtype>``, or one of the `rwkv` package."""
     tokenizer: Any = None
-    """``world``, a path to a ``tokenizer.json``, a `Tokenizer`, or ``None`` to find it."""
+    """``world``, the path of a ``tokenizer.json`` or a vocabulary in the format of World's, a
+    `Tokenizer`, or ``None`` to find it."""
     template: Any = None
     """A `ChatTemplate` class or a function of a tokenizer; ``None`` for `WorldTemplate`."""
     store_location: Any = Field(default=None, alias="store")

@@ -27,7 +27,8 @@ from langchain_rwkv_state.errors import ModelLoadError
 
 END_OF_TEXT = "<|endoftext|>"
 _END_NAMES = (END_OF_TEXT, "</s>", "<|im_end|>")
-_WORLD_NAMES = ("world", "rwkv_vocab_v20230424", "rwkv_vocab_v20230424.txt")
+_WORLD_NAMES = ("world", "rwkv_vocab_v20230424")  # the second is the `rwkv` package's
+_WORLD_FILE = "rwkv_vocab_v20230424.txt"
 _WORLD_IDS = 65_530
 _WORLD_VOCAB = 65_536  # models pad the vocabulary to a power of two
 _PILE_IDS, _PILE_VOCAB = 50_254, 50_432  # the 20B tokenizer: least size, and padded to 128
@@ -94,6 +95,13 @@ class WorldTokenizer:
     The vocabulary is read at first use (a third of a second) and shared by the process. Models
     pad it to 65,536 ids; the few beyond `vocab_size` have no text.
 
+    Args:
+        path: A vocabulary of one's own in that format, such as one with added tokens: a line a
+            token, ``id literal length``. ``None`` for the usual one.
+
+    Raises:
+        ModelLoadError: The file cannot be read, is of another format, or lacks a byte.
+
     Example:
         >>> world = WorldTokenizer()
         >>> world.encode("Hello world")
@@ -102,10 +110,14 @@ class WorldTokenizer:
         'Hello world'
     """
 
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        self._path = None if path is None else Path(path)
+        self._own = None if self._path is None else _own_world(self._path)
+
     @property
     def vocab_size(self) -> int:
         """One more than the highest id."""
-        return _WORLD_IDS
+        return _WORLD_IDS if self._own is None else len(self._own.texts)
 
     @property
     def bos_id(self) -> int | None:
@@ -120,19 +132,31 @@ class WorldTokenizer:
     @property
     def identity(self) -> str:
         """Digest of the vocabulary file."""
-        return _world().identity
+        return self._world.identity
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a text (longest match first); lone surrogates become U+FFFD."""
-        return list(_world().codec.encode(well_formed(text)))
+        return list(self._world.codec.encode(well_formed(text)))
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """Returns the raw bytes of ids; 0 and ids beyond the vocabulary have none."""
-        return _join(_world().texts, ids)
+        return _join(self._world.texts, ids)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of ids, with U+FFFD for what is not UTF-8."""
         return self.decode_bytes(ids).decode(errors="replace")
+
+    def __repr__(self) -> str:
+        """Shows where it came from."""
+        return f"WorldTokenizer({'' if self._path is None else repr(str(self._path))})"
+
+    def __reduce__(self) -> tuple[type[WorldTokenizer], tuple[Path | None]]:
+        """Is copied and pickled by its path."""
+        return WorldTokenizer, (self._path,)
+
+    @property
+    def _world(self) -> _World:
+        return _usual_world() if self._own is None else self._own
 
 
 class JsonTokenizer:
@@ -154,10 +178,7 @@ class JsonTokenizer:
         try:
             content = self._path.read_bytes()
         except OSError as error:
-            raise ModelLoadError(
-                f"The tokenizer {str(path)!r} cannot be read ({error.strerror or error}): pass "
-                "tokenizer='world' or the path of a tokenizer.json."
-            ) from error
+            raise _unreadable(self._path, error) from error
         self._identity = hashlib.sha256(content).hexdigest()[:_IDENTITY_DIGITS]
         self._codec = self._open(content)
         texts, self._special = self._read_vocabulary()
@@ -295,8 +316,9 @@ def load_tokenizer(
     """Finds the tokenizer of a model.
 
     Args:
-        tokenizer: A tokenizer; ``"world"``; the path of a ``tokenizer.json`` or of its folder; or
-            ``None`` for the ``tokenizer.json`` beside the model's file, else what its size tells.
+        tokenizer: A tokenizer; ``"world"``; the path of a ``tokenizer.json``, of its folder, or of
+            a vocabulary in World's format; or ``None`` for the ``tokenizer.json`` beside the
+            model's file, else what its size tells.
         model_path: The model's file.
         vocab_size: Number of the model's logits.
 
@@ -318,10 +340,7 @@ def _find(
     vocab_size: int,
 ) -> Tokenizer:
     if isinstance(tokenizer, str | os.PathLike):
-        name = os.fspath(tokenizer)
-        if Path(name).name.lower() in _WORLD_NAMES and not Path(name).is_dir():
-            return WorldTokenizer()
-        return JsonTokenizer(Path(name, "tokenizer.json") if Path(name).is_dir() else name)
+        return _named(os.fspath(tokenizer))
     if tokenizer is not None:
         return tokenizer
     if model_path is not None:
@@ -341,38 +360,113 @@ def _find(
     )
 
 
-class _World:
-    """The World vocabulary, once loaded."""
+def _named(name: str) -> Tokenizer:
+    """Returns the tokenizer of that name, else that of the file there; its content says which."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return JsonTokenizer(path / "tokenizer.json")
+    if name.lower() in _WORLD_NAMES:
+        return WorldTokenizer()
+    try:
+        with path.open("rb") as file:
+            is_json = file.read(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"{", b"")
+    except OSError:
+        is_json = True  # which says what is wrong
+    return JsonTokenizer(path) if is_json else WorldTokenizer(path)
 
-    def __init__(self) -> None:
-        file = Path(pyrwkv_tokenizer.__file__).with_name(_WORLD_NAMES[-1])
-        content = file.read_bytes()
+
+class _World:
+    """A vocabulary in World's format, once loaded.
+
+    Raises:
+        ModelLoadError: As for `WorldTokenizer`.
+    """
+
+    def __init__(self, file: Path, *, own: bool) -> None:
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise _unreadable(file, error) from error
         self.identity = hashlib.sha256(content).hexdigest()[:_IDENTITY_DIGITS]
-        self.codec = pyrwkv_tokenizer.RWKVTokenizer()
-        self.texts = [b""] * _WORLD_IDS
-        for line in content.decode().split("\n"):
-            if not line.strip():
-                continue
-            index, rest = line.split(" ", 1)  # id, Python literal, length in bytes
-            literal = rest.rsplit(" ", 1)[0]
-            if "\\" not in literal and literal[0] in "'\"":
-                self.texts[int(index)] = literal[1:-1].encode()
-            else:
-                text: str | bytes = ast.literal_eval(literal)
-                self.texts[int(index)] = text.encode() if isinstance(text, str) else text
+        try:
+            texts = dict(map(_world_entry, filter(str.strip, content.decode().split("\n"))))
+        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+            raise ModelLoadError(
+                f"{str(file)!r} is neither a tokenizer.json nor a vocabulary in World's format, a "
+                f"line `id literal length` for each token ({error}): pass another one, or "
+                "tokenizer='world'."
+            ) from error
+        self.texts = [b""] * (1 + max(texts, default=0))
+        for index, text in texts.items():
+            self.texts[index] = text
+        if own:
+            self._check(file, texts)
+        self.codec = pyrwkv_tokenizer.WorldTokenizer(str(file))
+
+    def _check(self, file: Path, texts: dict[int, bytes]) -> None:
+        """Refuses what would lose text, or mean two things."""
+        known = set(texts.values())
+        lacking = [byte for byte in range(256) if bytes([byte]) not in known]
+        wrong = (
+            f"it has a text for id {min(texts)}, where ids begin at 1: 0 ends a text"
+            if min(texts, default=1) < 1
+            else f"it lacks the byte {lacking[0]:#04x}, so that not every text can be read"
+            if lacking
+            else "it has one text under two ids"
+            if len(known) < len(texts)
+            else ""
+        )
+        if wrong:
+            raise ModelLoadError(f"The vocabulary {str(file)!r} cannot be used: {wrong}.")
+
+
+def _world_entry(line: str) -> tuple[int, bytes]:
+    index, rest = line.split(" ", 1)
+    literal, length = rest.rsplit(" ", 1)
+    if "\\" not in literal and literal[0] in "'\"" and literal[-1] == literal[0]:
+        text: str | bytes = literal[1:-1]
+    else:
+        text = ast.literal_eval(literal)
+    found = text.encode() if isinstance(text, str) else text
+    if not isinstance(found, bytes) or len(found) != int(length) or not found:
+        raise ValueError(f"the line {line.strip()[:60]!r} is none")
+    return int(index), found
 
 
 _world_lock = threading.Lock()
+_OWN_WORLDS_KEPT = 4
 
 
-def _world() -> _World:
+def _usual_world() -> _World:
     with _world_lock:
-        return _load_world()
+        return _load_usual_world()
+
+
+def _own_world(path: Path) -> _World:
+    """Returns a vocabulary as its file is now; every user of it shares one."""
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    with _world_lock:
+        return _load_own_world(path, (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns))
 
 
 @functools.cache
-def _load_world() -> _World:
-    return _World()
+def _load_usual_world() -> _World:
+    return _World(Path(pyrwkv_tokenizer.__file__).with_name(_WORLD_FILE), own=False)
+
+
+@functools.lru_cache(_OWN_WORLDS_KEPT)
+def _load_own_world(path: Path, _: tuple[int, ...]) -> _World:
+    return _World(path, own=True)
+
+
+def _unreadable(path: Path, error: OSError) -> ModelLoadError:
+    return ModelLoadError(
+        f"The tokenizer {str(path)!r} cannot be read ({error.strerror or error}): pass "
+        "tokenizer='world' or the path of a tokenizer.json."
+    )
 
 
 def _renew_lock() -> None:

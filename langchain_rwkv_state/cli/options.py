@@ -41,7 +41,7 @@ TokenizerOption = Annotated[
         "--tokenizer",
         metavar="NAME",
         show_default="the one beside the model, or what its size tells",
-        help="world, or a tokenizer.json.",
+        help="world, a tokenizer.json, or a vocabulary in the format of World's.",
     ),
 ]
 PlotOption = Annotated[

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
+import pyrwkv_tokenizer
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -184,6 +186,13 @@ class TestJsonTokenizer:
             JsonTokenizer(tmp_path / "nowhere.json")
 
 
+def _vocabulary(path, *lines):
+    """Writes the usual vocabulary and more lines behind it."""
+    usual = Path(pyrwkv_tokenizer.__file__).with_name("rwkv_vocab_v20230424.txt").read_bytes()
+    path.write_bytes(usual + "".join(f"{line}\n" for line in lines).encode())
+    return path
+
+
 class TestLoadTokenizer:
     """Which tokenizer a model gets."""
 
@@ -211,10 +220,56 @@ class TestLoadTokenizer:
         for given_tokenizer in (path, str(path), tmp_path):
             found = load_tokenizer(given_tokenizer, model_path=None, vocab_size=DEFAULT_VOCAB)
             assert isinstance(found, JsonTokenizer)
-        for name in ("world", "World", "somewhere/rwkv_vocab_v20230424.txt"):
+        for name in ("world", "World", "rwkv_vocab_v20230424"):
             found = load_tokenizer(name, model_path=None, vocab_size=65_536)
             assert isinstance(found, WorldTokenizer)
         assert load_tokenizer(found, model_path=None, vocab_size=65_536) is found
+
+    def test_a_vocabulary_with_added_tokens_is_read_whatever_its_name(self, tmp_path):
+        for name in ("rwkv_vocab_v20230424.txt", "own.vocab"):
+            path = _vocabulary(tmp_path / name, "65530 '<|im_start|>' 12", "65531 'xcaf\\xe9' 6")
+            found = load_tokenizer(str(path), model_path=None, vocab_size=65_536)
+            assert isinstance(found, WorldTokenizer)
+            assert found.encode("<|im_start|>xcaf\u00e9!") == [65_530, 65_531, *WORLD.encode("!")]
+            assert found.decode([65_530, 65_531]) == "<|im_start|>xcaf\u00e9"
+            assert found.vocab_size == 65_532
+            assert found.identity != WORLD.identity
+            assert pickle.loads(pickle.dumps(found)).encode("<|im_start|>") == [65_530]
+
+    def test_the_usual_vocabulary_in_a_file_is_the_usual_one(self, tmp_path):
+        found = load_tokenizer(_vocabulary(tmp_path / "v.txt"), model_path=None, vocab_size=65_536)
+        assert (found.identity, found.vocab_size) == (WORLD.identity, WORLD.vocab_size)
+
+    def test_a_vocabulary_that_changed_is_read_again_and_changes_no_tokenizer(self, tmp_path):
+        path = _vocabulary(tmp_path / "v.txt", "65530 '<a>' 3")
+        before = WorldTokenizer(path)
+        _vocabulary(path, "65530 '<bb>' 4")
+        assert WorldTokenizer(path).encode("<bb>") == [65_530]
+        assert before.encode("<a>") == [65_530]
+
+    @pytest.mark.parametrize("name", ["rwkv_vocab_v20230424.txt", "tokenizer.json", "world.txt"])
+    def test_a_path_that_is_not_there_is_an_error(self, tmp_path, name):
+        for path in (tmp_path / name, str(tmp_path / name)):
+            with pytest.raises(ModelLoadError, match=f"{name}.*No such file"):
+                load_tokenizer(path, model_path=None, vocab_size=65_536)
+
+    @pytest.mark.parametrize(
+        ("lines", "message"),
+        [
+            (["65530 '<|im_start|>' 11"], "neither a tokenizer.json nor .*im_start"),
+            (["65530 __import__('os') 2"], "neither a tokenizer.json nor"),
+            (["no number 'a' 1"], "neither a tokenizer.json nor"),
+            (["65530 '' 0"], "neither a tokenizer.json nor"),
+            (["0 '<end>' 5"], "a text for id 0, where ids begin at 1"),
+            (["-1 '<end>' 5"], "a text for id -1"),
+            (["65530 'Hello' 5"], "one text under two ids"),
+            (["1 '<no zero byte>' 14"], "lacks the byte 0x00"),
+        ],
+    )
+    def test_a_vocabulary_that_cannot_be_used_is_named(self, tmp_path, lines, message):
+        path = _vocabulary(tmp_path / "v.txt", *lines)
+        with pytest.raises(ModelLoadError, match=message):
+            load_tokenizer(path, model_path=None, vocab_size=65_536)
 
     def test_a_tokenizer_too_large_for_the_model_is_refused_with_both_sizes(self):
         with pytest.raises(ModelLoadError, match=r"65530.*512"):
