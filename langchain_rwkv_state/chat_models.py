@@ -22,7 +22,7 @@ from langchain_core.language_models.base import LangSmithParams
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config, merge_configs
 
 from langchain_rwkv_state import turn
@@ -36,6 +36,11 @@ from langchain_rwkv_state.store import TTL
 from langchain_rwkv_state.turn import Reading
 
 Progress = Callable[[int, int], None]
+_NO_TOOLS = (
+    "{} is not in this release of langchain-rwkv-state. Say in the prompt which JSON is wanted, "
+    "and read it with a parser, chat | JsonOutputParser(); or let a model that calls tools take "
+    "this step, and give its answers to this one as text."
+)
 
 
 class ChatRWKV(RWKVModel, BaseChatModel):
@@ -126,10 +131,30 @@ class ChatRWKV(RWKVModel, BaseChatModel):
     ) -> int:
         """Returns how many tokens the messages take in the chat template; markers take none."""
         if tools is not None:
-            raise NotImplementedError("Tools are not in this release: count messages alone.")
+            raise NotImplementedError(
+                "Tools are not in this release of langchain-rwkv-state: count messages alone."
+            )
         said = without_markers(messages)
         segments = self.loaded().template.segments(said, start=True)
         return len(turn.ids_of(segments))
+
+    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Runnable[Any, AIMessage]:
+        """Says that there is no tool calling yet.
+
+        Raises:
+            NotImplementedError: Always; the message says what works instead.
+        """
+        raise NotImplementedError(_NO_TOOLS.format("Tool calling"))
+
+    def with_structured_output(
+        self, schema: Any = None, *, include_raw: bool = False, **kwargs: Any
+    ) -> Runnable[Any, Any]:
+        """Says that there is no structured output yet.
+
+        Raises:
+            NotImplementedError: Always; the message says what works instead.
+        """
+        raise NotImplementedError(_NO_TOOLS.format("Structured output"))
 
     def batch(
         self,

@@ -25,6 +25,7 @@ from langchain_core.messages import (
 from langchain_core.prompt_values import PromptValue
 
 from langchain_rwkv_state.errors import MarkerError, StateCorrupt
+from langchain_rwkv_state.json_text import json_text
 from langchain_rwkv_state.state import is_reference
 
 MARKER_TEXT = "[The conversation so far is in the model's state.]"
@@ -146,8 +147,12 @@ def messages_digest(messages: Sequence[BaseMessage]) -> str:
 
 
 def message_to_json(message: BaseMessage) -> str:
-    """Returns a message as JSON text, for a store to keep as unread."""
-    return json.dumps(message_to_dict(message), ensure_ascii=False)
+    """Returns a message as JSON text, for a store to keep as unread.
+
+    Raises:
+        UnsupportedContentError: It holds something that has no form in JSON.
+    """
+    return json_text(message_to_dict(message), what=f"A message of type {message.type!r}")
 
 
 def message_from_json(text: str) -> BaseMessage:

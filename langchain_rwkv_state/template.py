@@ -37,6 +37,7 @@ from langchain_core.messages import (
 )
 
 from langchain_rwkv_state.errors import UnsupportedContentError
+from langchain_rwkv_state.json_text import json_text
 from langchain_rwkv_state.tokenizer import Tokenizer, well_formed
 
 _SCHEME = "1"  # changes with the order of pieces or with `clean`
@@ -287,7 +288,8 @@ def _type(schema: Mapping[str, Any], shared: Mapping[str, Any], depth: int = 0) 
         return inner(shared.get(str(schema["$ref"]).rsplit("/", 1)[-1]))
     if "enum" in schema or "const" in schema:
         values = schema["enum"] if "enum" in schema else [schema["const"]]
-        return "|".join(_line(v if isinstance(v, str) else json.dumps(v)) for v in values)
+        texts = (v if isinstance(v, str) else json_text(v, what="A choice") for v in values)
+        return "|".join(map(_line, texts))
     for key in ("anyOf", "oneOf"):
         if key in schema:
             return _either(schema[key], inner)
@@ -312,7 +314,8 @@ def _line(text: Any) -> str:
 
 def _call(name: str, arguments: Mapping[str, Any]) -> str:
     """Returns the JSON form in which a model calls a tool."""
-    return json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
+    called = {"name": name, "arguments": arguments}
+    return json_text(called, what=f"The call of the tool {name!r}")
 
 
 def _content(message: BaseMessage) -> str:

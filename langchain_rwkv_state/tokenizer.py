@@ -424,7 +424,7 @@ def _world_entry(line: str) -> tuple[int, bytes]:
     index, rest = line.split(" ", 1)
     literal, length = rest.rsplit(" ", 1)
     if "\\" not in literal and literal[0] in "'\"" and literal[-1] == literal[0]:
-        text: str | bytes = literal[1:-1]
+        text: object = literal[1:-1]
     else:
         text = ast.literal_eval(literal)
     found = text.encode() if isinstance(text, str) else text

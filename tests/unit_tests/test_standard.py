@@ -1,7 +1,8 @@
 """LangChain's standard unit tests, none of them overridden or expected to fail.
 
-Tool calling and structured output are not in this release, so the tests of these pass by doing
-nothing. Of the environment a model takes the directory of its default store alone.
+Tool calling and structured output are not in this release (`bind_tools` and
+`with_structured_output` are there to say so), so the tests of these pass by doing nothing. Of the
+environment a model takes the directory of its default store alone.
 """
 
 import importlib
@@ -38,6 +39,18 @@ class TestChatRWKV(ChatModelUnitTests):
     @property
     def chat_model_params(self) -> dict:
         return {"model": "demo"}
+
+    @property
+    def has_tool_calling(self) -> bool:
+        return False
+
+    @property
+    def has_tool_choice(self) -> bool:
+        return False
+
+    @property
+    def has_structured_output(self) -> bool:
+        return False
 
     @property
     def init_from_env_params(self) -> tuple[dict, dict, dict]:
