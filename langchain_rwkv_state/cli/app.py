@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from langchain_rwkv_state._version import __version__
 from langchain_rwkv_state.cli import output
@@ -18,18 +17,20 @@ from langchain_rwkv_state.cli.chat import chat
 from langchain_rwkv_state.cli.clamp import clamp_decay
 from langchain_rwkv_state.cli.codecs import codecs
 from langchain_rwkv_state.cli.doctor import doctor
+from langchain_rwkv_state.cli.help import LiteralCommand, LiteralGroup
 from langchain_rwkv_state.cli.looking import calibrate, diff, inspect
 from langchain_rwkv_state.cli.models import half_life, memory
 from langchain_rwkv_state.cli.recall import recall
 from langchain_rwkv_state.cli.report import report
 from langchain_rwkv_state.cli.sessions import prune, rm, sessions, show
+from langchain_rwkv_state.cli.streams import prepare_streams
 from langchain_rwkv_state.cli.toolbox import blend, decay, export, import_, renormalise
 from langchain_rwkv_state.cli.warming import prefill, zero
 from langchain_rwkv_state.cli.watch import watch
 from langchain_rwkv_state.errors import RWKVStateError
 
 
-class _Commands(TyperGroup):
+class _Commands(LiteralGroup):
     """A group of commands whose expected errors end with a sentence and exit code 1."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -75,11 +76,12 @@ for _command in (
     *(blend, decay, renormalise, codecs, export),
     *(zero, prefill, half_life, clamp_decay, memory),
 ):
-    app.command()(_command)
-app.command("import")(import_)
+    app.command(cls=LiteralCommand)(_command)
+app.command("import", cls=LiteralCommand)(import_)
 app.add_typer(cache, name="cache")
 
 
 def main() -> None:
     """Runs the command line."""
+    prepare_streams()
     app()

@@ -20,7 +20,9 @@ from rich.text import Text
 from rich.tree import Tree
 
 from langchain_rwkv_state.cli import output
+from langchain_rwkv_state.cli.help import LiteralCommand, LiteralGroup
 from langchain_rwkv_state.cli.options import ModelOption, StoreOption, StrategyOption, open_store
+from langchain_rwkv_state.cli.streams import read_text
 from langchain_rwkv_state.views.words import counted
 
 if TYPE_CHECKING:
@@ -40,7 +42,9 @@ DirectoryOption = Annotated[
     ),
 ]
 
-cache = typer.Typer(help="Look at the prefix cache on disk, clear it, or ask why a prompt missed.")
+cache = typer.Typer(
+    cls=LiteralGroup, help="Look at the prefix cache on disk, clear it, or ask why a prompt missed."
+)
 
 
 @cache.callback(invoke_without_command=True)
@@ -70,7 +74,7 @@ def show(
             console.print(Text(f"{len(rows)} states, {output.size(total)}, in {path}"))
 
 
-@cache.command()
+@cache.command(cls=LiteralCommand)
 def clear(directory: DirectoryOption = None) -> None:
     """Forget everything on disk, pinned prompts too."""
     path = _directory(directory)
@@ -82,7 +86,7 @@ def clear(directory: DirectoryOption = None) -> None:
         output.out().print(f"Removed {counted(count, 'state')}.")
 
 
-@cache.command()
+@cache.command(cls=LiteralCommand)
 def explain(
     prompt: Annotated[str, typer.Argument(help="What a human says.")],
     directory: DirectoryOption = None,
@@ -157,7 +161,7 @@ def read_prompts(file: Path) -> list[tuple[str, str | None, list[Any]]]:
     from langchain_core.messages import SystemMessage, convert_to_messages
 
     try:
-        given = yaml.safe_load(file.read_text("utf-8"))
+        given = yaml.safe_load(read_text(file))
     except yaml.YAMLError as error:
         raise ValueError(f"{file} is not YAML: {error}") from error
     if not isinstance(given, Sequence) or isinstance(given, str):

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from rich.text import Text
@@ -27,6 +27,7 @@ from langchain_rwkv_state.cli.options import (
     TtlOption,
     open_store,
 )
+from langchain_rwkv_state.cli.streams import piped_text
 from langchain_rwkv_state.errors import RWKVStateError
 from langchain_rwkv_state.views.words import counted
 
@@ -106,6 +107,7 @@ class _Talk:
     is_terminal: bool
     _over: bool = field(default=False, init=False)
     _interrupts: Interrupts = field(default_factory=Interrupts, init=False)
+    _piped: TextIO | None = field(default=None, init=False)
 
     def run(self) -> None:
         """Goes on to the end of the input."""
@@ -130,7 +132,7 @@ class _Talk:
         """Answers or obeys one line; in a terminal an error is told and the talk goes on.
 
         Raises:
-            RWKVStateError: It went wrong, and the input is no terminal.
+            RWKVStateError, ValueError: It went wrong, and the input is no terminal.
         """
         try:
             if text.startswith("/"):
@@ -145,7 +147,8 @@ class _Talk:
     def _read(self) -> str | None:
         """Returns the next line, ``None`` at the end."""
         if not self.is_terminal:
-            return sys.stdin.readline() or None
+            self._piped = self._piped or piped_text()
+            return self._piped.readline() or None
         while True:
             try:
                 return self._interrupts.read(_prompt("you", self.console))
@@ -196,6 +199,11 @@ class _Talk:
             raise typer.Exit(130)
 
     def _obey(self, text: str) -> None:
+        """Does what a line that begins with a slash says.
+
+        Raises:
+            RWKVStateError, ValueError: It cannot be done, or says nothing known.
+        """
         word, _, rest = text.partition(" ")
         actions: dict[str, Callable[[str], None]] = {
             "/log": self._log,
@@ -207,9 +215,8 @@ class _Talk:
         }
         action = actions.get(word)
         if action is None:
-            output.error(f"There is no command {word!r}: /help lists them.")
-        else:
-            action(rest.strip())
+            raise ValueError(f"There is no command {word!r}: /help lists them.")
+        action(rest.strip())
 
     def _log(self, _: str) -> None:
         from langchain_rwkv_state.cli.sessions import log_table
@@ -223,8 +230,7 @@ class _Talk:
     def _rewind(self, text: str) -> None:
         turns = int(text) if text.isascii() and text.isdecimal() else 0 if text else 1
         if turns < 1:
-            output.error(f"/rewind takes a number of turns from 1 on, not {text!r}.")
-            return
+            raise ValueError(f"/rewind takes a number of turns from 1 on, not {text!r}.")
         self.session.store.rewind(self.session.session, turns)
         info = self.session.store.session(self.session.session, renew=False)
         count = f"the last {turns} turns" if turns > 1 else "the last turn"
@@ -233,8 +239,7 @@ class _Talk:
 
     def _fork(self, name: str) -> None:
         if not name:
-            output.error("/fork needs a name: /fork NAME.")
-            return
+            raise ValueError("/fork needs a name: /fork NAME.")
         self.session.store.fork(self.session.session, name)
         line = Text("The conversation so far is also ") + output.one_line(name)
         self.console.print(line + Text("."), soft_wrap=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from langchain_rwkv_state.cli.options import read_text
+from langchain_rwkv_state.cli.streams import read_text
 
 if TYPE_CHECKING:
     import torch

@@ -84,21 +84,6 @@ TtlOption = Annotated[
 ]
 
 
-def read_text(file: Path) -> str:
-    """Returns what a text file holds.
-
-    Raises:
-        ValueError: It is no text in UTF-8.
-    """
-    try:
-        return file.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{file} is no text in UTF-8 (byte {error.start} is {error.object[error.start]:#04x}): "
-            "convert it first."
-        ) from error
-
-
 def check_plot(plot: Path | None) -> None:
     """Checks that a picture can be drawn, before anything is measured for it.
 

@@ -14,9 +14,10 @@ import typer
 
 from langchain_rwkv_state._version import __version__
 from langchain_rwkv_state.cli import output
-from langchain_rwkv_state.cli.options import StoreOption, read_text
+from langchain_rwkv_state.cli.options import StoreOption
 from langchain_rwkv_state.cli.sessions import existing_store, unknown_session
 from langchain_rwkv_state.cli.states import HealthyOption, read_healthy
+from langchain_rwkv_state.cli.streams import read_text
 from langchain_rwkv_state.whole import require_new, write_whole
 
 if TYPE_CHECKING:

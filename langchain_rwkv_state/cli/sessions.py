@@ -83,12 +83,26 @@ def rm(
     session: Annotated[list[str], typer.Argument(help="Names of sessions.")],
     store: StoreOption = None,
 ) -> None:
-    """Delete sessions, with every state that nothing else needs."""
+    """Delete sessions, with every state that nothing else needs.
+
+    What can be deleted is; the exit code is 1 when one of them could not be.
+    """
+    failed = 0
     with existing_store(store) as opened:
         for name in session:
-            if opened is None or not opened.delete_session(name):
-                raise unknown_session(name)
-            output.out().print(Text("Deleted ") + output.one_line(name) + Text("."))
+            try:
+                deleted = opened is not None and opened.delete_session(name)
+            except (RWKVStateError, ValueError) as problem:
+                output.error(problem)
+                failed += 1
+                continue
+            if deleted:
+                output.out().print(Text("Deleted ") + output.one_line(name) + Text("."))
+            else:
+                unknown_session(name)
+                failed += 1
+    if failed:
+        raise typer.Exit(1)
 
 
 def prune(store: StoreOption = None) -> None:

@@ -16,8 +16,9 @@ import typer
 from rich.text import Text
 
 from langchain_rwkv_state.cli import output
-from langchain_rwkv_state.cli.options import open_store, read_text
+from langchain_rwkv_state.cli.options import open_store
 from langchain_rwkv_state.cli.sessions import existing_store, unknown_session
+from langchain_rwkv_state.cli.streams import read_text
 from langchain_rwkv_state.errors import SessionConflict
 from langchain_rwkv_state.views.words import counted
 from langchain_rwkv_state.whole import require_new

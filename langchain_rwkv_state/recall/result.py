@@ -102,7 +102,7 @@ class Recall:
             StateCorrupt: The text is something else.
         """
         try:
-            raw = json.loads(text)
+            raw = json.loads(text.removeprefix("\ufeff"))  # a byte order mark is no text
         except (ValueError, RecursionError) as error:
             raise StateCorrupt(f"The text holds no recall figures: {error}.") from error
         return cls.from_dict(raw)

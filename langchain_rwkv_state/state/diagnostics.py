@@ -84,7 +84,7 @@ class Healthy:
             StateCorrupt: The text is something else.
         """
         try:
-            raw = json.loads(text)
+            raw = json.loads(text.removeprefix("\ufeff"))  # a byte order mark is no text
             if raw["format"] != _HEALTHY_FORMAT:
                 raise ValueError(f"the format is {raw['format']!r}")
             rms = {str(name): (float(low), float(high)) for name, (low, high) in raw["rms"].items()}
