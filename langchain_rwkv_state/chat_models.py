@@ -27,8 +27,9 @@ from langchain_core.runnables.config import ensure_config, merge_configs
 
 from langchain_rwkv_state import turn
 from langchain_rwkv_state.engine import Delta, Done, Request
+from langchain_rwkv_state.loaded import Loaded
 from langchain_rwkv_state.messages import STATE_KEY, to_messages, without_markers
-from langchain_rwkv_state.model import Loaded, RWKVModel
+from langchain_rwkv_state.model import RWKVModel, seen
 from langchain_rwkv_state.prefix_cache import Kept, Root
 from langchain_rwkv_state.reuse import Flight
 from langchain_rwkv_state.session import RWKVSession, session_messages
@@ -116,6 +117,11 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         if texts:
             params["ls_stop"] = texts
         return params
+
+    def _get_invocation_params(
+        self, stop: list[str] | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        return super()._get_invocation_params(stop=stop, **seen(kwargs))
 
     def get_token_ids(self, text: str) -> list[int]:
         """Returns the model's token ids of a plain text."""

@@ -20,8 +20,9 @@ from langchain_core.prompt_values import ChatPromptValue, PromptValue, StringPro
 
 from langchain_rwkv_state import turn
 from langchain_rwkv_state.engine import Delta, Done, Request
+from langchain_rwkv_state.loaded import Loaded
 from langchain_rwkv_state.messages import STATE_KEY, is_marker, marker, without_markers
-from langchain_rwkv_state.model import Loaded, RWKVModel
+from langchain_rwkv_state.model import RWKVModel
 from langchain_rwkv_state.reuse import Flight
 from langchain_rwkv_state.turn import Reading
 
@@ -110,10 +111,7 @@ class RWKVLLM(RWKVModel, BaseLLM):
         """Returns this model without a cache, whose keys leave out which state a call is for."""
         if self.cache is False:
             return self
-        loaded = self.loaded()
-        apart = self.model_copy(update={"cache": False})
-        apart._loaded = loaded
-        return apart
+        return self.model_copy(update={"cache": False})
 
     def _generate(
         self,
