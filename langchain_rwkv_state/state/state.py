@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from langchain_rwkv_state.errors import StateMismatch
+from langchain_rwkv_state.errors import StateCorrupt, StateMismatch
 from langchain_rwkv_state.state.derivation import Derivation
 from langchain_rwkv_state.state.layout import StateLayout
 from langchain_rwkv_state.whole import write_whole
@@ -248,6 +248,39 @@ def zero_state(layout: StateLayout, fingerprint: str) -> RWKVState:
         for spec in layout.specs
     }
     return RWKVState(layout, tensors, Derivation(fingerprint))
+
+
+def require_finite(state: RWKVState) -> None:
+    """Checks that all numbers of a state are numbers.
+
+    Raises:
+        StateCorrupt: One is NaN or infinite; the message names the tensor.
+    """
+    for name in state:
+        if not _all_finite(state.shared(name)):
+            raise StateCorrupt(
+                f"The state's tensor {name!r} holds NaN or infinity, as after an overflow, so that "
+                "nothing could be read from it: it is not kept. Load the model in fp32 or bf16; if "
+                "it does the same there, its file is damaged."
+            )
+
+
+def _all_finite(tensor: torch.Tensor) -> bool:
+    """Says whether all numbers of a tensor are finite; at the speed of memory, on one thread."""
+    if not tensor.is_cpu:
+        return bool(torch.isfinite(tensor).all())
+    exponent = _EXPONENTS.get(tensor.dtype)
+    if exponent is not None:
+        bits = as_bytes(tensor.contiguous()).view(np.uint16)
+        return bool(((bits & exponent) != exponent).all())
+    numbers = tensor.contiguous().numpy()
+    with np.errstate(all="ignore"):
+        total = np.add.reduce(numbers, axis=None)
+    return bool(np.isfinite(total) or np.isfinite(numbers).all())  # finite numbers may overflow
+
+
+_EXPONENTS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80}
+"""Bits that are all set in a 16-bit number that is infinite or NaN, and in no other."""
 
 
 def as_bytes(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -7,6 +7,7 @@ mistake is to delete a blob inside a transaction: it goes only once the transact
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 from langchain_rwkv_state.state import Buffer
@@ -98,6 +99,18 @@ class Backend(Protocol):
         """
         ...
 
+    def adopt_blob(self, name: str, path: Path) -> bool:
+        """Makes a blob of a file that lies in the store's directory, durably; the file stays.
+
+        Args:
+            name: A name that was never used.
+            path: The file.
+
+        Returns:
+            Whether it could be done; if not, the blob is to be written.
+        """
+        ...
+
     def read_blob(self, name: str) -> bytes | None:
         """Returns a blob, ``None`` where it is missing.
 
@@ -116,6 +129,11 @@ class Backend(Protocol):
 
     def check(self, *, fix: bool) -> CheckReport:
         """Verifies what only the backend knows: settings, counters, foreign rows and files."""
+        ...
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it is open, and still where it was."""
         ...
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
@@ -18,7 +19,9 @@ from langchain_rwkv_state.store.clock import TTL
 from langchain_rwkv_state.store.disk_backend import DiskBackend
 from langchain_rwkv_state.store.policy import DEFAULT_TTL, KeyedStore
 from langchain_rwkv_state.store.records import Codec, LogKind
+from langchain_rwkv_state.store.resources import OPEN_STORES, Resources
 from langchain_rwkv_state.store.settings import check_settings
+from langchain_rwkv_state.store.staged_files import StagedFiles
 from langchain_rwkv_state.store.staging import STAGED_BUDGET_BYTES
 
 DIRECTORY_VARIABLE = "RWKV_STATE_DIR"
@@ -49,7 +52,8 @@ class DiskStateStore(KeyedStore):
             ``"int4"`` do, are chosen when a store is made, and give every state a reference of its
             own.
         clock: Gives Unix time.
-        staged_bytes: The most bytes of states to hold in memory that nothing has committed yet.
+        staged_bytes: The most bytes of states to hold in memory that nothing has committed yet;
+            beyond that they are kept in files of the directory, as long as in memory.
         timeout_seconds: How long to wait for another writer.
 
     Raises:
@@ -85,8 +89,26 @@ class DiskStateStore(KeyedStore):
         check_settings(ttl, history, log, size_limit, codec)
         root = default_directory() if path is None else Path(path).expanduser()
         self._path = root.absolute()
+        self._settings = {
+            "ttl": ttl,
+            "sliding": sliding,
+            "history": history,
+            "log": log,
+            "size_limit": size_limit,
+            "codec": codec,
+            "clock": clock,
+            "staged_bytes": staged_bytes,
+            "timeout_seconds": timeout_seconds,
+        }
+
+        def opened() -> Resources:
+            backend = DiskBackend(self._path, timeout_seconds)
+            staged = StagedFiles(self._path)
+            staged.sweep()
+            return Resources(backend, staged)
+
         super().__init__(
-            DiskBackend(self._path, timeout_seconds),
+            OPEN_STORES.held(os.path.realpath(self._path), opened, fits=_is_usable),
             ttl=ttl,
             sliding=sliding,
             history=history,
@@ -104,3 +126,16 @@ class DiskStateStore(KeyedStore):
 
     def __repr__(self) -> str:
         return f"DiskStateStore({str(self._path)!r})"
+
+    def __reduce__(self) -> tuple[Callable[..., DiskStateStore], tuple[Path, dict[str, Any]]]:
+        """Travels as its directory and its settings; a copy in the same process shares all else."""
+        return _open_again, (self._path, self._settings)
+
+
+def _open_again(path: Path, settings: dict[str, Any]) -> DiskStateStore:
+    """Opens a store that was pickled or copied."""
+    return DiskStateStore(path, **settings)
+
+
+def _is_usable(resources: Resources) -> bool:
+    return resources.backend.is_usable

@@ -36,6 +36,7 @@ from langchain_rwkv_state.store.preflight import (
 )
 from langchain_rwkv_state.store.records import CheckReport
 from langchain_rwkv_state.store.safe_disk import CountedBytes, SafeDisk
+from langchain_rwkv_state.store.staged_files import STAGED
 from langchain_rwkv_state.store.table_check import SOUND, check_table
 
 if sys.platform != "win32":
@@ -43,7 +44,7 @@ if sys.platform != "win32":
 
 T = TypeVar("T")
 LOCK = "lock"
-KNOWN_FILES = frozenset({DATABASE, *COMPANIONS, RESERVE, LOCK})
+KNOWN_FILES = frozenset({DATABASE, *COMPANIONS, RESERVE, LOCK, STAGED})
 _PUT = (
     "INSERT INTO Cache(key, raw, store_time, access_time, size, mode, value)"
     " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT(key, raw) DO UPDATE SET"
@@ -193,6 +194,11 @@ class DiskBackend:
         self._require_identity()
         self.files.write(name, parts)
 
+    def adopt_blob(self, name: str, path: Path) -> bool:
+        """See `Backend.adopt_blob`."""
+        self._require_identity()
+        return self.files.adopt(name, path)
+
     def read_blob(self, name: str) -> bytes | None:
         """See `Backend.read_blob`."""
         return self.files.read(name)
@@ -204,6 +210,14 @@ class DiskBackend:
     def blobs(self) -> Iterator[tuple[str, float]]:
         """See `Backend.blobs`."""
         return self.files.all()
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it is open, and its directory is still the one that was opened."""
+        try:
+            return not self._closed and self._identify() == self._identity
+        except OSError:
+            return False
 
     def check(self, *, fix: bool) -> CheckReport:
         """See `Backend.check`."""

@@ -47,12 +47,13 @@ def make_directories(path: Path) -> None:
             flush_directory(each.parent)
 
 
-def write_new(path: Path, parts: Sequence[Buffer]) -> None:
+def write_new(path: Path, parts: Sequence[Buffer], *, flush: bool = True) -> None:
     """Writes a file that must not exist yet, durably, or not at all.
 
     Args:
         path: Its name.
         parts: Its bytes, in pieces.
+        flush: Whether to wait until it is on the disk; without, it is not durable.
 
     Raises:
         OSError: It could not be written; nothing is left of it.
@@ -64,13 +65,22 @@ def write_new(path: Path, parts: Sequence[Buffer]) -> None:
                 left = memoryview(part)
                 while left:
                     left = left[os.write(handle, left) :]
-            os.fsync(handle)
+            if flush:
+                os.fsync(handle)
         finally:
             os.close(handle)
     except BaseException:
         with suppress(OSError):
             path.unlink()
         raise
+
+
+def _flush_file(path: Path) -> None:
+    handle = os.open(path, os.O_RDWR | _NO_LINK)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def read_regular(path: Path) -> bytes:
@@ -119,6 +129,23 @@ class StateFiles:
                     "What was stored before is unharmed; delete sessions or make room."
                 ) from error
             raise StoreError(f"A state could not be written to {path}: {error}") from error
+
+    def adopt(self, name: str, path: Path) -> bool:
+        """See `Backend.adopt_blob`."""
+        target = self._path(name)
+        try:
+            if not target.parent.exists():
+                make_directories(target.parent)
+            self._require_folder(target.parent)
+            os.link(path, target, follow_symlinks=False)
+        except OSError:
+            return False  # no room, no links, or no such file: whoever asks writes it anew
+        try:
+            _flush_file(target)
+        except OSError:
+            self.drop(name)
+            return False
+        return True
 
     def read(self, name: str) -> bytes | None:
         """See `Backend.read_blob`."""

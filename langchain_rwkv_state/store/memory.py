@@ -9,16 +9,18 @@ from __future__ import annotations
 import time
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from pathlib import Path
+from typing import Self, TypeVar
 
+from langchain_rwkv_state.runtime.registry import Hold
 from langchain_rwkv_state.state import Buffer
 from langchain_rwkv_state.store.backend import Reader, Transaction
 from langchain_rwkv_state.store.clock import TTL
 from langchain_rwkv_state.store.forks import ForkLock
 from langchain_rwkv_state.store.policy import DEFAULT_TTL, KeyedStore
 from langchain_rwkv_state.store.records import CheckReport, Codec, LogKind
+from langchain_rwkv_state.store.resources import Resources
 from langchain_rwkv_state.store.settings import check_settings
-from langchain_rwkv_state.store.staging import STAGED_BUDGET_BYTES
 
 T = TypeVar("T")
 
@@ -144,6 +146,10 @@ class MemoryBackend:
         with self._lock:
             self._blobs[name] = (data, time.monotonic())
 
+    def adopt_blob(self, name: str, path: Path) -> bool:  # noqa: ARG002
+        """See `Backend.adopt_blob`: nothing of it lies in files."""
+        return False
+
     def read_blob(self, name: str) -> bytes | None:
         """See `Backend.read_blob`."""
         with self._lock:
@@ -165,6 +171,11 @@ class MemoryBackend:
         """See `Backend.check`: dicts have nothing of their own to verify."""
         return CheckReport(())
 
+    @property
+    def is_usable(self) -> bool:
+        """See `Backend.is_usable`."""
+        return True
+
     def close(self) -> None:
         """See `Backend.close`."""
         with self._lock:
@@ -183,7 +194,6 @@ class MemoryStateStore(KeyedStore):
         size_limit: The most bytes to store, ``None`` for no limit.
         codec: How states become bytes; see `DiskStateStore`.
         clock: Gives Unix time.
-        staged_bytes: The most bytes of staged states to hold.
 
     Raises:
         ValueError: A value is out of range.
@@ -207,11 +217,10 @@ class MemoryStateStore(KeyedStore):
         codec: Codec = "exact",
         *,
         clock: Callable[[], float] = time.time,
-        staged_bytes: int = STAGED_BUDGET_BYTES,
     ) -> None:
         check_settings(ttl, history, log, size_limit, codec)
         super().__init__(
-            MemoryBackend(),
+            Hold(Resources(MemoryBackend()), _nothing),
             ttl=ttl,
             sliding=sliding,
             history=history,
@@ -219,5 +228,33 @@ class MemoryStateStore(KeyedStore):
             size_limit=size_limit,
             codec=codec,
             clock=clock,
-            staged_bytes=staged_bytes,
         )
+
+    def close(self) -> None:
+        """See `StateStore.close`: everything in it goes."""
+        if not self._closed:
+            super().close()
+            self._resources.value.close()
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        """Returns the store itself: what it holds is in no other place."""
+        return self
+
+    def __copy__(self) -> Self:
+        """Returns the store itself."""
+        return self
+
+    def __reduce__(self) -> str | tuple[object, ...]:
+        """Refuses to be pickled.
+
+        Raises:
+            TypeError: What it holds cannot travel.
+        """
+        raise TypeError(
+            "A MemoryStateStore cannot be pickled, since what it holds is in this process alone: "
+            "use a DiskStateStore."
+        )
+
+
+def _nothing(*, now: bool = False) -> None:
+    """Gives nothing back: a store in memory is shared by its object alone."""

@@ -11,6 +11,8 @@ import math
 import os
 import secrets
 import time
+import warnings
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -20,23 +22,28 @@ from typing import TypeVar
 from langchain_rwkv_state.errors import (
     SessionConflict,
     StateCorrupt,
+    StateExpired,
     StateNotFound,
     StoreError,
     StoreFull,
 )
 from langchain_rwkv_state.runtime.base import Runtime
+from langchain_rwkv_state.runtime.registry import Hold
 from langchain_rwkv_state.state import (
     LOSSY,
     CodecName,
     RWKVState,
+    decode,
     encode_parts,
     is_reference,
     lossy,
     reference,
+    require_finite,
 )
 from langchain_rwkv_state.store import rows
+from langchain_rwkv_state.store.aio import Threads
 from langchain_rwkv_state.store.audit import audit
-from langchain_rwkv_state.store.backend import Backend, Transaction
+from langchain_rwkv_state.store.backend import Transaction
 from langchain_rwkv_state.store.base import StateStore
 from langchain_rwkv_state.store.carrying import Exporter, Importer
 from langchain_rwkv_state.store.clock import (
@@ -57,12 +64,18 @@ from langchain_rwkv_state.store.records import (
     SessionInfo,
     StoreStats,
 )
+from langchain_rwkv_state.store.resources import Resources
 from langchain_rwkv_state.store.rows import HolderRow, Origin, SessionRow, StateRow
 from langchain_rwkv_state.store.secret import store_secret
 from langchain_rwkv_state.store.settings import check_log
-from langchain_rwkv_state.store.staging import STAGED_BUDGET_BYTES, Staging
+from langchain_rwkv_state.store.staging import (
+    STAGED_BUDGET_BYTES,
+    STAGED_TTL_SECONDS,
+    Staged,
+)
 from langchain_rwkv_state.store.state_file import checked_state
 from langchain_rwkv_state.store.tokens import joined, pack_tokens
+from langchain_rwkv_state.store.unsaved import EndedTurn
 
 T = TypeVar("T")
 DEFAULT_TTL = timedelta(days=30)
@@ -79,7 +92,7 @@ class KeyedStore(StateStore):
     """A `StateStore` over any backend.
 
     Args:
-        backend: Where rows and blobs are kept.
+        resources: What it shares with others over the same place; given back when it is closed.
         ttl: How long sessions and states live, unless said otherwise.
         sliding: Whether commits and reads renew that.
         history: How many states before a session's head are kept.
@@ -87,7 +100,7 @@ class KeyedStore(StateStore):
         size_limit: The most bytes to store, ``None`` for no limit.
         codec: How states become bytes, ``None`` for as the store was made.
         clock: Gives Unix time.
-        staged_bytes: The most bytes of staged states to hold in memory.
+        staged_bytes: The most bytes of staged states to hold in memory, where there are files.
 
     Raises:
         ValueError: A value is out of range.
@@ -96,7 +109,7 @@ class KeyedStore(StateStore):
 
     def __init__(
         self,
-        backend: Backend,
+        resources: Hold[Resources],
         *,
         ttl: TTL = DEFAULT_TTL,
         sliding: bool = True,
@@ -107,7 +120,10 @@ class KeyedStore(StateStore):
         clock: Callable[[], float] = time.time,
         staged_bytes: int = STAGED_BUDGET_BYTES,
     ) -> None:
-        self._backend = backend
+        self._resources = resources
+        self._backend = resources.value.backend
+        self._staging = resources.value.staging
+        self._staged_bytes = staged_bytes
         self._closed = False
         self._ttl = ttl_seconds(ttl, DEFAULT_TTL.total_seconds())
         self._sliding = sliding
@@ -115,16 +131,30 @@ class KeyedStore(StateStore):
         self._log_tokens = log == "tokens"
         self._size_limit = size_limit
         try:
-            self._key, self._codec = self._backend.transact(
-                lambda changes: store_secret(changes, codec)
-            )
+            self._key, self._codec = self._about(codec)
             check_log(log, self._codec)
         except BaseException:
-            self._backend.close()
+            resources.release()
             raise
         steady = steady_seconds if clock is time.time else None
         self._clock = StoreClock(clock, self._ttl, self._clock_mark, steady)
-        self._staging = Staging(self._clock.now, budget_bytes=staged_bytes)
+
+    def _about(self, codec: CodecName | None) -> tuple[bytes, CodecName]:
+        """Returns the store's secret, and how this object writes states."""
+        shared = self._resources.value
+        known = shared.about
+        if known is None or codec not in (None, known[1]):
+            known = self._backend.transact(lambda changes: store_secret(changes, codec))
+            shared.about = shared.about or known
+        return known
+
+    @property
+    def _threads(self) -> Threads:
+        return self._resources.value.threads
+
+    @property
+    def _unsaved(self) -> dict[str, deque[EndedTurn]]:
+        return self._resources.value.unsaved
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({'closed' if self._closed else 'open'})"
@@ -155,19 +185,23 @@ class KeyedStore(StateStore):
         self._check_open()
         if parent is not None:
             _check_ref(parent, "parent")
+        require_finite(state)
         ref, state = self._as_kept(state)
-        self._staging.stage(ref, state, parent, tokens if self._log_tokens else ())
+        kept = tokens if self._log_tokens else ()
+        self._staging.stage(ref, state, parent, kept, now=self._clock.now())
+        self._make_room()
         return ref
 
     def get(self, ref: str, *, renew: bool = True) -> RWKVState:
         """See `StateStore.get`."""
         self._check_open()
         _check_ref(ref, "ref")
-        staged = self._staging.get(ref)
-        if staged is not None:
-            return staged.state
+        staged = self._staged(ref)
+        state = None if staged is None else self._state_of(staged)
+        if state is not None:
+            return state
         view = self._view()
-        row = view.state(ref)
+        row = self._row(view, ref)
         data = self._backend.read_blob(row.blob)
         if data is None:
             row = self._view().state(ref)  # deleted, or stored anew, since the look above
@@ -191,7 +225,7 @@ class KeyedStore(StateStore):
             if ref is None or ref in seen:
                 continue
             seen.add(ref)
-            staged, row = self._staging.get(ref), view.stored_state(ref)
+            staged, row = self._staged(ref), view.stored_state(ref)
             todo += [made.parent for made in (staged, row) if made is not None]
             todo += view.parents(ref)
         return False
@@ -414,12 +448,12 @@ class KeyedStore(StateStore):
     def file(self, turn_id: str, filing: Filing) -> None:
         """See `StateStore.file`."""
         self._check_open()
-        self._staging.file(turn_id, filing)
+        self._staging.file(turn_id, filing, now=self._clock.now())
 
     def filings(self, turn_id: str) -> list[Filing]:
         """See `StateStore.filings`."""
         self._check_open()
-        return self._staging.filings(turn_id)
+        return self._staging.filings(turn_id, now=self._clock.now())
 
     def forget_turn(self, turn_id: str) -> None:
         """See `StateStore.forget_turn`."""
@@ -442,7 +476,7 @@ class KeyedStore(StateStore):
         """See `StateStore.stats`."""
         self._check_open()
         reader = self._backend.reader
-        staged, staged_nbytes = self._staging.size()
+        staged, staged_nbytes, spilled = self._staging.size(now=self._clock.now())
         return StoreStats(
             sessions=reader.count(b"s", b"t"),
             states=reader.count(b"t", b"u"),
@@ -450,6 +484,7 @@ class KeyedStore(StateStore):
             staged=staged,
             staged_nbytes=staged_nbytes,
             size_limit=self._size_limit,
+            spilled_nbytes=spilled,
         )
 
     def check(self, *, fix: bool = False) -> CheckReport:
@@ -462,9 +497,7 @@ class KeyedStore(StateStore):
         if self._closed:
             return
         self._closed = True
-        self._threads.close()
-        self._staging.clear()
-        self._backend.close()
+        self._resources.release()
 
     def rebuild(self, ref: str, runtime: Runtime) -> RWKVState:
         """Makes a state again from its token ids; needs a store with ``log="tokens"``.
@@ -578,26 +611,114 @@ class KeyedStore(StateStore):
     def _write_bytes(self, ref: str, state: RWKVState | None) -> StateRow | None:
         """Writes a state's bytes where no row has them; the row comes with the transaction."""
         view = self._view()
-        staged = self._staging.get(ref)
-        value = state if state is not None else staged.state if staged is not None else None
-        if value is None:
-            view.state(ref)  # raises where it is missing or has expired
-            return None
-        if view.lives(ref):
+        staged = self._staged(ref)
+        if (state is not None or staged is not None) and view.lives(ref):
             return None
         parent = staged.parent if staged is not None else None
         origin = self._origin(view, ref, None) if self._log_tokens else None
-        return self._write_blob(ref, value, parent, origin)
+        if state is None and staged is not None:
+            row = self._adopt_file(staged, origin)
+            if row is not None:
+                return row
+            state = self._state_of(staged)
+        if state is None:
+            self._row(view, ref)  # raises where it is missing or has expired
+            return None
+        return self._write_blob(ref, state, parent, origin)
+
+    def _adopt_file(self, staged: Staged, origin: Origin | None) -> StateRow | None:
+        """Takes the file of a staged state over, where it has one; nothing is written again."""
+        if staged.path is None:
+            return None
+        blob = _blob_name(staged.ref)
+        try:
+            nbytes = staged.path.stat().st_size
+        except OSError:
+            return None
+        if not self._backend.adopt_blob(blob, staged.path):
+            return None
+        return StateRow(
+            ref=staged.ref,
+            blob=blob,
+            nbytes=nbytes,
+            n_tokens=staged.n_tokens,
+            parent=staged.parent,
+            created=self._clock.now(),
+            origin=origin,
+        )
+
+    def _staged(self, ref: str) -> Staged | None:
+        return self._staging.get(ref, now=self._clock.now())
+
+    def _state_of(self, staged: Staged) -> RWKVState | None:
+        """Returns a staged state; ``None`` where its file is gone, and so it was stored by now."""
+        files = self._resources.value.files
+        if staged.path is None or files is None:
+            return staged.memory
+        data = files.read(staged.path)
+        return None if data is None else decode(data, ref=staged.ref).state
+
+    def _row(self, view: View, ref: str) -> StateRow:
+        """Returns a living state's row.
+
+        Raises:
+            StateExpired: Its time ran out; also where it was staged and nothing stored it in time.
+            StateNotFound, StateCorrupt: As `View.state`.
+        """
+        try:
+            return view.state(ref)
+        except StateNotFound:
+            expired = self._staging.expired_at(ref, now=view.now)
+            if expired is None:
+                raise
+            raise StateExpired(
+                f"The state {ref} was staged and expired {view.now - expired:.0f} seconds ago: "
+                f"nothing committed or kept it within {STAGED_TTL_SECONDS / 60:.0f} minutes of its "
+                "answer. Read the conversation again, and commit or keep() what is to last."
+            ) from None
+
+    def _make_room(self) -> None:
+        """Moves staged states into files where memory holds more than its share of them."""
+        files = self._resources.value.files
+        if files is None:
+            return  # a store in memory has nothing but memory
+        moving = self._staging.over(self._staged_bytes)
+        while moving:
+            staged = moving.pop(0)
+            path = None
+            try:
+                assert staged.memory is not None  # noqa: S101 # as `over` says
+                parts = encode_parts(
+                    staged.memory,
+                    parent=staged.parent,
+                    ref=staged.ref,
+                    created_seconds=self._clock.now(),
+                    codec=self._codec,
+                )
+                path = files.write(parts)
+            except (StoreError, StoreFull) as error:
+                warnings.warn(
+                    f"Staged states stay in memory beyond their share of it ({self._staged_bytes} "
+                    f"bytes), since the store cannot take them: {error}",
+                    stacklevel=4,
+                )
+                return
+            finally:
+                self._staging.moved(staged.ref, path)
+                if path is None:
+                    for left in moving:
+                        self._staging.moved(left.ref, None)
 
     def _write_blob(
         self, ref: str, state: RWKVState, parent: str | None, origin: Origin | None
     ) -> StateRow:
         """Writes a state's bytes and returns the row for them."""
+        require_finite(state)
         now = self._clock.now()
         parts = encode_parts(state, parent=parent, ref=ref, created_seconds=now, codec=self._codec)
         row = StateRow(
             ref=ref,
-            blob=f"{ref[-64:]}-{secrets.token_hex(8)}",
+            blob=_blob_name(ref),
             nbytes=sum(map(len, parts)),
             n_tokens=state.n_tokens,
             parent=parent,
@@ -622,18 +743,18 @@ class KeyedStore(StateStore):
         The way back leads over staged states; where it comes to a stored one, that one's row
         tells the rest.
         """
-        first = self._staging.get(ref)
+        first = self._staged(ref)
         if first is None:
             row = view.stored_state(ref)
             return None if row is None else row.origin
         at, tokens = first.parent, first.tokens
         while at is not None and at != base:
-            found = self._staging.get(at)
+            found = self._staged(at)
             if found is None:
                 break
             at, tokens = found.parent, (*found.tokens, *tokens)
         packed = pack_tokens(tokens)
-        origin = Origin(at, packed, first.state.fingerprint, first.state.block)
+        origin = Origin(at, packed, first.fingerprint, first.block)
         if at is None or at == base:
             return origin
         row = view.stored_state(at)
@@ -646,7 +767,7 @@ class KeyedStore(StateStore):
         own; one that comes from here loses nothing more.
         """
         ref = reference(state.derivation, self._key)
-        if self._codec not in LOSSY or self._staging.get(ref) or self._view().lives(ref):
+        if self._codec not in LOSSY or self._staged(ref) or self._view().lives(ref):
             return ref, state
         kept = lossy(state, self._codec)
         return reference(kept.derivation, self._key), kept
@@ -756,6 +877,11 @@ def _expect_head(row: SessionRow | None, session: str, parent: str | None) -> No
 def _worn(row: SessionRow | HolderRow, now: float) -> bool:
     """Says whether a tenth of a time to live has passed since it last started."""
     return math.isfinite(row.expires) and row.expires - now <= (1 - _RENEW_AFTER) * row.ttl
+
+
+def _blob_name(ref: str) -> str:
+    """Returns a name for a state's file that was never used."""
+    return f"{ref[-64:]}-{secrets.token_hex(8)}"
 
 
 def _is_whole(value: object) -> bool:
