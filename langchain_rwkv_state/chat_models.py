@@ -350,7 +350,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         loaded = self.loaded()
         if isinstance(model_input, str):
             reading = turn.plan_text(
-                model_input, template=loaded.template, store=self.store, zero=loaded.zero
+                model_input, template=loaded.template, store=self.answer_store, zero=loaded.zero
             )
         else:
             reading = self._plan(loaded, to_messages(model_input), answer=False)
@@ -370,7 +370,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         return turn.plan(
             messages,
             template=loaded.template,
-            store=self.store,
+            store=self.answer_store,
             zero=loaded.zero,
             answer=answer,
         )
@@ -386,8 +386,8 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         """Stages and files the state behind an answer; returns what the message says of it."""
         reading = flight.reading
         flight.landed(done)
-        ref = turn.stage(reading, done, self.store)
-        turn.file_answer(reading, done, ref, self.store)
+        ref = turn.stage(reading, done, self.answer_store)
+        turn.file_answer(reading, done, ref, self.answer_store)
         about = {"model_name": self.model, "finish_reason": done.finish_reason, STATE_KEY: ref}
         known = reading.base.n_tokens + flight.reused
         read = reading.base.n_tokens + len(reading.ids)

@@ -12,6 +12,7 @@ import copy
 import functools
 import os
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -27,12 +28,13 @@ from pydantic import (
 
 from langchain_rwkv_state import settings
 from langchain_rwkv_state.engine import Request, Sampling
+from langchain_rwkv_state.errors import StoreError, StoreFull
 from langchain_rwkv_state.loaded import Loaded, hold_model
 from langchain_rwkv_state.prefix_cache import PrefixStateCache, default_cache
 from langchain_rwkv_state.reuse import Flight, launch
 from langchain_rwkv_state.runtime import check_model
 from langchain_rwkv_state.runtime.registry import Hold
-from langchain_rwkv_state.store import DiskStateStore, StateStore
+from langchain_rwkv_state.store import DiskStateStore, MemoryStateStore, StateStore
 from langchain_rwkv_state.template import WorldTemplate
 from langchain_rwkv_state.turn import Reading
 
@@ -106,6 +108,7 @@ class RWKVModel(BaseModel):
     _hold: Hold[Loaded] | None = PrivateAttr(default=None)
     _loaded: Loaded | None = PrivateAttr(default=None)
     _store: StateStore | None = PrivateAttr(default=None)
+    _homeless: StateStore | None = PrivateAttr(default=None)
     _lock: Any = PrivateAttr(default_factory=threading.RLock)
 
     @model_validator(mode="before")
@@ -220,7 +223,7 @@ class RWKVModel(BaseModel):
             changes["prefix_cache_setting"] = changes.pop("prefix_cache")
         copied = super().model_copy(update=changes, deep=deep)
         if "store_location" in changes:
-            copied._store = None
+            copied._store = copied._homeless = None
         return copied
 
     def __getstate__(self) -> dict[Any, Any]:
@@ -247,7 +250,8 @@ class RWKVModel(BaseModel):
     def __setstate__(self, state: dict[Any, Any]) -> None:
         """Restores the settings; the model is loaded again at first use."""
         super().__setstate__(state)
-        private = {"_hold": None, "_loaded": None, "_store": None, "_lock": threading.RLock()}
+        private = dict.fromkeys(("_hold", "_loaded", "_store", "_homeless"))
+        private["_lock"] = threading.RLock()
         object.__setattr__(self, "__pydantic_private__", private)
 
     @property
@@ -259,6 +263,33 @@ class RWKVModel(BaseModel):
             if self._store is None:
                 self._store = DiskStateStore(self.store_location)
             return self._store
+
+    @property
+    def answer_store(self) -> StateStore:
+        """Where the states of answers are staged, and markers are looked up.
+
+        That is `store`; only where the user's own cannot be opened, as in a container whose disk is
+        read-only, answers that need no memory are given all the same, with one warning: their
+        states are in memory then, and nothing can be committed.
+        """
+        if isinstance(self.store_location, StateStore):
+            return self.store_location
+        with self._lock:
+            if self._homeless is not None:
+                return self._homeless
+            try:
+                return self.store
+            except (StoreError, StoreFull) as error:
+                if self.store_location is not None:
+                    raise
+                self._homeless = homeless_store()
+                warnings.warn(
+                    "The user's own store cannot be opened, so that states of answers are kept in "
+                    "memory alone, and sessions are not possible: pass store=, or set "
+                    f"RWKV_STATE_DIR. {error}",
+                    stacklevel=2,
+                )
+                return self._homeless
 
     @property
     def prefix_cache(self) -> PrefixStateCache | None:
@@ -402,6 +433,12 @@ class RWKVModel(BaseModel):
         """The settings that an answer depends on."""
         names = ("model", "strategy", *SAMPLING_FIELDS, "max_tokens", "stop")
         return {name: getattr(self, name) for name in names}
+
+
+@functools.cache
+def homeless_store() -> StateStore:
+    """Returns the process's store for answers where the user's own store cannot be opened."""
+    return MemoryStateStore()
 
 
 def seen(options: Mapping[str, Any]) -> dict[str, Any]:
