@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -40,8 +41,14 @@ _ELSEWHERE = {
 """Names of other integrations, the community class among them, with what they are called here."""
 
 
+_WITHOUT_MEANING = ("max_retries", "api_key")
+"""LangChain's standard parameters for models behind a network, which this one is not."""
+
+
 def as_model(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns settings in which the model is called ``model``.
+
+    LangChain's standard parameters of a network are left out, with one warning.
 
     Args:
         values: As given to a constructor.
@@ -50,6 +57,13 @@ def as_model(values: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: The model is named twice.
     """
     found = dict(values)
+    idle = [name for name in _WITHOUT_MEANING if found.pop(name, None) is not None]
+    if idle:
+        warnings.warn(
+            f"{' and '.join(idle)} {'mean' if len(idle) > 1 else 'means'} nothing to a model that "
+            "runs in this process: leave it out.",
+            stacklevel=4,
+        )
     for name in SAME_AS_MODEL:
         if name not in found:
             continue

@@ -58,6 +58,11 @@ class TestNames:
         with pytest.raises(ValueError, match="named twice"):
             kind(model="demo", store=store, **{name: "/models/x.pth"})
 
+    def test_langchains_parameters_of_a_network_are_left_out_with_one_warning(self, kind, store):
+        with pytest.warns(UserWarning, match="max_retries and api_key mean nothing") as seen:
+            kind(store=store, max_retries=2, api_key="sk-1")
+        assert len(seen) == 1
+
     def test_a_call_names_the_nearest_too(self, chat):
         with pytest.raises(ValueError, match=r"'temprature': did you mean temperature\?"):
             chat.invoke("Hi", temprature=0)
