@@ -92,6 +92,8 @@ class ChatRWKV(RWKVModel, BaseChatModel):
 
     cache: Any = False
     """Apart from LangChain's global cache: a hit there would name a state that may be gone."""
+    streaming: bool = False
+    """Whether `invoke` streams too, for callbacks that want each token; LangChain asks for it."""
     progress: bool = False
     """Whether `batch` and `abatch` draw a progress bar, where there is a terminal."""
 
