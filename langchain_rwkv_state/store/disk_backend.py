@@ -21,6 +21,7 @@ from diskcache import Cache, Timeout
 from langchain_rwkv_state.errors import RWKVStateError, StateCorrupt, StoreError, StoreFull
 from langchain_rwkv_state.state import Buffer
 from langchain_rwkv_state.store.backend import Reader, Transaction
+from langchain_rwkv_state.store.connections import ThreadConnections
 from langchain_rwkv_state.store.files import (
     RESERVE,
     StateFiles,
@@ -165,6 +166,7 @@ class DiskBackend:
         self._lock = ForkLock(self._forked)
         self._cache: Cache | None = None
         self._inherited: list[Cache] = []
+        self._connections = ThreadConnections()
         self._closed = False
         with self.errors():
             make_directories(root)
@@ -295,6 +297,7 @@ class DiskBackend:
                 if self._cache is None:
                     self._cache = self._open()
                 cache = self._cache
+        self._connections.mind(cache._con)
         return cache
 
     def _open(self) -> Cache:

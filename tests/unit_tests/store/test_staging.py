@@ -222,6 +222,26 @@ class TestOneDirectoryOneStore:
             assert threads() - before <= 4
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks at the open files")
+def test_a_thread_that_ends_leaves_no_open_file(path):
+    def open_files() -> int:
+        files = (each.resolve() for each in Path("/proc/self/fd").iterdir())
+        return sum(file == path / "cache.db-wal" for file in files)
+
+    with DiskStateStore(path) as store:
+        gc.collect()
+        gc.disable()
+        try:
+            before = open_files()
+            for _ in range(30):
+                thread = threading.Thread(target=store.sessions)
+                thread.start()
+                thread.join()
+            assert open_files() == before
+        finally:
+            gc.enable()
+
+
 class TestCopies:
     def test_a_store_on_disk_travels_as_its_directory_and_settings(self, path):
         with DiskStateStore(path, ttl=60, history=3) as store:
