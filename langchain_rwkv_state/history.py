@@ -12,6 +12,7 @@ import logging
 import sys
 import threading
 import uuid
+import warnings
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -27,7 +28,12 @@ from langchain_rwkv_state.history_turn import (
     state_of_answer,
     state_of_unread,
 )
-from langchain_rwkv_state.messages import TURN_KEY, is_marker, message_from_json
+from langchain_rwkv_state.messages import (
+    TURN_KEY,
+    flattened_key,
+    is_marker,
+    message_from_json,
+)
 from langchain_rwkv_state.store.base import TTL, EndedTurn, StateStore
 from langchain_rwkv_state.store_calls import Steps, StoreCall, arun, run
 
@@ -137,10 +143,10 @@ class RWKVStateHistory(BaseChatMessageHistory):
         if turn is not None and (yield from self._is_readable(turn)):
             return turn.messages
         info = yield StoreCall("session", self.session_id)
-        fresh = Turn(
-            turn_id=uuid.uuid4().hex,
-            base=info.head if info else None,
-            unread=tuple(message_from_json(text) for text in info.unread) if info else (),
+        fresh = Turn.begun(
+            uuid.uuid4().hex,
+            info.head if info else None,
+            [message_from_json(text) for text in info.unread] if info else [],
         )
         with self._lock:
             if self._open is turn:
@@ -203,15 +209,40 @@ class RWKVStateHistory(BaseChatMessageHistory):
         """
         filings = (yield StoreCall("filings", ended.turn_id)) if ended.turn_id else []
         ref = state_of_answer(ended, filings)
-        committed = ref is not None and (yield from self._commit(ended, ref))
+        covered = (*ended.unread_said, *ended.said)
+        committed = ref is not None and (yield from self._commit(ended, ref, covered))
         if not committed and ended.messages:
             unread_ref = state_of_unread(ended, filings)
             if unread_ref is not None:
-                yield from self._commit(ended, unread_ref)
+                yield from self._commit(ended, unread_ref, ended.unread_said)
             yield StoreCall("append_unread", self.session_id, ended.messages, self.ttl)
+            if not filings:
+                yield from self._tell_of_missing(ended)
         return committed or len(filings) < 2
 
-    def _commit(self, ended: EndedTurn, ref: str) -> Steps[bool]:
+    def _tell_of_missing(self, ended: EndedTurn) -> Steps[None]:
+        """Warns where a marker was handed out, an answer came, and no model filed it."""
+        if ended.turn_id is None or ended.answer_digest is None:
+            return
+        key = flattened_key(ended.answer_digest)
+        with suppress(Exception):  # the turn is stored; this only asks whether its cause was told
+            if (yield StoreCall("filings", key)):
+                yield StoreCall("forget_turn", key)
+                return
+        text = (
+            f"A turn of session {self.session_id!r} was answered, but no model of its store was "
+            "shown the session's state marker: the turn is kept as text, to be read again with the "
+            "next one. A trimmer or filter (trim_messages, filter_messages, n_messages) cut the "
+            "marker, a template or get_buffer_string flattened it to text, another model or a "
+            "model with another store answered, or a cache did. With this history a prompt does "
+            "not grow: leave trimmers out, and put its messages in with MessagesPlaceholder."
+        )
+        try:
+            warnings.warn(text, stacklevel=2)
+        except Warning:  # where warnings are errors: what a history raises would be swallowed
+            logger.warning("%s", text)
+
+    def _commit(self, ended: EndedTurn, ref: str, said: tuple[str, ...]) -> Steps[bool]:
         """Commits a state of the turn; says whether the session was still where it began."""
         try:
             yield StoreCall(
@@ -221,6 +252,7 @@ class RWKVStateHistory(BaseChatMessageHistory):
                 ended.base,
                 self.ttl,
                 unread_covered=ended.n_unread,
+                said=said,
             )
         except (SessionConflict, StateNotFound, StateExpired) as error:
             logger.info("A turn of session %r stays unread: %s", self.session_id, error)

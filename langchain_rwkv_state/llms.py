@@ -22,7 +22,14 @@ from langchain_core.runnables import RunnableConfig
 from langchain_rwkv_state import turn
 from langchain_rwkv_state.engine import Delta, Done, Request
 from langchain_rwkv_state.loaded import Loaded
-from langchain_rwkv_state.messages import STATE_KEY, is_marker, marker, without_markers
+from langchain_rwkv_state.messages import (
+    STATE_KEY,
+    as_model_input,
+    handed_out,
+    is_marker,
+    marker,
+    without_markers,
+)
 from langchain_rwkv_state.model import RWKVModel, seen
 from langchain_rwkv_state.reuse import Flight
 from langchain_rwkv_state.turn import Reading
@@ -84,8 +91,14 @@ class RWKVLLM(RWKVModel, BaseLLM):
         """Returns the model's token ids of a text."""
         return self.loaded().tokenizer.encode(text)
 
+    def get_num_tokens_from_messages(
+        self, messages: Sequence[BaseMessage], tools: Sequence[Any] | None = None
+    ) -> int:
+        """Returns how many tokens the messages take as text; markers take none."""
+        return super().get_num_tokens_from_messages(without_markers(messages), tools)
+
     def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
-        value = super()._convert_input(model_input)
+        value = super()._convert_input(as_model_input(model_input))
         if not isinstance(value, ChatPromptValue) or not any(map(is_marker, value.messages)):
             return value
         markers = tuple(message for message in value.messages if is_marker(message))
@@ -236,6 +249,11 @@ class RWKVLLM(RWKVModel, BaseLLM):
         for prompt, ref in zip(prompts, refs, strict=True):
             known = list(getattr(prompt, "markers", ()))
             if ref is not None:
+                if any(map(handed_out, known)):
+                    raise ValueError(
+                        "A history's marker says where this call goes on from, and so does state=: "
+                        "leave one of them out."
+                    )
                 known.append(marker(ref))
             reading = turn.plan_text(
                 str(prompt),

@@ -17,7 +17,7 @@ from langchain_rwkv_state.state import decode, reference
 from langchain_rwkv_state.store import rows
 from langchain_rwkv_state.store.backend import Backend, Reader, Transaction
 from langchain_rwkv_state.store.records import CheckReport
-from langchain_rwkv_state.store.rows import HolderRow, LogRow, SessionRow, StateRow
+from langchain_rwkv_state.store.rows import HolderRow, LogRow, QueueRow, SessionRow, StateRow
 
 _WRITING_SECONDS = 60.0  # younger bytes may belong to a commit that is under way
 _FIRST, _LAST = b"", b"\xff" * 4096
@@ -150,6 +150,8 @@ class Books:
                 self.logs[turn.session].append(turn)
             case b"o":
                 self.owners.add(key)
+            case b"q":
+                QueueRow.unpack(key, data)
             case b"d" if len(key) > 9:
                 self.dues.append(key)
             case b"r":

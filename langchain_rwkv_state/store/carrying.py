@@ -92,6 +92,7 @@ class Exporter:
                         turn.n_tokens,
                         turn.created,
                         turn.origin if tokens else None,
+                        turn.said,
                     )
                     for turn in reversed(log)
                 ),
@@ -232,7 +233,9 @@ class Importer:
         for seq, turn in enumerate(manifest.log, first):
             parent = names.of(turn.parent)
             origin = names.moved(turn.origin) if self._tokens else None
-            row = LogRow(name, seq, names(turn.ref), parent, turn.n_tokens, turn.created, origin)
+            row = LogRow(
+                name, seq, names(turn.ref), parent, turn.n_tokens, turn.created, origin, turn.said
+            )
             ledger.add_turn(row)
         session = SessionRow(
             name=name,

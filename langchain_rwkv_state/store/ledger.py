@@ -15,7 +15,14 @@ from dataclasses import replace
 from langchain_rwkv_state.errors import StateCorrupt, StateExpired, StateNotFound
 from langchain_rwkv_state.store import rows
 from langchain_rwkv_state.store.backend import Reader, Transaction
-from langchain_rwkv_state.store.rows import HolderRow, LogRow, Origin, SessionRow, StateRow
+from langchain_rwkv_state.store.rows import (
+    HolderRow,
+    LogRow,
+    Origin,
+    QueueRow,
+    SessionRow,
+    StateRow,
+)
 from langchain_rwkv_state.store.tokens import merged
 
 TOMBSTONE_SECONDS = 7 * 86400.0
@@ -74,6 +81,17 @@ class View:
         """
         found = self._reader.scan(*rows.log_range(name), reverse=True)
         return [LogRow.unpack(key, data) for key, data in found]
+
+    def queue(self, name: str) -> list[QueueRow]:
+        """Returns the places in the queue of a session's turns, first ones first.
+
+        A row that was changed is nobody's place: it is left out here, and `check` deletes it.
+        """
+        return _places(self._reader.scan(*rows.queue_range(name)))
+
+    def queues(self) -> list[QueueRow]:
+        """Returns the places in all queues."""
+        return _places(self._reader.scan(b"q", b"r"))
 
     def parents(self, ref: str) -> list[str]:
         """Returns the states before `ref` in the logs of the sessions that hold it."""
@@ -408,6 +426,17 @@ class Ledger(View):
         if row.origin is not None:
             self._rows.delete(rows.rebuild_key(row.ref, row.session))
 
+    # -- queues ----------------------------------------------------------------------------------
+
+    def put_place(self, row: QueueRow) -> None:
+        """Writes a place in a session's queue."""
+        self._rows.put(row.key, row.pack())
+
+    def drop_places(self, places: Iterable[QueueRow]) -> None:
+        """Deletes places."""
+        for row in places:
+            self._rows.delete(row.key)
+
     # -- expiry ----------------------------------------------------------------------------------
 
     def expire_next(self, limit: int) -> tuple[int, int]:
@@ -489,6 +518,14 @@ class Ledger(View):
         if data is not None:
             self._unschedule(rows.peek_expires(key, data), key)
             self._rows.delete(key)
+
+
+def _places(found: Iterable[tuple[bytes, bytes | None]]) -> list[QueueRow]:
+    places: list[QueueRow] = []
+    for key, data in found:
+        with suppress(StateCorrupt):
+            places.append(QueueRow.unpack(key, data))
+    return places
 
 
 def _steps(ref: str, origins: Mapping[str, Origin | None]) -> list[tuple[str, Origin]]:

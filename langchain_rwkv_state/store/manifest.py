@@ -28,6 +28,7 @@ MEMBER = "session.json"
 _COUNT_MAX = 1 << 53  # the whole numbers that every reader of JSON has
 _LATEST_SECONDS = 2 * LONGEST_TTL_SECONDS  # no time of a session is later, and none before 1970
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_SAID = re.compile(r"[0-9a-f]{16}")
 
 
 def state_member(number: int) -> str:
@@ -74,6 +75,7 @@ class BundledTurn:
     n_tokens: int
     created: float
     origin: Origin | None = None
+    said: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -251,6 +253,15 @@ class _Fields(Body):
             raise self._wrong(name)
         return text
 
+    def digests(self, name: str) -> tuple[str, ...]:
+        """Returns digests of messages; none where bundles of earlier releases have none."""
+        if name not in self._values:
+            return ()
+        texts = self.texts(name)
+        if not all(map(_SAID.fullmatch, texts)):
+            raise self._wrong(name)
+        return texts
+
     def objects(self, name: str) -> list[_Fields]:
         """Returns a list of objects."""
         return [_Fields(f"{self._where}, {name}", each) for each in self._take(name, list)]
@@ -283,6 +294,8 @@ def _turn_values(turn: BundledTurn) -> dict[str, Any]:
     }
     if turn.origin is not None:
         values["origin"] = turn.origin.to_body()
+    if turn.said:
+        values["said"] = turn.said
     return values
 
 
@@ -293,6 +306,7 @@ def _turn(fields: _Fields) -> BundledTurn:
         n_tokens=fields.count("n_tokens"),
         created=fields.time("created"),
         origin=fields.origin("origin"),
+        said=fields.digests("said"),
     )
 
 

@@ -40,7 +40,7 @@ from langchain_rwkv_state.state import (
     reference,
     require_finite,
 )
-from langchain_rwkv_state.store import rows
+from langchain_rwkv_state.store import queue, rows
 from langchain_rwkv_state.store.aio import Threads
 from langchain_rwkv_state.store.audit import audit
 from langchain_rwkv_state.store.backend import Transaction
@@ -61,6 +61,7 @@ from langchain_rwkv_state.store.records import (
     Filing,
     LogEntry,
     LogKind,
+    QueuedTurn,
     SessionInfo,
     StoreStats,
 )
@@ -265,6 +266,8 @@ class KeyedStore(StateStore):
         *,
         sliding: bool | None = None,
         unread_covered: int = 0,
+        said: Sequence[str] = (),
+        place: str | None = None,
     ) -> None:
         """See `StateStore.commit`."""
         self._check_open()
@@ -281,6 +284,8 @@ class KeyedStore(StateStore):
 
         def work(ledger: Ledger) -> None:
             row = self._heads.living(ledger, session)
+            if place is not None:
+                queue.end(ledger, session, place)
             _expect_head(row, session, parent)
             if unread_covered > len(row.unread):
                 raise ValueError(
@@ -290,7 +295,7 @@ class KeyedStore(StateStore):
             row = replace(row, unread=row.unread[unread_covered:], updated=ledger.now)
             row = self._heads.renewed(row, ledger.now, ttl, sliding)
             if ref != row.head:
-                row = self._heads.moved(ledger, row, ref, origin)
+                row = self._heads.moved(ledger, row, ref, origin, tuple(said))
             ledger.save_session(row)
 
         # An expired session may hold the very state that begins a new one: let go of it first.
@@ -321,7 +326,14 @@ class KeyedStore(StateStore):
         if view.session(session) is None:
             return []
         return [
-            LogEntry(turn.ref, turn.parent, turn.n_tokens, turn.created, view.lives(turn.ref))
+            LogEntry(
+                turn.ref,
+                turn.parent,
+                turn.n_tokens,
+                turn.created,
+                view.lives(turn.ref),
+                turn.said,
+            )
             for turn in view.log(session)
         ]
 
@@ -412,6 +424,30 @@ class KeyedStore(StateStore):
 
         return self._write(work, freeing=True)
 
+    # -- queues ----------------------------------------------------------------------------------
+
+    def enter_queue(self, session: str, token: str, seconds: float) -> int:
+        """See `StateStore.enter_queue`."""
+        self._check_open()
+        _check_name(session, "session")
+        if not 0 < seconds < math.inf:
+            raise ValueError(f"A place in a queue holds for some seconds, not {seconds!r}.")
+        return self._write(
+            lambda ledger: queue.enter(ledger, session, token, seconds), freeing=True
+        )
+
+    def leave_queue(self, session: str, token: str) -> bool:
+        """See `StateStore.leave_queue`."""
+        self._check_open()
+        _check_name(session, "session")
+        return self._write(lambda ledger: queue.leave(ledger, session, token), freeing=True)
+
+    def queue(self, session: str) -> list[QueuedTurn]:
+        """See `StateStore.queue`."""
+        self._check_open()
+        _check_name(session, "session")
+        return queue.line(self._view(), session)
+
     # -- bundles ---------------------------------------------------------------------------------
 
     def export_session(
@@ -466,6 +502,8 @@ class KeyedStore(StateStore):
         """See `StateStore.prune`."""
         self._check_open()
         gone = 0
+        if queue.any_ran_out(self._view()):
+            self._write(queue.sweep, freeing=True)
         while True:
             looked, removed = self._write(_expire_batch, freeing=True)
             gone += removed

@@ -22,6 +22,8 @@ class LogEntry:
         n_tokens: Tokens that the state stands for.
         created_seconds: Unix time of the commit.
         kept: Whether the state itself is still stored (and not only named).
+        said: Short digests of the messages that the turn added, by which a session knows them
+            again; empty where nobody told.
     """
 
     ref: str
@@ -29,6 +31,7 @@ class LogEntry:
     n_tokens: int
     created_seconds: float
     kept: bool
+    said: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,23 @@ class SessionInfo:
     updated_seconds: float
     expires_seconds: float
     unread: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class QueuedTurn:
+    """A turn that has its place in a session's queue: the first one runs, the others wait.
+
+    Attributes:
+        token: Known to the turn.
+        process: Id of its process.
+        since_seconds: Unix time at which it came.
+        expires_seconds: Unix time until which its place holds, if it is not renewed.
+    """
+
+    token: str
+    process: int
+    since_seconds: float
+    expires_seconds: float
 
 
 @dataclass(frozen=True)

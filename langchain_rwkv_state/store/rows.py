@@ -37,6 +37,7 @@ FAMILIES = {
     b"h": "holder",
     b"l": "log",
     b"o": "owner",
+    b"q": "queue",
     b"r": "rebuild",
     b"s": "session",
     b"t": "state",
@@ -91,6 +92,16 @@ def log_range(name: str, first: int = 0, last: int = (1 << 64) - 1) -> tuple[byt
 def log_name(key: bytes) -> tuple[str, int]:
     """Returns session and turn of a log row's key."""
     return name_text(key[1 : -_SEQ.size - 1]), _SEQ.unpack(key[-_SEQ.size :])[0]
+
+
+def queue_key(name: str, seq: int) -> bytes:
+    """Names the row of a place in a session's queue."""
+    return b"q" + name_bytes(name) + _END + _SEQ.pack(seq)
+
+
+def queue_range(name: str) -> tuple[bytes, bytes]:
+    """Returns the keys of all places in a session's queue, as start and end (exclusive)."""
+    return queue_key(name, 0), queue_key(name, (1 << 64) - 1) + b"\x00"
 
 
 def state_key(ref: str) -> bytes:
@@ -209,6 +220,8 @@ def describe(key: bytes) -> str:
             return f"{family} row of {name_text(key[1:])!r}"
         if family == "log":
             return "log row of {!r}, turn {}".format(*log_name(key))
+        if family == "queue":
+            return "queue row of {!r}, place {}".format(*log_name(key))
         if family in ("state", "tombstone", "holder", "rebuild") and len(key) >= 33:
             return f"{family} row of {ref_text(key[1:33])}"
     except (ValueError, struct.error):
@@ -539,7 +552,11 @@ class HolderRow:
 
 @dataclass(frozen=True)
 class LogRow:
-    """One turn of a session, as stored."""
+    """One turn of a session, as stored.
+
+    `said` holds a short digest of each message that the turn added to the state; rows of earlier
+    releases have none.
+    """
 
     session: str
     seq: int
@@ -548,6 +565,7 @@ class LogRow:
     n_tokens: int
     created: float
     origin: Origin | None = None
+    said: tuple[str, ...] = ()
 
     def pack(self) -> bytes:
         """Returns the row as bytes."""
@@ -557,6 +575,8 @@ class LogRow:
             "n_tokens": self.n_tokens,
             "created": self.created,
         }
+        if self.said:
+            body["said"] = self.said
         if self.origin is not None:
             body["origin"] = self.origin.to_body()
         return pack(log_key(self.session, self.seq), body)
@@ -582,4 +602,58 @@ class LogRow:
             n_tokens=body.count("n_tokens"),
             created=body.seconds("created"),
             origin=Origin.from_body(key, values.get("origin")),
+            said=body.texts("said") if "said" in values else (),
+        )
+
+
+@dataclass(frozen=True)
+class QueueRow:
+    """A place in the queue of a session's turns, as stored.
+
+    Attributes:
+        session: The session.
+        seq: Its number: who comes first has the lower one.
+        token: Known to the turn that took it.
+        process: Id of the process that took it, for messages.
+        since: When it was taken.
+        expires: Until when it holds.
+    """
+
+    session: str
+    seq: int
+    token: str
+    process: int
+    since: float
+    expires: float
+
+    @property
+    def key(self) -> bytes:
+        """Where the row stands."""
+        return queue_key(self.session, self.seq)
+
+    def pack(self) -> bytes:
+        """Returns the row as bytes."""
+        body = {"token": self.token, "process": self.process, "since": self.since}
+        return pack(self.key, body, self.expires)
+
+    @classmethod
+    def unpack(cls, key: bytes, data: bytes | None) -> QueueRow:
+        """Reads the row at `key`.
+
+        Raises:
+            StateCorrupt: The row was changed.
+        """
+        row = unpack(key, data)
+        body = Body(key, row.body)
+        try:
+            session, seq = log_name(key)
+        except (ValueError, struct.error) as error:
+            raise StateCorrupt(f"The {describe(key)} has no readable session.") from error
+        return cls(
+            session=session,
+            seq=seq,
+            token=body.text("token"),
+            process=body.count("process"),
+            since=body.seconds("since"),
+            expires=row.expires,
         )

@@ -17,6 +17,7 @@ from langchain_rwkv_state.store.records import (
     CheckReport,
     Filing,
     LogEntry,
+    QueuedTurn,
     SessionInfo,
     StoreStats,
 )
@@ -120,6 +121,8 @@ class StoreVerbs(ABC):
         *,
         sliding: bool | None = None,
         unread_covered: int = 0,
+        said: Sequence[str] = (),
+        place: str | None = None,
     ) -> None:
         """Moves a session's head from `parent` to `ref`, durably, or not at all.
 
@@ -131,9 +134,13 @@ class StoreVerbs(ABC):
             sliding: Whether the time to live starts anew at each commit and read; ``None``
                 leaves it (or the default).
             unread_covered: How many of the oldest unread messages `ref` covers: these go.
+            said: Short digests of the messages that `ref` covers and `parent` does not, for the
+                log.
+            place: The token of the caller's place in the queue, which it leaves with the commit.
 
         Raises:
-            SessionConflict: The head is not `parent`.
+            SessionConflict: The head is not `parent`; or the caller's place in the queue ran out,
+                and another's turn began.
             StateNotFound, StateExpired: `ref` names no state.
             StoreFull: No room; the old head stays, readable.
         """
@@ -178,6 +185,32 @@ class StoreVerbs(ABC):
     @abstractmethod
     def delete_session(self, session: str) -> bool:
         """Deletes a session and the states that nothing else needs; says whether it existed."""
+
+    # -- the queue of a session's turns ------------------------------------------------------
+
+    @abstractmethod
+    def enter_queue(self, session: str, token: str, seconds: float) -> int:
+        """Takes a place at the end of a session's queue, or renews the place that a token has.
+
+        A place is lost that was not renewed in time; it takes a new one at the end then. A session
+        need not exist to have a queue.
+
+        Args:
+            session: Its name.
+            token: The caller's own, which nobody else knows.
+            seconds: How long the place holds from now on.
+
+        Returns:
+            How many turns stand before it; at 0 the turn may begin.
+        """
+
+    @abstractmethod
+    def leave_queue(self, session: str, token: str) -> bool:
+        """Gives a place up; says whether there was one. A commit that names it does the same."""
+
+    @abstractmethod
+    def queue(self, session: str) -> list[QueuedTurn]:
+        """Returns the turns that have a place in a session's queue, the one that runs first."""
 
     # -- bundles -----------------------------------------------------------------------------
 

@@ -181,7 +181,7 @@ class TestASaltIsSeenNowhere:
 
         def reused(model: Any, **options: Any) -> int:
             answer = model.invoke(said, **options)
-            return answer.usage_metadata["input_token_details"]["cache_read"]
+            return int(answer.usage_metadata["input_token_details"]["cache_read"])
 
         assert reused(chat, cache_salt="ada") == 0
         assert reused(chat, cache_salt="bob") == 0
