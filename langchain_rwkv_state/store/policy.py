@@ -68,7 +68,7 @@ from langchain_rwkv_state.store.records import (
 from langchain_rwkv_state.store.resources import Resources
 from langchain_rwkv_state.store.rows import HolderRow, Origin, SessionRow, StateRow
 from langchain_rwkv_state.store.secret import store_secret
-from langchain_rwkv_state.store.settings import check_log
+from langchain_rwkv_state.store.settings import check_log, check_name
 from langchain_rwkv_state.store.staging import (
     STAGED_BUDGET_BYTES,
     STAGED_TTL_SECONDS,
@@ -235,14 +235,14 @@ class KeyedStore(StateStore):
         """See `StateStore.keep`."""
         self._check_open()
         _check_ref(ref, "ref")
-        _check_name(owner, "owner")
+        check_name(owner, "owner")
         seconds = ttl_seconds(ttl, self._ttl)
         self._with_state(ref, lambda ledger: ledger.hold(ref, b"k", owner, seconds))
 
     def release(self, owner: str) -> int:
         """See `StateStore.release`."""
         self._check_open()
-        _check_name(owner, "owner")
+        check_name(owner, "owner")
         return self._write(lambda ledger: ledger.release(owner), freeing=True)
 
     # -- sessions --------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ class KeyedStore(StateStore):
     ) -> None:
         """See `StateStore.commit`."""
         self._check_open()
-        _check_name(session, "session")
+        check_name(session, "session")
         _check_ref(ref, "ref")
         if parent is not None:
             _check_ref(parent, "parent")
@@ -304,7 +304,7 @@ class KeyedStore(StateStore):
     def append_unread(self, session: str, messages: Sequence[str], ttl: TTL = None) -> None:
         """See `StateStore.append_unread`."""
         self._check_open()
-        _check_name(session, "session")
+        check_name(session, "session")
         if isinstance(messages, str) or not all(isinstance(text, str) for text in messages):
             raise ValueError(f"messages must be a list of JSON texts, got {messages!r:.200}.")
         ttl_seconds(ttl, self._ttl)
@@ -321,7 +321,7 @@ class KeyedStore(StateStore):
     def log(self, session: str) -> list[LogEntry]:
         """See `StateStore.log`."""
         self._check_open()
-        _check_name(session, "session")
+        check_name(session, "session")
         view = self._view()
         if view.session(session) is None:
             return []
@@ -356,8 +356,8 @@ class KeyedStore(StateStore):
     def fork(self, session: str, new_session: str, at: str | None = None) -> str:
         """See `StateStore.fork`."""
         self._check_open()
-        _check_name(session, "session")
-        _check_name(new_session, "new_session")
+        check_name(session, "session")
+        check_name(new_session, "new_session")
         if at is not None:
             _check_ref(at, "at")
 
@@ -388,7 +388,7 @@ class KeyedStore(StateStore):
     def rewind(self, session: str, turns: int = 1, to: str | None = None) -> str | None:
         """See `StateStore.rewind`."""
         self._check_open()
-        _check_name(session, "session")
+        check_name(session, "session")
         if to is not None:
             _check_ref(to, "to")
         elif not _is_whole(turns) or turns < 1:
@@ -411,7 +411,7 @@ class KeyedStore(StateStore):
     def delete_session(self, session: str) -> bool:
         """See `StateStore.delete_session`."""
         self._check_open()
-        _check_name(session, "session")
+        check_name(session, "session")
 
         def work(ledger: Ledger) -> bool:
             try:
@@ -429,7 +429,7 @@ class KeyedStore(StateStore):
     def enter_queue(self, session: str, token: str, seconds: float) -> int:
         """See `StateStore.enter_queue`."""
         self._check_open()
-        _check_name(session, "session")
+        check_name(session, "session")
         if not 0 < seconds < math.inf:
             raise ValueError(f"A place in a queue holds for some seconds, not {seconds!r}.")
         return self._write(
@@ -439,13 +439,13 @@ class KeyedStore(StateStore):
     def leave_queue(self, session: str, token: str) -> bool:
         """See `StateStore.leave_queue`."""
         self._check_open()
-        _check_name(session, "session")
+        check_name(session, "session")
         return self._write(lambda ledger: queue.leave(ledger, session, token), freeing=True)
 
     def queue(self, session: str) -> list[QueuedTurn]:
         """See `StateStore.queue`."""
         self._check_open()
-        _check_name(session, "session")
+        check_name(session, "session")
         return queue.line(self._view(), session)
 
     # -- bundles ---------------------------------------------------------------------------------
@@ -455,7 +455,7 @@ class KeyedStore(StateStore):
     ) -> None:
         """See `StateStore.export_session`."""
         self._check_open()
-        _check_name(session, "session")
+        check_name(session, "session")
         exporter = Exporter(self._backend, self._key, self._write)
         exporter.write(session, Path(path), tokens=tokens)
 
@@ -465,7 +465,7 @@ class KeyedStore(StateStore):
         """See `StateStore.import_session`."""
         self._check_open()
         if session is not None:
-            _check_name(session, "session")
+            check_name(session, "session")
         ttl_seconds(ttl, self._ttl)
         importer = Importer(
             key=self._key,
@@ -843,7 +843,7 @@ class KeyedStore(StateStore):
     def _read_session(self, session: str, *, renew: bool = True) -> SessionRow | None:
         """Returns a living session, renewed where that is due and asked for."""
         self._check_open()
-        _check_name(session, "session")
+        check_name(session, "session")
         view = self._view()
         row = view.session(session)
         if row is None or not renew or not row.sliding or not _worn(row, view.now):
@@ -931,11 +931,4 @@ def _check_ref(value: object, name: str) -> None:
         raise ValueError(
             f"{name} is no state reference: {value!r:.200}. References come from put, stage, "
             "head, or an answer's response_metadata['rwkv_state']."
-        )
-
-
-def _check_name(value: object, name: str) -> None:
-    if not isinstance(value, str) or not 1 <= len(value) <= rows.NAME_MAX:
-        raise ValueError(
-            f"A {name} name is a text of 1 to {rows.NAME_MAX} characters, got {value!r:.200}."
         )

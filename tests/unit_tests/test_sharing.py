@@ -5,16 +5,25 @@ The easy mistake is to hold on to a copy in the test: what is shared must be so 
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import threading
 import warnings
 from typing import Any
 
 import pytest
 from langchain_core.messages import HumanMessage
+from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import ConfigurableField
 
-from langchain_rwkv_state import RWKVLLM, ChatRWKV, DiskStateStore, MemoryStateStore
+from langchain_rwkv_state import (
+    RWKVLLM,
+    ChatRWKV,
+    DiskStateStore,
+    MemoryStateStore,
+    RWKVStateHistory,
+)
 from langchain_rwkv_state.engine import engine as engine_module
 from langchain_rwkv_state.loaded import ENGINES, LOADED
 from langchain_rwkv_state.messages import marker
@@ -25,6 +34,10 @@ from tests.helpers.watch import wait_until
 
 def ref_of(answer: Any) -> str:
     return str(answer.response_metadata["rwkv_state"])
+
+
+def by_pickle(thing: Any) -> Any:
+    return pickle.loads(pickle.dumps(thing))
 
 
 @pytest.fixture
@@ -167,3 +180,48 @@ class TestLimits:
         assert chat.loaded().engine.stats().slots <= 4
         assert chat.loaded().engine.stats().max_slots == 2
         chat.unload()
+
+
+class TestWhatTravels:
+    """Sessions and histories are values, as the model is."""
+
+    @pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, by_pickle])
+    def test_a_session_a_chain_and_a_history_over_a_store_on_disk(self, own_model, tmp_path, way):
+        store = DiskStateStore(tmp_path / "states")
+        chat = ChatRWKV(model=own_model, store=store, temperature=0, max_tokens=4)
+        bob = chat.with_session("bob", ttl="1h", on_conflict="fork")
+        bob.invoke("Hello.")
+        copied = way(bob)
+        assert (copied.session, copied.ttl, copied.on_conflict) == ("bob", "1h", "fork")
+        assert copied.head == bob.head
+        copied.invoke("Again.")
+        assert copied.head == bob.head
+        assert len(bob.log()) == 2
+        chain = ChatPromptTemplate.from_template("{q}") | bob
+        way(chain).invoke({"q": "And again."})
+        assert len(bob.log()) == 3
+        history = RWKVStateHistory("bob", store, ttl="1h")
+        assert history.messages
+        again = way(history)
+        assert (again.session_id, again.ttl) == ("bob", "1h")
+        assert len(again.messages) == 1
+        assert again.messages != history.messages  # a turn of its own
+        chat.unload()
+
+    def test_over_a_store_in_memory_they_are_copied_and_say_why_they_do_not_travel(self, chat):
+        for thing in (chat.with_session("bob"), RWKVStateHistory("bob", chat.store)):
+            assert copy.deepcopy(thing).store is chat.store
+            with pytest.raises(TypeError, match=r"in memory|MemoryStateStore"):
+                pickle.dumps(thing)
+
+    @pytest.mark.parametrize("name", ["", "x" * 513, None, 5, b"bob"])
+    def test_a_name_that_is_none_is_refused_at_once(self, chat, name):
+        for make in (chat.with_session, lambda it: RWKVStateHistory(it, chat.store)):
+            with pytest.raises(ValueError, match="session name"):
+                make(name)
+
+    @pytest.mark.parametrize("ttl", [0, -1, "soon", True, float("nan"), [1]])
+    def test_a_time_to_live_that_is_none_is_refused_at_once(self, chat, ttl):
+        for make in (chat.with_session, lambda it, ttl: RWKVStateHistory(it, chat.store, ttl=ttl)):
+            with pytest.raises(ValueError, match="time to live"):
+                make("bob", ttl=ttl)
