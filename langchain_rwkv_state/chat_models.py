@@ -29,6 +29,7 @@ from langchain_core.runnables.config import ensure_config, merge_configs
 
 from langchain_rwkv_state import turn
 from langchain_rwkv_state.engine import Delta, Done, Request
+from langchain_rwkv_state.history import without_strangers
 from langchain_rwkv_state.line import WAIT_SECONDS
 from langchain_rwkv_state.loaded import Loaded
 from langchain_rwkv_state.messages import (
@@ -420,7 +421,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, options: dict[str, Any]
     ) -> tuple[Loaded, Reading, Request]:
         loaded = self.loaded()
-        reading = self._plan(loaded, messages)
+        reading = self._plan(loaded, without_strangers(messages))
         return loaded, reading, self._request(loaded, reading, stop, options, chat=True)
 
     def _finish(self, flight: Flight, done: Done) -> tuple[dict[str, Any], UsageMetadata]:

@@ -21,6 +21,7 @@ from typing import Any
 
 from langchain_core.chat_history import BaseChatMessageHistory
 from langchain_core.messages import BaseMessage
+from langchain_core.runnables.config import var_child_runnable_config
 
 from langchain_rwkv_state.errors import SessionConflict, StateExpired, StateNotFound
 from langchain_rwkv_state.history_turn import (
@@ -33,6 +34,7 @@ from langchain_rwkv_state.history_turn import (
 from langchain_rwkv_state.messages import (
     TURN_KEY,
     flattened_key,
+    handed_out,
     is_marker,
     message_from_json,
 )
@@ -305,6 +307,20 @@ class RWKVStateHistory(BaseChatMessageHistory):
         if turn is not None:
             yield StoreCall("forget_turn", turn.turn_id)
         yield StoreCall("delete_session", self.session_id)
+
+
+def without_strangers(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+    """Returns messages without the markers that no history handed out, where there is a history.
+
+    Should a trimmer cut the history's own marker, one that came with the input would stand alone
+    and be taken for the caller's. Where `RunnableWithMessageHistory` can be seen around the call,
+    it is not. (Where it cannot, as on a direct call, nothing hangs on it.)
+    """
+    config = var_child_runnable_config.get() or {}
+    history = config.get("configurable", {}).get("message_history")
+    if not isinstance(history, RWKVStateHistory):
+        return list(messages)
+    return [m for m in messages if not is_marker(m) or handed_out(m) is not None]
 
 
 def _asked_only_for_length() -> bool:

@@ -21,6 +21,7 @@ from langchain_core.runnables import RunnableConfig
 
 from langchain_rwkv_state import turn
 from langchain_rwkv_state.engine import Delta, Done, Request
+from langchain_rwkv_state.history import without_strangers
 from langchain_rwkv_state.loaded import Loaded
 from langchain_rwkv_state.messages import (
     STATE_KEY,
@@ -101,7 +102,7 @@ class RWKVLLM(RWKVModel, BaseLLM):
         value = super()._convert_input(as_model_input(model_input))
         if not isinstance(value, ChatPromptValue) or not any(map(is_marker, value.messages)):
             return value
-        markers = tuple(message for message in value.messages if is_marker(message))
+        markers = tuple(filter(is_marker, without_strangers(value.messages)))
         text = get_buffer_string(without_markers(value.messages))
         return _ContinuationValue(text=text, markers=markers)
 

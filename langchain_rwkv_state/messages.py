@@ -12,6 +12,7 @@ import html
 import json
 import re
 import weakref
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -86,18 +87,20 @@ def marker(ref: str | None, *, turn_id: str | None = None, n_unread: int = 0) ->
 
 
 _handed_out: weakref.WeakValueDictionary[str, Mark] = weakref.WeakValueDictionary()
+_lately_handed_out: deque[Mark] = deque(maxlen=10_000)  # whatever became of the history
 
 
 def hand_out(mark: Mark) -> SystemMessage:
     """Returns the marker of a history's turn, and notes that it is the history's own.
 
-    It counts as such for as long as `mark` is held: a turn ends with whoever began it.
+    It counts as such for as long as `mark` is held, and until many more were handed out.
 
     Args:
         mark: What the marker says, with a turn id that nobody else knows.
     """
     if mark.turn_id is not None:
         _handed_out[mark.turn_id] = mark
+        _lately_handed_out.append(mark)
     return marker(mark.ref, turn_id=mark.turn_id, n_unread=mark.n_unread)
 
 
@@ -105,7 +108,7 @@ def handed_out(message: BaseMessage) -> Mark | None:
     """Returns what a marker says if a history of this process handed out that very marker.
 
     A turn id that nobody handed out, or one with another reference than it was handed out with,
-    is somebody's forgery, or outlived its history: nothing follows from it.
+    is somebody's forgery, or comes from another process: nothing follows from it.
     """
     if not is_marker(message):
         return None
