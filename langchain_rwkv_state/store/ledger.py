@@ -52,8 +52,8 @@ class View:
             if data is None and self._reader.get(anchor) is not None:
                 raise StateCorrupt(
                     f"The row of the session {name!r} is lost or was changed, though nobody "
-                    "deleted the session: run check() on the store, or delete_session() to start "
-                    "anew."
+                    "deleted the session: restore the store from a copy, or let the session start "
+                    f"anew with store.delete_session({name!r})."
                 )
         return SessionRow.unpack(name, data)
 
@@ -65,6 +65,10 @@ class View:
         """
         row = self.stored_session(name)
         return None if row is None or row.expires <= self.now else row
+
+    def rows_of(self, prefix: bytes) -> list[tuple[bytes, bytes | None]]:
+        """Returns the rows whose keys begin so."""
+        return self._reader.scan(prefix, rows.after_prefix(prefix))
 
     def log(self, name: str) -> list[LogRow]:
         """Returns a session's log, newest first.
@@ -177,6 +181,17 @@ class View:
             raise self._gone(ref, expired)
         return row
 
+    def state_to_hold(self, ref: str) -> StateRow:
+        """Returns a stored state's row, expired or not.
+
+        Raises:
+            StateExpired, StateNotFound, StateCorrupt: As `state`, where there is no row.
+        """
+        row = self.stored_state(ref)
+        if row is None:
+            raise self.missing(ref)
+        return row
+
     def lives(self, ref: str) -> bool:
         """Says whether a state is stored and has not expired."""
         return self._reader.get(rows.state_key(ref)) is not None and self.expired_at(ref) is None
@@ -239,17 +254,6 @@ class Ledger(View):
     def blob_exists(self, name: str) -> bool:
         """Says whether a state's bytes are there."""
         return self._rows.blob_exists(name)
-
-    def state_to_hold(self, ref: str) -> StateRow:
-        """Returns a stored state's row, expired or not.
-
-        Raises:
-            StateExpired, StateNotFound, StateCorrupt: As `state`, where there is no row.
-        """
-        row = self.stored_state(ref)
-        if row is None:
-            raise self.missing(ref)
-        return row
 
     def holds(self, ref: str, kind: bytes, owner: str) -> bool:
         """Says whether something holds a state."""
@@ -489,6 +493,35 @@ class Ledger(View):
         if data is not None:
             self._unschedule(rows.peek_expires(key, data), key)
             self._rows.delete(key)
+
+
+def session_names(view: View, prefix: str) -> list[str]:
+    """Returns the names of the living sessions, sorted, and of those whose rows are damaged.
+
+    A session is found by its row or by its witness, whichever is left, so that a damaged one is not
+    left out as if there were none; whoever reads it is told.
+    """
+    witness, start = rows.anchor_key(prefix), rows.session_key(prefix)
+    names: set[str] = set()
+    unsure: set[str] = set()
+    for key, _ in view.rows_of(witness):
+        with suppress(ValueError):  # no name: `check` reports it
+            unsure.add(rows.name_text(key[1:]))
+    for key, data in view.rows_of(start):
+        with suppress(ValueError):
+            name = rows.name_text(key[1:])
+            unsure.add(name)
+            with suppress(StateCorrupt):
+                if rows.peek_expires(key, data) > view.now:
+                    names.add(name)
+                unsure.discard(name)
+    for name in unsure:
+        try:
+            if view.session(name) is not None:  # made since the first look
+                names.add(name)
+        except StateCorrupt:
+            names.add(name)
+    return sorted(names, key=rows.name_bytes)
 
 
 def _steps(ref: str, origins: Mapping[str, Origin | None]) -> list[tuple[str, Origin]]:

@@ -46,8 +46,9 @@ from langchain_rwkv_state.store.clock import (
     steady_seconds,
     ttl_seconds,
 )
+from langchain_rwkv_state.store.damage import stored_state
 from langchain_rwkv_state.store.heads import Heads
-from langchain_rwkv_state.store.ledger import Ledger, View
+from langchain_rwkv_state.store.ledger import Ledger, View, session_names
 from langchain_rwkv_state.store.rebuild import Rebuilder
 from langchain_rwkv_state.store.records import (
     CheckReport,
@@ -58,11 +59,11 @@ from langchain_rwkv_state.store.records import (
     StoreStats,
 )
 from langchain_rwkv_state.store.rows import HolderRow, Origin, SessionRow, StateRow
-from langchain_rwkv_state.store.secret import store_secret
+from langchain_rwkv_state.store.secret import open_secret
 from langchain_rwkv_state.store.settings import check_log
 from langchain_rwkv_state.store.staging import STAGED_BUDGET_BYTES, Staging
-from langchain_rwkv_state.store.state_file import checked_state
 from langchain_rwkv_state.store.tokens import joined, pack_tokens
+from langchain_rwkv_state.store.unread import LIMIT_BYTES, bundled_bytes, require_messages
 
 T = TypeVar("T")
 DEFAULT_TTL = timedelta(days=30)
@@ -115,9 +116,7 @@ class KeyedStore(StateStore):
         self._log_tokens = log == "tokens"
         self._size_limit = size_limit
         try:
-            self._key, self._codec = self._backend.transact(
-                lambda changes: store_secret(changes, codec)
-            )
+            self._key, self._codec = open_secret(self._backend, codec)
             check_log(log, self._codec)
         except BaseException:
             self._backend.close()
@@ -166,15 +165,9 @@ class KeyedStore(StateStore):
         staged = self._staging.get(ref)
         if staged is not None:
             return staged.state
-        view = self._view()
-        row = view.state(ref)
-        data = self._backend.read_blob(row.blob)
-        if data is None:
-            row = self._view().state(ref)  # deleted, or stored anew, since the look above
-            data = self._backend.read_blob(row.blob)
-        state = checked_state(data, row, self._key)
+        state = stored_state(self._backend, self._view, ref, self._key)
         if renew:
-            self._renew_holds(view, ref)
+            self._renew_holds(self._view(), ref)
         return state
 
     def descends(self, later: str, earlier: str) -> bool:
@@ -268,6 +261,7 @@ class KeyedStore(StateStore):
         _check_name(session, "session")
         if isinstance(messages, str) or not all(isinstance(text, str) for text in messages):
             raise ValueError(f"messages must be a list of JSON texts, got {messages!r:.200}.")
+        require_messages(messages)
         ttl_seconds(ttl, self._ttl)
         if not messages:
             return
@@ -275,6 +269,11 @@ class KeyedStore(StateStore):
         def work(ledger: Ledger) -> None:
             row = self._heads.living(ledger, session)
             row = replace(row, unread=(*row.unread, *messages), updated=ledger.now)
+            if len(row.unread) > 1 and bundled_bytes(row.unread) > LIMIT_BYTES:
+                raise StoreFull(
+                    f"The session {session!r} would hold {bundled_bytes(row.unread)} bytes of "
+                    f"unread messages, and one holds {LIMIT_BYTES}: let a turn read them first."
+                )
             ledger.save_session(self._heads.renewed(row, ledger.now, ttl, None))
 
         self._write(work)
@@ -294,18 +293,7 @@ class KeyedStore(StateStore):
     def sessions(self, prefix: str = "") -> list[str]:
         """See `StateStore.sessions`."""
         self._check_open()
-        now = self._clock.now()
-        start = rows.session_key(prefix)
-        names: list[str] = []
-        for key, data in self._backend.reader.scan(start, rows.after_prefix(start)):
-            try:
-                alive = rows.peek_expires(key, data) > now
-                name = rows.name_text(key[1:])
-            except (StateCorrupt, ValueError):
-                continue  # not a session any more; `check` and `head` say so
-            if alive:
-                names.append(name)
-        return names
+        return session_names(self._view(), prefix)
 
     def fork(self, session: str, new_session: str, at: str | None = None) -> str:
         """See `StateStore.fork`."""
@@ -386,7 +374,7 @@ class KeyedStore(StateStore):
         """See `StateStore.export_session`."""
         self._check_open()
         _check_name(session, "session")
-        exporter = Exporter(self._backend, self._key, self._write)
+        exporter = Exporter(self._backend, self._key, self._write, self._clock.now)
         exporter.write(session, Path(path), tokens=tokens)
 
     def import_session(
@@ -455,7 +443,7 @@ class KeyedStore(StateStore):
     def check(self, *, fix: bool = False) -> CheckReport:
         """See `StateStore.check`."""
         self._check_open()
-        return audit(self._backend, self._key, fix=fix)
+        return audit(self._backend, self._key, self._clock.now, fix=fix)
 
     def close(self) -> None:
         """See `StateStore.close`."""
@@ -689,6 +677,8 @@ class KeyedStore(StateStore):
         row = view.session(session)
         if row is None or not renew or not row.sliding or not _worn(row, view.now):
             return row
+        if self._backend.read_only:
+            return row
 
         def work(ledger: Ledger) -> SessionRow | None:
             found = ledger.session(session)
@@ -704,7 +694,7 @@ class KeyedStore(StateStore):
 
     def _renew_holds(self, view: View, ref: str) -> None:
         """Lets the owners' and puts' holds on a state that was read start anew."""
-        if not self._sliding:
+        if not self._sliding or self._backend.read_only:
             return
         worn = [
             hold
