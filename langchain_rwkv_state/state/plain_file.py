@@ -17,7 +17,7 @@ def open_plain(path: str | os.PathLike[str]) -> BinaryIO:
     """Opens a regular file for reading.
 
     Raises:
-        StateCorrupt: A pipe, a device or a socket stands there.
+        StateCorrupt: A folder, a pipe, a device or a socket stands there.
         OSError: It is not there or cannot be read.
     """
     flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -27,12 +27,9 @@ def open_plain(path: str | os.PathLike[str]) -> BinaryIO:
         if stat.S_ISSOCK(_mode(path)):
             raise StateCorrupt(f"{path} is not a plain file.") from error
         raise
-    mode = os.fstat(handle).st_mode
-    if stat.S_ISREG(mode):
+    if stat.S_ISREG(os.fstat(handle).st_mode):
         return os.fdopen(handle, "rb")
     os.close(handle)
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError(f"{path} is a directory: name a file.")
     raise StateCorrupt(f"{path} is not a plain file.")
 
 

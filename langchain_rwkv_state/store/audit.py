@@ -1,8 +1,9 @@
 """`check`: compares every row and file of a store with all others, and mends what it can.
 
-It looks at one snapshot of the rows, and asks again before it says that a file is not as they tell,
-so it can run beside writers; each mend happens in a transaction that looks again. The easy mistake is to tidy too much: what can be read stays, and so
-does what proves that a session existed, or a changed session would come back as a new one.
+It looks at one snapshot of the rows, and asks again before it says that a file is not as they
+tell, so it can run beside writers; each mend happens in a transaction that looks again. The easy
+mistake is to tidy too much: what can be read stays, and so does what proves that a session existed,
+or a changed session would come back as a new one.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from langchain_rwkv_state.errors import StateCorrupt, StoreError
 from langchain_rwkv_state.state import decode
 from langchain_rwkv_state.store import rows
 from langchain_rwkv_state.store.backend import Backend, Reader, Transaction
+from langchain_rwkv_state.store.ledger import Ledger
 from langchain_rwkv_state.store.mending import Damages
 from langchain_rwkv_state.store.records import CheckReport
 from langchain_rwkv_state.store.rows import HolderRow, LogRow, SessionRow, StateRow
 
 _WRITING_SECONDS = 60.0  # younger bytes may belong to a commit that is under way
 _FIRST, _LAST = b"", b"\xff" * 4096
+Hold = Callable[[Transaction, str, bytes, str], None]
 
 
 @dataclass(frozen=True)
@@ -37,26 +40,34 @@ class Finding:
     mend: Callable[[Transaction], str] | None = None
 
 
-def audit(backend: Backend, key: bytes, clock: Callable[[], float], *, fix: bool) -> CheckReport:
+def audit(
+    backend: Backend, key: bytes, clock: Callable[[], float], ttl: float, *, fix: bool
+) -> CheckReport:
     """Verifies a store.
 
     Args:
         backend: Its rows and blobs.
         key: Its secret.
         clock: Tells the store's time.
+        ttl: The store's time to live, for a hold whose own can no longer be read.
         fix: Whether to mend.
     """
+
+    def hold(transaction: Transaction, ref: str, kind: bytes, owner: str) -> None:
+        seconds = math.inf if kind == b"s" else ttl
+        Ledger(transaction, clock()).hold(ref, kind, owner, seconds)
+
     own = backend.check(fix=fix)
     problems, repaired = list(own.problems), list(own.repaired)
     try:
-        found = backend.look(lambda reader: Books(reader, backend))
+        found = backend.look(lambda reader: Books(reader, backend, hold))
     except StoreError as error:
         return CheckReport((*problems, str(error)), own.repaired)
     problems += [finding.problem for finding in found.findings()]
     damages = Damages(backend, key, clock, found.states.values())
     problems += damages.problems()
     if fix:
-        repaired += backend.transact(lambda rows_now: _mend(rows_now, backend), freeing=True)
+        repaired += backend.transact(lambda rows_now: _mend(rows_now, backend, hold), freeing=True)
         repaired += damages.mend()
     orphans = list(_orphans(backend, found))
     problems += [f"The file {name} belongs to no state." for name in orphans]
@@ -65,11 +76,11 @@ def audit(backend: Backend, key: bytes, clock: Callable[[], float], *, fix: bool
     return CheckReport(tuple(problems), tuple(repaired))
 
 
-def _mend(transaction: Transaction, backend: Backend) -> list[str]:
+def _mend(transaction: Transaction, backend: Backend, hold: Hold) -> list[str]:
     """Mends until nothing more can be done; one mend may bring another thing to light."""
     done: list[str] = []
     for _ in range(4):
-        found = Books(transaction, backend)
+        found = Books(transaction, backend, hold)
         mended = [each.mend(transaction) for each in found.findings() if each.mend is not None]
         done += mended
         if not mended:
@@ -117,10 +128,12 @@ class Books:
     Args:
         reader: The rows.
         backend: The blobs, in which a state without a row is looked for.
+        hold: Makes something hold a state, in a mend.
     """
 
-    def __init__(self, reader: Reader, backend: Backend) -> None:
+    def __init__(self, reader: Reader, backend: Backend, hold: Hold) -> None:
         self._backend = backend
+        self._hold = hold
         self.bad: dict[bytes, str] = {}
         self.expires: dict[bytes, float] = {}
         self.sessions: dict[str, SessionRow] = {}
@@ -175,7 +188,8 @@ class Books:
     def findings(self) -> Iterator[Finding]:
         """Yields what is wrong."""
         for key, problem in self.bad.items():
-            yield Finding(problem, None if key == rows.ABOUT_KEY else _delete(key))
+            mend = self._held_again(key) or _delete(key)
+            yield Finding(problem, None if key == rows.ABOUT_KEY else mend)
         yield from self._session_findings()
         yield from self._state_findings()
         yield from self._holder_findings()
@@ -185,6 +199,32 @@ class Books:
                 f"The rows count {self.counted} bytes and hold {self.nbytes}.",
                 self._count_again,
             )
+
+    def _held_again(self, key: bytes) -> Callable[[Transaction], str] | None:
+        """Returns what writes a changed holder's row again; its key says all but its time.
+
+        Were it deleted, the state would go that somebody put or keeps, with a whole file.
+        """
+        try:
+            ref, kind, owner = rows.holder_name(key)
+        except ValueError:
+            return None
+        if key[:1] != b"h" or kind not in rows.HOLDER_KINDS or ref not in self.states:
+            return None
+
+        def mend(transaction: Transaction) -> str:
+            transaction.delete(key)
+            self._hold(transaction, ref, kind, owner)
+            return f"Wrote the {rows.describe(key)} again, with a time to live that starts now."
+
+        return mend
+
+    def _put_again(self, ref: str) -> Callable[[Transaction], str]:
+        def mend(transaction: Transaction) -> str:
+            self._hold(transaction, ref, b"p", "")
+            return f"Holds the state {ref} as if it were put now, for the store's time to live."
+
+        return mend
 
     # -- sessions --------------------------------------------------------------------------------
 
@@ -216,7 +256,13 @@ class Books:
             held = len(self.holders[ref])
             missing = self._missing_holders(ref)
             if not held and not missing and not self._may_be_held(ref):
-                yield Finding(f"Nothing holds the state {ref}.", _drop(state))
+                if state.holders:  # a holder's row was lost: the state stays for a while
+                    yield Finding(
+                        f"The state {ref} counts {state.holders} holders and has none.",
+                        self._put_again(ref),
+                    )
+                else:
+                    yield Finding(f"Nothing holds the state {ref}.", _drop(state))
                 continue
             if held != state.holders and not missing and not self._bad_holders(ref):
                 counted = replace(state, holders=held)

@@ -25,7 +25,10 @@ def read_state(backend: Backend, row: StateRow, key: bytes) -> tuple[bytes, RWKV
     Raises:
         StateCorrupt: The file is missing, was changed, or holds another state.
     """
-    data = backend.read_blob(row.blob, row.nbytes)
+    try:
+        data = backend.read_blob(row.blob, row.nbytes)
+    except StateCorrupt as error:
+        raise StateCorrupt(f"The file of the state {row.ref} cannot be used: {error}") from error
     state = checked_state(data, row, key)
     assert data is not None  # noqa: S101  # checked_state
     return data, state

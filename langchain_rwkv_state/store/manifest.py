@@ -45,8 +45,8 @@ def require_version(version: str) -> None:
     """
     if is_later(version, FORMAT_VERSION):
         raise StateCorrupt(
-            f"The bundle has format version {version:.20}; this release reads up to {FORMAT_VERSION}: "
-            "upgrade langchain-rwkv-state."
+            f"The bundle has format version {version:.20}; this release reads up to "
+            f"{FORMAT_VERSION}: upgrade langchain-rwkv-state."
         )
     if version != str(FORMAT_VERSION):
         raise StateCorrupt(f"The bundle's format version {version!r:.40} is not known.")

@@ -1,9 +1,9 @@
 """State files that are damaged or missing: found, told apart from what just went, and mended.
 
 A mend takes a session back to its newest whole state and puts the damaged file aside; it deletes
-nothing that somebody may want to look into. The easy mistake is to believe a first look: a file that
-is gone may be that of a state that was deleted a moment ago, so its row is asked again afterwards,
-which goes before the file does.
+nothing that somebody may want to look into. The easy mistake is to believe a first look: a file
+that is gone may be that of a state that was deleted a moment ago, so its row is asked again
+afterwards, which goes before the file does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether a directory holds a store, may become one, and can be written: looks, and changes nothing.
+"""Whether a directory holds a store, may become one, and can be written; it changes nothing.
 
 The easy mistake is to ask only whether there is a directory: a program that is started with the
 store ``.`` would strew a store among its user's own files.
@@ -57,8 +57,8 @@ def require_place(root: Path, *, create: bool | None) -> None:
     if others:
         shown = ", ".join(map(repr, others[:_SHOWN])) + (", ..." if len(others) > _SHOWN else "")
         raise StoreError(
-            f"{root} holds other things ({shown}) and no store. Name a directory of its own for the "
-            "store, or say create=True to make one among these files."
+            f"{root} holds other things ({shown}) and no store. Name a directory of the store's "
+            "own, or say create=True to make one among these files."
         )
 
 

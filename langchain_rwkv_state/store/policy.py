@@ -443,7 +443,7 @@ class KeyedStore(StateStore):
     def check(self, *, fix: bool = False) -> CheckReport:
         """See `StateStore.check`."""
         self._check_open()
-        return audit(self._backend, self._key, self._clock.now, fix=fix)
+        return audit(self._backend, self._key, self._clock.now, self._ttl, fix=fix)
 
     def close(self) -> None:
         """See `StateStore.close`."""

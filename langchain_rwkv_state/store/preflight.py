@@ -139,7 +139,7 @@ def refusals(path: Path) -> Iterator[None]:
         yield
     except (sqlite3.Error, UnicodeDecodeError) as error:
         raise StoreError(
-            f"{path} is not a readable database ({str(error):.{_SHOWN}}): restore it from a copy, "
+            f"{path} is not a readable database ({error!s:.{_SHOWN}}): restore it from a copy, "
             "or use another directory."
         ) from error
 

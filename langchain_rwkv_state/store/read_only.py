@@ -1,10 +1,10 @@
 """A store's rows where nothing can, or shall, be written: SELECTs, each of them right.
 
 SQLite reads a database with a log of changes (WAL) only where it may make files beside it, or where
-it is told that nobody ever writes (``immutable``), and then it ignores the log. So that is said only
-where there is no log, and each read is done again if by its end somebody did write. The easy mistake
-is ``immutable`` for any read-only disk: what was committed last, and stands in the log alone, would
-be missing without a word.
+it is told that nobody ever writes (``immutable``), and then it ignores the log. So that is said
+only where there is no log, and each read is done again if by its end somebody did write. The easy
+mistake is ``immutable`` for any read-only disk: what was committed last, and stands in the log
+alone, would be missing without a word.
 """
 
 from __future__ import annotations
