@@ -225,7 +225,7 @@ class DiskBackend:
                     f"The store {root} cannot be written, so it is open read-only: its sessions "
                     "can be read, and no turn can be committed. read_only=True says that this is "
                     "meant.",
-                    stacklevel=4,
+                    stacklevel=3,
                 )
             if read_only:
                 self._table = ReadOnlyTable(root, timeout_seconds)
