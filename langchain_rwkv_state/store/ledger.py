@@ -501,27 +501,38 @@ def session_names(view: View, prefix: str) -> list[str]:
     A session is found by its row or by its witness, whichever is left, so that a damaged one is not
     left out as if there were none; whoever reads it is told.
     """
-    witness, start = rows.anchor_key(prefix), rows.session_key(prefix)
-    names: set[str] = set()
-    unsure: set[str] = set()
-    for key, _ in view.rows_of(witness):
-        with suppress(ValueError):  # no name: `check` reports it
-            unsure.add(rows.name_text(key[1:]))
-    for key, data in view.rows_of(start):
-        with suppress(ValueError):
-            name = rows.name_text(key[1:])
-            unsure.add(name)
-            with suppress(StateCorrupt):
-                if rows.peek_expires(key, data) > view.now:
-                    names.add(name)
-                unsure.discard(name)
-    for name in unsure:
+    witnesses = view.rows_of(rows.anchor_key(prefix))  # first: whoever has none then is new
+    living: list[bytes] = []
+    sound: set[bytes] = set()
+    unsure: set[bytes] = set()
+    for key, data in view.rows_of(rows.session_key(prefix)):
         try:
-            if view.session(name) is not None:  # made since the first look
-                names.add(name)
+            if rows.peek_expires(key, data) > view.now:
+                living.append(key[1:])
+            sound.add(key[1:])
         except StateCorrupt:
-            names.add(name)
-    return sorted(names, key=rows.name_bytes)
+            unsure.add(key[1:])
+    unsure |= {key[1:] for key, _ in witnesses}
+    names = list(filter(None, map(_name, living)))
+    lost = [name for name in map(_name, unsure - sound) if name and _is_damaged(view, name)]
+    return sorted(names + lost, key=rows.name_bytes) if lost else names
+
+
+def _is_damaged(view: View, name: str) -> bool:
+    """Says whether a session exists that cannot be read, and was not just deleted."""
+    try:
+        view.stored_session(name)
+    except StateCorrupt:
+        return True
+    return False
+
+
+def _name(data: bytes) -> str | None:
+    """Reads a session's name; ``None`` for bytes that are none, which `check` reports."""
+    try:
+        return rows.name_text(data)
+    except ValueError:
+        return None
 
 
 def _steps(ref: str, origins: Mapping[str, Origin | None]) -> list[tuple[str, Origin]]:

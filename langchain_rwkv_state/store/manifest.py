@@ -27,7 +27,6 @@ FORMAT = "langchain-rwkv-state-bundle"
 FORMAT_VERSION = 1
 MEMBER = "session.json"
 
-_COUNT_MAX = 1 << 53  # the whole numbers that every reader of JSON has
 _LATEST_SECONDS = 2 * LONGEST_TTL_SECONDS  # no time of a session is later, and none before 1970
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -212,19 +211,9 @@ class _Fields(Body):
         super().__init__(b"", values)
         self._where = where
 
-    def count(self, name: str) -> int:
-        """Returns a number of things."""
-        value = super().count(name)
-        if value > _COUNT_MAX:
-            raise self._wrong(name)
-        return value
-
     def seconds(self, name: str) -> float:
         """Returns a time; ``None`` stands for never."""
-        try:
-            value = super().seconds(name)
-        except OverflowError as error:
-            raise self._wrong(name) from error
+        value = super().seconds(name)
         if not 0 <= value <= _LATEST_SECONDS and value != math.inf:
             raise self._wrong(name)
         return value
