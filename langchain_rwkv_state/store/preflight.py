@@ -155,7 +155,16 @@ def look_over(path: Path, connection: sqlite3.Connection) -> Schema:
     if "Settings" in schema and schema["Settings"] == SCHEMA["Settings"]:
         settings = dict(connection.execute("SELECT key, value FROM Settings").fetchall())
     _compare(path, schema, settings)
-    # Only now: what a schema of others holds might run at it.
+    require_whole(path, connection)  # only now: what a schema of others holds might run at it
+    return schema
+
+
+def require_whole(path: Path, connection: sqlite3.Connection) -> None:
+    """Refuses a malformed database; it reads all of it, at a millisecond a megabyte.
+
+    Raises:
+        StoreError: SQLite finds a page that cannot be.
+    """
     found = [str(text) for (text,) in connection.execute("PRAGMA quick_check(1)").fetchall()]
     if found != ["ok"]:
         raise StoreError(
@@ -163,7 +172,6 @@ def look_over(path: Path, connection: sqlite3.Connection) -> Schema:
             "might look new that are not: restore the directory from a copy, or use another one. "
             "The state files beside it are as they were."
         )
-    return schema
 
 
 def require_lone_journal(journal: Path) -> None:

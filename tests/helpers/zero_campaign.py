@@ -3,27 +3,25 @@
 Each offset is damaged by itself: the store is opened, every session is asked for, and a first turn
 is committed where one looks new. What must never happen is that a session which exists looks new,
 or is left out of the list, or that an error is none of ours. The easy mistake is to damage the file
-under SQLite's own check alone: with `checked=False` that check is left out, as for damage that comes
-while a store is open.
+before it is opened alone, where SQLite's own check refuses most: with `live` the zeros come under a
+store that is open, and the session's row and its witness stand for themselves.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from unittest import mock
 
-from langchain_rwkv_state.errors import RWKVStateError, StateNotFound
-from langchain_rwkv_state.store import DiskStateStore, preflight
+from langchain_rwkv_state.errors import RWKVStateError
+from langchain_rwkv_state.store import DiskStateStore
+from langchain_rwkv_state.store.disk_backend import DiskBackend
 from tests.helpers.states import random_state
 
 
@@ -32,8 +30,8 @@ class Outcome:
     """What a campaign found.
 
     Attributes:
-        counts: How many offsets came to what: ``refused at opening``, ``right``, ``refused`` (some
-            session), ``quiet`` where the zeros hit nothing in use or only what is made again.
+        counts: How many offsets came to what: ``refused at opening``, ``refused`` (some session),
+            ``right``, and ``right, found by check``.
         new: Offsets at which a session looked new or went missing from the list.
         odd: Offsets at which an error was raised that is none of ours.
         wrong: Offsets at which a session had another head or another state.
@@ -59,7 +57,7 @@ def campaign(
     nbytes: int = 512,
     aligned: bool = False,
     sessions: int = 12,
-    checked: bool = True,
+    live: bool = False,
 ) -> Outcome:
     """Zeroes `nbytes` at each of `offsets` places, spread over the whole database.
 
@@ -69,7 +67,7 @@ def campaign(
         nbytes: How many bytes go at a time.
         aligned: Whether a place is a multiple of `nbytes`.
         sessions: How many sessions the store has.
-        checked: Whether the store lets SQLite look for damage when it is opened.
+        live: Whether the store is open when they go, and not opened after.
     """
     path.mkdir(parents=True, exist_ok=True)
     root = path / "store"
@@ -78,14 +76,23 @@ def campaign(
     outcome = Outcome()
     unit = nbytes if aligned else 1
     last = len(whole) // unit
-    places = sorted({number * last // offsets * unit for number in range(offsets)})
-    check = contextlib.nullcontext() if checked else _without_check()
-    with check:
-        for at in places:
-            for name in ("cache.db-wal", "cache.db-shm"):
-                (root / name).unlink(missing_ok=True)
-            (root / "cache.db").write_bytes(_zeroed(whole, at, nbytes))
-            _judge(root, heads, f"offset {at}", outcome)
+    for at in sorted({number * last // offsets * unit for number in range(offsets)}):
+        for name in ("cache.db-wal", "cache.db-shm"):
+            (root / name).unlink(missing_ok=True)
+        damaged = whole[:at] + bytes(min(nbytes, len(whole) - at)) + whole[at + nbytes :]
+        (root / "cache.db").write_bytes(whole if live else damaged)
+        try:
+            store = DiskStateStore(root)
+        except RWKVStateError:
+            outcome.counts["refused at opening"] += 1
+            continue
+        except Exception as error:
+            outcome.odd.append(f"offset {at}: opening: {type(error).__name__}: {error}")
+            continue
+        with store:
+            if live:
+                _damage(store, root / "cache.db", damaged)
+            _judge(store, heads, f"offset {at}", outcome)
     return outcome
 
 
@@ -106,77 +113,78 @@ def _filled(root: Path, sessions: int) -> dict[str, str]:
     return heads
 
 
-def _zeroed(whole: bytes, at: int, nbytes: int) -> bytes:
-    return whole[:at] + bytes(min(nbytes, len(whole) - at)) + whole[at + nbytes :]
+def _damage(store: DiskStateStore, database: Path, damaged: bytes) -> None:
+    """Writes zeros under an open store, which then has none of the pages in its memory."""
+    backend = store._backend
+    assert isinstance(backend, DiskBackend)
+    connection = backend._opened()._con
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    with database.open("r+b") as file:
+        file.write(damaged)
+    connection.execute("PRAGMA shrink_memory")
 
 
-@contextlib.contextmanager
-def _without_check() -> Iterator[None]:
-    def look_over(path: Path, connection: object) -> preflight.Schema:
-        return dict(connection.execute("SELECT name, sql FROM sqlite_master").fetchall())  # type: ignore[attr-defined]
-
-    with mock.patch.object(preflight, "look_over", look_over):
-        yield
-
-
-def _judge(root: Path, heads: dict[str, str], place: str, outcome: Outcome) -> None:
+def _judge(store: DiskStateStore, heads: dict[str, str], place: str, outcome: Outcome) -> None:
     try:
-        store = DiskStateStore(root)
-    except RWKVStateError:
-        outcome.counts["refused at opening"] += 1
-        return
+        refused = [name for name in heads if _is_refused(store, name, heads[name], place, outcome)]
+        refused += _unlisted(store, heads, place, outcome)
+        sound = _is_sound(store)
     except Exception as error:
-        outcome.odd.append(f"{place}: opening: {type(error).__name__}: {error}")
+        outcome.odd.append(f"{place}: {type(error).__name__}: {error}")
         return
-    with store:
-        try:
-            _use(store, heads, place, outcome)
-        except Exception as error:
-            outcome.odd.append(f"{place}: {type(error).__name__}: {error}")
-
-
-def _use(store: DiskStateStore, heads: dict[str, str], place: str, outcome: Outcome) -> None:
-    refused = False
-    for name, expected in heads.items():
-        try:
-            head = store.head(name)
-        except RWKVStateError:
-            refused = True
-            head = None if _takes_a_first_turn(store, name) else expected
-            if head is None:
-                outcome.committed.append(f"{place}: {name}")
-            continue
-        if head is None:
-            outcome.new.append(f"{place}: {name}")
-            if _takes_a_first_turn(store, name):
-                outcome.committed.append(f"{place}: {name}")
-        elif head != expected:
-            outcome.wrong.append(f"{place}: {name} has {head}")
-        else:
-            with contextlib.suppress(RWKVStateError):
-                if store.get(head).n_tokens != 2:
-                    outcome.wrong.append(f"{place}: the state of {name}")
-    try:
-        listed = set(store.sessions())
-    except RWKVStateError:
-        refused = True
-    else:
-        outcome.new.extend(f"{place}: {name} is not listed" for name in heads.keys() - listed)
-        outcome.wrong.extend(f"{place}: {name!r} is listed" for name in listed - heads.keys())
-    try:
-        sound = store.check().sound
-    except RWKVStateError:
-        sound = False
     outcome.counts["refused" if refused else "right" if sound else "right, found by check"] += 1
+
+
+def _is_refused(
+    store: DiskStateStore, name: str, expected: str, place: str, outcome: Outcome
+) -> bool:
+    """Uses a session; says whether that was refused."""
+    try:
+        head = store.head(name)
+    except RWKVStateError:
+        if _takes_a_first_turn(store, name):
+            outcome.committed.append(f"{place}: {name}, which was refused")
+        return True
+    if head is None:
+        outcome.new.append(f"{place}: {name}")
+        if _takes_a_first_turn(store, name):
+            outcome.committed.append(f"{place}: {name}")
+    elif head != expected:
+        outcome.wrong.append(f"{place}: {name} has {head}")
+    else:
+        with suppress(RWKVStateError):
+            if store.get(head).n_tokens != 2:
+                outcome.wrong.append(f"{place}: the state of {name}")
+    return False
 
 
 def _takes_a_first_turn(store: DiskStateStore, name: str) -> bool:
     """Says whether a session that exists takes a turn as if it were new."""
     try:
         store.commit(name, store.stage(random_state([9])), None)
-    except (RWKVStateError, StateNotFound):
+    except RWKVStateError:
         return False
     return True
+
+
+def _unlisted(
+    store: DiskStateStore, heads: dict[str, str], place: str, outcome: Outcome
+) -> list[str]:
+    """Compares the list of sessions; returns what says that it was refused."""
+    try:
+        listed = set(store.sessions())
+    except RWKVStateError as error:
+        return [str(error)]
+    outcome.new.extend(f"{place}: {name} is not listed" for name in heads.keys() - listed)
+    outcome.wrong.extend(f"{place}: {name!r} is listed" for name in listed - heads.keys())
+    return []
+
+
+def _is_sound(store: DiskStateStore) -> bool:
+    try:
+        return store.check().sound
+    except RWKVStateError:
+        return False
 
 
 def main() -> None:
@@ -186,29 +194,22 @@ def main() -> None:
     parser.add_argument("--nbytes", type=int, default=512)
     parser.add_argument("--aligned", action="store_true")
     parser.add_argument("--sessions", type=int, default=12)
-    parser.add_argument("--unchecked", action="store_true")
-    asked = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
+    parser.add_argument("--live", action="store_true")
+    asked = vars(parser.parse_args())
+    folder = Path(tempfile.mkdtemp())
     try:
         start = time.monotonic()
-        outcome = campaign(
-            folder,
-            asked.offsets,
-            nbytes=asked.nbytes,
-            aligned=asked.aligned,
-            sessions=asked.sessions,
-            checked=not asked.unchecked,
-        )
-        total = sum(outcome.counts.values())
-        sys.stdout.write(
-            f"{total} offsets: {dict(outcome.counts)}; looked new {len(outcome.new)}, "
-            f"odd {len(outcome.odd)}, wrong {len(outcome.wrong)}, "
-            f"committed over {len(outcome.committed)}; {time.monotonic() - start:.0f} s\n"
-        )
-        for line in outcome.bad[:8]:
-            sys.stdout.write(f"  {line:.300}\n")
+        outcome = campaign(folder, asked.pop("offsets"), **asked)
     finally:
         shutil.rmtree(folder)
+    counts = dict(outcome.counts)
+    sys.stdout.write(
+        f"{sum(counts.values())} offsets: {counts}; looked new {len(outcome.new)}, "
+        f"odd {len(outcome.odd)}, wrong {len(outcome.wrong)}, "
+        f"committed over {len(outcome.committed)}; {time.monotonic() - start:.0f} s\n"
+    )
+    for line in outcome.bad[:8]:
+        sys.stdout.write(f"  {line:.300}\n")
     sys.exit(bool(outcome.bad))
 
 
