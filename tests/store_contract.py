@@ -823,7 +823,7 @@ class StoreContract(ABC):
             lambda: store.commit("bob", mine, refs[0]),
             lambda: store.keep(mine, "thread"),
             lambda: store.put(random_state([53])),
-            lambda: store.append_unread("bob", ["x" * size]),
+            lambda: store.append_unread("bob", ['"' + "x" * size + '"']),
         ):
             with pytest.raises(StoreFull, match="size limit"):
                 verb()

@@ -125,7 +125,7 @@ def store_directory(directory: Path | None) -> Path:
 def is_store(directory: Path) -> bool:
     """Says whether there is a store in a directory; opening it would make one."""
     from langchain_rwkv_state.store.files import RESERVE
-    from langchain_rwkv_state.store.preflight import DATABASE
+    from langchain_rwkv_state.store.schema import DATABASE
 
     # A store that lost its database is one, for whoever opens it to say so.
     return any((directory / name).exists() for name in (DATABASE, RESERVE))

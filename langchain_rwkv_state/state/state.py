@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +18,7 @@ import torch
 from langchain_rwkv_state.errors import StateCorrupt, StateMismatch
 from langchain_rwkv_state.state.derivation import Derivation
 from langchain_rwkv_state.state.layout import StateLayout
+from langchain_rwkv_state.state.plain_file import open_plain
 from langchain_rwkv_state.whole import write_whole
 
 if TYPE_CHECKING:
@@ -227,12 +227,15 @@ class RWKVState(Mapping[str, torch.Tensor]):
             fingerprint: If given, the model that the state must belong to.
 
         Raises:
-            StateCorrupt: The file is truncated, changed, foreign or of a later format.
+            StateCorrupt: The file is truncated, changed, foreign or of a later format, or is no
+                plain file; a pipe or a device is not waited for.
             StateMismatch: It belongs to another model.
         """
-        from langchain_rwkv_state.state.codec import decode
+        from langchain_rwkv_state.state.codec import decode, read_state_file
 
-        return decode(Path(path).read_bytes(), fingerprint=fingerprint).state
+        with open_plain(path) as file:
+            data = read_state_file(file)
+        return decode(data, fingerprint=fingerprint).state
 
 
 def zero_state(layout: StateLayout, fingerprint: str) -> RWKVState:

@@ -123,9 +123,19 @@ class MemoryBackend:
         self._blobs: dict[str, tuple[bytes, float]] = {}
 
     @property
+    def read_only(self) -> bool:
+        """See `Backend.read_only`."""
+        return False
+
+    @property
     def reader(self) -> Reader:
         """See `Backend.reader`."""
         return self._rows
+
+    def look(self, work: Callable[[Reader], T]) -> T:
+        """See `Backend.look`."""
+        with self._lock:
+            return work(self._rows)
 
     def transact(self, work: Callable[[Transaction], T], *, freeing: bool = False) -> T:  # noqa: ARG002
         """See `Backend.transact`."""
@@ -150,8 +160,8 @@ class MemoryBackend:
         """See `Backend.adopt_blob`: nothing of it lies in files."""
         return False
 
-    def read_blob(self, name: str) -> bytes | None:
-        """See `Backend.read_blob`."""
+    def read_blob(self, name: str, nbytes: int | None = None) -> bytes | None:  # noqa: ARG002
+        """See `Backend.read_blob`: what is in memory needs no look before it is read."""
         with self._lock:
             found = self._blobs.get(name)
             return None if found is None else found[0]
@@ -160,6 +170,11 @@ class MemoryBackend:
         """See `Backend.drop_blob`."""
         with self._lock:
             self._blobs.pop(name, None)
+
+    def set_aside(self, name: str) -> str:
+        """See `Backend.set_aside`: what is in memory is dropped."""
+        self.drop_blob(name)
+        return "it was dropped"
 
     def blobs(self) -> Iterator[tuple[str, float]]:
         """See `Backend.blobs`."""

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from langchain_rwkv_state.errors import (
+    RWKVStateError,
     SessionConflict,
     StateCorrupt,
     StateExpired,
@@ -53,8 +54,9 @@ from langchain_rwkv_state.store.clock import (
     steady_seconds,
     ttl_seconds,
 )
+from langchain_rwkv_state.store.damage import stored_state
 from langchain_rwkv_state.store.heads import Heads
-from langchain_rwkv_state.store.ledger import Ledger, View
+from langchain_rwkv_state.store.ledger import Ledger, View, session_names
 from langchain_rwkv_state.store.rebuild import Rebuilder
 from langchain_rwkv_state.store.records import (
     CheckReport,
@@ -67,15 +69,15 @@ from langchain_rwkv_state.store.records import (
 )
 from langchain_rwkv_state.store.resources import Resources
 from langchain_rwkv_state.store.rows import HolderRow, Origin, SessionRow, StateRow
-from langchain_rwkv_state.store.secret import store_secret
+from langchain_rwkv_state.store.secret import open_secret
 from langchain_rwkv_state.store.settings import check_log, check_name
 from langchain_rwkv_state.store.staging import (
     STAGED_BUDGET_BYTES,
     STAGED_TTL_SECONDS,
     Staged,
 )
-from langchain_rwkv_state.store.state_file import checked_state
 from langchain_rwkv_state.store.tokens import joined, pack_tokens
+from langchain_rwkv_state.store.unread import LIMIT_BYTES, bundled_bytes, require_messages
 from langchain_rwkv_state.store.unsaved import EndedTurn
 
 T = TypeVar("T")
@@ -145,7 +147,7 @@ class KeyedStore(StateStore):
         shared = self._resources.value
         known = shared.about
         if known is None or codec not in (None, known[1]):
-            known = self._backend.transact(lambda changes: store_secret(changes, codec))
+            known = open_secret(self._backend, codec)
             shared.about = shared.about or known
         return known
 
@@ -201,15 +203,12 @@ class KeyedStore(StateStore):
         state = None if staged is None else self._state_of(staged)
         if state is not None:
             return state
-        view = self._view()
-        row = self._row(view, ref)
-        data = self._backend.read_blob(row.blob)
-        if data is None:
-            row = self._view().state(ref)  # deleted, or stored anew, since the look above
-            data = self._backend.read_blob(row.blob)
-        state = checked_state(data, row, self._key)
+        try:
+            state = stored_state(self._backend, self._view, ref, self._key)
+        except StateNotFound as error:
+            raise self._unless_expired(error, ref) from None
         if renew:
-            self._renew_holds(view, ref)
+            self._renew_holds(self._view(), ref)
         return state
 
     def descends(self, later: str, earlier: str) -> bool:
@@ -307,6 +306,7 @@ class KeyedStore(StateStore):
         check_name(session, "session")
         if isinstance(messages, str) or not all(isinstance(text, str) for text in messages):
             raise ValueError(f"messages must be a list of JSON texts, got {messages!r:.200}.")
+        require_messages(messages)
         ttl_seconds(ttl, self._ttl)
         if not messages:
             return
@@ -314,6 +314,11 @@ class KeyedStore(StateStore):
         def work(ledger: Ledger) -> None:
             row = self._heads.living(ledger, session)
             row = replace(row, unread=(*row.unread, *messages), updated=ledger.now)
+            if len(row.unread) > 1 and bundled_bytes(row.unread) > LIMIT_BYTES:
+                raise StoreFull(
+                    f"The session {session!r} would hold {bundled_bytes(row.unread)} bytes of "
+                    f"unread messages, and one holds {LIMIT_BYTES}: let a turn read them first."
+                )
             ledger.save_session(self._heads.renewed(row, ledger.now, ttl, None))
 
         self._write(work)
@@ -340,18 +345,7 @@ class KeyedStore(StateStore):
     def sessions(self, prefix: str = "") -> list[str]:
         """See `StateStore.sessions`."""
         self._check_open()
-        now = self._clock.now()
-        start = rows.session_key(prefix)
-        names: list[str] = []
-        for key, data in self._backend.reader.scan(start, rows.after_prefix(start)):
-            try:
-                alive = rows.peek_expires(key, data) > now
-                name = rows.name_text(key[1:])
-            except (StateCorrupt, ValueError):
-                continue  # not a session any more; `check` and `head` say so
-            if alive:
-                names.append(name)
-        return names
+        return session_names(self._view(), prefix)
 
     def fork(self, session: str, new_session: str, at: str | None = None) -> str:
         """See `StateStore.fork`."""
@@ -456,7 +450,7 @@ class KeyedStore(StateStore):
         """See `StateStore.export_session`."""
         self._check_open()
         check_name(session, "session")
-        exporter = Exporter(self._backend, self._key, self._write)
+        exporter = Exporter(self._backend, self._key, self._write, self._clock.now)
         exporter.write(session, Path(path), tokens=tokens)
 
     def import_session(
@@ -528,7 +522,7 @@ class KeyedStore(StateStore):
     def check(self, *, fix: bool = False) -> CheckReport:
         """See `StateStore.check`."""
         self._check_open()
-        return audit(self._backend, self._key, fix=fix)
+        return audit(self._backend, self._key, self._clock.now, self._ttl, fix=fix)
 
     def close(self) -> None:
         """See `StateStore.close`."""
@@ -660,7 +654,10 @@ class KeyedStore(StateStore):
                 return row
             state = self._state_of(staged)
         if state is None:
-            self._row(view, ref)  # raises where it is missing or has expired
+            try:
+                view.state(ref)
+            except StateNotFound as error:
+                raise self._unless_expired(error, ref) from None
             return None
         return self._write_blob(ref, state, parent, origin)
 
@@ -670,7 +667,8 @@ class KeyedStore(StateStore):
             return None
         blob = _blob_name(staged.ref)
         try:
-            nbytes = staged.path.stat().st_size
+            if staged.path.lstat().st_size != staged.path_nbytes:
+                return None
         except OSError:
             return None
         if not self._backend.adopt_blob(blob, staged.path):
@@ -678,7 +676,7 @@ class KeyedStore(StateStore):
         return StateRow(
             ref=staged.ref,
             blob=blob,
-            nbytes=nbytes,
+            nbytes=staged.path_nbytes,
             n_tokens=staged.n_tokens,
             parent=staged.parent,
             created=self._clock.now(),
@@ -693,27 +691,25 @@ class KeyedStore(StateStore):
         files = self._resources.value.files
         if staged.path is None or files is None:
             return staged.memory
-        data = files.read(staged.path)
+        data = files.read(staged.path, staged.path_nbytes)
         return None if data is None else decode(data, ref=staged.ref).state
 
-    def _row(self, view: View, ref: str) -> StateRow:
-        """Returns a living state's row.
+    def _unless_expired(self, error: StateNotFound, ref: str) -> RWKVStateError:
+        """Returns what to raise of a state that is not here: it may have been staged, and expired.
 
-        Raises:
-            StateExpired: Its time ran out; also where it was staged and nothing stored it in time.
-            StateNotFound, StateCorrupt: As `View.state`.
+        Args:
+            error: What the rows say of it.
+            ref: Its reference.
         """
-        try:
-            return view.state(ref)
-        except StateNotFound:
-            expired = self._staging.expired_at(ref, now=view.now)
-            if expired is None:
-                raise
-            raise StateExpired(
-                f"The state {ref} was staged and expired {view.now - expired:.0f} seconds ago: "
-                f"nothing committed or kept it within {STAGED_TTL_SECONDS / 60:.0f} minutes of its "
-                "answer. Read the conversation again, and commit or keep() what is to last."
-            ) from None
+        now = self._clock.now()
+        expired = self._staging.expired_at(ref, now=now)
+        if expired is None:
+            return error
+        return StateExpired(
+            f"The state {ref} was staged and expired {now - expired:.0f} seconds ago: nothing "
+            f"committed or kept it within {STAGED_TTL_SECONDS / 60:.0f} minutes of its answer. "
+            "Read the conversation again, and commit or keep() what is to last."
+        )
 
     def _make_room(self) -> None:
         """Moves staged states into files where memory holds more than its share of them."""
@@ -723,7 +719,7 @@ class KeyedStore(StateStore):
         moving = self._staging.over(self._staged_bytes)
         while moving:
             staged = moving.pop(0)
-            path = None
+            path, nbytes = None, 0
             try:
                 assert staged.memory is not None  # noqa: S101 # as `over` says
                 parts = encode_parts(
@@ -733,6 +729,7 @@ class KeyedStore(StateStore):
                     created_seconds=self._clock.now(),
                     codec=self._codec,
                 )
+                nbytes = sum(map(len, parts))
                 path = files.write(parts)
             except (StoreError, StoreFull) as error:
                 warnings.warn(
@@ -742,7 +739,7 @@ class KeyedStore(StateStore):
                 )
                 return
             finally:
-                self._staging.moved(staged.ref, path)
+                self._staging.moved(staged.ref, path, nbytes)
                 if path is None:
                     for left in moving:
                         self._staging.moved(left.ref, None)
@@ -848,6 +845,8 @@ class KeyedStore(StateStore):
         row = view.session(session)
         if row is None or not renew or not row.sliding or not _worn(row, view.now):
             return row
+        if self._backend.read_only:
+            return row
 
         def work(ledger: Ledger) -> SessionRow | None:
             found = ledger.session(session)
@@ -863,7 +862,7 @@ class KeyedStore(StateStore):
 
     def _renew_holds(self, view: View, ref: str) -> None:
         """Lets the owners' and puts' holds on a state that was read start anew."""
-        if not self._sliding:
+        if not self._sliding or self._backend.read_only:
             return
         worn = [
             hold

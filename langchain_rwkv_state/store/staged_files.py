@@ -78,14 +78,18 @@ class StagedFiles:
             raise StoreError(f"A staged state could not be written: {error}.") from error
         return path
 
-    def read(self, path: Path) -> bytes | None:
+    def read(self, path: Path, nbytes: int) -> bytes | None:
         """Returns what a file holds; ``None`` where it is gone.
+
+        Args:
+            path: The file.
+            nbytes: How long it is.
 
         Raises:
             StateCorrupt: Something else stands there, or it cannot be read.
         """
         try:
-            return read_regular(path)
+            return read_regular(path, nbytes)
         except FileNotFoundError:
             return None
         except OSError as error:

@@ -39,6 +39,7 @@ class Staged:
         uses: How many times it was staged and not yet stored.
         memory: The state itself, on the CPU; ``None`` once it is in a file.
         path: That file.
+        path_nbytes: Its size.
         own: Whether the file is this process's, to delete.
     """
 
@@ -53,6 +54,7 @@ class Staged:
     uses: int
     memory: RWKVState | None
     path: Path | None = None
+    path_nbytes: int = 0
     own: bool = True
 
 
@@ -145,14 +147,14 @@ class Staging:
             self._moving.update(held.ref for held in chosen)
             return chosen
 
-    def moved(self, ref: str, path: Path | None) -> None:
-        """Notes that a state is in a file now; ``None`` leaves it in memory."""
+    def moved(self, ref: str, path: Path | None, nbytes: int = 0) -> None:
+        """Notes that a state is in a file of so many bytes now; ``None`` leaves it in memory."""
         with self._lock:
             held = self._states.get(ref)
             moving = ref in self._moving
             self._moving.discard(ref)
             if path is not None and held is not None and moving and held.memory is not None:
-                self._states[ref] = replace(held, memory=None, path=path)
+                self._states[ref] = replace(held, memory=None, path=path, path_nbytes=nbytes)
                 self._memory_nbytes -= held.nbytes
             elif path is not None:
                 self._dead.append(path)  # it was stored meanwhile, or its time was up

@@ -424,7 +424,7 @@ def test_a_bundle_may_be_named_by_a_link(data, path, tmp_path, target):
 
 def test_a_log_that_is_too_large_is_said_before_it_is_given_away(tmp_path, monkeypatch, target):
     monkeypatch.setattr(bundle, "MANIFEST_LIMIT_BYTES", 1500)
-    target.append_unread("al", ["x" * 2000])
+    target.append_unread("al", ['"' + "x" * 2000 + '"'])
     with pytest.raises(ValueError, match="a bundle holds 1500"):
         target.export_session("al", tmp_path / "al.zip")
     assert list(tmp_path.iterdir()) == []
