@@ -1,9 +1,10 @@
-"""Closes a thread's database connection when the thread ends.
+"""Closes a thread's database connections when the thread ends, or is done with a closed store.
 
 diskcache opens a connection for each thread and leaves its end to the garbage collector, which
 comes for it late: a connection refers to itself. Where an event loop's threads come and go, dozens
-of open files wait for that. The easy mistake is to close a connection from another thread, or in a
-forked child, for whose parent it is still at work.
+of open files wait for that. The easy mistake is to close a connection from another thread, which
+may be in the midst of using it, or in a forked child, for whose parent it is still at work: each
+thread closes its own.
 """
 
 from __future__ import annotations
@@ -18,17 +19,24 @@ class ThreadConnections:
     """Minds the connections of all threads of one database."""
 
     def __init__(self) -> None:
-        self._local = threading.local()
+        self.closed = False
 
     def mind(self, connection: Any) -> None:
-        """Makes the calling thread close its connection when it ends.
+        """Makes the calling thread close its connection when it ends, or finds the database closed.
 
         Args:
             connection: The calling thread's own.
         """
-        minded = getattr(self._local, "closer", None)
+        minded = _mine.closers.get(self)
         if minded is None or minded.connection is not connection:
-            self._local.closer = _Closer(connection)
+            for each in [each for each in _mine.closers if each.closed]:
+                del _mine.closers[each]
+            _mine.closers[self] = _Closer(connection)
+
+    def close(self) -> None:
+        """Lets all threads close their connections; each does with the next that it opens."""
+        self.closed = True
+        _mine.closers.pop(self, None)
 
 
 class _Closer:
@@ -44,3 +52,13 @@ class _Closer:
         if os.getpid() == self._pid:
             with suppress(Exception):  # closed already, or the interpreter ends
                 self.connection.close()
+
+
+class _Mine(threading.local):
+    """The calling thread's connections, by database."""
+
+    def __init__(self) -> None:
+        self.closers: dict[ThreadConnections, _Closer] = {}
+
+
+_mine = _Mine()

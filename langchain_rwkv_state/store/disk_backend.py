@@ -329,6 +329,7 @@ class DiskBackend:
             cache, self._cache, self._closed = self._cache, None, True
             if cache is not None:
                 cache.close()
+            self._connections.close()
             if self._table is not None:
                 self._table.close()
 

@@ -9,6 +9,7 @@ import copy
 import gc
 import os
 import pickle
+import queue
 import shutil
 import signal
 import threading
@@ -240,6 +241,33 @@ def test_a_thread_that_ends_leaves_no_open_file(path):
             assert open_files() == before
         finally:
             gc.enable()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks at the open files")
+def test_a_thread_that_goes_on_closes_what_it_had_open_of_closed_stores(tmp_path):
+    asked: queue.Queue = queue.Queue()
+    answered: queue.Queue = queue.Queue()
+
+    def serve() -> None:
+        for verb in iter(asked.get, None):
+            answered.put(verb())
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(10):
+            with DiskStateStore(tmp_path / str(number)) as store:
+                asked.put(store.sessions)
+                assert answered.get(timeout=30) == []
+        files = [each.resolve() for each in Path("/proc/self/fd").iterdir()]
+        still = [each for each in files if each.name == "cache.db-wal" and tmp_path in each.parents]
+        assert len(still) <= 1
+    finally:
+        gc.enable()
+        asked.put(None)
+        thread.join()
 
 
 class TestCopies:
