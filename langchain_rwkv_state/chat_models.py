@@ -8,9 +8,10 @@ easy mistake is to pass a client's messages straight in: a marker in them is a c
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
@@ -22,17 +23,28 @@ from langchain_core.language_models.base import LangSmithParams
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config, merge_configs
 
 from langchain_rwkv_state import turn
 from langchain_rwkv_state.engine import Delta, Done, Request
-from langchain_rwkv_state.messages import STATE_KEY, to_messages, without_markers
-from langchain_rwkv_state.model import Loaded, RWKVModel
+from langchain_rwkv_state.history import without_strangers
+from langchain_rwkv_state.line import WAIT_SECONDS
+from langchain_rwkv_state.loaded import Loaded
+from langchain_rwkv_state.messages import (
+    STATE_KEY,
+    as_model_input,
+    to_messages,
+    without_markers,
+)
+from langchain_rwkv_state.model import RWKVModel, seen
 from langchain_rwkv_state.prefix_cache import Kept, Root
 from langchain_rwkv_state.reuse import Flight
-from langchain_rwkv_state.session import RWKVSession, session_messages
+from langchain_rwkv_state.session import OnConflict, RWKVSession, SessionTurn
+from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.store import TTL
+from langchain_rwkv_state.store_calls import arun, run
 from langchain_rwkv_state.turn import Reading
 
 Progress = Callable[[int, int], None]
@@ -96,6 +108,8 @@ class ChatRWKV(RWKVModel, BaseChatModel):
 
     cache: Any = False
     """Apart from LangChain's global cache: a hit there would name a state that may be gone."""
+    streaming: bool = False
+    """Whether `invoke` streams too, for callbacks that want each token; LangChain asks for it."""
     progress: bool = False
     """Whether `batch` and `abatch` draw a progress bar, where there is a terminal."""
 
@@ -121,6 +135,14 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         if texts:
             params["ls_stop"] = texts
         return params
+
+    def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
+        return super()._convert_input(as_model_input(model_input))
+
+    def _get_invocation_params(
+        self, stop: list[str] | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        return super()._get_invocation_params(stop=stop, **seen(kwargs))
 
     def get_token_ids(self, text: str) -> list[int]:
         """Returns the model's token ids of a plain text."""
@@ -269,7 +291,12 @@ class ChatRWKV(RWKVModel, BaseChatModel):
     # -- states ------------------------------------------------------------------------------
 
     def with_session(
-        self, session: str, *, ttl: TTL = None, on_conflict: Literal["raise", "fork"] = "raise"
+        self,
+        session: str,
+        *,
+        ttl: TTL = None,
+        on_conflict: OnConflict = "wait",
+        wait_timeout: float = WAIT_SECONDS,
     ) -> RWKVSession:
         """Returns this model with a durable conversation of that name.
 
@@ -277,10 +304,19 @@ class ChatRWKV(RWKVModel, BaseChatModel):
             session: The session's name, 1 to 512 characters.
             ttl: Time to live from each turn on, in seconds or as a `timedelta`; ``None`` means
                 the store's default, `math.inf` never.
-            on_conflict: ``raise`` a `SessionConflict` where somebody else committed meanwhile, or
-                ``fork`` the conversation.
+            on_conflict: ``wait`` for the session's turns that came before, in whatever thread or
+                process; or begin at once and, where somebody else committed meanwhile, ``raise`` a
+                `SessionConflict` or ``fork`` the conversation.
+            wait_timeout: Seconds to wait for the turns before; then `SessionConflict`.
         """
-        return RWKVSession(self, self.store, session, ttl=ttl, on_conflict=on_conflict)
+        return RWKVSession(
+            self,
+            self.store,
+            session,
+            ttl=ttl,
+            on_conflict=on_conflict,
+            wait_timeout=wait_timeout,
+        )
 
     def prefill(
         self,
@@ -289,45 +325,40 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         session: str | None = None,
         ttl: TTL = None,
         on_progress: Progress | None = None,
+        timeout: float | None = None,
     ) -> str:
         """Reads without answering, and stores the state durably.
 
         Args:
             model_input: Messages (through the chat template), or a text (as it stands).
-            session: A session to read into, from its head on; ``None`` for a state of its own.
+            session: A session to read into, from its head on, once its turns that came before have
+                ended; ``None`` for a state of its own.
             ttl: Time to live of the state, or of the session.
             on_progress: Called with (tokens read, tokens to read) as a long text is read, on
                 another thread.
+            timeout: Seconds for all of it but the store's writing; ``None`` for the model's own
+                `timeout`.
 
         Returns:
             The reference of the warm state.
 
         Raises:
-            SessionConflict: The session's head moved meanwhile.
+            DeadlineExceeded: The reading took longer than `timeout`; nothing is stored.
+            SessionConflict: Turns of the session were still under way after that time, or its head
+                moved meanwhile.
             StoreFull: The store has no room.
         """
-        loaded = self.loaded()
-        info = self.store.session(session) if session is not None else None
-        if isinstance(model_input, str):
-            reading = turn.plan_text(
-                model_input,
-                after=session_messages(info, []) if session is not None else (),
-                template=loaded.template,
-                store=self.store,
-                zero=loaded.zero,
-            )
-        else:
-            messages = to_messages(model_input)
-            if session is not None:
-                messages = session_messages(info, messages)
-            reading = self._plan(loaded, messages, answer=False)
-        request = Request(base=reading.base, prompt=reading.ids, on_progress=on_progress)
-        done = self._launch(loaded, reading, request, {}).ticket.result()
-        if session is None:
-            return self.store.put(done.state.with_block(reading.block), ttl=ttl)
-        ref = turn.stage(reading, done, self.store)
-        head, covered = (info.head, len(info.unread)) if info else (None, 0)
-        self.store.commit(session, ref, head, ttl, unread_covered=covered)
+        job = _Prefill(self, model_input, session, ttl, on_progress, timeout)
+        if job.turn is None:
+            done = self._launch(*job.plan(None), {}).ticket.result()
+            return self.store.put(job.state(done), ttl=ttl)
+        try:
+            messages = run(job.turn.begin(), self.store)
+            done = self._launch(*job.plan(messages), {}).ticket.result()
+            ref = job.stage(done)
+            run(job.turn.commit(ref, None), self.store)
+        finally:
+            run(job.turn.end(), self.store)
         return ref
 
     async def aprefill(
@@ -337,11 +368,28 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         session: str | None = None,
         ttl: TTL = None,
         on_progress: Progress | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 # the sync form's, and the engine keeps it
     ) -> str:
-        """As `prefill`, without blocking the event loop."""
-        return await asyncio.to_thread(
-            self.prefill, model_input, session=session, ttl=ttl, on_progress=on_progress
-        )
+        """As `prefill`, without blocking the event loop.
+
+        Cancelled, the reading ends at once, and nothing is stored. Where the cancellation comes as
+        the state is being written, it is stored, and its reference is returned.
+        """
+        job = _Prefill(self, model_input, session, ttl, on_progress, timeout)
+        if job.turn is None:
+            flight = await self._alaunch(*await asyncio.to_thread(job.plan, None), {})
+            done = await flight.ticket.aresult()
+            ref: str = await self.store.to_its_end("put", job.state(done), ttl=ttl)
+            return ref
+        try:
+            messages = await arun(job.turn.begin(), self.store)
+            flight = await self._alaunch(*await asyncio.to_thread(job.plan, messages), {})
+            done = await flight.ticket.aresult()
+            ref = await asyncio.to_thread(job.stage, done)
+            await arun(job.turn.commit(ref, None), self.store)
+        finally:
+            await arun(job.turn.end(), self.store)
+        return ref
 
     def pin_prefix(self, model_input: LanguageModelInput, *, name: str) -> int:
         """Reads what many prompts begin with, and keeps its state in the prefix cache for good.
@@ -369,13 +417,13 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         loaded = self.loaded()
         if isinstance(model_input, str):
             reading = turn.plan_text(
-                model_input, template=loaded.template, store=self.store, zero=loaded.zero
+                model_input, template=loaded.template, store=self.answer_store, zero=loaded.zero
             )
         else:
             reading = self._plan(loaded, to_messages(model_input), answer=False)
         if reading.reach < len(reading.ids) or reading.base_ref is not None:
             raise ValueError("A pinned prefix begins from nothing: leave state markers out.")
-        request = Request(base=reading.base, prompt=reading.ids)
+        request = Request(base=reading.base, prompt=reading.ids, deadline=self.timeout)
         flight = self._launch(loaded, reading, request, {})
         kept = Kept(flight.ticket.result().state)
         cache.pin(Root.of(reading.base, self.cache_salt), reading.ids, kept, name)
@@ -389,7 +437,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         return turn.plan(
             messages,
             template=loaded.template,
-            store=self.store,
+            store=self.answer_store,
             zero=loaded.zero,
             answer=answer,
         )
@@ -398,15 +446,15 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, options: dict[str, Any]
     ) -> tuple[Loaded, Reading, Request]:
         loaded = self.loaded()
-        reading = self._plan(loaded, messages)
+        reading = self._plan(loaded, without_strangers(messages))
         return loaded, reading, self._request(loaded, reading, stop, options, chat=True)
 
     def _finish(self, flight: Flight, done: Done) -> tuple[dict[str, Any], UsageMetadata]:
         """Stages and files the state behind an answer; returns what the message says of it."""
         reading = flight.reading
         flight.landed(done)
-        ref = turn.stage(reading, done, self.store)
-        turn.file_answer(reading, done, ref, self.store)
+        ref = turn.stage(reading, done, self.answer_store)
+        turn.file_answer(reading, done, ref, self.answer_store)
         about = {"model_name": self.model, "finish_reason": done.finish_reason, STATE_KEY: ref}
         known = reading.base.n_tokens + flight.reused
         read = reading.base.n_tokens + len(reading.ids)
@@ -429,3 +477,64 @@ class ChatRWKV(RWKVModel, BaseChatModel):
             content="", response_metadata=about, usage_metadata=usage, chunk_position="last"
         )
         return ChatGenerationChunk(message=message)
+
+
+class _Prefill:
+    """What both forms of `prefill` do apart from waiting."""
+
+    def __init__(
+        self,
+        chat: ChatRWKV,
+        model_input: LanguageModelInput,
+        session: str | None,
+        ttl: TTL,
+        on_progress: Progress | None,
+        timeout: float | None,
+    ) -> None:
+        self._chat = chat
+        given = as_model_input(model_input)
+        self._text = given if isinstance(given, str) else None
+        self._messages = [] if isinstance(given, str) else to_messages(given)
+        self._on_progress = on_progress
+        self._begun = time.monotonic()
+        self._timeout = chat.timeout if timeout is None else timeout
+        self.turn: SessionTurn | None = None
+        if session is not None:
+            wait = WAIT_SECONDS if self._timeout is None else self._timeout
+            self.turn = SessionTurn(chat.store, session, self._messages, ttl=ttl, wait_seconds=wait)
+
+    def plan(self, messages: Sequence[BaseMessage] | None) -> tuple[Loaded, Reading, Request]:
+        """Plans the reading, behind a session's messages where there are some."""
+        chat, loaded = self._chat, self._chat.loaded()
+        if self._text is not None:
+            reading = turn.plan_text(
+                self._text,
+                after=messages or (),
+                template=loaded.template,
+                store=chat.store,
+                zero=loaded.zero,
+            )
+        else:
+            given = self._messages if messages is None else messages
+            reading = chat._plan(loaded, given, answer=False)
+        self._reading = reading
+        request = Request(
+            base=reading.base,
+            prompt=reading.ids,
+            on_progress=self._on_progress,
+            deadline=self._left(),
+        )
+        return loaded, reading, request
+
+    def _left(self) -> float | None:
+        if self._timeout is None:
+            return None
+        return max(0.001, self._timeout - (time.monotonic() - self._begun))
+
+    def state(self, done: Done) -> RWKVState:
+        """Returns the state that was read."""
+        return done.state.with_block(self._reading.block)
+
+    def stage(self, done: Done) -> str:
+        """Stages the state that was read, and returns its reference."""
+        return turn.stage(self._reading, done, self._chat.store)

@@ -8,16 +8,20 @@ marker is only what no state covers yet.
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 import threading
 import uuid
+import warnings
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 from langchain_core.chat_history import BaseChatMessageHistory
 from langchain_core.messages import BaseMessage
+from langchain_core.runnables.config import var_child_runnable_config
 
 from langchain_rwkv_state.errors import SessionConflict, StateExpired, StateNotFound
 from langchain_rwkv_state.history_turn import (
@@ -27,8 +31,15 @@ from langchain_rwkv_state.history_turn import (
     state_of_answer,
     state_of_unread,
 )
-from langchain_rwkv_state.messages import TURN_KEY, is_marker, message_from_json
-from langchain_rwkv_state.store.base import TTL, EndedTurn, StateStore
+from langchain_rwkv_state.messages import (
+    TURN_KEY,
+    flattened_key,
+    handed_out,
+    is_marker,
+    message_from_json,
+)
+from langchain_rwkv_state.store import TTL, StateStore, check_session
+from langchain_rwkv_state.store.base import EndedTurn
 from langchain_rwkv_state.store_calls import Steps, StoreCall, arun, run
 
 logger = logging.getLogger(__name__)
@@ -48,6 +59,9 @@ class RWKVStateHistory(BaseChatMessageHistory):
         store: Where the chain's model keeps its states (``chat.store``).
         ttl: The session's time to live from each turn on; ``None`` for the store's default.
 
+    Raises:
+        ValueError: The name or the time to live is not possible.
+
     Example:
         >>> from langchain_core.runnables.history import RunnableWithMessageHistory
         >>> chain = RunnableWithMessageHistory(  # doctest: +SKIP
@@ -63,12 +77,17 @@ class RWKVStateHistory(BaseChatMessageHistory):
 
     def __init__(self, session_id: str, store: StateStore, *, ttl: TTL = None) -> None:
         super().__init__()
+        check_session(session_id, ttl)
         self.session_id = session_id
         self.store = store
         self.ttl = ttl
         self._lock = threading.Lock()
         self._open: Turn | None = None
         self._handed_out: deque[Turn] = deque(maxlen=_TURNS_REMEMBERED)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travels as its session, store and time to live; a copy begins with no turn open."""
+        return functools.partial(type(self), ttl=self.ttl), (self.session_id, self.store)
 
     # -- LangChain's verbs -------------------------------------------------------------------
 
@@ -137,10 +156,10 @@ class RWKVStateHistory(BaseChatMessageHistory):
         if turn is not None and (yield from self._is_readable(turn)):
             return turn.messages
         info = yield StoreCall("session", self.session_id)
-        fresh = Turn(
-            turn_id=uuid.uuid4().hex,
-            base=info.head if info else None,
-            unread=tuple(message_from_json(text) for text in info.unread) if info else (),
+        fresh = Turn.begun(
+            uuid.uuid4().hex,
+            info.head if info else None,
+            [message_from_json(text) for text in info.unread] if info else [],
         )
         with self._lock:
             if self._open is turn:
@@ -203,15 +222,40 @@ class RWKVStateHistory(BaseChatMessageHistory):
         """
         filings = (yield StoreCall("filings", ended.turn_id)) if ended.turn_id else []
         ref = state_of_answer(ended, filings)
-        committed = ref is not None and (yield from self._commit(ended, ref))
+        covered = (*ended.unread_said, *ended.said)
+        committed = ref is not None and (yield from self._commit(ended, ref, covered))
         if not committed and ended.messages:
             unread_ref = state_of_unread(ended, filings)
             if unread_ref is not None:
-                yield from self._commit(ended, unread_ref)
+                yield from self._commit(ended, unread_ref, ended.unread_said)
             yield StoreCall("append_unread", self.session_id, ended.messages, self.ttl)
+            if not filings:
+                yield from self._tell_of_missing(ended)
         return committed or len(filings) < 2
 
-    def _commit(self, ended: EndedTurn, ref: str) -> Steps[bool]:
+    def _tell_of_missing(self, ended: EndedTurn) -> Steps[None]:
+        """Warns where a marker was handed out, an answer came, and no model filed it."""
+        if ended.turn_id is None or ended.answer_digest is None:
+            return
+        key = flattened_key(ended.answer_digest)
+        with suppress(Exception):  # the turn is stored; this only asks whether its cause was told
+            if (yield StoreCall("filings", key)):
+                yield StoreCall("forget_turn", key)
+                return
+        text = (
+            f"A turn of session {self.session_id!r} was answered, but no model of its store was "
+            "shown the session's state marker: the turn is kept as text, to be read again with the "
+            "next one. A trimmer or filter (trim_messages, filter_messages, n_messages) cut the "
+            "marker, a template or get_buffer_string flattened it to text, another model or a "
+            "model with another store answered, or a cache did. With this history a prompt does "
+            "not grow: leave trimmers out, and put its messages in with MessagesPlaceholder."
+        )
+        try:
+            warnings.warn(text, stacklevel=2)
+        except Warning:  # where warnings are errors: what a history raises would be swallowed
+            logger.warning("%s", text)
+
+    def _commit(self, ended: EndedTurn, ref: str, said: tuple[str, ...]) -> Steps[bool]:
         """Commits a state of the turn; says whether the session was still where it began."""
         try:
             yield StoreCall(
@@ -221,6 +265,7 @@ class RWKVStateHistory(BaseChatMessageHistory):
                 ended.base,
                 self.ttl,
                 unread_covered=ended.n_unread,
+                said=said,
             )
         except (SessionConflict, StateNotFound, StateExpired) as error:
             logger.info("A turn of session %r stays unread: %s", self.session_id, error)
@@ -262,6 +307,20 @@ class RWKVStateHistory(BaseChatMessageHistory):
         if turn is not None:
             yield StoreCall("forget_turn", turn.turn_id)
         yield StoreCall("delete_session", self.session_id)
+
+
+def without_strangers(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+    """Returns messages without the markers that no history handed out, where there is a history.
+
+    Should a trimmer cut the history's own marker, one that came with the input would stand alone
+    and be taken for the caller's. Where `RunnableWithMessageHistory` can be seen around the call,
+    it is not. (Where it cannot, as on a direct call, nothing hangs on it.)
+    """
+    config = var_child_runnable_config.get() or {}
+    history = config.get("configurable", {}).get("message_history")
+    if not isinstance(history, RWKVStateHistory):
+        return list(messages)
+    return [m for m in messages if not is_marker(m) or handed_out(m) is not None]
 
 
 def _asked_only_for_length() -> bool:

@@ -20,10 +20,12 @@ from langchain_core.messages import (
 )
 
 from langchain_rwkv_state.messages import (
+    Mark,
+    hand_out,
     is_marker,
-    marker,
     message_to_json,
     messages_digest,
+    said_digests,
     text_digest,
     without_markers,
 )
@@ -48,17 +50,28 @@ class Turn:
         turn_id: Under which the model files, ``None`` for a turn that nobody began.
         base: The session's head.
         unread: The messages behind the head that no state covered.
+        n_stored: How many there are in the store, where that is more: markers among them are left
+            out, since nobody but the history itself may say what a model is to go on from.
     """
 
     turn_id: str | None
     base: str | None
     unread: tuple[BaseMessage, ...] = ()
+    n_stored: int = 0
+
+    @classmethod
+    def begun(cls, turn_id: str, base: str | None, stored: Sequence[BaseMessage]) -> Turn:
+        """Returns a turn that begins with the unread messages that a store holds."""
+        return cls(turn_id, base, tuple(without_markers(stored)), len(stored))
+
+    @cached_property
+    def _mark(self) -> Mark:
+        return Mark(self.base, self.turn_id, len(self.unread))
 
     @property
     def messages(self) -> list[BaseMessage]:
         """The marker, then the unread messages."""
-        mark = marker(self.base, turn_id=self.turn_id, n_unread=len(self.unread))
-        return [mark, *self.unread]
+        return [hand_out(self._mark), *self.unread]
 
     @cached_property
     def unread_digest(self) -> str | None:
@@ -82,8 +95,10 @@ class Turn:
             answer_digest=text_digest(str(answer.text)) if isinstance(answer, AIMessage) else None,
             turn_id=self.turn_id,
             base=self.base,
-            n_unread=len(self.unread),
+            n_unread=self.n_stored,
             unread_digest=self.unread_digest,
+            said=said_digests(rest),
+            unread_said=said_digests(self.unread),
         )
 
     def _leads(self, rest: Sequence[BaseMessage]) -> bool:

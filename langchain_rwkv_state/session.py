@@ -7,57 +7,165 @@ stream that was left before its end: only a finished answer is committed.
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 
 from langchain_rwkv_state.errors import SessionConflict
+from langchain_rwkv_state.line import WAIT_SECONDS, Line
 from langchain_rwkv_state.messages import (
     STATE_KEY,
     marker,
     message_from_json,
+    said_digests,
     to_messages,
     without_markers,
 )
-from langchain_rwkv_state.store import TTL, LogEntry, SessionInfo, StateStore
+from langchain_rwkv_state.store import TTL, LogEntry, SessionInfo, StateStore, check_session
+from langchain_rwkv_state.store_calls import Steps, StoreCall, WholeCall, arun, run
+from langchain_rwkv_state.transcript import may_repeat, only_new
 from langchain_rwkv_state.turn import leading_system
 
 SESSION_KEY = "rwkv_session"
 """Key in an answer's `response_metadata` of the session that holds it."""
 
+OnConflict: TypeAlias = Literal["wait", "raise", "fork"]
 
-def session_messages(
-    info: SessionInfo | None, messages: Sequence[BaseMessage]
-) -> list[BaseMessage]:
-    """Puts a session's marker, and its unread messages, behind the leading system messages."""
-    own = without_markers(messages)
-    end = leading_system(own)
-    unread = [message_from_json(text) for text in info.unread] if info else []
-    return [*own[:end], marker(info.head if info else None), *unread, *own[end:]]
+
+class SessionTurn:
+    """One turn of a session, as steps: begin, commit, end.
+
+    Args:
+        store: Where the session lives.
+        session: Its name.
+        given: What is said to it; markers in it are dropped.
+        ttl: The session's time to live from the commit on.
+        on_conflict: As for `RWKVSession`.
+        wait_seconds: How long to wait for the turns before it.
+    """
+
+    def __init__(
+        self,
+        store: StateStore,
+        session: str,
+        given: Sequence[BaseMessage],
+        *,
+        ttl: TTL = None,
+        on_conflict: OnConflict = "wait",
+        wait_seconds: float = WAIT_SECONDS,
+    ) -> None:
+        self._session = session
+        self._given = without_markers(given)
+        self._ttl = ttl
+        self._forks = on_conflict == "fork"
+        self._line = Line(store, session, wait_seconds) if on_conflict == "wait" else None
+        self._info: SessionInfo | None = None
+        self._said: tuple[str, ...] = ()
+
+    def begin(self) -> Steps[list[BaseMessage]]:
+        """Waits for its turn where it is to, and returns what the model is to read.
+
+        That is the leading system messages, the session's marker, its unread messages, and what is
+        new of what was given.
+        """
+        if self._line is not None:
+            yield from self._line.wait()
+        info: SessionInfo | None = yield StoreCall("session", self._session)
+        self._info = info
+        end = leading_system(self._given)
+        system, rest = self._given[:end], self._given[end:]
+        unread = without_markers([message_from_json(text) for text in info.unread] if info else [])
+        if info is not None and may_repeat(rest):
+            log = yield StoreCall("log", self._session)
+            rest = only_new(rest, log, unread, session=self._session, n_turns=info.n_turns)
+        self._said = said_digests([*unread, *rest])
+        return [*system, marker(info.head if info else None), *unread, *rest]
+
+    def commit(self, ref: str, answer: str | None) -> Steps[str]:
+        """Commits the state behind the turn; returns the name of the session that holds it.
+
+        Args:
+            ref: The state.
+            answer: What was answered, ``None`` where there was only something to read.
+
+        Raises:
+            SessionConflict: The head moved meanwhile.
+            StoreFull: The store has no room; the old head stays.
+        """
+        said = self._said if answer is None else self._said + said_digests([AIMessage(answer)])
+        head = self._info.head if self._info else None
+        place = None
+        if self._line is not None:
+            self._line.committing()
+            place = self._line.token
+        try:
+            yield WholeCall(
+                "commit",
+                self._session,
+                ref,
+                head,
+                self._ttl,
+                unread_covered=len(self._info.unread) if self._info else 0,
+                said=said,
+                place=place,
+            )
+        except SessionConflict:
+            if not self._forks:
+                raise
+            return (yield from self._fork(ref, head, said))
+        if self._line is not None:
+            self._line.committed()
+            yield from self._line.leave()
+        return self._session
+
+    def end(self) -> Steps[None]:
+        """Lets the next turn begin, however this one ended."""
+        if self._line is not None:
+            yield from self._line.leave()
+
+    def _fork(self, ref: str, head: str | None, said: tuple[str, ...]) -> Steps[str]:
+        """Commits the turn to a session of its own, which knows what was said before."""
+        log: list[LogEntry] = yield StoreCall("log", self._session)
+        at = next((place for place, entry in enumerate(log) if entry.ref == head), len(log))
+        before = tuple(digest for entry in reversed(log[at:]) for digest in entry.said)
+        name = f"{self._session[:490]}~{uuid.uuid4().hex[:12]}"
+        yield WholeCall("commit", name, ref, None, self._ttl, said=before + said)
+        return name
 
 
 class RWKVSession(Runnable[LanguageModelInput, AIMessage]):
     """A durable conversation, made by `ChatRWKV.with_session`.
 
     Each call reads only the new messages, answers, and commits. Markers in the input are dropped:
-    a reference is a capability, and a session reads no other conversation than its own.
+    a reference is a capability, and a session reads no other conversation than its own. Of a
+    transcript (a graph's whole thread) only what the session does not hold yet is read.
+
+    Turns of one session come one after another, in the order in which they came, across threads and
+    processes, unless `on_conflict` says otherwise.
 
     Args:
         chat: The model that answers; its answers name states in `store`.
         store: Where the session lives.
         session: The session's name, 1 to 512 characters.
-        ttl: The session's time to live from each commit on (seconds or a `timedelta`); ``None``
-            means the store's default, `math.inf` never.
-        on_conflict: What to do when somebody else committed meanwhile: ``raise`` a
-            `SessionConflict`, or ``fork`` the conversation under a new name, which the answer's
+        ttl: The session's time to live from each commit on (seconds, a `timedelta`, or a text such
+            as ``"12h"``); ``None`` means the store's default, `math.inf` never.
+        on_conflict: What to do about other turns of this session: ``wait`` for those that came
+            before; or begin at once and, where somebody else committed meanwhile, ``raise`` a
+            `SessionConflict` or ``fork`` the conversation under a new name, which the answer's
             ``response_metadata["rwkv_session"]`` gives.
+        wait_timeout: Seconds to wait for the turns before; then `SessionConflict`.
 
     Raises:
-        SessionConflict: The head moved during the call; the answer is lost, the session is not.
+        ValueError: At construction: the name, the time to live or `on_conflict` is not possible.
+        TypeError: The input is no text, messages, prompt value or ``{"messages": ...}``.
+        SessionConflict: The wait was too long, or would never end; the head moved during the call
+            (with ``wait``, by somebody who did not wait), and the answer is lost, the session not;
+            or the input is a transcript of another branch.
         StoreFull: The store has no room; the old head stays.
 
     Example:
@@ -74,15 +182,20 @@ class RWKVSession(Runnable[LanguageModelInput, AIMessage]):
         session: str,
         *,
         ttl: TTL = None,
-        on_conflict: Literal["raise", "fork"] = "raise",
+        on_conflict: OnConflict = "wait",
+        wait_timeout: float = WAIT_SECONDS,
     ) -> None:
-        if on_conflict not in ("raise", "fork"):
-            raise ValueError(f"on_conflict is 'raise' or 'fork', not {on_conflict!r}.")
+        if on_conflict not in ("wait", "raise", "fork"):
+            raise ValueError(f"on_conflict is 'wait', 'raise' or 'fork', not {on_conflict!r}.")
+        if not 0 <= wait_timeout < math.inf:
+            raise ValueError(f"wait_timeout is a number of seconds, not {wait_timeout!r}.")
+        check_session(session, ttl)
         self.chat = chat
         self.store = store
         self.session = session
         self.ttl = ttl
         self.on_conflict = on_conflict
+        self.wait_timeout = wait_timeout
 
     @property
     def head(self) -> str | None:
@@ -97,47 +210,65 @@ class RWKVSession(Runnable[LanguageModelInput, AIMessage]):
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AIMessage:
         """Answers one turn and commits it."""
-        info = self.store.session(self.session)
-        messages = session_messages(info, to_messages(input))
-        answer = self.chat.invoke(messages, config, **kwargs)
-        held_by = self._commit(info, answer.response_metadata[STATE_KEY])
-        answer.response_metadata[SESSION_KEY] = held_by
+        turn = self._turn(input)
+        try:
+            messages = run(turn.begin(), self.store)
+            answer = self.chat.invoke(messages, config, **kwargs)
+            steps = turn.commit(answer.response_metadata[STATE_KEY], str(answer.text))
+            answer.response_metadata[SESSION_KEY] = run(steps, self.store)
+        finally:
+            run(turn.end(), self.store)
         return answer
 
     async def ainvoke(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AIMessage:
-        """Answers one turn and commits it, without blocking the event loop."""
-        info = await self.store.asession(self.session)
-        messages = session_messages(info, to_messages(input))
-        answer = await self.chat.ainvoke(messages, config, **kwargs)
-        held_by = await self._acommit(info, answer.response_metadata[STATE_KEY])
-        answer.response_metadata[SESSION_KEY] = held_by
+        """Answers one turn and commits it, without blocking the event loop.
+
+        Cancelled, it commits nothing. Where the cancellation comes as the commit is being written,
+        the turn is in the session, and is returned.
+        """
+        turn = self._turn(input)
+        try:
+            messages = await arun(turn.begin(), self.store)
+            answer = await self.chat.ainvoke(messages, config, **kwargs)
+            steps = turn.commit(answer.response_metadata[STATE_KEY], str(answer.text))
+            answer.response_metadata[SESSION_KEY] = await arun(steps, self.store)
+        finally:
+            await arun(turn.end(), self.store)
         return answer
 
     def stream(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> Iterator[AIMessageChunk]:
         """Streams one turn's answer; the last chunk comes after its commit."""
-        info = self.store.session(self.session)
-        messages = session_messages(info, to_messages(input))
-        for chunk in self.chat.stream(messages, config, **kwargs):
-            if STATE_KEY in chunk.response_metadata:
-                held_by = self._commit(info, chunk.response_metadata[STATE_KEY])
-                chunk.response_metadata[SESSION_KEY] = held_by
-            yield chunk
+        turn, said = self._turn(input), list[str]()
+        try:
+            messages = run(turn.begin(), self.store)
+            for chunk in self.chat.stream(messages, config, **kwargs):
+                said.append(str(chunk.text))
+                if STATE_KEY in chunk.response_metadata:
+                    steps = turn.commit(chunk.response_metadata[STATE_KEY], "".join(said))
+                    chunk.response_metadata[SESSION_KEY] = run(steps, self.store)
+                yield chunk
+        finally:
+            run(turn.end(), self.store)
 
     async def astream(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AsyncIterator[AIMessageChunk]:
         """Streams one turn's answer; the last chunk comes after its commit."""
-        info = await self.store.asession(self.session)
-        messages = session_messages(info, to_messages(input))
-        async for chunk in self.chat.astream(messages, config, **kwargs):
-            if STATE_KEY in chunk.response_metadata:
-                held_by = await self._acommit(info, chunk.response_metadata[STATE_KEY])
-                chunk.response_metadata[SESSION_KEY] = held_by
-            yield chunk
+        turn, said = self._turn(input), list[str]()
+        try:
+            messages = await arun(turn.begin(), self.store)
+            async for chunk in self.chat.astream(messages, config, **kwargs):
+                said.append(str(chunk.text))
+                if STATE_KEY in chunk.response_metadata:
+                    steps = turn.commit(chunk.response_metadata[STATE_KEY], "".join(said))
+                    chunk.response_metadata[SESSION_KEY] = await arun(steps, self.store)
+                yield chunk
+        finally:
+            await arun(turn.end(), self.store)
 
     def batch(
         self,
@@ -174,34 +305,12 @@ class RWKVSession(Runnable[LanguageModelInput, AIMessage]):
             return [{**item, "max_concurrency": 1} for item in config]
         return {**(config or {}), "max_concurrency": 1}
 
-    def _commit(self, info: SessionInfo | None, ref: str) -> str:
-        parent, covered = _seen(info)
-        try:
-            self.store.commit(self.session, ref, parent, self.ttl, unread_covered=covered)
-        except SessionConflict:
-            if self.on_conflict == "raise":
-                raise
-            name = self._fork_name()
-            self.store.commit(name, ref, None, self.ttl)
-            return name
-        return self.session
-
-    async def _acommit(self, info: SessionInfo | None, ref: str) -> str:
-        parent, covered = _seen(info)
-        try:
-            await self.store.acommit(self.session, ref, parent, self.ttl, unread_covered=covered)
-        except SessionConflict:
-            if self.on_conflict == "raise":
-                raise
-            name = self._fork_name()
-            await self.store.acommit(name, ref, None, self.ttl)
-            return name
-        return self.session
-
-    def _fork_name(self) -> str:
-        return f"{self.session[:490]}~{uuid.uuid4().hex[:12]}"
-
-
-def _seen(info: SessionInfo | None) -> tuple[str | None, int]:
-    """Returns the head and the number of unread messages that the model was handed."""
-    return (info.head, len(info.unread)) if info else (None, 0)
+    def _turn(self, given: LanguageModelInput) -> SessionTurn:
+        return SessionTurn(
+            self.store,
+            self.session,
+            to_messages(given),
+            ttl=self.ttl,
+            on_conflict=self.on_conflict,
+            wait_seconds=self.wait_timeout,
+        )

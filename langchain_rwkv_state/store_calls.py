@@ -2,12 +2,14 @@
 
 A function of steps is a generator that yields calls of a store's verbs and gets back what they
 return, or has raised in it what they raise. It says what is asked, not how: `run` calls the verb,
-`arun` awaits its async twin. The easy mistake is to call the store inside of steps: that blocks
-the event loop.
+`arun` awaits its async twin. The easy mistake is to call the store inside of steps, or to sleep
+there: that blocks the event loop.
 """
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Generator
 from typing import Any, TypeAlias, TypeVar
 
@@ -33,7 +35,36 @@ class StoreCall:
         self.options = options
 
 
-Steps: TypeAlias = Generator[StoreCall, Any, T]
+class WholeCall(StoreCall):
+    """A call whose outcome is known even to a task that is cancelled as it runs.
+
+    Cancelled before it began, it never happens. Cancelled later, it happens, and its outcome stands
+    in the place of the cancellation: see `StateStore.to_its_end`.
+    """
+
+    __slots__ = ()
+
+
+class LastCall(StoreCall):
+    """A call that happens even if the task is cancelled."""
+
+    __slots__ = ()
+
+
+class Sleep:
+    """A pause.
+
+    Args:
+        seconds: How long.
+    """
+
+    __slots__ = ("seconds",)
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+
+Steps: TypeAlias = Generator[StoreCall | Sleep, Any, T]
 
 
 def run(steps: Steps[T], store: StateStore) -> T:
@@ -47,7 +78,7 @@ def run(steps: Steps[T], store: StateStore) -> T:
         call = next(steps)
         while True:
             try:
-                answer = getattr(store, call.verb)(*call.args, **call.options)
+                answer = _do(call, store)
             except BaseException as error:  # noqa: BLE001 - the steps decide
                 call = steps.throw(error)
             else:
@@ -68,7 +99,7 @@ async def arun(steps: Steps[T], store: StateStore) -> T:
         call = next(steps)
         while True:
             try:
-                answer = await getattr(store, f"a{call.verb}")(*call.args, **call.options)
+                answer = await _ado(call, store)
             except BaseException as error:  # noqa: BLE001 - the steps decide
                 call = steps.throw(error)
             else:
@@ -76,3 +107,19 @@ async def arun(steps: Steps[T], store: StateStore) -> T:
     except StopIteration as end:
         result: T = end.value
         return result
+
+
+def _do(call: StoreCall | Sleep, store: StateStore) -> Any:
+    if isinstance(call, Sleep):
+        return time.sleep(call.seconds)
+    return getattr(store, call.verb)(*call.args, **call.options)
+
+
+async def _ado(call: StoreCall | Sleep, store: StateStore) -> Any:
+    if isinstance(call, Sleep):
+        return await asyncio.sleep(call.seconds)
+    if isinstance(call, WholeCall):
+        return await store.to_its_end(call.verb, *call.args, **call.options)
+    if isinstance(call, LastCall):
+        return await store.to_its_end(call.verb, *call.args, revoke=False, **call.options)
+    return await getattr(store, f"a{call.verb}")(*call.args, **call.options)

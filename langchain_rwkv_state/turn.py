@@ -19,6 +19,9 @@ from langchain_rwkv_state.engine import Done
 from langchain_rwkv_state.errors import MarkerError
 from langchain_rwkv_state.messages import (
     Mark,
+    flattened_key,
+    handed_out,
+    is_flattened_marker,
     is_marker,
     marker_remainder,
     messages_digest,
@@ -46,6 +49,7 @@ class Reading:
         block_end: Number of ids after which the block of leading messages ends, where there is one.
         shared: Number of ids that other conversations may begin with too; ``None`` for all. What
             comes behind the marker of a new conversation is that conversation's own.
+        flattened: Whether a marker's text stands among what is read, as words.
     """
 
     base: RWKVState
@@ -58,6 +62,7 @@ class Reading:
     ends: tuple[int, ...] = ()
     block_end: int | None = None
     shared: int | None = None
+    flattened: bool = False
 
     @property
     def reach(self) -> int:
@@ -134,6 +139,7 @@ def plan(
         ends=ends,
         block_end=block_end,
         shared=block_end or 0 if mark is not None and ref is None else None,
+        flattened=_told_of_flattened(message.content for message in to_read),
     )
 
 
@@ -164,7 +170,11 @@ def plan_text(
     if after:
         before = plan(after, template=template, store=store, zero=zero, answer=False)
     start = before.base.n_tokens == 0 and not before.ids
-    return replace(before, ids=(*before.ids, *template.text_ids(text, start=start)))
+    return replace(
+        before,
+        ids=(*before.ids, *template.text_ids(text, start=start)),
+        flattened=_told_of_flattened([text]) or before.flattened,
+    )
 
 
 def load_state(ref: str, *, store: StateStore, fingerprint: str) -> RWKVState:
@@ -187,7 +197,14 @@ def stage(reading: Reading, done: Done, store: StateStore) -> str:
 
 
 def file_answer(reading: Reading, done: Done, ref: str, store: StateStore) -> None:
-    """Files an answer under the turn id that a history handed out, if one did."""
+    """Files an answer under the turn id that a history handed out, if one did.
+
+    An answer to words that once were a marker is filed as such: whoever misses it under its turn
+    then knows that the cause was told.
+    """
+    if reading.flattened:
+        digest = text_digest(done.text)
+        store.file(flattened_key(digest), Filing(digest, ref, reading.base_ref))
     if reading.turn_id is None:
         return
     unread_ref = None
@@ -218,13 +235,27 @@ def leading_system(messages: Sequence[BaseMessage]) -> int:
     return count
 
 
-def _take_apart(messages: Sequence[BaseMessage], store: StateStore) -> _Parts:
-    """Splits messages into the block before the marker and what comes after it."""
+def _take_apart(given: Sequence[BaseMessage], store: StateStore) -> _Parts:
+    """Splits messages into the block before the marker and what comes after it.
+
+    Where a history handed out a marker, that one counts and no other: what else is among the
+    messages came from whoever writes to the chain, and a reference is a capability.
+    """
+    own = [message for message in given if handed_out(message) is not None]
+    messages = [
+        message
+        for message in given
+        if not own or not is_marker(message) or handed_out(message) is not None
+    ]
     places = [place for place, message in enumerate(messages) if is_marker(message)]
     if not places:
         end = leading_system(messages)
         return _Parts(list(messages[:end]), None, list(messages[end:]))
-    marks = [read_marker(messages[place]) for place in places]
+    marks = [
+        # A turn id that nobody handed out stands for nothing; the reference is a plain one.
+        handed_out(messages[place]) or Mark(read_marker(messages[place]).ref)
+        for place in places
+    ]
     for earlier in marks[:-1]:
         _require_descent(marks[-1], earlier, store)
     first, last = places[0], places[-1]
@@ -265,6 +296,20 @@ def _block_digest(block: Sequence[BaseMessage], template: ChatTemplate) -> str:
     for segment in template.segments(block, start=True):
         digest.update(repr(segment.ids).encode())
     return digest.hexdigest()
+
+
+def _told_of_flattened(contents: Iterable[object]) -> bool:
+    """Says, with a warning, whether a marker's text stands among what is to be read."""
+    if not any(map(is_flattened_marker, contents)):
+        return False
+    warnings.warn(
+        "The prompt holds the text of a state marker and not the marker: a template or "
+        "get_buffer_string turned a history into text, or a message lost its additional_kwargs "
+        "(as in convert_to_openai_messages). The model reads those words and remembers nothing of "
+        "the conversation. Put the history's messages into the prompt with MessagesPlaceholder.",
+        stacklevel=2,
+    )
+    return True
 
 
 def _changed(now: str | None, then: str | None) -> bool:

@@ -1,8 +1,8 @@
 r"""The standard streams, whatever their encoding: nothing that is printed or read ends a command.
 
 Where output is not UTF-8 (a Windows pipe under cp1252, a log under C), signs that it lacks become
-simpler ones, and letters that it lacks their number, ``\\u65e5``. The easy mistake is to take a byte
-byte order mark, which PowerShell and Notepad write, for text: it says how the rest is encoded.
+simpler ones, and letters that it lacks their number, \u65e5. The easy mistake is to take a byte
+order mark, which PowerShell and Notepad write, for text: it says how the rest is encoded.
 """
 
 from __future__ import annotations

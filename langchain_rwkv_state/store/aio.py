@@ -2,7 +2,8 @@
 
 The twins add nothing but a thread: what blocks, blocks there and never the event loop, and a
 store that is busy cannot use up the loop's default executor. The easy mistake is to think that a
-cancelled twin did nothing: its thread runs to its end, and a commit in it may have happened.
+cancelled twin did nothing: its thread runs to its end, and a commit in it may have happened. Who
+has to know uses `to_its_end`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.store.clock import TTL
@@ -21,6 +22,7 @@ from langchain_rwkv_state.store.records import (
     CheckReport,
     Filing,
     LogEntry,
+    QueuedTurn,
     SessionInfo,
     StoreStats,
 )
@@ -73,6 +75,27 @@ class AsyncVerbs(StoreVerbs):
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads.get(), partial(verb, *args, **kwargs))
 
+    async def to_its_end(self, verb: str, *args: Any, revoke: bool = True, **options: Any) -> Any:
+        """Runs a verb so that whoever is cancelled meanwhile still learns what came of it.
+
+        A cancellation that comes before the verb has begun is raised, and the verb never begins.
+        One that comes while it runs is not raised: the outcome is, since it is what happened.
+
+        Args:
+            verb: The blocking verb's name, such as ``commit``.
+            args: By position.
+            revoke: Whether a cancellation keeps a verb from beginning; without it, it begins.
+            options: By name.
+        """
+        job = self._threads.get().submit(partial(getattr(self, verb), *args, **options))
+        outcome = asyncio.wrap_future(job)
+        while True:
+            try:
+                return await asyncio.shield(outcome)
+            except asyncio.CancelledError:
+                if outcome.cancelled() or (revoke and job.cancel()):
+                    raise
+
     async def aput(self, state: RWKVState, *, ttl: TTL = None) -> str:
         """Async twin of `put`."""
         return await self._in_thread(self.put, state, ttl=ttl)
@@ -116,15 +139,37 @@ class AsyncVerbs(StoreVerbs):
         *,
         sliding: bool | None = None,
         unread_covered: int = 0,
+        said: Sequence[str] = (),
+        place: str | None = None,
     ) -> None:
         """Async twin of `commit`."""
         await self._in_thread(
-            self.commit, session, ref, parent, ttl, sliding=sliding, unread_covered=unread_covered
+            self.commit,
+            session,
+            ref,
+            parent,
+            ttl,
+            sliding=sliding,
+            unread_covered=unread_covered,
+            said=said,
+            place=place,
         )
 
     async def aappend_unread(self, session: str, messages: Sequence[str], ttl: TTL = None) -> None:
         """Async twin of `append_unread`."""
         await self._in_thread(self.append_unread, session, messages, ttl)
+
+    async def aenter_queue(self, session: str, token: str, seconds: float) -> int:
+        """Async twin of `enter_queue`."""
+        return await self._in_thread(self.enter_queue, session, token, seconds)
+
+    async def aleave_queue(self, session: str, token: str) -> bool:
+        """Async twin of `leave_queue`."""
+        return await self._in_thread(self.leave_queue, session, token)
+
+    async def aqueue(self, session: str) -> list[QueuedTurn]:
+        """Async twin of `queue`."""
+        return await self._in_thread(self.queue, session)
 
     async def alog(self, session: str) -> list[LogEntry]:
         """Async twin of `log`."""

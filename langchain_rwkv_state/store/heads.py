@@ -58,7 +58,14 @@ class Heads:
             row = replace(row, expires=now + row.ttl)
         return row
 
-    def moved(self, ledger: Ledger, row: SessionRow, ref: str, origin: Origin | None) -> SessionRow:
+    def moved(
+        self,
+        ledger: Ledger,
+        row: SessionRow,
+        ref: str,
+        origin: Origin | None,
+        said: tuple[str, ...] = (),
+    ) -> SessionRow:
         """Moves a head forward, and lets go of the states that leave the history."""
         state = ledger.state_to_hold(ref)
         wanted = (ref, *(old for old in row.kept if old != ref))
@@ -66,7 +73,9 @@ class Heads:
         ledger.hold(ref, b"s", row.name)
         for old in dropped:
             ledger.let_go(old, b"s", row.name)
-        turn = LogRow(row.name, row.turns + 1, ref, row.head, state.n_tokens, ledger.now, origin)
+        turn = LogRow(
+            row.name, row.turns + 1, ref, row.head, state.n_tokens, ledger.now, origin, said
+        )
         ledger.add_turn(turn)
         return replace(row, head=ref, n_tokens=state.n_tokens, turns=turn.seq, kept=kept)
 

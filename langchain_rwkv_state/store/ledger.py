@@ -15,7 +15,14 @@ from dataclasses import replace
 from langchain_rwkv_state.errors import StateCorrupt, StateExpired, StateNotFound
 from langchain_rwkv_state.store import rows
 from langchain_rwkv_state.store.backend import Reader, Transaction
-from langchain_rwkv_state.store.rows import HolderRow, LogRow, Origin, SessionRow, StateRow
+from langchain_rwkv_state.store.rows import (
+    HolderRow,
+    LogRow,
+    Origin,
+    QueueRow,
+    SessionRow,
+    StateRow,
+)
 from langchain_rwkv_state.store.tokens import merged
 
 TOMBSTONE_SECONDS = 7 * 86400.0
@@ -52,8 +59,8 @@ class View:
             if data is None and self._reader.get(anchor) is not None:
                 raise StateCorrupt(
                     f"The row of the session {name!r} is lost or was changed, though nobody "
-                    "deleted the session: run check() on the store, or delete_session() to start "
-                    "anew."
+                    "deleted the session: restore the store from a copy, or let the session start "
+                    f"anew with store.delete_session({name!r})."
                 )
         return SessionRow.unpack(name, data)
 
@@ -66,6 +73,10 @@ class View:
         row = self.stored_session(name)
         return None if row is None or row.expires <= self.now else row
 
+    def rows_of(self, prefix: bytes) -> list[tuple[bytes, bytes | None]]:
+        """Returns the rows whose keys begin so."""
+        return self._reader.scan(prefix, rows.after_prefix(prefix))
+
     def log(self, name: str) -> list[LogRow]:
         """Returns a session's log, newest first.
 
@@ -74,6 +85,17 @@ class View:
         """
         found = self._reader.scan(*rows.log_range(name), reverse=True)
         return [LogRow.unpack(key, data) for key, data in found]
+
+    def queue(self, name: str) -> list[QueueRow]:
+        """Returns the places in the queue of a session's turns, first ones first.
+
+        A row that was changed is nobody's place: it is left out here, and `check` deletes it.
+        """
+        return _places(self._reader.scan(*rows.queue_range(name)))
+
+    def queues(self) -> list[QueueRow]:
+        """Returns the places in all queues."""
+        return _places(self._reader.scan(b"q", b"r"))
 
     def parents(self, ref: str) -> list[str]:
         """Returns the states before `ref` in the logs of the sessions that hold it."""
@@ -177,6 +199,17 @@ class View:
             raise self._gone(ref, expired)
         return row
 
+    def state_to_hold(self, ref: str) -> StateRow:
+        """Returns a stored state's row, expired or not.
+
+        Raises:
+            StateExpired, StateNotFound, StateCorrupt: As `state`, where there is no row.
+        """
+        row = self.stored_state(ref)
+        if row is None:
+            raise self.missing(ref)
+        return row
+
     def lives(self, ref: str) -> bool:
         """Says whether a state is stored and has not expired."""
         return self._reader.get(rows.state_key(ref)) is not None and self.expired_at(ref) is None
@@ -239,17 +272,6 @@ class Ledger(View):
     def blob_exists(self, name: str) -> bool:
         """Says whether a state's bytes are there."""
         return self._rows.blob_exists(name)
-
-    def state_to_hold(self, ref: str) -> StateRow:
-        """Returns a stored state's row, expired or not.
-
-        Raises:
-            StateExpired, StateNotFound, StateCorrupt: As `state`, where there is no row.
-        """
-        row = self.stored_state(ref)
-        if row is None:
-            raise self.missing(ref)
-        return row
 
     def holds(self, ref: str, kind: bytes, owner: str) -> bool:
         """Says whether something holds a state."""
@@ -408,6 +430,17 @@ class Ledger(View):
         if row.origin is not None:
             self._rows.delete(rows.rebuild_key(row.ref, row.session))
 
+    # -- queues ----------------------------------------------------------------------------------
+
+    def put_place(self, row: QueueRow) -> None:
+        """Writes a place in a session's queue."""
+        self._rows.put(row.key, row.pack())
+
+    def drop_places(self, places: Iterable[QueueRow]) -> None:
+        """Deletes places."""
+        for row in places:
+            self._rows.delete(row.key)
+
     # -- expiry ----------------------------------------------------------------------------------
 
     def expire_next(self, limit: int) -> tuple[int, int]:
@@ -489,6 +522,54 @@ class Ledger(View):
         if data is not None:
             self._unschedule(rows.peek_expires(key, data), key)
             self._rows.delete(key)
+
+
+def _places(found: Iterable[tuple[bytes, bytes | None]]) -> list[QueueRow]:
+    places: list[QueueRow] = []
+    for key, data in found:
+        with suppress(StateCorrupt):
+            places.append(QueueRow.unpack(key, data))
+    return places
+
+
+def session_names(view: View, prefix: str) -> list[str]:
+    """Returns the names of the living sessions, sorted, and of those whose rows are damaged.
+
+    A session is found by its row or by its witness, whichever is left, so that a damaged one is not
+    left out as if there were none; whoever reads it is told.
+    """
+    witnesses = view.rows_of(rows.anchor_key(prefix))  # first: whoever has none then is new
+    living: list[bytes] = []
+    sound: set[bytes] = set()
+    unsure: set[bytes] = set()
+    for key, data in view.rows_of(rows.session_key(prefix)):
+        try:
+            if rows.peek_expires(key, data) > view.now:
+                living.append(key[1:])
+            sound.add(key[1:])
+        except StateCorrupt:
+            unsure.add(key[1:])
+    unsure |= {key[1:] for key, _ in witnesses}
+    names = list(filter(None, map(_name, living)))
+    lost = [name for name in map(_name, unsure - sound) if name and _is_damaged(view, name)]
+    return sorted(names + lost, key=rows.name_bytes) if lost else names
+
+
+def _is_damaged(view: View, name: str) -> bool:
+    """Says whether a session exists that cannot be read, and was not just deleted."""
+    try:
+        view.stored_session(name)
+    except StateCorrupt:
+        return True
+    return False
+
+
+def _name(data: bytes) -> str | None:
+    """Reads a session's name; ``None`` for bytes that are none, which `check` reports."""
+    try:
+        return rows.name_text(data)
+    except ValueError:
+        return None
 
 
 def _steps(ref: str, origins: Mapping[str, Origin | None]) -> list[tuple[str, Origin]]:

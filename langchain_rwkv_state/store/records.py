@@ -22,6 +22,8 @@ class LogEntry:
         n_tokens: Tokens that the state stands for.
         created_seconds: Unix time of the commit.
         kept: Whether the state itself is still stored (and not only named).
+        said: Short digests of the messages that the turn added, by which a session knows them
+            again; empty where nobody told.
     """
 
     ref: str
@@ -29,6 +31,7 @@ class LogEntry:
     n_tokens: int
     created_seconds: float
     kept: bool
+    said: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,23 @@ class SessionInfo:
 
 
 @dataclass(frozen=True)
+class QueuedTurn:
+    """A turn that has its place in a session's queue: the first one runs, the others wait.
+
+    Attributes:
+        token: Known to the turn.
+        process: Id of its process.
+        since_seconds: Unix time at which it came.
+        expires_seconds: Unix time until which its place holds, if it is not renewed.
+    """
+
+    token: str
+    process: int
+    since_seconds: float
+    expires_seconds: float
+
+
+@dataclass(frozen=True)
 class Filing:
     """An answer that a model filed under a turn id, for a history to commit.
 
@@ -85,9 +105,10 @@ class StoreStats:
         sessions: Sessions stored, those included that have expired and wait for `prune`.
         states: States stored.
         nbytes: Bytes of all states and rows; what `size_limit` is compared with.
-        staged: States in this process's memory that nothing has committed yet.
-        staged_nbytes: Bytes of those.
+        staged: States that nothing has committed yet, of this process.
+        staged_nbytes: Bytes of those that are in memory.
         size_limit: The most bytes that may be stored, ``None`` for no limit.
+        spilled_nbytes: Bytes of staged states that memory had no room for; they are in files.
     """
 
     sessions: int
@@ -96,6 +117,7 @@ class StoreStats:
     staged: int
     staged_nbytes: int
     size_limit: int | None
+    spilled_nbytes: int = 0
 
 
 @dataclass(frozen=True)

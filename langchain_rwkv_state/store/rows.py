@@ -21,6 +21,8 @@ from langchain_rwkv_state.state import is_reference
 ROW_VERSION = b"r1"
 NAME_MAX = 512
 """The most characters of a session's or owner's name."""
+COUNT_MAX = 1 << 53
+"""The most of anything that is counted: the whole numbers that every reader of JSON has."""
 _CHECKSUM_BYTES = 16
 _HASH = hashlib.blake2b(digest_size=_CHECKSUM_BYTES, person=b"rwkv-state-row")  # to be copied
 _EXPIRY = struct.Struct(">d")
@@ -37,6 +39,7 @@ FAMILIES = {
     b"h": "holder",
     b"l": "log",
     b"o": "owner",
+    b"q": "queue",
     b"r": "rebuild",
     b"s": "session",
     b"t": "state",
@@ -91,6 +94,16 @@ def log_range(name: str, first: int = 0, last: int = (1 << 64) - 1) -> tuple[byt
 def log_name(key: bytes) -> tuple[str, int]:
     """Returns session and turn of a log row's key."""
     return name_text(key[1 : -_SEQ.size - 1]), _SEQ.unpack(key[-_SEQ.size :])[0]
+
+
+def queue_key(name: str, seq: int) -> bytes:
+    """Names the row of a place in a session's queue."""
+    return b"q" + name_bytes(name) + _END + _SEQ.pack(seq)
+
+
+def queue_range(name: str) -> tuple[bytes, bytes]:
+    """Returns the keys of all places in a session's queue, as start and end (exclusive)."""
+    return queue_key(name, 0), queue_key(name, (1 << 64) - 1) + b"\x00"
 
 
 def state_key(ref: str) -> bytes:
@@ -198,7 +211,10 @@ def peek_expires(key: bytes, data: bytes | None) -> float:
     covered = data[2 + _CHECKSUM_BYTES :]
     if len(data) < _HEAD_BYTES or _checksum(key, covered) != data[2 : 2 + _CHECKSUM_BYTES]:
         raise StateCorrupt(f"The checksum of the {describe(key)} is wrong: it was changed.")
-    return cast("float", _EXPIRY.unpack_from(covered)[0])
+    expires: float = _EXPIRY.unpack_from(covered)[0]
+    if math.isnan(expires):
+        raise StateCorrupt(f"The {describe(key)} expires at no time.")
+    return expires
 
 
 def describe(key: bytes) -> str:
@@ -209,6 +225,8 @@ def describe(key: bytes) -> str:
             return f"{family} row of {name_text(key[1:])!r}"
         if family == "log":
             return "log row of {!r}, turn {}".format(*log_name(key))
+        if family == "queue":
+            return "queue row of {!r}, place {}".format(*log_name(key))
         if family in ("state", "tombstone", "holder", "rebuild") and len(key) >= 33:
             return f"{family} row of {ref_text(key[1:33])}"
     except (ValueError, struct.error):
@@ -259,7 +277,7 @@ class Body:
     def count(self, name: str) -> int:
         """Returns a number of things."""
         value = self._take(name, int)
-        if isinstance(value, bool) or value < 0:
+        if isinstance(value, bool) or not 0 <= value <= COUNT_MAX:
             raise self._wrong(name)
         return cast("int", value)
 
@@ -268,9 +286,13 @@ class Body:
         if name in self._values and self._values[name] is None:
             return math.inf
         value = self._take(name, (int, float))
-        if isinstance(value, bool):
+        try:
+            seconds = float(value)
+        except OverflowError as error:
+            raise self._wrong(name) from error
+        if isinstance(value, bool) or math.isnan(seconds):
             raise self._wrong(name)
-        return float(value)
+        return seconds
 
     def flag(self, name: str) -> bool:
         """Returns yes or no."""
@@ -298,7 +320,7 @@ class Body:
 
     def _wrong(self, name: str) -> StateCorrupt:
         return StateCorrupt(
-            f"The {describe(self._key)} has no usable {name!r}: {self._values.get(name)!r}."
+            f"The {describe(self._key)} has no usable {name!r}: {self._values.get(name)!r:.200}."
         )
 
 
@@ -539,7 +561,11 @@ class HolderRow:
 
 @dataclass(frozen=True)
 class LogRow:
-    """One turn of a session, as stored."""
+    """One turn of a session, as stored.
+
+    `said` holds a short digest of each message that the turn added to the state; rows of earlier
+    releases have none.
+    """
 
     session: str
     seq: int
@@ -548,6 +574,7 @@ class LogRow:
     n_tokens: int
     created: float
     origin: Origin | None = None
+    said: tuple[str, ...] = ()
 
     def pack(self) -> bytes:
         """Returns the row as bytes."""
@@ -557,6 +584,8 @@ class LogRow:
             "n_tokens": self.n_tokens,
             "created": self.created,
         }
+        if self.said:
+            body["said"] = self.said
         if self.origin is not None:
             body["origin"] = self.origin.to_body()
         return pack(log_key(self.session, self.seq), body)
@@ -582,4 +611,58 @@ class LogRow:
             n_tokens=body.count("n_tokens"),
             created=body.seconds("created"),
             origin=Origin.from_body(key, values.get("origin")),
+            said=body.texts("said") if "said" in values else (),
+        )
+
+
+@dataclass(frozen=True)
+class QueueRow:
+    """A place in the queue of a session's turns, as stored.
+
+    Attributes:
+        session: The session.
+        seq: Its number: who comes first has the lower one.
+        token: Known to the turn that took it.
+        process: Id of the process that took it, for messages.
+        since: When it was taken.
+        expires: Until when it holds.
+    """
+
+    session: str
+    seq: int
+    token: str
+    process: int
+    since: float
+    expires: float
+
+    @property
+    def key(self) -> bytes:
+        """Where the row stands."""
+        return queue_key(self.session, self.seq)
+
+    def pack(self) -> bytes:
+        """Returns the row as bytes."""
+        body = {"token": self.token, "process": self.process, "since": self.since}
+        return pack(self.key, body, self.expires)
+
+    @classmethod
+    def unpack(cls, key: bytes, data: bytes | None) -> QueueRow:
+        """Reads the row at `key`.
+
+        Raises:
+            StateCorrupt: The row was changed.
+        """
+        row = unpack(key, data)
+        body = Body(key, row.body)
+        try:
+            session, seq = log_name(key)
+        except (ValueError, struct.error) as error:
+            raise StateCorrupt(f"The {describe(key)} has no readable session.") from error
+        return cls(
+            session=session,
+            seq=seq,
+            token=body.text("token"),
+            process=body.count("process"),
+            since=body.seconds("since"),
+            expires=row.expires,
         )

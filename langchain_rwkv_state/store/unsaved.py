@@ -23,6 +23,8 @@ class EndedTurn:
         base: The head that the turn began with.
         n_unread: How many unread messages it began with.
         unread_digest: Their digest, ``None`` for none.
+        said: Digests of what was said, for the session's log.
+        unread_said: The same of the unread messages.
     """
 
     messages: tuple[str, ...]
@@ -31,6 +33,8 @@ class EndedTurn:
     base: str | None
     n_unread: int
     unread_digest: str | None
+    said: tuple[str, ...] = ()
+    unread_said: tuple[str, ...] = ()
 
 
 class UnsavedTurns:

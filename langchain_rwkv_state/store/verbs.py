@@ -1,8 +1,8 @@
 """The store's verbs, in the blocking form that an implementation writes.
 
 This is a list of promises, with no policy and no storage. The easy mistake is to take `stage` for
-`put`: a staged state lives in this process's memory for a short while and is written only when
-something commits or keeps it.
+`put`: a staged state is this process's for a short while, and is stored only when something commits
+or keeps it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from langchain_rwkv_state.store.records import (
     CheckReport,
     Filing,
     LogEntry,
+    QueuedTurn,
     SessionInfo,
     StoreStats,
 )
@@ -35,6 +36,7 @@ class StoreVerbs(ABC):
         so does reading the state in a store that slides.
 
         Raises:
+            StateCorrupt: It holds NaN or infinity: the model that made it overflowed.
             StoreFull: The size limit or the disk leaves no room.
         """
 
@@ -42,12 +44,18 @@ class StoreVerbs(ABC):
     def stage(
         self, state: RWKVState, *, parent: str | None = None, tokens: Sequence[int] = ()
     ) -> str:
-        """Keeps a state in memory for a short while and returns its reference.
+        """Keeps a state for a quarter of an hour, for whoever commits it; returns its reference.
+
+        It is held by this process, for all that use the same store in it: in memory, and where that
+        is full in files beside the store.
 
         Args:
             state: The state.
             parent: Reference of the state that it was read from.
             tokens: The ids read since the parent; stored only with ``log="tokens"``.
+
+        Raises:
+            StateCorrupt: It holds NaN or infinity: the model that made it overflowed.
         """
 
     @abstractmethod
@@ -60,8 +68,9 @@ class StoreVerbs(ABC):
                 kept starts anew in a store that slides; ``False`` only looks.
 
         Raises:
-            StateExpired: Its time to live ran out less than a week ago.
-            StateNotFound: It is not here (never was, was deleted, or was staged too long ago).
+            StateExpired: Its time to live ran out less than a week ago, or it was staged and
+                nothing stored it in time.
+            StateNotFound: It is not here (never was, or was deleted).
             StateCorrupt: Its bytes were changed.
         """
 
@@ -112,6 +121,8 @@ class StoreVerbs(ABC):
         *,
         sliding: bool | None = None,
         unread_covered: int = 0,
+        said: Sequence[str] = (),
+        place: str | None = None,
     ) -> None:
         """Moves a session's head from `parent` to `ref`, durably, or not at all.
 
@@ -123,9 +134,13 @@ class StoreVerbs(ABC):
             sliding: Whether the time to live starts anew at each commit and read; ``None``
                 leaves it (or the default).
             unread_covered: How many of the oldest unread messages `ref` covers: these go.
+            said: Short digests of the messages that `ref` covers and `parent` does not, for the
+                log.
+            place: The token of the caller's place in the queue, which it leaves with the commit.
 
         Raises:
-            SessionConflict: The head is not `parent`.
+            SessionConflict: The head is not `parent`; or the caller's place in the queue ran out,
+                and another's turn began.
             StateNotFound, StateExpired: `ref` names no state.
             StoreFull: No room; the old head stays, readable.
         """
@@ -170,6 +185,32 @@ class StoreVerbs(ABC):
     @abstractmethod
     def delete_session(self, session: str) -> bool:
         """Deletes a session and the states that nothing else needs; says whether it existed."""
+
+    # -- the queue of a session's turns ------------------------------------------------------
+
+    @abstractmethod
+    def enter_queue(self, session: str, token: str, seconds: float) -> int:
+        """Takes a place at the end of a session's queue, or renews the place that a token has.
+
+        A place is lost that was not renewed in time; it takes a new one at the end then. A session
+        need not exist to have a queue.
+
+        Args:
+            session: Its name.
+            token: The caller's own, which nobody else knows.
+            seconds: How long the place holds from now on.
+
+        Returns:
+            How many turns stand before it; at 0 the turn may begin.
+        """
+
+    @abstractmethod
+    def leave_queue(self, session: str, token: str) -> bool:
+        """Gives a place up; says whether there was one. A commit that names it does the same."""
+
+    @abstractmethod
+    def queue(self, session: str) -> list[QueuedTurn]:
+        """Returns the turns that have a place in a session's queue, the one that runs first."""
 
     # -- bundles -----------------------------------------------------------------------------
 

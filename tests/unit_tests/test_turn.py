@@ -18,7 +18,7 @@ from langchain_rwkv_state.errors import (
     StateNotFound,
     UnsupportedContentError,
 )
-from langchain_rwkv_state.messages import marker, messages_digest, text_digest
+from langchain_rwkv_state.messages import Mark, hand_out, marker, messages_digest, text_digest
 from langchain_rwkv_state.state import Fingerprint, RWKVState, StateLayout, zero_state
 from langchain_rwkv_state.template import WorldTemplate
 from langchain_rwkv_state.tokenizer import JsonTokenizer
@@ -89,6 +89,15 @@ class Model:
 
     def ids(self, *messages, start: bool = False, answer: bool = True) -> tuple[int, ...]:
         return ids_of(self.template.segments(messages, start=start, answer=answer))
+
+
+_turns: list[Mark] = []
+
+
+def handed(ref: str | None, n_unread: int = 0):
+    """The marker of a history's turn, which stays open."""
+    _turns[:] = [Mark(ref, TURN, n_unread)]
+    return hand_out(_turns[0])
 
 
 def advanced(state: RWKVState, ids) -> RWKVState:
@@ -313,7 +322,7 @@ class TestUnreadMessages:
     def test_are_read_and_their_end_is_kept(self, model):
         ref = model.turn(HELLO)
         unread = [HumanMessage("Missed."), AIMessage("Indeed.")]
-        reading = model.plan(marker(ref, turn_id=TURN, n_unread=2), *unread, AGAIN)
+        reading = model.plan(handed(ref, 2), *unread, AGAIN)
         assert reading.turn_id == TURN
         assert reading.ids == model.ids(*unread, AGAIN)
         assert reading.checkpoints == (len(model.ids(*unread, answer=False)),)
@@ -321,18 +330,18 @@ class TestUnreadMessages:
 
     def test_of_a_new_session_come_after_its_block(self, model):
         unread = [HumanMessage("Missed."), AIMessage("Indeed.")]
-        reading = model.plan(BE_KIND, marker(None, turn_id=TURN, n_unread=2), *unread, AGAIN)
+        reading = model.plan(BE_KIND, handed(None, 2), *unread, AGAIN)
         assert reading.ids == model.ids(BE_KIND, *unread, AGAIN, start=True)
         assert reading.checkpoints == (len(model.ids(BE_KIND, *unread, start=True, answer=False)),)
 
     def test_that_were_taken_out_on_the_way_are_not_counted(self, model):
         ref = model.turn(HELLO)
-        reading = model.plan(marker(ref, turn_id=TURN, n_unread=2), AGAIN)
+        reading = model.plan(handed(ref, 2), AGAIN)
         assert reading.checkpoints == ()
         assert reading.unread_digest is None
 
     def test_that_were_rewritten_on_the_way_have_another_digest(self, model):
-        marked = marker(None, turn_id=TURN, n_unread=1)
+        marked = handed(None, 1)
         as_it_was = model.plan(marked, HELLO, AGAIN).unread_digest
         rewritten = model.plan(marked, HumanMessage("Redacted."), AGAIN).unread_digest
         assert as_it_was != rewritten
@@ -341,7 +350,7 @@ class TestUnreadMessages:
 class TestFiling:
     def test_an_answer_is_filed_under_its_turn(self, model, store):
         base = model.turn(HELLO)
-        reading = model.plan(marker(base, turn_id=TURN), AGAIN)
+        reading = model.plan(handed(base), AGAIN)
         done = model.read(reading, "Yes.")
         ref = stage(reading, done, store)
         file_answer(reading, done, ref, store)
@@ -351,7 +360,7 @@ class TestFiling:
 
     def test_a_turn_may_have_several_answers(self, model, store):
         for answer in ("One.", "Two."):
-            reading = model.plan(marker(None, turn_id=TURN), HELLO)
+            reading = model.plan(handed(None), HELLO)
             done = model.read(reading, answer)
             file_answer(reading, done, stage(reading, done, store), store)
         digests = [filing.text_digest for filing in store.filings(TURN)]
@@ -360,7 +369,7 @@ class TestFiling:
     def test_the_state_behind_unread_messages_is_filed_too(self, model, store):
         base = model.turn(HELLO)
         unread = [HumanMessage("Missed."), AIMessage("Indeed.")]
-        reading = model.plan(marker(base, turn_id=TURN, n_unread=2), *unread, AGAIN)
+        reading = model.plan(handed(base, 2), *unread, AGAIN)
         done = model.read(reading, "Yes.")
         file_answer(reading, done, stage(reading, done, store), store)
         [filing] = store.filings(TURN)
