@@ -131,13 +131,16 @@ def _may_create(path: Path) -> bool:
     """
     from langchain_rwkv_state.errors import StoreError
 
-    asked = sys.stdin.isatty() and sys.stdout.isatty()
-    if asked and typer.confirm(f"{path} holds other things. Make a store among them?"):
+    if _is_terminal() and typer.confirm(f"{path} holds other things. Make a store among them?"):
         return True
     raise StoreError(
         f"{path} holds other things and no store. Name a directory of the store's own, or pass "
         "--create to make one among them."
     )
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def store_directory(directory: Path | None) -> Path:

@@ -60,8 +60,8 @@ def talked(tmp_path_factory):
 
 @pytest.mark.parametrize("env", ENCODINGS, ids=lambda env: ",".join(env.values()))
 def test_no_command_dies_half_way(talked, tmp_path, env):
-    with DiskStateStore(talked) as store:
-        store.fork(NAME, "bob")
+    with DiskStateStore(talked) as opened:
+        opened.fork(NAME, "bob")
     store, cache = ["--store", str(talked)], ["--dir", str(tmp_path / "cache")]
     commands = [
         ["sessions", *store],
@@ -136,7 +136,8 @@ def test_a_byte_order_mark_is_no_text(tmp_path, mark, encoding):
     heads = []
     for name in ("plain", "marked", "old"):
         with DiskStateStore(tmp_path / name) as store:
-            heads.append(store.session("bob").n_tokens)
+            info = store.session("bob")
+            heads.append(info and info.n_tokens)
     assert len(set(heads)) == 1
 
 
@@ -147,6 +148,8 @@ def test_lines_are_answered_as_they_come_and_not_at_the_end(tmp_path):
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
         for said, answer in (("My name is Bob.", b"Bob"), ("What is my name?", b"Bob")):
             process.stdin.write(said.encode() + b"\n")
             process.stdin.flush()
