@@ -170,7 +170,9 @@ def read_prompts(file: Path) -> list[tuple[str, str | None, list[Any]]]:
     try:
         given = yaml.safe_load(read_text(file))
     except yaml.YAMLError as error:
-        raise ValueError(f"{file} is not YAML: {error}") from error
+        raise ValueError(
+            f"{file} is not YAML; a text that holds ?, :, # or brackets needs quotes: {error}"
+        ) from error
     if not isinstance(given, Sequence) or isinstance(given, str):
         raise ValueError(f"{file} must hold a list of prompts.")  # noqa: TRY004
     prompts = []
@@ -182,8 +184,15 @@ def read_prompts(file: Path) -> list[tuple[str, str | None, list[Any]]]:
             what = f"the unknown key {strange[0]!r}" if strange else "neither system nor messages"
             raise ValueError(f"Prompt {each['name']!r} of {file} has {what}.")
         messages: list[Any] = [SystemMessage(str(each["system"]))] if each.get("system") else []
-        said = [tuple(m) if isinstance(m, list) else m for m in each.get("messages") or ()]
-        messages += convert_to_messages(said)
+        try:
+            said = [tuple(m) if isinstance(m, list) else m for m in each.get("messages") or ()]
+            messages += convert_to_messages(said)
+        except (ValueError, TypeError, NotImplementedError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(
+                f"Prompt {each['name']!r} of {file} holds a message that is none ({reason}): write "
+                '[human, "Hi."], with quotes around numbers and signs.'
+            ) from error
         salt = each.get("salt")
         prompts.append((each["name"], None if salt is None else str(salt), messages))
     return prompts

@@ -1,5 +1,7 @@
 """The commands that look after the prefix cache on disk."""
 
+import re
+
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from typer.testing import CliRunner
@@ -88,3 +90,28 @@ def test_what_was_warmed_is_shown_explained_used_and_cleared(run, prompts, tmp_p
 
     assert "Removed 2 states" in run("cache", "clear").stdout
     assert "empty" in run("cache").stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- {name: a, messages: [[human, 1+1?]]}", "is not YAML; a text that holds ?"),
+        ("- {name: a, messages: [[human, 2]]}", "'a' .* holds a message that is none"),
+        ("- {name: a, messages: [[nobody, x]]}", "Unexpected message type: 'nobody'"),
+        ("- {name: a, messages: [7]}", "Unsupported message type"),
+    ],
+)
+def test_a_prompt_that_is_none_is_named_in_a_sentence(tmp_path, text, message):
+    (tmp_path / "prompts.yaml").write_text(text)
+    words = ["warm", "--file", str(tmp_path / "prompts.yaml"), "--dir", str(tmp_path / "cache")]
+    result = CliRunner().invoke(app, [*words, "--store", str(tmp_path / "store")])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert re.search(message, result.stderr)
+    assert not (tmp_path / "store").exists()
+
+
+def test_prompts_with_a_byte_order_mark_are_read(tmp_path):
+    file = tmp_path / "prompts.yaml"
+    file.write_bytes(b"\xef\xbb\xbf- {name: a, system: Be kind.}\r\n")
+    assert [name for name, *_ in read_prompts(file)] == ["a"]

@@ -1,0 +1,147 @@
+"""Every page's code runs as it stands: Python, shell and YAML, in the page's own order."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from langchain_rwkv_state import ChatRWKV, DiskStateStore, MemoryStateStore
+from langchain_rwkv_state.runtime import locate
+from langchain_rwkv_state.runtime.files import read_tensors
+from tests.helpers.checkpoints import write_checkpoint
+from tests.helpers.pages import ROOT, Reader, blocks, not_run
+
+pytestmark = pytest.mark.filterwarnings("ignore:The function `load` is in beta")
+PAGES = sorted(
+    page
+    for page in ("README.md", *(str(each.relative_to(ROOT)) for each in ROOT.glob("docs/**/*.md")))
+    if blocks(page)
+)
+EXPECTED = {
+    "docs/langchain.md": [
+        "Your name is Marlow.",
+        "You live in Lisbon.",
+        "Mirabel",
+        "demo 0.0",
+        "1 message is left",
+    ],
+    "docs/prefix_cache.md": ["hits=1", "('lamps',)", "sums: "],
+    "docs/toolbox/blend.md": ["Your name is Beatrice.", "You live in Lisbon.", "session both"],
+    "docs/toolbox/clamp_decay.md": ["+clamp(-8,-0.1)/fp32", "before,"],
+    "docs/toolbox/codecs.md": ["exact 136", "int8 36", "Your name is Beatrice."],
+    "docs/toolbox/decay.md": ["1.0 Your name is Beatrice.", "0.1 I don't know", "session fading"],
+    "docs/toolbox/distance.md": ["nats apart", "LAYER"],
+    "docs/toolbox/half_life.md": [
+        "7 measured on 53 tokens of the built-in conversation",
+        "tokens in the middle",
+        "Wrote hl.png",
+    ],
+    "docs/toolbox/inspect.md": [
+        "Finite: no NaN",
+        "Sound: all sizes",
+        "(4, 2) layers and heads",
+        "differ most",
+        "LAYER",
+    ],
+    "docs/toolbox/memory.md": ["state=34603008, cache=4294967296, grouped=1073741824"],
+    "docs/toolbox/recall.md": ["state [(0, 2, 2)"],
+    "docs/toolbox/renormalise.md": ["True", "An RWKV-7 has no scale beside its matrices"],
+    "docs/toolbox/repeat.md": ["4 True True", "Mirabel.", "know your name."],
+    "docs/toolbox/report.md": ["Wrote bob.html"],
+    "docs/toolbox/start_states.md": ["Mirabel", "Your name is Orson.", "session donor"],
+    "docs/toolbox/watch.md": ["absent", "1 turns; moved by None", "3 turns; moved by 0."],
+    "docs/bundles.md": ["Wrote for-laptop.zip", "The session bob has"],
+    "docs/runtimes.md": ["64 "],
+}
+NOT_RUN = {
+    "docs/benchmarks.md": 1,
+    "docs/demo_model.md": 1,
+    "docs/toolbox/codecs.md": 1,
+    "docs/toolbox/recall.md": 2,
+    "docs/toolbox/watch.md": 4,
+    "README.md": 1,
+}
+README = [
+    "Your name is Marlow.",
+    "Arr! Your name is Marlow.",
+    "Mirabel",
+    "2 hits",
+    "You live in Lisbon.",
+    " Marlow.",
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _weights_stay_loaded(_held_models):
+    chat = ChatRWKV(model="demo", store=MemoryStateStore(), prefix_cache=False)
+    chat.loaded()
+    yield
+    chat.unload()
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """What the pages take for granted: models, texts, and people who have talked."""
+    desk = tmp_path_factory.mktemp("desk")
+    demo = locate("demo")
+    for name in ("model.pth", "rwkv-7.pth", "m.pth"):
+        torch.save(read_tensors(demo), desk / name)
+    shutil.copy(demo.with_name("tokenizer.json"), desk)
+    write_checkpoint(desk / "rwkv-4.pth", 4, vocab=640)
+    tuned = {f"blocks.{n}.att.time_state": 0.01 * torch.randn(2, 64, 64) for n in range(4)}
+    torch.save(tuned, desk / "tuned.pth")
+    for name in ("book.txt", "manual.txt"):
+        (desk / name).write_text("User: The ladder is in the attic.\n\nAssistant: I see.\n\n")
+    (desk / "prompts.yaml").write_text("- name: lamps\n  system: You answer questions on lamps.\n")
+    with DiskStateStore(desk / "home" / "states") as store:
+        chat = ChatRWKV(model="demo", temperature=0, store=store)
+        chat.with_session("alice").invoke("My name is Beatrice.")
+        chat.with_session("bob").invoke("My name is Marlow.")
+        for name in ("ada", "old"):
+            chat.with_session(name).invoke("I live in Lisbon.")
+        chat.unload()
+    return desk
+
+
+@pytest.fixture
+def reader(desk, tmp_path):
+    """Somebody at a copy of that desk."""
+    shutil.copytree(desk, tmp_path / "desk")
+    return Reader(tmp_path / "desk", tmp_path / "desk" / "home")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "README.md"])
+def test_the_code_of_a_page_runs_in_its_own_order(page, reader):
+    printed = reader.follow(page)
+    for text in EXPECTED.get(page, ()):
+        assert text in printed
+
+
+def test_what_is_not_run_is_counted():
+    assert {page: not_run(page) for page in PAGES if not_run(page)} == NOT_RUN
+
+
+@pytest.mark.parametrize("number", range(len(README)))
+def test_a_block_of_the_readme_runs_by_itself_and_again(number, tmp_path):
+    found = [block for block in blocks("README.md") if block.kind == "python"]
+    assert len(found) == len(README)
+    assert len(found[number].code.splitlines()) <= 24
+    for _ in range(2):  # in one home and one directory, as a reader tries it again
+        printed = Reader(tmp_path, tmp_path / "home").run(found[number], "README.md")
+        assert README[number] in printed
+
+
+def test_the_commands_of_the_readme_run_and_again(desk, tmp_path):
+    shutil.copytree(desk, tmp_path / "desk")
+    (tmp_path / "second").mkdir()
+    for name in ("rwkv-7.pth", "tokenizer.json", "manual.txt", "prompts.yaml"):
+        shutil.copy(desk / name, tmp_path / "second")
+    for folder in ("desk", "second"):  # files are never written over: another directory
+        reader = Reader(tmp_path / folder, tmp_path / "desk" / "home")
+        commands = [block for block in blocks("README.md") if "rwkv-state" in block.code]
+        assert len(commands) == 1
+        printed = reader.run(commands[0], "README.md")
+        assert "Deleted bob." in printed
+        assert "All is well." in printed
+        assert Path(reader.folder / "bob.html").is_file()
