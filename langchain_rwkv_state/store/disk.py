@@ -95,6 +95,11 @@ class DiskStateStore(KeyedStore):
         create: bool | None = None,
     ) -> None:
         check_settings(ttl, history, log, size_limit, codec)
+        if path is not None and not os.fspath(path):
+            raise ValueError(
+                "An empty path would make a store of the working directory: name a directory, or "
+                "leave path out for the user's own store."
+            )
         if read_only and create:
             raise ValueError("A store that is opened read_only cannot be made: leave create out.")
         root = default_directory() if path is None else Path(path).expanduser()
