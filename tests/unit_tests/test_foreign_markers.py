@@ -99,7 +99,7 @@ class TestBehindAHistory:
         self, chat, store, secret
     ):
         trim = trim_messages(max_tokens=200, token_counter=chat, start_on="human")
-        prompt = PROMPT | trim
+        prompt: Any = PROMPT | trim  # type: ignore[operator] # a trimmer takes prompt values, too
         with pytest.warns(UserWarning, match="'mallory'"):
             answer = told_of(chat, store, prompt).invoke(
                 {"q": [HumanMessage("Hi."), marker(secret), QUESTION]}, config("mallory")

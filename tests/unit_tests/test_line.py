@@ -108,7 +108,7 @@ class TestWaiting:
         )
 
     def test_a_stream_keeps_the_others_waiting_until_its_end(self, fake, store):
-        stream = talk(fake).stream(said("one"))
+        stream: Any = talk(fake).stream(said("one"))
         next(stream)
         thread, outcome = in_thread(lambda: talk(fake).invoke(said("two")))
         until(lambda: len(store.queue("bob")) == 2)
@@ -129,7 +129,7 @@ class TestWaiting:
         assert store.queue("bob") == []
 
     async def test_an_async_stream_does_the_same(self, fake, store):
-        stream = talk(fake).astream(said("one"))
+        stream: Any = talk(fake).astream(said("one"))
         await anext(stream)
         waiting = asyncio.create_task(asyncio.to_thread(talk(fake).invoke, said("two")))
         await stream.aclose()
@@ -145,9 +145,9 @@ class TestWaiting:
         assert talk(fake).invoke(said("two")).content == "heard 1"
 
     def test_other_sessions_do_not_wait(self, fake):
-        stream = talk(fake).stream(said("one"))
+        stream: Any = talk(fake).stream(said("one"))
         next(stream)
-        assert talk(fake, "ann").invoke(said("two"))
+        assert talk(fake, "ann").invoke(said("two")).content == "heard 1"
         stream.close()
 
     async def test_the_loop_goes_on_meanwhile(self, fake, store):
@@ -211,7 +211,7 @@ class TestAPlace:
     def test_is_kept_by_nobody_after_the_turn(self, fake):
         for _ in range(3):
             talk(fake).invoke(said("one"))
-        stream = talk(fake).stream(said("two"))
+        stream: Any = talk(fake).stream(said("two"))
         next(stream)
         stream.close()
         assert KEEPER._kept == {}
@@ -250,7 +250,7 @@ class TestATurnInATurn:
             await talk(fake).ainvoke(said("outer"), {"callbacks": [handler]})
 
     def test_within_a_stream_is_refused(self, fake):
-        stream = talk(fake).stream(said("outer"))
+        stream: Any = talk(fake).stream(said("outer"))
         next(stream)
         with pytest.raises(SessionConflict, match="read to its end, or closed"):
             talk(fake).invoke(said("inner"))
@@ -280,7 +280,7 @@ class TestWhoDoesNotWait:
             assert [turn.token for turn in store.queue(how)] == [STRANGER]
 
     def test_makes_the_turn_of_who_waited_a_conflict(self, fake, store):
-        stream = talk(fake).stream(said("slow"))
+        stream: Any = talk(fake).stream(said("slow"))
         next(stream)
         talk(fake, on_conflict="raise").invoke(said("quick"))
         with pytest.raises(SessionConflict):

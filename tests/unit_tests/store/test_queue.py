@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from langchain_rwkv_state import DiskStateStore, MemoryStateStore
+from langchain_rwkv_state import DiskStateStore, MemoryStateStore, StateStore
 from langchain_rwkv_state.errors import SessionConflict, StoreError
 from langchain_rwkv_state.store import rows
 from tests.helpers.states import random_state
@@ -26,6 +26,7 @@ def clock() -> Clock:
 
 @pytest.fixture(params=["memory", "disk"])
 def store(request, tmp_path, clock):
+    made: StateStore
     if request.param == "memory":
         made = MemoryStateStore(clock=clock)
     else:
