@@ -24,7 +24,7 @@ from langchain_core.messages import AIMessageChunk, HumanMessage
 from benchmarks import values
 from benchmarks.cases import other_turn
 from langchain_rwkv_state import ChatRWKV, DiskStateStore, MemoryStateStore
-from langchain_rwkv_state.model import Loaded
+from langchain_rwkv_state.loaded import Loaded
 from langchain_rwkv_state.recall.values import FACTS, KINDS
 from langchain_rwkv_state.turn import ids_of
 

@@ -18,6 +18,7 @@ import matplotlib as mpl
 from benchmarks import speed
 from benchmarks.cases import DISTANCES, FAR
 from benchmarks.common import IMAGES, RESULTS
+from benchmarks.endurance import SETTLED_MINUTES
 from benchmarks.recall import TARGETS
 from langchain_rwkv_state.recall.result import Recall
 from langchain_rwkv_state.views.recall import draw_recall
@@ -118,6 +119,23 @@ def waiting(results: dict[str, Any], path: Path) -> None:
     _finish(figure, axes, path)
 
 
+def endurance(results: dict[str, Any], path: Path) -> None:
+    """Draws what a process took while it was under load, each beside its value at minute 5."""
+    rows = results["rows"][:-1]
+    figure, axes = plt.subplots(figsize=_SIZE_INCHES)
+    at = [row["minute"] for row in rows]
+    settled = next((row for row in rows if row["minute"] >= SETTLED_MINUTES), rows[-1])
+    styles = {"rss_mb": _STATE, "descriptors": _TRANSCRIPT, "threads": _QUIET}
+    names = {"rss_mb": "memory, MB", "descriptors": "descriptors", "threads": "threads"}
+    for name, colour in styles.items():
+        label = f"{names[name]} ({settled[name]:.0f} at minute 5)"
+        axes.plot(at, [row[name] / settled[name] for row in rows], color=colour, label=label)
+    axes.axvline(SETTLED_MINUTES, color=_QUIET, linestyle=":")
+    axes.set(xlabel="minutes under load", ylabel="beside minute 5", ylim=(0, 1.6))
+    axes.set_title("Threads, event loops, cancellations, failures, copies", fontsize=10)
+    _finish(figure, axes, path)
+
+
 def _finish(figure: Any, axes: Any, path: Path, *, beside: bool = False) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -143,6 +161,7 @@ DRAWN: dict[str, dict[str, Callable[[dict[str, Any], Path], None]]] = {
     "conversation": {"turns.png": turns},
     "speed": {"speed.png": speeds},
     "crowd": {"waiting.png": waiting},
+    "endurance": {"endurance.png": endurance},
     "retention": {
         "recall_distance.png": retention("distance", "facts"),
         "recall_codecs.png": retention("codecs"),

@@ -289,6 +289,39 @@ def prefix_cost(report: dict[str, Any]) -> str:
     return table(["entries of 1,000 tokens", "lookup", "insert"], rows)
 
 
+def staged(report: dict[str, Any]) -> str:
+    """Returns what a crowd with large states lost, by way of talking, and what it took."""
+    found = report["results"]
+    rows = [
+        [name, str(found[name]["of"]), str(found[name]["turns"]), str(found[name]["references"])]
+        for name in ("sessions", "histories", "batch")
+    ]
+    megabytes = {name: f"{value / 2**20:,.0f} MB" for name, value in found["memory"].items()}
+    spilling = found["spilling"]
+    took = table(
+        ["of the process", "most"],
+        [
+            [
+                "staged states in memory (allowed " + megabytes["budget"] + ")",
+                megabytes["staged most"],
+            ],
+            ["staged states in files", megabytes["spilled most"]],
+            ["memory in all, 64 conversations at work among it", megabytes["rss most"]],
+            ["a batch, beside one with memory for all", f"{spilling['times as long']:.2f} times"],
+            ["the same, a state", f"{spilling['milliseconds a state']:.0f} ms"],
+        ],
+    )
+    return f"{table(['way', 'turns', 'turns lost', 'references lost'], rows)}\n\n{took}"
+
+
+def endured(report: dict[str, Any]) -> str:
+    """Returns what was done under load."""
+    found = report["results"]
+    rows = [[name.replace("_", " "), f"{count:,}"] for name, count in sorted(found["done"].items())]
+    rows += [[f"ended by {name}", f"{count:,}"] for name, count in sorted(found["wrong"].items())]
+    return table(["what", "times"], rows)
+
+
 def machine(report: dict[str, Any]) -> str:
     """Returns a line about the machine."""
     found = report["machine"]
@@ -320,6 +353,12 @@ TABLES: dict[str, tuple[str, Callable[..., str]]] = {
     "storm": ("crowd", storm),
     "memory": ("crowd", memory),
     "crowd targets": ("crowd", targets),
+    "staging machine": ("staging", machine),
+    "staged": ("staging", staged),
+    "staging targets": ("staging", targets),
+    "endurance machine": ("endurance", machine),
+    "endured": ("endurance", endured),
+    "endurance targets": ("endurance", targets),
     "divergence": ("int8", divergence),
     "int8 recall": ("int8", rounded_recall),
     "int8 targets": ("int8", targets),

@@ -31,13 +31,14 @@ from langchain_rwkv_state import turn
 from langchain_rwkv_state.engine import Delta, Done, Request
 from langchain_rwkv_state.history import without_strangers
 from langchain_rwkv_state.line import WAIT_SECONDS
+from langchain_rwkv_state.loaded import Loaded
 from langchain_rwkv_state.messages import (
     STATE_KEY,
     as_model_input,
     to_messages,
     without_markers,
 )
-from langchain_rwkv_state.model import Loaded, RWKVModel
+from langchain_rwkv_state.model import RWKVModel, seen
 from langchain_rwkv_state.prefix_cache import Kept, Root
 from langchain_rwkv_state.reuse import Flight
 from langchain_rwkv_state.session import OnConflict, RWKVSession, SessionTurn
@@ -102,6 +103,8 @@ class ChatRWKV(RWKVModel, BaseChatModel):
 
     cache: Any = False
     """Apart from LangChain's global cache: a hit there would name a state that may be gone."""
+    streaming: bool = False
+    """Whether `invoke` streams too, for callbacks that want each token; LangChain asks for it."""
     progress: bool = False
     """Whether `batch` and `abatch` draw a progress bar, where there is a terminal."""
 
@@ -130,6 +133,11 @@ class ChatRWKV(RWKVModel, BaseChatModel):
 
     def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
         return super()._convert_input(as_model_input(model_input))
+
+    def _get_invocation_params(
+        self, stop: list[str] | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        return super()._get_invocation_params(stop=stop, **seen(kwargs))
 
     def get_token_ids(self, text: str) -> list[int]:
         """Returns the model's token ids of a plain text."""
@@ -384,13 +392,13 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         loaded = self.loaded()
         if isinstance(model_input, str):
             reading = turn.plan_text(
-                model_input, template=loaded.template, store=self.store, zero=loaded.zero
+                model_input, template=loaded.template, store=self.answer_store, zero=loaded.zero
             )
         else:
             reading = self._plan(loaded, to_messages(model_input), answer=False)
         if reading.reach < len(reading.ids) or reading.base_ref is not None:
             raise ValueError("A pinned prefix begins from nothing: leave state markers out.")
-        request = Request(base=reading.base, prompt=reading.ids)
+        request = Request(base=reading.base, prompt=reading.ids, deadline=self.timeout)
         flight = self._launch(loaded, reading, request, {})
         kept = Kept(flight.ticket.result().state)
         cache.pin(Root.of(reading.base, self.cache_salt), reading.ids, kept, name)
@@ -404,7 +412,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         return turn.plan(
             messages,
             template=loaded.template,
-            store=self.store,
+            store=self.answer_store,
             zero=loaded.zero,
             answer=answer,
         )
@@ -420,8 +428,8 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         """Stages and files the state behind an answer; returns what the message says of it."""
         reading = flight.reading
         flight.landed(done)
-        ref = turn.stage(reading, done, self.store)
-        turn.file_answer(reading, done, ref, self.store)
+        ref = turn.stage(reading, done, self.answer_store)
+        turn.file_answer(reading, done, ref, self.answer_store)
         about = {"model_name": self.model, "finish_reason": done.finish_reason, STATE_KEY: ref}
         known = reading.base.n_tokens + flight.reused
         read = reading.base.n_tokens + len(reading.ids)

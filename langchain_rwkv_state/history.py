@@ -8,6 +8,7 @@ marker is only what no state covers yet.
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 import threading
@@ -16,6 +17,7 @@ import warnings
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 from langchain_core.chat_history import BaseChatMessageHistory
 from langchain_core.messages import BaseMessage
@@ -36,7 +38,8 @@ from langchain_rwkv_state.messages import (
     is_marker,
     message_from_json,
 )
-from langchain_rwkv_state.store.base import TTL, EndedTurn, StateStore
+from langchain_rwkv_state.store import TTL, StateStore, check_session
+from langchain_rwkv_state.store.base import EndedTurn
 from langchain_rwkv_state.store_calls import Steps, StoreCall, arun, run
 
 logger = logging.getLogger(__name__)
@@ -56,6 +59,9 @@ class RWKVStateHistory(BaseChatMessageHistory):
         store: Where the chain's model keeps its states (``chat.store``).
         ttl: The session's time to live from each turn on; ``None`` for the store's default.
 
+    Raises:
+        ValueError: The name or the time to live is not possible.
+
     Example:
         >>> from langchain_core.runnables.history import RunnableWithMessageHistory
         >>> chain = RunnableWithMessageHistory(  # doctest: +SKIP
@@ -71,12 +77,17 @@ class RWKVStateHistory(BaseChatMessageHistory):
 
     def __init__(self, session_id: str, store: StateStore, *, ttl: TTL = None) -> None:
         super().__init__()
+        check_session(session_id, ttl)
         self.session_id = session_id
         self.store = store
         self.ttl = ttl
         self._lock = threading.Lock()
         self._open: Turn | None = None
         self._handed_out: deque[Turn] = deque(maxlen=_TURNS_REMEMBERED)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travels as its session, store and time to live; a copy begins with no turn open."""
+        return functools.partial(type(self), ttl=self.ttl), (self.session_id, self.store)
 
     # -- LangChain's verbs -------------------------------------------------------------------
 

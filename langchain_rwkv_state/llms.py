@@ -17,10 +17,12 @@ from langchain_core.language_models.base import LangSmithParams
 from langchain_core.messages import BaseMessage, get_buffer_string
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from langchain_core.prompt_values import ChatPromptValue, PromptValue, StringPromptValue
+from langchain_core.runnables import RunnableConfig
 
 from langchain_rwkv_state import turn
 from langchain_rwkv_state.engine import Delta, Done, Request
 from langchain_rwkv_state.history import without_strangers
+from langchain_rwkv_state.loaded import Loaded
 from langchain_rwkv_state.messages import (
     STATE_KEY,
     as_model_input,
@@ -29,7 +31,7 @@ from langchain_rwkv_state.messages import (
     marker,
     without_markers,
 )
-from langchain_rwkv_state.model import Loaded, RWKVModel
+from langchain_rwkv_state.model import RWKVModel, seen
 from langchain_rwkv_state.reuse import Flight
 from langchain_rwkv_state.turn import Reading
 
@@ -109,7 +111,7 @@ class RWKVLLM(RWKVModel, BaseLLM):
     ) -> LLMResult:
         """Answers prompts; past LangChain's cache where they go on from states."""
         llm = self._past_the_cache() if _has_state(prompts, kwargs) else self
-        return super(RWKVLLM, llm).generate(prompts, stop, *args, **kwargs)
+        return super(RWKVLLM, llm).generate(prompts, stop, *args, **seen(kwargs))
 
     async def agenerate(
         self, prompts: list[str], stop: list[str] | None = None, *args: Any, **kwargs: Any
@@ -118,16 +120,36 @@ class RWKVLLM(RWKVModel, BaseLLM):
         llm = self
         if _has_state(prompts, kwargs):
             llm = await asyncio.to_thread(self._past_the_cache)
-        return await super(RWKVLLM, llm).agenerate(prompts, stop, *args, **kwargs)
+        return await super(RWKVLLM, llm).agenerate(prompts, stop, *args, **seen(kwargs))
+
+    def stream(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> Iterator[str]:
+        """Streams an answer; options are handed on as they may be traced."""
+        yield from super().stream(input, config, stop=stop, **seen(kwargs))
+
+    async def astream(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[str]:
+        """Streams an answer; options are handed on as they may be traced."""
+        async for chunk in super().astream(input, config, stop=stop, **seen(kwargs)):
+            yield chunk
 
     def _past_the_cache(self) -> Self:
         """Returns this model without a cache, whose keys leave out which state a call is for."""
         if self.cache is False:
             return self
-        loaded = self.loaded()
-        apart = self.model_copy(update={"cache": False})
-        apart._loaded = loaded
-        return apart
+        return self.model_copy(update={"cache": False})
 
     def _generate(
         self,
@@ -238,7 +260,7 @@ class RWKVLLM(RWKVModel, BaseLLM):
                 str(prompt),
                 after=known,
                 template=loaded.template,
-                store=self.store,
+                store=self.answer_store,
                 zero=loaded.zero,
             )
             prepared.append((reading, self._request(loaded, reading, stop, rest, chat=False)))
@@ -248,8 +270,8 @@ class RWKVLLM(RWKVModel, BaseLLM):
         """Stages and files the state behind an answer; returns the answer's information."""
         reading = flight.reading
         flight.landed(done)
-        ref = turn.stage(reading, done, self.store)
-        turn.file_answer(reading, done, ref, self.store)
+        ref = turn.stage(reading, done, self.answer_store)
+        turn.file_answer(reading, done, ref, self.answer_store)
         return {"finish_reason": done.finish_reason, STATE_KEY: ref}
 
     def _result(self, flights: Sequence[Flight], answers: Sequence[Done]) -> LLMResult:

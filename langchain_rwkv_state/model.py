@@ -1,8 +1,8 @@
 """What `ChatRWKV` and `RWKVLLM` share: their settings, and the model behind them.
 
 The settings are values; the model is loaded at first use, shared with every other user of the
-same file in this process, and left out of copies, pickles and serialised forms. The easy mistake
-is to touch the runtime from here: everything goes through the engine's one worker.
+same file in this process, engine and all, and left out of copies, pickles and serialised forms.
+The easy mistake is to touch the runtime from here: everything goes through the engine's one worker.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import copy
 import functools
 import os
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Self
 
 from pydantic import (
@@ -23,16 +23,19 @@ from pydantic import (
     PrivateAttr,
     field_serializer,
     field_validator,
+    model_validator,
 )
 
-from langchain_rwkv_state.engine import Engine, Request, Sampling
+from langchain_rwkv_state import settings
+from langchain_rwkv_state.engine import Request, Sampling
+from langchain_rwkv_state.errors import StoreError, StoreFull
+from langchain_rwkv_state.loaded import Loaded, hold_model
 from langchain_rwkv_state.prefix_cache import PrefixStateCache, default_cache
 from langchain_rwkv_state.reuse import Flight, launch
-from langchain_rwkv_state.runtime import Runtime, check_model, load_runtime, locate
-from langchain_rwkv_state.state import RWKVState
-from langchain_rwkv_state.store import DiskStateStore, StateStore
-from langchain_rwkv_state.template import ChatTemplate, WorldTemplate
-from langchain_rwkv_state.tokenizer import Tokenizer, load_tokenizer
+from langchain_rwkv_state.runtime import check_model
+from langchain_rwkv_state.runtime.registry import Hold
+from langchain_rwkv_state.store import DiskStateStore, MemoryStateStore, StateStore
+from langchain_rwkv_state.template import WorldTemplate
 from langchain_rwkv_state.turn import Reading
 
 SAMPLING_FIELDS = (
@@ -46,21 +49,11 @@ SAMPLING_FIELDS = (
 )
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A model at work: its runtime and what stands around it."""
-
-    runtime: Runtime
-    tokenizer: Tokenizer
-    template: ChatTemplate
-    engine: Engine
-    zero: RWKVState
-
-
 class RWKVModel(BaseModel):
     """Settings of a model, and access to it.
 
     Raises:
+        ValueError: At construction: there is no such setting, or it cannot have that value.
         ModelLoadError: At construction, where the name of the model or the strategy cannot be
             right; at first use, where loading fails.
     """
@@ -74,13 +67,17 @@ class RWKVModel(BaseModel):
     tokenizer: Any = None
     """``world``, a path to a ``tokenizer.json``, a `Tokenizer`, or ``None`` to find it."""
     template: Any = None
-    """A `ChatTemplate` class or a function of a tokenizer; ``None`` for `WorldTemplate`."""
+    """``world``, a `ChatTemplate` class or a function of a tokenizer; ``None`` for the model's own.
+    """
     store_location: Any = Field(default=None, alias="store")
     """A `StateStore`, a directory, or ``None`` for the user's default store."""
     prefix_cache_setting: Any = Field(default=None, alias="prefix_cache")
     """A `PrefixStateCache`, ``None`` for the process's own, ``False`` for none."""
     cache_salt: str | None = None
     """Keeps what this model reads apart from others in the prefix cache; also an option of a call.
+
+    A text, a number or a `SecretStr`. What is kept here, and is seen in a repr, a pickle or a
+    trace, is a digest of it, which serves as well.
     """
     temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """0 takes the most likely token."""
@@ -98,25 +95,59 @@ class RWKVModel(BaseModel):
     timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Seconds after which an answer that is not complete ends with `DeadlineExceeded`."""
     slots: int = Field(default=64, ge=1)
-    """At most so many requests are served at once, in one pass of the model; others wait."""
+    """At most so many requests are served at once, in one pass of the model; others wait.
+
+    This, `prefill_budget` and `max_queue` are the engine's, which all objects over one model share:
+    of two that set it otherwise, the first has its way, and the second a warning.
+    """
     prefill_budget: int = Field(default=64, ge=1)
     """Tokens of prompts read in a step beside answers: fewer make their tokens come more evenly."""
     max_queue: int = Field(default=4096, ge=1)
     """At most so many requests wait; one more is refused with `EngineBusy`."""
 
+    _hold: Hold[Loaded] | None = PrivateAttr(default=None)
     _loaded: Loaded | None = PrivateAttr(default=None)
     _store: StateStore | None = PrivateAttr(default=None)
+    _homeless: StateStore | None = PrivateAttr(default=None)
     _lock: Any = PrivateAttr(default_factory=threading.RLock)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_settings(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        found = settings.as_model(values)
+        known = cls._setting_names()
+        for name in found:
+            if name not in known:
+                raise ValueError(settings.unknown_setting(name, known, of=cls.__name__))
+        return found
+
+    @classmethod
+    def _setting_names(cls) -> set[str]:
+        """Returns what a constructor takes."""
+        aliases = {field.alias for field in cls.model_fields.values() if field.alias}
+        return set(cls.model_fields) | aliases
 
     @field_validator("model", mode="before")
     @classmethod
     def _model_name(cls, value: Any) -> Any:
         return os.fspath(value) if isinstance(value, os.PathLike) else value
 
+    @field_validator("template", mode="before")
+    @classmethod
+    def _template_or_maker(cls, value: Any) -> Any:
+        return settings.template(value)
+
     @field_validator("stop", mode="before")
     @classmethod
     def _stop_list(cls, value: Any) -> Any:
-        return None if value is None else _stop_texts(value)
+        return None if value is None else settings.stop_texts(value)
+
+    @field_validator("cache_salt", mode="before")
+    @classmethod
+    def _hidden_salt(cls, value: Any) -> Any:
+        return settings.salt(value)
 
     @field_validator("prefix_cache_setting")
     @classmethod
@@ -131,7 +162,7 @@ class RWKVModel(BaseModel):
     @field_validator("store_location", mode="before")
     @classmethod
     def _store_or_path(cls, value: Any) -> Any:
-        return value if value is None or isinstance(value, StateStore) else os.fspath(value)
+        return settings.store_or_path(value)
 
     @field_serializer("prefix_cache_setting")
     def _prefix_cache_off(self, setting: Any) -> Any:
@@ -161,9 +192,9 @@ class RWKVModel(BaseModel):
         return plain
 
     def __copy__(self) -> Self:
-        """Copies the settings: the copy shares the store, and holds the weights on its own."""
+        """Copies the settings; the copy shares the store, and holds the model on its own."""
         copied = super().__copy__()
-        copied._loaded = None
+        copied._hold = copied._loaded = None
         copied._lock = threading.RLock()
         return copied
 
@@ -177,14 +208,22 @@ class RWKVModel(BaseModel):
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Returns a copy with other settings, under their names as in the constructor."""
-        changes = dict(update or {})
+        changes = settings.as_model(update or {})
+        known = self._setting_names()
+        for name in changes:
+            if name not in known:
+                raise ValueError(settings.unknown_setting(name, known, of=type(self).__name__))
+        if "cache_salt" in changes:
+            changes["cache_salt"] = settings.salt(changes["cache_salt"])
+        if "template" in changes:
+            changes["template"] = settings.template(changes["template"])
         if "store" in changes:
-            changes["store_location"] = changes.pop("store")
+            changes["store_location"] = settings.store_or_path(changes.pop("store"))
         if "prefix_cache" in changes:
             changes["prefix_cache_setting"] = changes.pop("prefix_cache")
         copied = super().model_copy(update=changes, deep=deep)
         if "store_location" in changes:
-            copied._store = None
+            copied._store = copied._homeless = None
         return copied
 
     def __getstate__(self) -> dict[Any, Any]:
@@ -211,7 +250,8 @@ class RWKVModel(BaseModel):
     def __setstate__(self, state: dict[Any, Any]) -> None:
         """Restores the settings; the model is loaded again at first use."""
         super().__setstate__(state)
-        private = {"_loaded": None, "_store": None, "_lock": threading.RLock()}
+        private = dict.fromkeys(("_hold", "_loaded", "_store", "_homeless"))
+        private["_lock"] = threading.RLock()
         object.__setattr__(self, "__pydantic_private__", private)
 
     @property
@@ -223,6 +263,33 @@ class RWKVModel(BaseModel):
             if self._store is None:
                 self._store = DiskStateStore(self.store_location)
             return self._store
+
+    @property
+    def answer_store(self) -> StateStore:
+        """Where the states of answers are staged, and markers are looked up.
+
+        That is `store`; only where the user's own cannot be opened, as in a container whose disk is
+        read-only, answers that need no memory are given all the same, with one warning: their
+        states are in memory then, and nothing can be committed.
+        """
+        if isinstance(self.store_location, StateStore):
+            return self.store_location
+        with self._lock:
+            if self._homeless is not None:
+                return self._homeless
+            try:
+                return self.store
+            except (StoreError, StoreFull) as error:
+                if self.store_location is not None:
+                    raise
+                self._homeless = homeless_store()
+                warnings.warn(
+                    "The user's own store cannot be opened, so that states of answers are kept in "
+                    "memory alone, and sessions are not possible: pass store=, or set "
+                    f"RWKV_STATE_DIR. {error}",
+                    stacklevel=2,
+                )
+                return self._homeless
 
     @property
     def prefix_cache(self) -> PrefixStateCache | None:
@@ -239,44 +306,39 @@ class RWKVModel(BaseModel):
         """
         with self._lock:
             if self._loaded is None:
-                self._loaded = self._load()
+                self._hold = self._hold_model()
+                self._loaded = self._hold.value
             return self._loaded
 
     def unload(self) -> None:
-        """Lets go of the model; the last user in the process frees the weights.
+        """Lets go of the model; the last user in the process frees the weights, at once.
 
-        The next call loads it again.
+        The next call loads it again. A model that is simply dropped is freed some seconds after
+        its last answer.
         """
         with self._lock:
-            loaded, self._loaded = self._loaded, None
-        if loaded is not None:
-            loaded.engine.close()
-            loaded.runtime.close()
+            hold, self._hold, self._loaded = self._hold, None, None
+        if hold is not None:
+            hold.release()
 
-    def _load(self) -> Loaded:
-        nameless = load_runtime(self.model, self.strategy)
-        try:
-            tokenizer = load_tokenizer(
-                self.tokenizer,
-                model_path=locate(self.model),
-                vocab_size=nameless.vocab_size,
-            )
-            template: ChatTemplate = (self.template or WorldTemplate)(tokenizer)
-            runtime = load_runtime(
-                self.model, self.strategy, tokenizer.identity, template=template.identity
-            )
-        finally:
-            nameless.close()
-        engine = Engine(
-            runtime,
-            tokenizer,
-            slots=self.slots,
-            prefill_budget=self.prefill_budget,
-            max_queue=self.max_queue,
+    def _hold_model(self) -> Hold[Loaded]:
+        limits = {name: getattr(self, name) for name in _LIMITS if name in self.model_fields_set}
+        hold = hold_model(
+            self.model,
+            self.strategy,
+            tokenizer=self.tokenizer,
+            template=self.template or WorldTemplate,
+            limits=limits,
         )
-        if self.prefix_cache is not None:
-            self.prefix_cache.warm(runtime.fingerprint)
-        return Loaded(runtime, tokenizer, template, engine, runtime.zero_state())
+        cache = self.prefix_cache
+        if cache is not None and cache not in hold.value.warmed:
+            hold.value.warmed.add(cache)
+            cache.warm(hold.value.runtime.fingerprint)
+        return hold
+
+    def bind(self, **kwargs: Any) -> Any:
+        """Binds options to every call; a tenant's salt is bound in the form that may be seen."""
+        return super().bind(**seen(kwargs))  # type: ignore[misc]  # of the class beside this one
 
     def _sampling(self, overrides: dict[str, Any]) -> Sampling:
         """Takes the sampling settings of one call out of `overrides`; ``None`` means the own."""
@@ -310,15 +372,20 @@ class RWKVModel(BaseModel):
             raise ValueError("max_tokens must be 1 or more, got 0: use prefill() to read only.")
         timeout = options.pop("timeout", None)
         options.pop("cache_salt", None)
-        strange = sorted(name for name in options if name not in _LANGCHAIN_OPTIONS)
-        if strange:
-            raise ValueError(
-                f"{type(self).__name__} has no option {strange[0]!r}; a call may set "
-                f"{', '.join((*SAMPLING_FIELDS, 'max_tokens', 'stop', 'timeout', 'cache_salt'))}."
-            )
+        for name in options:
+            if name not in _LANGCHAIN_OPTIONS:
+                raise ValueError(
+                    settings.unknown_setting(
+                        name, _CALL_OPTIONS, of=f"A call of {type(self).__name__}"
+                    )
+                )
         template, tokenizer = loaded.template, loaded.tokenizer
         texts = dict.fromkeys(
-            (*(template.stops if chat else ()), *(self.stop or ()), *_stop_texts(stop or ()))
+            (
+                *(template.stops if chat else ()),
+                *(self.stop or ()),
+                *settings.stop_texts(stop or ()),
+            )
         )
         return Request(
             base=reading.base,
@@ -331,13 +398,14 @@ class RWKVModel(BaseModel):
             canonical=template.answer_ids if chat else tokenizer.encode,
             checkpoints=reading.checkpoints,
             deadline=self.timeout if timeout is None else timeout,
+            tokenizer=tokenizer,
         )
 
     def _launch(
         self, loaded: Loaded, reading: Reading, request: Request, options: Mapping[str, Any]
     ) -> Flight:
         """Sends a request on its way, past what was read before; may wait for another one."""
-        salt = options.get("cache_salt")
+        salt = settings.salt(options.get("cache_salt"))
         return launch(
             loaded.engine,
             request,
@@ -367,24 +435,31 @@ class RWKVModel(BaseModel):
         return {name: getattr(self, name) for name in names}
 
 
+@functools.cache
+def homeless_store() -> StateStore:
+    """Returns the process's store for answers where the user's own store cannot be opened."""
+    return MemoryStateStore()
+
+
+def seen(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a call's options as they may be seen by whoever traces it."""
+    found = dict(options)
+    if "cache_salt" in found:
+        found["cache_salt"] = settings.salt(found["cache_salt"])
+    return found
+
+
 def _call_off(launching: asyncio.Future[Flight]) -> None:
     """Cancels a request that nobody waits for any more."""
     if not launching.cancelled() and launching.exception() is None:
         launching.result().ticket.cancel()
 
 
-def _stop_texts(stop: str | Sequence[Any]) -> list[str]:
-    """Returns stop texts as a list, a single one too.
-
-    Raises:
-        ValueError: One is empty or no text.
-    """
-    texts = [stop] if isinstance(stop, str) else list(stop)
-    for text in texts:
-        if not isinstance(text, str) or not text:
-            raise ValueError(f"stop must be texts, none of them empty, got {text!r}.")
-    return texts
-
-
 _LANGCHAIN_OPTIONS = frozenset({"stream", "ls_structured_output_format", "output_version"})
 """Options that LangChain itself passes down to a model."""
+
+_CALL_OPTIONS = (*SAMPLING_FIELDS, "max_tokens", "stop", "timeout", "cache_salt")
+"""What a call may set anew."""
+
+_LIMITS = ("slots", "prefill_budget", "max_queue")
+"""Settings of the engine, which all that use a model share."""

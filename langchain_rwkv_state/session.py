@@ -26,7 +26,7 @@ from langchain_rwkv_state.messages import (
     to_messages,
     without_markers,
 )
-from langchain_rwkv_state.store import TTL, LogEntry, SessionInfo, StateStore
+from langchain_rwkv_state.store import TTL, LogEntry, SessionInfo, StateStore, check_session
 from langchain_rwkv_state.store_calls import Steps, StoreCall, WholeCall, arun, run
 from langchain_rwkv_state.transcript import may_repeat, only_new
 from langchain_rwkv_state.turn import leading_system
@@ -152,8 +152,8 @@ class RWKVSession(Runnable[LanguageModelInput, AIMessage]):
         chat: The model that answers; its answers name states in `store`.
         store: Where the session lives.
         session: The session's name, 1 to 512 characters.
-        ttl: The session's time to live from each commit on (seconds or a `timedelta`); ``None``
-            means the store's default, `math.inf` never.
+        ttl: The session's time to live from each commit on (seconds, a `timedelta`, or a text such
+            as ``"12h"``); ``None`` means the store's default, `math.inf` never.
         on_conflict: What to do about other turns of this session: ``wait`` for those that came
             before; or begin at once and, where somebody else committed meanwhile, ``raise`` a
             `SessionConflict` or ``fork`` the conversation under a new name, which the answer's
@@ -161,6 +161,7 @@ class RWKVSession(Runnable[LanguageModelInput, AIMessage]):
         wait_timeout: Seconds to wait for the turns before; then `SessionConflict`.
 
     Raises:
+        ValueError: At construction: the name, the time to live or `on_conflict` is not possible.
         TypeError: The input is no text, messages, prompt value or ``{"messages": ...}``.
         SessionConflict: The wait was too long, or would never end; the head moved during the call
             (with ``wait``, by somebody who did not wait), and the answer is lost, the session not;
@@ -188,6 +189,7 @@ class RWKVSession(Runnable[LanguageModelInput, AIMessage]):
             raise ValueError(f"on_conflict is 'wait', 'raise' or 'fork', not {on_conflict!r}.")
         if not 0 <= wait_timeout < math.inf:
             raise ValueError(f"wait_timeout is a number of seconds, not {wait_timeout!r}.")
+        check_session(session, ttl)
         self.chat = chat
         self.store = store
         self.session = session

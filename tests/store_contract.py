@@ -22,6 +22,7 @@ import torch
 
 from langchain_rwkv_state.errors import (
     SessionConflict,
+    StateCorrupt,
     StateExpired,
     StateNotFound,
     StoreError,
@@ -124,30 +125,51 @@ class StoreContract(ABC):
         assert (stats.states, stats.staged) == (0, 1)
         assert stats.staged_nbytes == state.nbytes
 
-    def test_a_staged_state_goes_after_a_quarter_of_an_hour(self, store, clock):
+    def test_a_staged_state_goes_after_a_quarter_of_an_hour_and_the_error_says_so(
+        self, store, clock
+    ):
         ref = store.stage(random_state([1]))
-        clock.advance(16 * 60)
-        with pytest.raises(StateNotFound):
+        clock.advance(14 * 60)
+        assert store.get(ref) == random_state([1])
+        clock.advance(2 * 60)
+        with pytest.raises(StateExpired, match="was staged and expired 60 seconds ago"):
             store.get(ref)
-        with pytest.raises(StateNotFound):
+        with pytest.raises(StateExpired, match="was staged and expired"):
             store.commit("bob", ref, None)
+        assert store.head("bob") is None
+        store.commit("bob", store.stage(random_state([1])), None)
+        assert store.head("bob") == ref
 
-    def test_staged_states_keep_to_their_budget_oldest_out_first(self, make_store):
-        size = random_state([0]).nbytes
-        store = make_store(staged_bytes=3 * size)
-        refs = [store.stage(random_state([number])) for number in range(5)]
-        assert store.stats().staged == 3
-        for ref in refs[2:]:
-            store.get(ref)
-        for ref in refs[:2]:
-            with pytest.raises(StateNotFound):
-                store.get(ref)
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    def test_a_state_that_is_no_numbers_is_neither_staged_nor_stored(self, store, value):
+        sound = random_state([1])
+        tensors = {name: sound[name] for name in sound}
+        tensors[next(iter(tensors))].view(-1)[-1] = value
+        broken = sound.advanced(tensors, [2])
+        for verb in (store.stage, store.put):
+            with pytest.raises(StateCorrupt, match="NaN or infinity"):
+                verb(broken)
+        assert (store.stats().states, store.stats().staged) == (0, 0)
 
-    def test_a_state_larger_than_the_budget_is_staged_alone(self, make_store):
-        store = make_store(staged_bytes=1)
-        refs = [store.stage(random_state([number])) for number in range(2)]
-        store.commit("bob", refs[1], None)
-        assert store.head("bob") == refs[1]
+    def test_large_numbers_are_stored(self, store):
+        sound = random_state([1])
+        large = sound.advanced({name: torch.full_like(sound[name], 3e38) for name in sound}, [2])
+        assert store.get(store.put(large)) == large
+
+    @pytest.mark.parametrize(
+        ("ttl", "seconds"), [("90", 90), ("1h", 3600), ("30m", 1800), ("2d", 172_800)]
+    )
+    def test_a_time_to_live_may_be_a_text(self, store, clock, ttl, seconds):
+        turns(store, "bob", 1)
+        store.commit("al", store.stage(random_state([3])), None, ttl)
+        assert store.session("al").expires_seconds == clock() + seconds
+
+    def test_any_number_of_staged_states_live(self, store):
+        refs = [store.stage(random_state([number])) for number in range(40)]
+        for number, ref in enumerate(refs):
+            assert store.get(ref) == random_state([number])
+            store.commit(f"session {number}", ref, None)
+        assert store.stats().staged == 0
 
     def test_two_turns_with_one_text_can_both_be_committed(self, make_store):
         store = make_store(history=0)
@@ -668,7 +690,9 @@ class StoreContract(ABC):
             store.prune()
         assert store.session("bob").expires_seconds == math.inf
 
-    @pytest.mark.parametrize("ttl", [0, -1, math.nan, timedelta(0), timedelta(-1), "1", True])
+    @pytest.mark.parametrize(
+        "ttl", [0, -1, math.nan, timedelta(0), timedelta(-1), "soon", "0h", "-1", True]
+    )
     def test_an_impossible_time_to_live_is_refused(self, store, make_store, ttl):
         ref = store.put(random_state([1]))
         for verb in (
@@ -799,7 +823,7 @@ class StoreContract(ABC):
             lambda: store.commit("bob", mine, refs[0]),
             lambda: store.keep(mine, "thread"),
             lambda: store.put(random_state([53])),
-            lambda: store.append_unread("bob", ["x" * size]),
+            lambda: store.append_unread("bob", ['"' + "x" * size + '"']),
         ):
             with pytest.raises(StoreFull, match="size limit"):
                 verb()

@@ -19,6 +19,7 @@ import typer
 from rich.text import Text
 
 from langchain_rwkv_state.cli import output
+from langchain_rwkv_state.cli.interrupts import Interrupts
 from langchain_rwkv_state.cli.options import (
     ModelOption,
     StoreOption,
@@ -30,6 +31,7 @@ from langchain_rwkv_state.errors import RWKVStateError
 from langchain_rwkv_state.views.words import counted
 
 if TYPE_CHECKING:
+    from langchain_core.messages import BaseMessage
     from rich.console import Console
 
     from langchain_rwkv_state.session import RWKVSession
@@ -103,11 +105,19 @@ class _Talk:
     console: Console
     is_terminal: bool
     _over: bool = field(default=False, init=False)
+    _interrupts: Interrupts = field(default_factory=Interrupts, init=False)
 
     def run(self) -> None:
         """Goes on to the end of the input."""
-        if self.is_terminal:
+        if not self.is_terminal:
+            self._turns()
+            return
+        with self._interrupts.listening():
             self._greet()
+            self._turns()
+            self._say_goodbye()
+
+    def _turns(self) -> None:
         while not self._over:
             line = self._read()
             if line is None:
@@ -115,8 +125,6 @@ class _Talk:
             text = line.strip()
             if text:
                 self._turn(text)
-        if self.is_terminal:
-            self._say_goodbye()
 
     def _turn(self, text: str) -> None:
         """Answers or obeys one line; in a terminal an error is told and the talk goes on.
@@ -140,7 +148,7 @@ class _Talk:
             return sys.stdin.readline() or None
         while True:
             try:
-                return input(_prompt("you", self.console))
+                return self._interrupts.read(_prompt("you", self.console))
             except EOFError:
                 self.console.print()
                 return None
@@ -148,17 +156,14 @@ class _Talk:
                 self.console.print("\n[dim]Ctrl-D or /quit ends.[/]")
 
     def _answer(self, text: str) -> None:
-        from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
+        from langchain_core.messages import HumanMessage, SystemMessage
 
         messages: list[BaseMessage] = [SystemMessage(self.system)] if self.system else []
         before = self.session.head
         if self.is_terminal:
             self._write(Text("rwkv", style="bold green") + Text(" \u203a ", style="dim"))
         try:
-            stream = self.session.stream([*messages, HumanMessage(text)])
-            with closing(stream):  # type: ignore[type-var]
-                for chunk in stream:
-                    self._write(Text(output.plain(str(chunk.text))))
+            self._stream([*messages, HumanMessage(text)])
         except KeyboardInterrupt:
             self._stopped(before)
             return
@@ -167,6 +172,17 @@ class _Talk:
                 self.console.print()
             raise
         self._write(Text("\n"))
+
+    def _stream(self, messages: list[BaseMessage]) -> None:
+        """Writes an answer as it comes.
+
+        Only the wait for the next piece can be interrupted: rich, interrupted as it prints, may
+        print nothing ever after.
+        """
+        stream = self.session.stream(messages)
+        with closing(stream):  # type: ignore[type-var]
+            while (chunk := self._interrupts.during(lambda: next(stream, None))) is not None:
+                self._write(Text(output.plain(str(chunk.text))))
 
     def _stopped(self, before: str | None) -> None:
         self.console.print()

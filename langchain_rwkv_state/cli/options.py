@@ -6,8 +6,6 @@ command instead of the parser's, which shows the usage.
 
 from __future__ import annotations
 
-import math
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,9 +13,6 @@ import typer
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.store import DiskStateStore
-
-_TTL = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)")
-_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 StoreOption = Annotated[
     Path | None,
@@ -54,22 +49,17 @@ StrategyOption = Annotated[
 
 
 def read_ttl(text: str) -> float:
-    """Reads a time to live: seconds, or a number and one of s, m, h, d, w; or ``never``.
+    """Reads a time to live, as `read_duration` does.
 
     Raises:
-        typer.BadParameter: The text is none of these.
-
-    Example:
-        >>> read_ttl("90"), read_ttl("2h"), read_ttl("never")
-        (90.0, 7200.0, inf)
+        typer.BadParameter: The text is none.
     """
-    given = text.strip().lower()
-    if given == "never":
-        return math.inf
-    match = _TTL.fullmatch(given)
-    if match is None or float(match[1]) == 0:
-        raise typer.BadParameter(f"{text!r} is no time: use seconds, 30m, 12h, 7d, 2w or never.")
-    return float(match[1]) * _SECONDS[match[2]]
+    from langchain_rwkv_state.store.clock import read_duration
+
+    try:
+        return read_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 TtlOption = Annotated[
@@ -135,7 +125,7 @@ def store_directory(directory: Path | None) -> Path:
 def is_store(directory: Path) -> bool:
     """Says whether there is a store in a directory; opening it would make one."""
     from langchain_rwkv_state.store.files import RESERVE
-    from langchain_rwkv_state.store.preflight import DATABASE
+    from langchain_rwkv_state.store.schema import DATABASE
 
     # A store that lost its database is one, for whoever opens it to say so.
     return any((directory / name).exists() for name in (DATABASE, RESERVE))

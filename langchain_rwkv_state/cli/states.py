@@ -23,7 +23,7 @@ from langchain_rwkv_state.views.words import counted
 from langchain_rwkv_state.whole import require_new
 
 if TYPE_CHECKING:
-    from langchain_rwkv_state.model import Loaded
+    from langchain_rwkv_state.loaded import Loaded
     from langchain_rwkv_state.state import Healthy, RWKVState
 
 Source = Annotated[str, typer.Argument(help="A session, or a file of a state.")]

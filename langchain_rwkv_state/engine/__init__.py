@@ -1,6 +1,6 @@
 """The engine: one worker that owns a runtime and answers many requests at once."""
 
-from langchain_rwkv_state.engine.engine import Engine
+from langchain_rwkv_state.engine.engine import Engine, Limits
 from langchain_rwkv_state.engine.request import (
     Delta,
     Done,
@@ -19,6 +19,7 @@ __all__ = [
     "EngineStats",
     "Event",
     "FinishReason",
+    "Limits",
     "Request",
     "Sampling",
     "Ticket",

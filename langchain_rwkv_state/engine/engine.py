@@ -17,6 +17,7 @@ import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 from langchain_rwkv_state.engine.batch import plan
@@ -39,6 +40,30 @@ _IDLE_SECONDS = 10.0  # then the thread ends and its slots go; the next request 
 _LOG_SECONDS = 10.0
 
 
+@dataclass(frozen=True)
+class Limits:
+    """How much an engine serves at once, and how much waits.
+
+    Attributes:
+        slots: At most so many requests are served at once.
+        prefill_budget: At most so many ids of prompts are read in a step in which others decode.
+        max_queue: At most so many requests wait.
+
+    Raises:
+        ValueError: One is less than 1.
+    """
+
+    slots: int = 64
+    prefill_budget: int = 64
+    max_queue: int = 4096
+
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}.")
+
+
 class Engine:
     """Serves many requests at once; those beyond its slots wait, in the order of their coming.
 
@@ -57,6 +82,7 @@ class Engine:
         prefill_chunk: The same for steps in which nobody decodes; a request that arrives or is
             cancelled meanwhile waits for the step under way.
         max_queue: At most so many requests wait.
+        on_idle: Called on the worker's thread when it ends for want of work.
 
     Example:
         >>> engine = Engine(runtime, tokenizer)  # doctest: +SKIP
@@ -73,21 +99,15 @@ class Engine:
         prefill_budget: int = 64,
         prefill_chunk: int = 256,
         max_queue: int = 4096,
+        on_idle: Callable[[], None] | None = None,
     ) -> None:
-        for name, value in {
-            "slots": slots,
-            "prefill_budget": prefill_budget,
-            "prefill_chunk": prefill_chunk,
-            "max_queue": max_queue,
-        }.items():
-            if value < 1:
-                raise ValueError(f"{name} must be 1 or more, got {value}.")
         self._runtime = runtime
         self._tokenizer = tokenizer
-        self._max_slots = slots
         self._chunk = prefill_chunk
-        self._budget = min(prefill_budget, prefill_chunk)
-        self._max_queue = max_queue
+        self._limits = Limits(slots, prefill_budget, max_queue)
+        if prefill_chunk < 1:
+            raise ValueError(f"prefill_chunk must be 1 or more, got {prefill_chunk}.")
+        self._on_idle = on_idle
         self._closed = False
         self._prompt_tokens = self._decoded_tokens = self._rereads = 0
         self._meter = Meter()
@@ -100,7 +120,7 @@ class Engine:
         self._queue: deque[Job] = deque()
         self._active: list[Job] = []
         self._thread: threading.Thread | None = None
-        self._seats = Seats(self._runtime, self._max_slots)
+        self._seats = Seats(self._runtime, self._limits.slots)
         self._logged = time.monotonic()
 
     def submit(self, request: Request) -> Ticket:
@@ -113,16 +133,18 @@ class Engine:
         """
         known = self._runtime.vocab_size
         check_ids(request.prompt, known, "the prompt")
-        job = Job(request, self._tokenizer, Ticket(self._worker), known)
+        tokenizer = request.tokenizer or self._tokenizer
+        job = Job(request, tokenizer, Ticket(self._worker), known)
         with self._wake:
             if self._closed:
                 raise EngineError("The engine is closed: load the model again.")
-            if len(self._queue) >= self._max_queue:
+            most = self._limits.max_queue
+            if len(self._queue) >= most:
                 self._forget_ended()
-            if len(self._queue) >= self._max_queue:
+            if len(self._queue) >= most:
                 raise EngineBusy(
                     f"{len(self._queue)} requests wait behind {len(self._active)} that are being "
-                    f"served, and no more than {self._max_queue} may wait: try again later, send "
+                    f"served, and no more than {most} may wait: try again later, send "
                     "fewer at once, or raise max_queue."
                 )
             if self._thread is None:
@@ -151,12 +173,28 @@ class Engine:
                 rereads=self._rereads + sum(job.reread for job in jobs),
                 steps=self._meter.steps,
                 slots=self._seats.count,
-                max_slots=self._max_slots,
+                max_slots=self._limits.slots,
                 prefill_rate=prefill_rate,
                 decode_rate=decode_rate,
                 first_token_p50=self._meter.first_token_after(0.5),
                 first_token_p99=self._meter.first_token_after(0.99),
             )
+
+    @property
+    def at_work(self) -> bool:
+        """Whether its worker runs: it serves requests, or did a moment ago."""
+        return self._thread is not None
+
+    @property
+    def limits(self) -> Limits:
+        """How much is served and waits at once; may be set at any time."""
+        return self._limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        with self._wake:
+            self._limits = limits
+            self._seats.limit(limits.slots)
 
     def close(self) -> None:
         """Ends all requests with an `EngineError`, and waits until the runtime is not used."""
@@ -180,6 +218,8 @@ class Engine:
                 self._step()
             except BaseException as error:  # noqa: BLE001
                 self._lose_device(error)
+        if self._on_idle is not None:
+            self._on_idle()
 
     def _step(self) -> None:
         """Admits, plans, reads once, takes note, samples and emits.
@@ -245,7 +285,7 @@ class Engine:
         if not self._queue:
             return
         self._seats.make_room(len(self._active) + len(self._queue))
-        room = max(self._seats.count, 1)
+        room = max(min(self._seats.count, self._limits.slots), 1)
         fresh: list[Job] = []
         with self._wake:
             while self._queue and len(self._active) < room:
@@ -266,7 +306,7 @@ class Engine:
         return plan(
             [job for job in self._active if not job.ticket.over],
             self._meter.steps,
-            budget=self._budget,
+            budget=min(self._limits.prefill_budget, self._chunk),
             idle_budget=self._chunk,
         )
 

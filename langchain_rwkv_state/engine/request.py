@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 
 from langchain_rwkv_state.state import RWKVState
+from langchain_rwkv_state.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "length"]
 
@@ -83,6 +84,7 @@ class Request:
             prompt. While it runs every other request waits, so it must be quick.
         deadline: Seconds from the submission after which the request ends with
             `DeadlineExceeded`, waiting or served; ``None`` for none.
+        tokenizer: Turns what is sampled into text; ``None`` for the engine's own.
 
     Raises:
         ValueError: A number is out of its range, a stop text is empty, or there is nothing to
@@ -103,6 +105,7 @@ class Request:
     logits: torch.Tensor | None = None
     on_progress: Callable[[int, int], None] | None = None
     deadline: float | None = None
+    tokenizer: Tokenizer | None = None
 
     def __post_init__(self) -> None:
         """Checks the ranges, and keeps the prompt from being changed from outside."""

@@ -65,6 +65,10 @@ class Seats:
             raise RuntimeError("There are no open slots.")
         return self._slots
 
+    def limit(self, most: int) -> None:
+        """Sets how many slots there may be; those that are open stay until all are closed."""
+        self._asked = self._most = most
+
     def make_room(self, wanted: int) -> None:
         """Opens more slots where fewer than `wanted` are open, and some more than those.
 

@@ -13,6 +13,7 @@ from langchain_rwkv_state.prefix_cache.records import (
     Hit,
     Kept,
     Root,
+    hidden_salt,
 )
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "Root",
     "default_cache",
     "default_cache_directory",
+    "hidden_salt",
     "marks",
 ]

@@ -163,7 +163,7 @@ class DiskTier:
             StateCorrupt: The file is damaged, or is not that of this entry.
             StateMismatch: It belongs to another model.
         """
-        data = self._backend.read_blob(row.blob)
+        data = self._backend.read_blob(row.blob, row.nbytes)
         return None if data is None else _unpack(row, data)
 
     def save(

@@ -7,6 +7,7 @@ that reading began from, and to the salt of whoever asked.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -20,6 +21,10 @@ Cause = Literal[
 ]
 """Why a prompt found nothing. ``cold``: nothing that begins like it was read yet; ``different``:
 its ids part from those of every kept state before that state's end."""
+
+
+_HIDDEN = "salt:"
+_HIDDEN_SALT = re.compile(r"salt:[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -47,11 +52,29 @@ class Root:
         return cls(derivation.fingerprint, name, salt_digest(salt))
 
 
+def hidden_salt(salt: str) -> str:
+    """Returns a salt in a form that may be seen: in a repr, a pickle, a trace.
+
+    It keeps apart what the salt itself keeps apart, and hiding it again changes nothing.
+
+    Example:
+        >>> hidden_salt("tenant")
+        'salt:1597ed261d4a2146280efb1e9d548f75'
+        >>> hidden_salt(hidden_salt("tenant")) == hidden_salt("tenant")
+        True
+    """
+    return _HIDDEN + salt_digest(salt)
+
+
 def salt_digest(salt: str | None) -> str:
     """Returns the digest under which a salt is known; the salt itself is written nowhere."""
     if not salt:
         return ""
-    return hashlib.blake2b(salt.encode(), digest_size=16, person=b"rwkv-salt").hexdigest()
+    if _HIDDEN_SALT.fullmatch(salt):
+        return salt.removeprefix(_HIDDEN)
+    return hashlib.blake2b(
+        salt.encode("utf-8", "surrogatepass"), digest_size=16, person=b"rwkv-salt"
+    ).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from langchain_rwkv_state.runtime.base import Runtime
 from langchain_rwkv_state.runtime.clamp import DecayClamp, clamp_decay, write_clamped
 from langchain_rwkv_state.runtime.half_life import HalfLife, half_life
-from langchain_rwkv_state.runtime.loader import check_model, load_runtime, locate
+from langchain_rwkv_state.runtime.loader import check_model, load_runtime, locate, model_key
 from langchain_rwkv_state.runtime.loss import text_loss
 from langchain_rwkv_state.runtime.slots import Reads, Slots, open_slots
 
@@ -18,6 +18,7 @@ __all__ = [
     "half_life",
     "load_runtime",
     "locate",
+    "model_key",
     "open_slots",
     "text_loss",
     "write_clamped",

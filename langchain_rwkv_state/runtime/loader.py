@@ -11,7 +11,7 @@ import functools
 import importlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -164,9 +164,9 @@ def _handle(
 ) -> RuntimeHandle:
     chosen = Strategy.parse(strategy)
     chosen.require_devices()
-    kernels = os.environ.get("RWKV_CUDA_ON") == "1" and chosen.on_cuda
     path = locate(model)
-    key = (*_identity(path), chosen, kernels, change)
+    key = _key(path, chosen, change)
+    kernels = _kernels(chosen)
     load = functools.partial(_load, path, chosen, kernels, change)
     loaded, give_back = MODELS.hold(key, functools.partial(_on_a_thread, load))
     try:
@@ -176,6 +176,27 @@ def _handle(
     except BaseException:
         give_back()
         raise
+
+
+def model_key(model: str | Path, strategy: str = "auto") -> Hashable:
+    """Names what `load_runtime` loads: equal keys share their weights.
+
+    Args:
+        model: As for `load_runtime`.
+        strategy: As for `load_runtime`.
+
+    Raises:
+        ModelLoadError: There is no such file, or no such strategy.
+    """
+    return _key(locate(model), Strategy.parse(strategy), None)
+
+
+def _key(path: Path, strategy: Strategy, change: Change | None) -> Hashable:
+    return (*_identity(path), strategy, _kernels(strategy), change)
+
+
+def _kernels(strategy: Strategy) -> bool:
+    return os.environ.get("RWKV_CUDA_ON") == "1" and strategy.on_cuda
 
 
 def _identity(path: Path) -> tuple[str, int, int, int, int]:

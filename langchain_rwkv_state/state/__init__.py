@@ -32,7 +32,7 @@ from langchain_rwkv_state.state.memory import Memory, memory
 from langchain_rwkv_state.state.motion import LayerMotion, Motion, motion
 from langchain_rwkv_state.state.packing import CODECS, LOSSY, CodecName
 from langchain_rwkv_state.state.scale import ScaleCheck, check_scale
-from langchain_rwkv_state.state.state import RWKVState, zero_state
+from langchain_rwkv_state.state.state import RWKVState, require_finite, zero_state
 from langchain_rwkv_state.state.trial import CodecTrial, try_codecs
 
 __all__ = [
@@ -81,5 +81,6 @@ __all__ = [
     "renormalise",
     "require_codec",
     "try_codecs",
+    "require_finite",
     "zero_state",
 ]

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors
@@ -40,8 +41,12 @@ FORMAT = "langchain-rwkv-state"
 FORMAT_VERSION = 1
 _CHECKSUM_BYTES = 64  # hex digits of a SHA-256
 _HEADER_LIMIT_BYTES = 1 << 20  # a header of the largest known model takes 40 kB
+FILE_LIMIT_BYTES = 4 << 30  # a state of the largest known model takes 80 MB
+_VERSION_DIGITS = 9  # a later version, however long its number: `int` refuses thousands of digits
 _BLANK = b"0" * _CHECKSUM_BYTES
 _MARK = b'"checksum":"'
+_LATEST_SECONDS = 2e12  # Unix time: no state is of a later year than 63,000
+_COUNT_MAX = 1 << 53  # the whole numbers that every reader of JSON has
 _HEX = re.compile(r"[0-9a-f]{64}")
 
 
@@ -223,8 +228,11 @@ def decode(data: bytes, *, fingerprint: str | None = None, ref: str | None = Non
     try:
         tensors = _unpacked(safetensors.torch.load(data), layout, about["codec"])
         state = RWKVState(layout, tensors, derivation, block=about["block"])
-    except (safetensors.SafetensorError, StateMismatch, LookupError, ValueError) as error:
-        raise StateCorrupt(f"The tensors do not fit the header: {error}") from error
+    except (
+        *(safetensors.SafetensorError, StateMismatch, LookupError),
+        *(ValueError, TypeError, OverflowError, RuntimeError),
+    ) as error:
+        raise StateCorrupt(f"The tensors do not fit the header: {error!s:.500}") from error
     return Decoded(state, about["parent"], about["ref"], float(about["created"]), about["codec"])
 
 
@@ -324,19 +332,16 @@ def _checked_header(data: bytes) -> dict[str, str]:
         raise StateCorrupt("The file is not a state: its header would be too large.")
     if len(data) < 8 + size:
         raise StateCorrupt(f"The file is truncated: its header needs {8 + size} bytes.")
-    try:
-        parsed = json.loads(data[8 : 8 + size])
-        header = parsed["__metadata__"]
-        named = str(header["format"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise StateCorrupt("The file is not a state: its header is not readable.") from error
+    parsed = _parsed(data[8 : 8 + size])
+    header = parsed["__metadata__"]
+    named = str(header["format"])
     name, _, version = named.partition("/")
     if name != FORMAT:
-        raise StateCorrupt(f"The file is not a state of this package but {named!r}.")
-    if version.isdecimal() and int(version) > FORMAT_VERSION:
+        raise StateCorrupt(f"The file is not a state of this package but {named!r:.200}.")
+    if is_later(version, FORMAT_VERSION):
         raise StateCorrupt(
-            f"The file has format version {version}; this release reads up to {FORMAT_VERSION}: "
-            "upgrade langchain-rwkv-state."
+            f"The file has format version {version:.20}; this release reads up to "
+            f"{FORMAT_VERSION}: upgrade langchain-rwkv-state."
         )
     at = _checksum_at(data)
     digest = hashlib.sha256(memoryview(data)[:at])
@@ -345,8 +350,61 @@ def _checked_header(data: bytes) -> dict[str, str]:
     if digest.hexdigest().encode() != data[at : at + _CHECKSUM_BYTES]:
         raise StateCorrupt("The checksum is wrong: the file was truncated or changed.")
     if version != str(FORMAT_VERSION):
-        raise StateCorrupt(f"The format version {version!r} is not known.")
+        raise StateCorrupt(f"The format version {version!r:.40} is not known.")
     return {str(key): str(value) for key, value in header.items()}
+
+
+def is_later(version: str, known: int) -> bool:
+    """Says whether the text of a format's version is that of a later one than is known."""
+    if not (version.isascii() and version.isdecimal()):
+        return False
+    return len(version) > _VERSION_DIGITS or int(version) > known
+
+
+def _parsed(text: bytes) -> dict[str, Any]:
+    """Reads a header: an object that holds an object of texts, of which one is the format."""
+    try:
+        parsed: dict[str, Any] = json.loads(text)
+        texts = parsed["__metadata__"]
+        for key, value in texts.items():
+            for each in (key, value):  # half a surrogate pair is no text, and numbers are none
+                each.encode()
+        str(texts["format"])
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise StateCorrupt("The file is not a state: its header is not readable.") from error
+    return parsed
+
+
+def read_state_file(file: BinaryIO) -> bytes:
+    """Returns what a file holds, unless it is longer than a state's header says: for `decode`.
+
+    A file that grew, by 40 GB of nothing for instance, is refused before it is read.
+
+    Args:
+        file: A regular file, open at its start.
+
+    Raises:
+        StateCorrupt: The file is longer than a state may be, or than this one is.
+    """
+    size = os.fstat(file.fileno()).st_size
+    start = file.read(8 + _HEADER_LIMIT_BYTES)
+    if size <= len(start):
+        return start
+    length = int.from_bytes(start[:8], "little")
+    if length > _HEADER_LIMIT_BYTES:
+        raise StateCorrupt("The file is not a state: its header would be too large.")
+    try:
+        tensors = {k: v for k, v in _parsed(start[8 : 8 + length]).items() if k != "__metadata__"}
+        end = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+        whole = 8 + length + end
+    except (TypeError, LookupError, ValueError) as error:
+        raise StateCorrupt("The file is not a state: its header is not readable.") from error
+    if size > min(whole, FILE_LIMIT_BYTES):
+        raise StateCorrupt(
+            f"The file has {size} bytes, more than its header tells or than a state can have: it "
+            "was changed."
+        )
+    return start + file.read(size - len(start))
 
 
 def _about(text: str) -> dict[str, Any]:
@@ -360,13 +418,26 @@ def _about(text: str) -> dict[str, Any]:
             and all(item is None or isinstance(item, str) for item in optional)
             and type(about["n_tokens"]) is int
             and about["n_tokens"] >= 0
-            and isinstance(about["created"], (int, float))
+            and type(about["created"]) in (int, float)
+            and abs(about["created"]) <= _LATEST_SECONDS
+            and about["n_tokens"] <= _COUNT_MAX
+            and all(_is_text(item) for item in (*texts, *optional) if item is not None)
             and _HEX.fullmatch(about["token_hash"]) is not None
         )
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise StateCorrupt(f"The header is not readable: {error}.") from error
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+        raise StateCorrupt(f"The header is not readable: {error!s:.200}.") from error
     if not sound:
         raise StateCorrupt("The header's values are out of range.")
-    if about.get("codec") not in CODECS:
-        raise StateCorrupt(f"The codec {about.get('codec')!r} is not known to this release.")
+    codec = about.get("codec")
+    if not isinstance(codec, str) or codec not in CODECS:
+        raise StateCorrupt(f"The codec {codec!r:.200} is not known to this release.")
     return about
+
+
+def _is_text(text: str) -> bool:
+    """Says whether a text can be written: JSON can hold half a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

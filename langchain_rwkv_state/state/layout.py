@@ -191,4 +191,6 @@ class StateLayout:
             shift = tuple(str(name) for name in raw["shift_dtypes"])
             return cls(raw["version"], n_layer, n_embd, n_head, head_size, shift)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise StateCorrupt(f"The layout in the header is not readable: {error}.") from error
+            raise StateCorrupt(
+                f"The layout in the header is not readable: {error!s:.200}."
+            ) from error

@@ -10,15 +10,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from langchain_rwkv_state.errors import StateMismatch
+from langchain_rwkv_state.errors import StateCorrupt, StateMismatch
 from langchain_rwkv_state.state.derivation import Derivation
 from langchain_rwkv_state.state.layout import StateLayout
+from langchain_rwkv_state.state.plain_file import open_plain
 from langchain_rwkv_state.whole import write_whole
 
 if TYPE_CHECKING:
@@ -227,12 +227,15 @@ class RWKVState(Mapping[str, torch.Tensor]):
             fingerprint: If given, the model that the state must belong to.
 
         Raises:
-            StateCorrupt: The file is truncated, changed, foreign or of a later format.
+            StateCorrupt: The file is truncated, changed, foreign or of a later format, or is no
+                plain file; a pipe or a device is not waited for.
             StateMismatch: It belongs to another model.
         """
-        from langchain_rwkv_state.state.codec import decode
+        from langchain_rwkv_state.state.codec import decode, read_state_file
 
-        return decode(Path(path).read_bytes(), fingerprint=fingerprint).state
+        with open_plain(path) as file:
+            data = read_state_file(file)
+        return decode(data, fingerprint=fingerprint).state
 
 
 def zero_state(layout: StateLayout, fingerprint: str) -> RWKVState:
@@ -248,6 +251,39 @@ def zero_state(layout: StateLayout, fingerprint: str) -> RWKVState:
         for spec in layout.specs
     }
     return RWKVState(layout, tensors, Derivation(fingerprint))
+
+
+def require_finite(state: RWKVState) -> None:
+    """Checks that all numbers of a state are numbers.
+
+    Raises:
+        StateCorrupt: One is NaN or infinite; the message names the tensor.
+    """
+    for name in state:
+        if not _all_finite(state.shared(name)):
+            raise StateCorrupt(
+                f"The state's tensor {name!r} holds NaN or infinity, as after an overflow, so that "
+                "nothing could be read from it: it is not kept. Load the model in fp32 or bf16; if "
+                "it does the same there, its file is damaged."
+            )
+
+
+def _all_finite(tensor: torch.Tensor) -> bool:
+    """Says whether all numbers of a tensor are finite; at the speed of memory, on one thread."""
+    if not tensor.is_cpu:
+        return bool(torch.isfinite(tensor).all())
+    exponent = _EXPONENTS.get(tensor.dtype)
+    if exponent is not None:
+        bits = as_bytes(tensor.contiguous()).view(np.uint16)
+        return bool(((bits & exponent) != exponent).all())
+    numbers = tensor.contiguous().numpy()
+    with np.errstate(all="ignore"):
+        total = np.add.reduce(numbers, axis=None)
+    return bool(np.isfinite(total) or np.isfinite(numbers).all())  # finite numbers may overflow
+
+
+_EXPONENTS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80}
+"""Bits that are all set in a 16-bit number that is infinite or NaN, and in no other."""
 
 
 def as_bytes(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -13,6 +13,7 @@ from langchain_rwkv_state.store.base import (
 )
 from langchain_rwkv_state.store.disk import DiskStateStore, default_directory
 from langchain_rwkv_state.store.memory import MemoryStateStore
+from langchain_rwkv_state.store.settings import check_session
 
 __all__ = [
     "TTL",
@@ -26,5 +27,6 @@ __all__ = [
     "SessionInfo",
     "StateStore",
     "StoreStats",
+    "check_session",
     "default_directory",
 ]

@@ -1,8 +1,9 @@
 """`check`: compares every row and file of a store with all others, and mends what it can.
 
-It looks at one snapshot of the rows, so it can run beside writers; each mend happens in a
-transaction that looks again. The easy mistake is to tidy too much: what can be read stays, and so
-does what proves that a session existed, or a changed session would come back as a new one.
+It looks at one snapshot of the rows, and asks again before it says that a file is not as they
+tell, so it can run beside writers; each mend happens in a transaction that looks again. The easy
+mistake is to tidy too much: what can be read stays, and so does what proves that a session existed,
+or a changed session would come back as a new one.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from langchain_rwkv_state.errors import StateCorrupt, StoreError
-from langchain_rwkv_state.state import decode, reference
+from langchain_rwkv_state.state import decode
 from langchain_rwkv_state.store import rows
 from langchain_rwkv_state.store.backend import Backend, Reader, Transaction
+from langchain_rwkv_state.store.ledger import Ledger
+from langchain_rwkv_state.store.mending import Damages
 from langchain_rwkv_state.store.records import CheckReport
 from langchain_rwkv_state.store.rows import HolderRow, LogRow, QueueRow, SessionRow, StateRow
 
 _WRITING_SECONDS = 60.0  # younger bytes may belong to a commit that is under way
 _FIRST, _LAST = b"", b"\xff" * 4096
+Hold = Callable[[Transaction, str, bytes, str], None]
 
 
 @dataclass(frozen=True)
@@ -36,20 +40,35 @@ class Finding:
     mend: Callable[[Transaction], str] | None = None
 
 
-def audit(backend: Backend, key: bytes, *, fix: bool) -> CheckReport:
+def audit(
+    backend: Backend, key: bytes, clock: Callable[[], float], ttl: float, *, fix: bool
+) -> CheckReport:
     """Verifies a store.
 
     Args:
         backend: Its rows and blobs.
         key: Its secret.
+        clock: Tells the store's time.
+        ttl: The store's time to live, for a hold whose own can no longer be read.
         fix: Whether to mend.
     """
+
+    def hold(transaction: Transaction, ref: str, kind: bytes, owner: str) -> None:
+        seconds = math.inf if kind == b"s" else ttl
+        Ledger(transaction, clock()).hold(ref, kind, owner, seconds)
+
     own = backend.check(fix=fix)
     problems, repaired = list(own.problems), list(own.repaired)
-    found = Books(backend.reader, backend, key)
+    try:
+        found = backend.look(lambda reader: Books(reader, backend, hold))
+    except StoreError as error:
+        return CheckReport((*problems, str(error)), own.repaired)
     problems += [finding.problem for finding in found.findings()]
+    damages = Damages(backend, key, clock, found.states.values())
+    problems += damages.problems()
     if fix:
-        repaired += backend.transact(lambda rows_now: _mend(rows_now, backend, key), freeing=True)
+        repaired += backend.transact(lambda rows_now: _mend(rows_now, backend, hold), freeing=True)
+        repaired += damages.mend()
     orphans = list(_orphans(backend, found))
     problems += [f"The file {name} belongs to no state." for name in orphans]
     if fix:
@@ -57,11 +76,11 @@ def audit(backend: Backend, key: bytes, *, fix: bool) -> CheckReport:
     return CheckReport(tuple(problems), tuple(repaired))
 
 
-def _mend(transaction: Transaction, backend: Backend, key: bytes) -> list[str]:
+def _mend(transaction: Transaction, backend: Backend, hold: Hold) -> list[str]:
     """Mends until nothing more can be done; one mend may bring another thing to light."""
     done: list[str] = []
     for _ in range(4):
-        found = Books(transaction, backend, key, files=False)
+        found = Books(transaction, backend, hold)
         mended = [each.mend(transaction) for each in found.findings() if each.mend is not None]
         done += mended
         if not mended:
@@ -75,20 +94,27 @@ def _orphans(backend: Backend, books: Books) -> Iterator[str]:
     for name, age in backend.blobs():
         ref = f"rwkv1-{name[:64]}"
         lost = ref in needed and ref not in books.states  # its row may yet be made again
-        if name not in named and not lost and age > _WRITING_SECONDS:
+        if name in named or lost or age <= _WRITING_SECONDS:
+            continue
+        if not _is_named(backend.reader, name):  # by a row that came after the books were read
             yield name
+
+
+def _is_named(reader: Reader, name: str) -> bool:
+    """Says whether a row names a file, or may: one that cannot be read."""
+    ref = f"rwkv1-{name[:64]}"
+    try:
+        data = reader.get(rows.state_key(ref))
+        return data is not None and StateRow.unpack(ref, data).blob == name
+    except StateCorrupt:
+        return True
 
 
 def _sweep(backend: Backend, name: str) -> bool:
     """Deletes a file unless a row names it by now."""
 
     def work(transaction: Transaction) -> bool:
-        ref = f"rwkv1-{name[:64]}"
-        try:
-            data = transaction.get(rows.state_key(ref))
-            if data is not None and StateRow.unpack(ref, data).blob == name:
-                return False
-        except StateCorrupt:
+        if _is_named(transaction, name):
             return False
         transaction.drop_blob(name)
         return True
@@ -101,16 +127,13 @@ class Books:
 
     Args:
         reader: The rows.
-        backend: The blobs.
-        key: The store's secret.
-        files: Whether to read the blobs, too.
+        backend: The blobs, in which a state without a row is looked for.
+        hold: Makes something hold a state, in a mend.
     """
 
-    def __init__(self, reader: Reader, backend: Backend, key: bytes, *, files: bool = True) -> None:
+    def __init__(self, reader: Reader, backend: Backend, hold: Hold) -> None:
         self._backend = backend
-        self._key = key
-        self._files = files
-        self._reader = reader
+        self._hold = hold
         self.bad: dict[bytes, str] = {}
         self.expires: dict[bytes, float] = {}
         self.sessions: dict[str, SessionRow] = {}
@@ -129,6 +152,7 @@ class Books:
             except (StateCorrupt, ValueError) as error:
                 self.bad[row_key] = str(error)
         self.nbytes += sum(state.nbytes for state in self.states.values())
+        self.counted = reader.nbytes()
 
     def _sort(self, key: bytes, data: bytes | None) -> None:  # noqa: C901 # one case a family
         row = rows.unpack(key, data)
@@ -166,16 +190,43 @@ class Books:
     def findings(self) -> Iterator[Finding]:
         """Yields what is wrong."""
         for key, problem in self.bad.items():
-            yield Finding(problem, None if key == rows.ABOUT_KEY else _delete(key))
+            mend = self._held_again(key) or _delete(key)
+            yield Finding(problem, None if key == rows.ABOUT_KEY else mend)
         yield from self._session_findings()
         yield from self._state_findings()
         yield from self._holder_findings()
         yield from self._index_findings()
-        if not self.bad and self.nbytes != self._reader.nbytes():
+        if not self.bad and self.nbytes != self.counted:
             yield Finding(
-                f"The rows count {self._reader.nbytes()} bytes and hold {self.nbytes}.",
+                f"The rows count {self.counted} bytes and hold {self.nbytes}.",
                 self._count_again,
             )
+
+    def _held_again(self, key: bytes) -> Callable[[Transaction], str] | None:
+        """Returns what writes a changed holder's row again; its key says all but its time.
+
+        Were it deleted, the state would go that somebody put or keeps, with a whole file.
+        """
+        try:
+            ref, kind, owner = rows.holder_name(key)
+        except ValueError:
+            return None
+        if key[:1] != b"h" or kind not in rows.HOLDER_KINDS or ref not in self.states:
+            return None
+
+        def mend(transaction: Transaction) -> str:
+            transaction.delete(key)
+            self._hold(transaction, ref, kind, owner)
+            return f"Wrote the {rows.describe(key)} again, with a time to live that starts now."
+
+        return mend
+
+    def _put_again(self, ref: str) -> Callable[[Transaction], str]:
+        def mend(transaction: Transaction) -> str:
+            self._hold(transaction, ref, b"p", "")
+            return f"Holds the state {ref} as if it were put now, for the store's time to live."
+
+        return mend
 
     # -- sessions --------------------------------------------------------------------------------
 
@@ -183,7 +234,7 @@ class Books:
         for name in sorted(self.anchors - set(self.sessions)):
             yield Finding(
                 f"The session {name!r} exists, but its row is lost or was changed: "
-                "delete_session() lets it start anew."
+                f"store.delete_session({name!r}) lets it start anew."
             )
         for name, session in self.sessions.items():
             if name not in self.anchors:
@@ -205,10 +256,15 @@ class Books:
     def _state_findings(self) -> Iterator[Finding]:
         for ref, state in self.states.items():
             held = len(self.holders[ref])
-            key = rows.state_key(ref)
             missing = self._missing_holders(ref)
             if not held and not missing and not self._may_be_held(ref):
-                yield Finding(f"Nothing holds the state {ref}.", _drop(state))
+                if state.holders:  # a holder's row was lost: the state stays for a while
+                    yield Finding(
+                        f"The state {ref} counts {state.holders} holders and has none.",
+                        self._put_again(ref),
+                    )
+                else:
+                    yield Finding(f"Nothing holds the state {ref}.", _drop(state))
                 continue
             if held != state.holders and not missing and not self._bad_holders(ref):
                 counted = replace(state, holders=held)
@@ -216,10 +272,6 @@ class Books:
                     f"The state {ref} counts {state.holders} holders and has {held}.",
                     _put_state(counted),
                 )
-            if self._files:
-                problem = self._file_problem(state)
-                if problem and self._reader.get(key) is not None:
-                    yield Finding(problem)
         for ref in sorted(set(self.holders) - set(self.states)):
             if self.holders[ref]:
                 yield from self._lost_state(ref)
@@ -247,18 +299,6 @@ class Books:
             yield Finding(problem, _put_state(row))
             return
         yield Finding(problem)
-
-    def _file_problem(self, state: StateRow) -> str | None:
-        try:
-            data = self._backend.read_blob(state.blob)
-            if data is None:
-                return f"The file {state.blob} of the state {state.ref} is missing."
-            found = decode(data, ref=state.ref)
-        except (StateCorrupt, StoreError) as error:
-            return f"The file of the state {state.ref} cannot be used: {error}"
-        if reference(found.state.derivation, self._key) != state.ref:
-            return f"The file of the state {state.ref} holds a state of another store."
-        return None
 
     # -- holders ---------------------------------------------------------------------------------
 

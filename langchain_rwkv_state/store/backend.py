@@ -7,6 +7,7 @@ mistake is to delete a blob inside a transaction: it goes only once the transact
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 from langchain_rwkv_state.state import Buffer
@@ -69,8 +70,21 @@ class Backend(Protocol):
     """Where a store keeps its rows and blobs."""
 
     @property
+    def read_only(self) -> bool:
+        """Whether nothing can be written; every verb that would write raises `StoreError`."""
+        ...
+
+    @property
     def reader(self) -> Reader:
         """Rows outside of any transaction."""
+        ...
+
+    def look(self, work: Callable[[Reader], T]) -> T:
+        """Runs `work` on the rows as they stood at one moment; it writes nothing, and may run anew.
+
+        Raises:
+            StoreError: As `transact`.
+        """
         ...
 
     def transact(self, work: Callable[[Transaction], T], *, freeing: bool = False) -> T:
@@ -98,16 +112,38 @@ class Backend(Protocol):
         """
         ...
 
-    def read_blob(self, name: str) -> bytes | None:
+    def adopt_blob(self, name: str, path: Path) -> bool:
+        """Makes a blob of a file that lies in the store's directory, durably; the file stays.
+
+        Args:
+            name: A name that was never used.
+            path: The file.
+
+        Returns:
+            Whether it could be done; if not, the blob is to be written.
+        """
+        ...
+
+    def read_blob(self, name: str, nbytes: int | None = None) -> bytes | None:
         """Returns a blob, ``None`` where it is missing.
 
+        Args:
+            name: Its name.
+            nbytes: How long it must be, which is looked at first; ``None`` for a state whose row is
+                lost, which must be as long as its own header says.
+
         Raises:
-            StateCorrupt: What stands there is not a plain file, or the name is none of ours.
+            StateCorrupt: What stands there is not a plain file of that length, or the name is none
+                of ours.
         """
         ...
 
     def drop_blob(self, name: str) -> None:
         """Deletes a blob, if it is there."""
+        ...
+
+    def set_aside(self, name: str) -> str:
+        """Puts a damaged blob where no row finds it; returns a clause that says where."""
         ...
 
     def blobs(self) -> Iterator[tuple[str, float]]:
@@ -116,6 +152,11 @@ class Backend(Protocol):
 
     def check(self, *, fix: bool) -> CheckReport:
         """Verifies what only the backend knows: settings, counters, foreign rows and files."""
+        ...
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it is open, and still where it was."""
         ...
 
     def close(self) -> None:

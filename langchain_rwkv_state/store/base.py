@@ -1,8 +1,8 @@
 """The store port: states by reference, and sessions that are moving names for references.
 
 A store needs no model. It gives durable, compare-and-swap names to states; it does not decide
-what a turn is. The easy mistake is to take `stage` for `put`: a staged state lives in this
-process's memory for a short while and is written only when something commits or keeps it.
+what a turn is. The easy mistake is to take `stage` for `put`: a staged state is this
+process's for a short while, and is stored only when something commits or keeps it.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from langchain_rwkv_state.errors import StateCorrupt
+from langchain_rwkv_state.state.plain_file import open_plain
 from langchain_rwkv_state.store.manifest import (
     FORMAT,
     FORMAT_VERSION,
@@ -149,12 +150,7 @@ def open_bundle(path: Path) -> Iterator[BundleReader]:
         StateCorrupt: The file was changed, truncated or added to, or is something else.
         OSError: It is not there or cannot be read.
     """
-    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-    handle = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for a writer
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise StateCorrupt(f"{path} is not a plain file.")
-    with os.fdopen(handle, "rb") as file:
+    with open_plain(path) as file:
         comment = _checked_comment(file)
         with _zip_errors():
             archive = zipfile.ZipFile(file)

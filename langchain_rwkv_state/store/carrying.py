@@ -35,13 +35,14 @@ from langchain_rwkv_state.state.codec import Decoded
 from langchain_rwkv_state.store.backend import Backend
 from langchain_rwkv_state.store.bundle import BundleReader, new_bundle, open_bundle
 from langchain_rwkv_state.store.clock import TTL, ttl_seconds
+from langchain_rwkv_state.store.damage import read_state, with_advice
 from langchain_rwkv_state.store.heads import Heads
 from langchain_rwkv_state.store.ledger import Ledger, View
 from langchain_rwkv_state.store.manifest import BundledTurn, Manifest
 from langchain_rwkv_state.store.renaming import Names
 from langchain_rwkv_state.store.rows import LogRow, Origin, SessionRow, StateRow
-from langchain_rwkv_state.store.state_file import checked_state
 
+_Exported = tuple[SessionRow, list[LogRow], list[StateRow]]
 _HOLD_SECONDS = 3600.0  # a process that is killed amid a bundle leaves nothing that lasts longer
 
 
@@ -60,17 +61,20 @@ class Exporter:
         backend: The blobs.
         key: The store's secret.
         write: Runs a transaction.
+        now: Tells the store's time.
     """
 
-    def __init__(self, backend: Backend, key: bytes, write: Write) -> None:
+    def __init__(
+        self, backend: Backend, key: bytes, write: Write, now: Callable[[], float]
+    ) -> None:
         self._backend = backend
         self._key = key
         self._write = write
+        self._now = now
 
     def write(self, session: str, path: Path, *, tokens: bool) -> None:
         """See `StateStore.export_session`."""
-        with new_bundle(path) as bundle, _temporary_owner(self._write) as owner:
-            row, log, held = self._write(lambda ledger: _held(ledger, session, owner), freeing=True)
+        with new_bundle(path) as bundle, self._held(session) as (row, log, held):
             if tokens and not any(turn.origin for turn in log):
                 raise ValueError(
                     f"No token ids of the session {session!r} are kept: only a store with "
@@ -102,24 +106,38 @@ class Exporter:
 
     def _file(self, row: StateRow) -> bytes:
         """Returns a state's file as it is stored, once it is known to be right."""
-        data = self._backend.read_blob(row.blob)
-        checked_state(data, row, self._key)
-        assert data is not None  # noqa: S101  # checked_state
-        return data
+        try:
+            return read_state(self._backend, row, self._key)[0]
+        except StateCorrupt as error:
+            view = View(self._backend.reader, self._now())
+            raise with_advice(error, self._backend, view, row, self._key) from error
+
+    @contextmanager
+    def _held(self, session: str) -> Iterator[_Exported]:
+        """Gives what is to be copied, and keeps it in the store for so long, if it can."""
+        if self._backend.read_only:  # whoever writes there meanwhile may delete a file under us
+            now = self._now()
+            yield self._backend.look(lambda reader: _exported(View(reader, now), session))
+            return
+
+        def work(ledger: Ledger, owner: str) -> _Exported:
+            found = _exported(ledger, session)
+            for state in found[2]:
+                ledger.hold(state.ref, b"k", owner, _HOLD_SECONDS)
+            return found
+
+        with _temporary_owner(self._write) as owner:
+            yield self._write(lambda ledger: work(ledger, owner), freeing=True)
 
 
-def _held(
-    ledger: Ledger, session: str, owner: str
-) -> tuple[SessionRow, list[LogRow], list[StateRow]]:
-    """Returns a session, its log and its states, newest first, which stay while they are copied."""
-    row = ledger.session(session)
+def _exported(view: View, session: str) -> _Exported:
+    """Returns a session, its log and its states, newest first."""
+    row = view.session(session)
     if row is None:
         raise StateNotFound(f"There is no session {session!r} to export.")
-    log = ledger.log(session)
-    refs = dict.fromkeys((*row.kept, *(turn.ref for turn in log if ledger.lives(turn.ref))))
-    for ref in refs:
-        ledger.hold(ref, b"k", owner, _HOLD_SECONDS)
-    return row, log, [ledger.state_to_hold(ref) for ref in refs]
+    log = view.log(session)
+    refs = dict.fromkeys((*row.kept, *(turn.ref for turn in log if view.lives(turn.ref))))
+    return row, log, [view.state_to_hold(ref) for ref in refs]
 
 
 class Importer:

@@ -8,6 +8,7 @@ easy mistake is to compare an expiry with `time.time()`: it must be compared wit
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,8 +16,12 @@ from datetime import timedelta
 
 from langchain_rwkv_state.store.forks import ForkLock
 
-TTL = float | int | timedelta | None
-"""Seconds or a `timedelta`; ``None`` means the store's default; `math.inf` never expires."""
+TTL = float | int | timedelta | str | None
+"""Seconds, a `timedelta`, or a text such as ``"90"``, ``"30m"``, ``"12h"``, ``"7d"``, ``"2w"`` and
+``"never"``; ``None`` means the store's default; `math.inf` never expires."""
+
+_TEXT = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)")
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0, "w": 604_800.0}
 
 LONGEST_TTL_SECONDS = 1e12
 """The longest time to live but never: 31,700 years."""
@@ -26,18 +31,39 @@ _LEAP_SECONDS = 180 * 86400.0  # no store is unused for half a year and missed b
 _SAVE_EVERY_SECONDS = 3600.0
 
 
+def read_duration(text: str) -> float:
+    """Reads a time to live: seconds, or a number and one of s, m, h, d, w; or ``never``.
+
+    Raises:
+        ValueError: The text is none of these.
+
+    Example:
+        >>> read_duration("90"), read_duration("2h"), read_duration("never")
+        (90.0, 7200.0, inf)
+    """
+    given = text.strip().lower()
+    if given == "never":
+        return math.inf
+    match = _TEXT.fullmatch(given)
+    if match is None or float(match[1]) == 0:
+        raise ValueError(f"{text!r} is no time to live: use seconds, 30m, 12h, 7d, 2w or never.")
+    return float(match[1]) * _UNITS[match[2]]
+
+
 def ttl_seconds(ttl: TTL, default: float) -> float:
     """Returns a time to live in seconds.
 
     Args:
-        ttl: Seconds, a `timedelta`, or ``None`` for `default`.
+        ttl: Seconds, a `timedelta`, a text as `read_duration` reads it, or ``None`` for `default`.
         default: The store's own time to live.
 
     Raises:
-        ValueError: It is not a positive number.
+        ValueError: It is not a positive number, and no such text.
     """
     if ttl is None:
         return default
+    if isinstance(ttl, str):
+        ttl = read_duration(ttl)
     wrong = isinstance(ttl, bool) or not isinstance(ttl, (int, float, timedelta))
     seconds = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
     if not wrong and LONGEST_TTL_SECONDS < seconds < math.inf:

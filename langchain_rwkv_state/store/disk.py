@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
@@ -18,7 +19,9 @@ from langchain_rwkv_state.store.clock import TTL
 from langchain_rwkv_state.store.disk_backend import DiskBackend
 from langchain_rwkv_state.store.policy import DEFAULT_TTL, KeyedStore
 from langchain_rwkv_state.store.records import Codec, LogKind
+from langchain_rwkv_state.store.resources import OPEN_STORES, Resources
 from langchain_rwkv_state.store.settings import check_settings
+from langchain_rwkv_state.store.staged_files import StagedFiles
 from langchain_rwkv_state.store.staging import STAGED_BUDGET_BYTES
 
 DIRECTORY_VARIABLE = "RWKV_STATE_DIR"
@@ -49,13 +52,20 @@ class DiskStateStore(KeyedStore):
             ``"int4"`` do, are chosen when a store is made, and give every state a reference of its
             own.
         clock: Gives Unix time.
-        staged_bytes: The most bytes of states to hold in memory that nothing has committed yet.
+        staged_bytes: The most bytes of states to hold in memory that nothing has committed yet;
+            beyond that they are kept in files of the directory, as long as in memory.
         timeout_seconds: How long to wait for another writer.
+        read_only: ``True`` writes nothing: sessions can be listed, read, exported and checked, and
+            their states be answered from, and every verb that would write raises `StoreError`; no
+            time to live is renewed. ``None`` is for reading and writing, or, where a store's
+            directory cannot be written, for reading alone, with a warning. ``False`` never is.
+        create: ``None`` makes a store where the directory is missing or empty; ``True`` also among
+            other files; ``False`` opens only one that is there.
 
     Raises:
         ValueError: A value is out of range.
         StoreError: The directory holds something else than a store of this package, or a store that
-            was made with another lossy codec, or with none.
+            is damaged, or that was made with another lossy codec, or with none.
         StoreFull: The disk leaves no room for one.
 
     Example:
@@ -81,12 +91,43 @@ class DiskStateStore(KeyedStore):
         clock: Callable[[], float] = time.time,
         staged_bytes: int = STAGED_BUDGET_BYTES,
         timeout_seconds: float = 60.0,
+        read_only: bool | None = None,
+        create: bool | None = None,
     ) -> None:
         check_settings(ttl, history, log, size_limit, codec)
+        if read_only and create:
+            raise ValueError("A store that is opened read_only cannot be made: leave create out.")
         root = default_directory() if path is None else Path(path).expanduser()
         self._path = root.absolute()
+        self._settings = {
+            "ttl": ttl,
+            "sliding": sliding,
+            "history": history,
+            "log": log,
+            "size_limit": size_limit,
+            "codec": codec,
+            "clock": clock,
+            "staged_bytes": staged_bytes,
+            "timeout_seconds": timeout_seconds,
+            "read_only": read_only,
+            "create": create,
+        }
+
+        def opened() -> Resources:
+            backend = DiskBackend(self._path, timeout_seconds, read_only=read_only, create=create)
+            if backend.read_only:
+                return Resources(backend)
+            staged = StagedFiles(self._path)
+            staged.sweep()
+            return Resources(backend, staged)
+
+        def fits(resources: Resources) -> bool:
+            backend = resources.backend
+            return backend.is_usable and not (read_only is False and backend.read_only)
+
+        key = (os.path.realpath(self._path), bool(read_only))
         super().__init__(
-            DiskBackend(self._path, timeout_seconds),
+            OPEN_STORES.held(key, opened, fits=fits),
             ttl=ttl,
             sliding=sliding,
             history=history,
@@ -102,5 +143,19 @@ class DiskStateStore(KeyedStore):
         """The store's directory."""
         return self._path
 
+    @property
+    def read_only(self) -> bool:
+        """Whether nothing can be written."""
+        return self._backend.read_only
+
     def __repr__(self) -> str:
         return f"DiskStateStore({str(self._path)!r})"
+
+    def __reduce__(self) -> tuple[Callable[..., DiskStateStore], tuple[Path, dict[str, Any]]]:
+        """Travels as its directory and its settings; a copy in the same process shares all else."""
+        return _open_again, (self._path, self._settings)
+
+
+def _open_again(path: Path, settings: dict[str, Any]) -> DiskStateStore:
+    """Opens a store that was pickled or copied."""
+    return DiskStateStore(path, **settings)

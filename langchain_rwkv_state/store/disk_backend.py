@@ -11,6 +11,7 @@ import os
 import sqlite3
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,29 +22,34 @@ from diskcache import Cache, Timeout
 from langchain_rwkv_state.errors import RWKVStateError, StateCorrupt, StoreError, StoreFull
 from langchain_rwkv_state.state import Buffer
 from langchain_rwkv_state.store.backend import Reader, Transaction
+from langchain_rwkv_state.store.connections import ThreadConnections
 from langchain_rwkv_state.store.files import (
-    RESERVE,
     StateFiles,
+    file_limit,
     is_full,
     make_directories,
+    open_regular,
 )
 from langchain_rwkv_state.store.forks import ForkLock
-from langchain_rwkv_state.store.preflight import (
-    COMPANIONS,
-    DATABASE,
-    SETTINGS,
-    prepare_database,
+from langchain_rwkv_state.store.place import (
+    KNOWN_FILES,
+    LOCK,
+    holds_store,
+    is_writable,
+    require_place,
 )
+from langchain_rwkv_state.store.preflight import prepare_database
+from langchain_rwkv_state.store.read_only import ReadOnlyTable
 from langchain_rwkv_state.store.records import CheckReport
 from langchain_rwkv_state.store.safe_disk import CountedBytes, SafeDisk
+from langchain_rwkv_state.store.schema import DATABASE, SETTINGS, WITNESS, WITNESS_RANGE
 from langchain_rwkv_state.store.table_check import SOUND, check_table
 
 if sys.platform != "win32":
     import fcntl
 
 T = TypeVar("T")
-LOCK = "lock"
-KNOWN_FILES = frozenset({DATABASE, *COMPANIONS, RESERVE, LOCK})
+_LOOK_AGAIN_SECONDS = 0.01  # at a lock that somebody else holds
 _PUT = (
     "INSERT INTO Cache(key, raw, store_time, access_time, size, mode, value)"
     " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT(key, raw) DO UPDATE SET"
@@ -51,7 +57,12 @@ _PUT = (
     " access_time = excluded.access_time, access_count = 0, tag = NULL, size = excluded.size,"
     " mode = excluded.mode, filename = NULL, value = excluded.value"
 )
-_GET = f"SELECT value, {SOUND} FROM Cache WHERE key = ?"  # noqa: S608 # constants alone
+_PUT_WITNESS = (
+    "INSERT INTO Anchor(key, value) VALUES (?, ?)"
+    " ON CONFLICT(key) DO UPDATE SET value = excluded.value"
+)
+_SOUND_WITNESS = "(typeof(key) = 'blob' AND typeof(value) = 'blob')"
+_TABLES = (("Cache", SOUND), ("Anchor", _SOUND_WITNESS))
 
 
 class _Rows:
@@ -62,7 +73,11 @@ class _Rows:
 
     def get(self, key: bytes) -> bytes | None:
         """See `Reader.get`."""
-        found = self._select(_GET, (key,))
+        table, sound = _TABLES[key[:1] == WITNESS]
+        found = self._select(
+            f"SELECT value, {sound} FROM {table} WHERE key = ?",  # noqa: S608 # constants alone
+            (key,),
+        )
         if not found:
             return None
         if len(found) > 1 or not found[0][1]:
@@ -75,19 +90,29 @@ class _Rows:
     ) -> list[tuple[bytes, bytes | None]]:
         """See `Reader.scan`."""
         order = "DESC" if reverse else "ASC"
-        found = self._select(
-            f"SELECT key, value, {SOUND} FROM Cache WHERE key >= ? AND key < ?"  # noqa: S608
-            f" ORDER BY key {order} LIMIT ?",
-            (start, end, -1 if limit is None else limit),
-        )
-        return [(key, value if sound else None) for key, value, sound in found]
+        rows: list[tuple[bytes, bytes | None]] = []
+        places = _places(start, end)
+        for table, sound in places:
+            found = self._select(
+                f"SELECT key, value, {sound} FROM {table} WHERE key >= ? AND key < ?"  # noqa: S608
+                f" ORDER BY key {order} LIMIT ?",
+                (start, end, -1 if limit is None else limit),
+            )
+            rows += [(key, value if sound else None) for key, value, sound in found]
+        if len(places) > 1:
+            rows.sort(key=lambda row: row[0], reverse=reverse)
+        return rows[:limit]
 
     def count(self, start: bytes, end: bytes) -> int:
         """See `Reader.count`."""
-        ((number,),) = self._select(
-            "SELECT COUNT(*) FROM Cache WHERE key >= ? AND key < ?", (start, end)
+        return sum(
+            int(number)
+            for table, _ in _places(start, end)
+            for (number,) in self._select(
+                f"SELECT COUNT(*) FROM {table} WHERE key >= ? AND key < ?",  # noqa: S608 # constants
+                (start, end),
+            )
         )
-        return int(number)
 
     def nbytes(self) -> int:
         """See `Reader.nbytes`."""
@@ -95,13 +120,23 @@ class _Rows:
         if len(found) == 1 and isinstance(found[0][0], int):
             return found[0][0]
         # The counter was changed; `check` puts it right, and until then the rows are asked.
-        ((number,),) = self._select("SELECT TOTAL(size) FROM Cache", ())
+        ((number,),) = self._select(
+            "SELECT (SELECT TOTAL(size) FROM Cache) + (SELECT TOTAL(length(value)) FROM Anchor)", ()
+        )
         return int(number)
 
     def _select(self, statement: str, values: tuple[object, ...]) -> list[tuple[Any, ...]]:
         with self._backend.errors():
             rows: list[tuple[Any, ...]] = self._backend.sql(statement, values)
             return rows
+
+
+def _places(start: bytes, end: bytes) -> Sequence[tuple[str, str]]:
+    """Returns the tables in which rows of a range lie, each with what makes a row sound."""
+    low, high = WITNESS_RANGE
+    if start >= low and end <= high:
+        return _TABLES[1:]
+    return _TABLES if start < high and end > low else _TABLES[:1]
 
 
 class _Changes(_Rows):
@@ -115,6 +150,9 @@ class _Changes(_Rows):
 
     def put(self, key: bytes, value: bytes, *, blob_nbytes: int = 0) -> None:
         """See `Transaction.put`."""
+        if key[:1] == WITNESS:
+            self._select(_PUT_WITNESS, (key, value))
+            return
         # `Cache.set` looks for the row first; one statement does both.
         now = time.time()
         size, mode, _, data = self._cache.disk.store(CountedBytes.of(value, blob_nbytes), False)
@@ -123,12 +161,17 @@ class _Changes(_Rows):
 
     def delete(self, *keys: bytes) -> None:
         """See `Transaction.delete`."""
-        places = ", ".join("?" * len(keys))
-        self._select(f"DELETE FROM Cache WHERE key IN ({places})", keys)  # noqa: S608 # places
+        witnesses = tuple(key for key in keys if key[:1] == WITNESS)
+        others = tuple(key for key in keys if key[:1] != WITNESS)
+        for (table, _), gone in zip(_TABLES, (others, witnesses), strict=True):
+            if gone:
+                places = ", ".join("?" * len(gone))
+                self._select(f"DELETE FROM {table} WHERE key IN ({places})", gone)  # noqa: S608 # places
 
     def delete_range(self, start: bytes, end: bytes) -> None:
         """See `Transaction.delete_range`."""
-        self._select("DELETE FROM Cache WHERE key >= ? AND key < ?", (start, end))
+        for table, _ in _places(start, end):
+            self._select(f"DELETE FROM {table} WHERE key >= ? AND key < ?", (start, end))  # noqa: S608
 
     def _select(self, statement: str, values: tuple[object, ...]) -> list[tuple[Any, ...]]:
         # The transaction as a whole minds errors and whether the directory is still the same.
@@ -150,13 +193,22 @@ class DiskBackend:
     Args:
         root: The directory; made where it is missing.
         timeout_seconds: How long to wait for another writer.
+        read_only: Whether nothing is written; ``None`` for where nothing can be, with a warning.
+        create: Whether a store is made where there is none; ``None`` not among other files.
 
     Raises:
         StoreError: The directory holds something else than a store of this package.
         StoreFull: The disk leaves no room for one.
     """
 
-    def __init__(self, root: Path, timeout_seconds: float = 60.0) -> None:
+    def __init__(
+        self,
+        root: Path,
+        timeout_seconds: float = 60.0,
+        *,
+        read_only: bool | None = False,
+        create: bool | None = True,
+    ) -> None:
         self.root = root
         self.files = StateFiles(root)
         self._timeout = timeout_seconds
@@ -164,18 +216,50 @@ class DiskBackend:
         self._lock = ForkLock(self._forked)
         self._cache: Cache | None = None
         self._inherited: list[Cache] = []
+        self._connections = ThreadConnections()
         self._closed = False
+        self._table: ReadOnlyTable | None = None
         with self.errors():
-            make_directories(root)
-            self._cache = self._open()
+            require_place(root, create=False if read_only else create)
+            if read_only is None and holds_store(root) and not is_writable(root):
+                read_only = True
+                warnings.warn(
+                    f"The store {root} cannot be written, so it is open read-only: its sessions "
+                    "can be read, and no turn can be committed. read_only=True says that this is "
+                    "meant.",
+                    stacklevel=3,
+                )
+            if read_only:
+                self._table = ReadOnlyTable(root, timeout_seconds)
+            else:
+                make_directories(root)
+                self._cache = self._open()
             self._identity = self._identify()
-            self.files.fill_reserve()
         self._rows = _Rows(self)
+
+    @property
+    def read_only(self) -> bool:
+        """See `Backend.read_only`."""
+        return self._table is not None
 
     @property
     def reader(self) -> Reader:
         """See `Backend.reader`."""
         return self._rows
+
+    def look(self, work: Callable[[Reader], T]) -> T:
+        """See `Backend.look`."""
+        with self.errors():
+            if self._table is not None:
+                return self._table.look(lambda: work(self._rows))
+            connection = self._opened()._con
+            if connection.in_transaction:
+                return work(self._rows)
+            connection.execute("BEGIN")
+            try:
+                return work(self._rows)
+            finally:
+                connection.rollback()
 
     def transact(self, work: Callable[[Transaction], T], *, freeing: bool = False) -> T:
         """See `Backend.transact`."""
@@ -190,26 +274,54 @@ class DiskBackend:
 
     def write_blob(self, name: str, parts: Sequence[Buffer]) -> None:
         """See `Backend.write_blob`."""
+        self._require_writable()
         self._require_identity()
         self.files.write(name, parts)
 
-    def read_blob(self, name: str) -> bytes | None:
+    def adopt_blob(self, name: str, path: Path) -> bool:
+        """See `Backend.adopt_blob`."""
+        self._require_identity()
+        return self.files.adopt(name, path)
+
+    def read_blob(self, name: str, nbytes: int | None = None) -> bytes | None:
         """See `Backend.read_blob`."""
-        return self.files.read(name)
+        return self.files.read(name, nbytes)
 
     def drop_blob(self, name: str) -> None:
         """See `Backend.drop_blob`."""
+        self._require_writable()
         self.files.drop(name)
+
+    def set_aside(self, name: str) -> str:
+        """See `Backend.set_aside`."""
+        self._require_writable()
+        with self.errors():
+            return self.files.set_aside(name)
 
     def blobs(self) -> Iterator[tuple[str, float]]:
         """See `Backend.blobs`."""
         return self.files.all()
 
+    @property
+    def is_usable(self) -> bool:
+        """Whether it is open, and its directory is still the one that was opened."""
+        try:
+            return not self._closed and self._identify() == self._identity
+        except OSError:
+            return False
+
     def check(self, *, fix: bool) -> CheckReport:
         """See `Backend.check`."""
-        with self._lock, self.errors():
+
+        def work() -> CheckReport:
             self._require_identity()
-            return check_table(self._opened(), self.files, KNOWN_FILES, fix=fix)
+            return check_table(self.sql, self.files, KNOWN_FILES, fix=fix)
+
+        if not fix:
+            return self.look(lambda _: work())
+        self._require_writable()
+        with self._lock, self.errors(), self._opened().transact():
+            return work()
 
     def close(self) -> None:
         """See `Backend.close`."""
@@ -217,10 +329,16 @@ class DiskBackend:
             cache, self._cache, self._closed = self._cache, None, True
             if cache is not None:
                 cache.close()
+            self._connections.close()
+            if self._table is not None:
+                self._table.close()
 
     def sql(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
         """Runs one statement on the calling thread's connection."""
         self._require_identity()
+        if self._table is not None:
+            self._require_open()
+            return self._table.fetch(statement, values)
         rows: list[tuple[Any, ...]] = self._opened()._sql(statement, values).fetchall()
         return rows
 
@@ -241,6 +359,11 @@ class DiskBackend:
             ) from error
         except (sqlite3.Error, OSError) as error:
             raise self._error(_first(error)) from error
+        except UnicodeDecodeError as error:  # sqlite3 reads damaged text, even in its own messages
+            raise StoreError(
+                f"The store {self.root} is damaged ({error.reason} in a text): restore it from a "
+                "copy, or use another directory."
+            ) from error
 
     def _error(self, error: sqlite3.Error | OSError) -> RWKVStateError:
         full = is_full(error) if isinstance(error, OSError) else "disk is full" in str(error)
@@ -249,9 +372,15 @@ class DiskBackend:
                 f"The disk leaves no room for the store {self.root}. What was stored before is "
                 "unharmed; delete sessions or make room."
             )
-        return StoreError(f"The store {self.root} cannot be used: {error}.")
+        if isinstance(error, sqlite3.DatabaseError) and "malformed" in str(error):
+            return StoreError(
+                f"The store {self.root} is damaged ({error}): restore the directory from a copy, "
+                "or use another one. The state files in it are as they were."
+            )
+        return StoreError(f"The store {self.root} cannot be used: {error}.{file_limit(error)}")
 
     def _transact(self, work: Callable[[Transaction], T]) -> T:
+        self._require_writable()
         with self._lock, self.errors():
             cache = self._opened()
             self._require_identity()
@@ -272,20 +401,33 @@ class DiskBackend:
             if cache._con.in_transaction:
                 cache._sql("ROLLBACK")
 
-    def _opened(self) -> Cache:
+    def _require_open(self) -> None:
         if self._closed:
             raise StoreError("The store is closed: open it again to use it.")
+
+    def _require_writable(self) -> None:
+        if self._table is not None:
+            raise StoreError(
+                f"The store {self.root} is read-only: its sessions can be listed, read, exported "
+                "and checked, not changed. Open it where its directory can be written, without "
+                "read_only=True."
+            )
+
+    def _opened(self) -> Cache:
+        self._require_open()
         cache = self._cache
         if cache is None:
             with self._lock:
                 if self._cache is None:
                     self._cache = self._open()
                 cache = self._cache
+        self._connections.mind(cache._con)
         return cache
 
     def _open(self) -> Cache:
-        with _only_one(self.root / LOCK):
+        with _only_one(self.root / LOCK, self._timeout):
             prepare_database(self.root, used=self.files.any_folder())
+            self.files.fill_reserve()
             return Cache(str(self.root), timeout=self._timeout, disk=SafeDisk, **SETTINGS)
 
     def _forked(self) -> None:
@@ -317,15 +459,34 @@ def _first(error: sqlite3.Error | OSError) -> sqlite3.Error | OSError:
 
 
 @contextmanager
-def _only_one(path: Path) -> Iterator[None]:
+def _only_one(path: Path, timeout_seconds: float) -> Iterator[None]:
     """Lets one process at a time make or look over a database."""
     if sys.platform == "win32":  # two processes should not make one store at the same moment
         yield
         return
-    no_link = getattr(os, "O_NOFOLLOW", 0)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | no_link, 0o600)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        handle = open_regular(path, os.O_RDWR | os.O_CREAT)
+    except StateCorrupt as error:
+        raise StoreError(f"{path} is not a plain file: delete it, or use another path.") from error
+    try:
+        deadline = time.monotonic() + timeout_seconds
+        while not _locked(handle):
+            if time.monotonic() > deadline:
+                raise StoreError(
+                    f"The store {path.parent} is busy: another process held {path.name} for "
+                    f"{timeout_seconds:.0f} seconds. Try again."
+                )
+            time.sleep(_LOOK_AGAIN_SECONDS)
         yield
     finally:
         os.close(handle)
+
+
+def _locked(handle: int) -> bool:
+    """Takes a file's lock, if nobody holds it."""
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True

@@ -10,7 +10,9 @@ from __future__ import annotations
 import errno
 import os
 import re
+import sqlite3
 import stat
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,15 +21,22 @@ from pathlib import Path
 
 from langchain_rwkv_state.errors import StateCorrupt, StoreError, StoreFull
 from langchain_rwkv_state.state import Buffer
+from langchain_rwkv_state.state.codec import read_state_file
 from langchain_rwkv_state.whole import flush_directory
+
+if sys.platform != "win32":
+    import resource
 
 SUFFIX = ".safetensors"
 RESERVE = "reserve"
+DAMAGED = "damaged"
+"""A folder for files that `check(fix=True)` found damaged: for whoever wants to look into them."""
 _RESERVE_BYTES = 1 << 20  # SQLite needs some pages of its log to delete a row
 _NAME = re.compile(r"[0-9a-f]{64}-[0-9a-f]{16}")
-_SHARD = re.compile(r"[0-9a-f]{2}")
+SHARD = re.compile(r"[0-9a-f]{2}")
 _MANY, _THREADS = 8, 8  # 100 deletes take 12 ms instead of 60 to 300 on a busy disk
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_PLAIN_FILE = (errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EISDIR)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # a pipe would wait for a writer
 
@@ -35,6 +44,31 @@ _NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # a pipe would wait for a writer
 def is_full(error: OSError) -> bool:
     """Says whether an error means that there is no room."""
     return error.errno in _FULL
+
+
+def file_limit(error: Exception) -> str:
+    """Returns a sentence on the largest file that may be written, where that may be the cause."""
+    if isinstance(error, OSError) and error.errno != errno.EFBIG:
+        return ""
+    if isinstance(error, sqlite3.Error) and "I/O" not in str(error):
+        return ""
+    limit = _largest_file()
+    if limit is not None:
+        return (
+            f" This process may write no file of more than {limit} bytes (the limit FSIZE, "
+            "`ulimit -f`): raise that limit."
+        )
+    if isinstance(error, OSError):
+        return " The file system takes no file of that size: use another one."
+    return ""
+
+
+def _largest_file() -> int | None:
+    """Returns the system's limit for this process, ``None`` for none."""
+    if sys.platform == "win32":
+        return None
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def make_directories(path: Path) -> None:
@@ -47,12 +81,13 @@ def make_directories(path: Path) -> None:
             flush_directory(each.parent)
 
 
-def write_new(path: Path, parts: Sequence[Buffer]) -> None:
+def write_new(path: Path, parts: Sequence[Buffer], *, flush: bool = True) -> None:
     """Writes a file that must not exist yet, durably, or not at all.
 
     Args:
         path: Its name.
         parts: Its bytes, in pieces.
+        flush: Whether to wait until it is on the disk; without, it is not durable.
 
     Raises:
         OSError: It could not be written; nothing is left of it.
@@ -64,7 +99,8 @@ def write_new(path: Path, parts: Sequence[Buffer]) -> None:
                 left = memoryview(part)
                 while left:
                     left = left[os.write(handle, left) :]
-            os.fsync(handle)
+            if flush:
+                os.fsync(handle)
         finally:
             os.close(handle)
     except BaseException:
@@ -73,24 +109,55 @@ def write_new(path: Path, parts: Sequence[Buffer]) -> None:
         raise
 
 
-def read_regular(path: Path) -> bytes:
-    """Returns what a regular file holds.
+def _flush_file(path: Path) -> None:
+    handle = os.open(path, os.O_RDWR | _NO_LINK)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
+    """Opens a regular file, and waits for nothing; returns its handle.
 
     Raises:
         FileNotFoundError: There is nothing of that name.
         StateCorrupt: Something else than a regular file stands there.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | _NO_LINK | _NO_WAIT)
+        handle = os.open(path, flags | _NO_LINK | _NO_WAIT, 0o600)
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EMLINK, errno.ENXIO):
+        if error.errno in _NO_PLAIN_FILE:
             raise StateCorrupt(f"{path.name} is not a plain file: it was put there.") from error
         raise
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise StateCorrupt(f"{path.name} is not a plain file: it was put there.")
-    with os.fdopen(handle, "rb") as file:
-        return file.read()
+    return handle
+
+
+def read_regular(path: Path, nbytes: int | None) -> bytes:
+    """Returns what a regular file holds.
+
+    Args:
+        path: Its name.
+        nbytes: How long it must be; ``None`` for as long as a state's file says at its start that
+            it is. A file of another length is not read.
+
+    Raises:
+        FileNotFoundError: There is nothing of that name.
+        StateCorrupt: Something else than a regular file of that length stands there.
+    """
+    with os.fdopen(open_regular(path), "rb") as file:
+        if nbytes is None:
+            return read_state_file(file)
+        size = os.fstat(file.fileno()).st_size
+        if size != nbytes:
+            raise StateCorrupt(
+                f"The file {path.name} has {size} bytes and should have {nbytes}: it was truncated "
+                "or changed."
+            )
+        return file.read(nbytes)
 
 
 class StateFiles:
@@ -118,14 +185,33 @@ class StateFiles:
                     f"The disk leaves no room for a state of {size} bytes: {error.strerror}. "
                     "What was stored before is unharmed; delete sessions or make room."
                 ) from error
-            raise StoreError(f"A state could not be written to {path}: {error}") from error
+            raise StoreError(
+                f"A state could not be written to {path}: {error}.{file_limit(error)}"
+            ) from error
 
-    def read(self, name: str) -> bytes | None:
+    def adopt(self, name: str, path: Path) -> bool:
+        """See `Backend.adopt_blob`."""
+        target = self._path(name)
+        try:
+            if not target.parent.exists():
+                make_directories(target.parent)
+            self._require_folder(target.parent)
+            os.link(path, target, follow_symlinks=False)
+        except OSError:
+            return False  # no room, no links, or no such file: whoever asks writes it anew
+        try:
+            _flush_file(target)
+        except OSError:
+            self.drop(name)
+            return False
+        return True
+
+    def read(self, name: str, nbytes: int | None = None) -> bytes | None:
         """See `Backend.read_blob`."""
         path = self._path(name)
         try:
             self._require_folder(path.parent)
-            return read_regular(path)
+            return read_regular(path, nbytes)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -150,6 +236,21 @@ class StateFiles:
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="rwkv-state-drop") as pool:
             list(pool.map(self.drop, names))
 
+    def set_aside(self, name: str) -> str:
+        """See `Backend.set_aside`."""
+        path = self._path(name)
+        folder = self._root / DAMAGED
+        make_directories(folder)
+        self._require_folder(folder)
+        self._require_folder(path.parent)
+        target = folder / path.name
+        try:
+            path.rename(target)
+        except FileNotFoundError:
+            return "it is gone"
+        flush_directory(folder)
+        return f"it was moved to {target}"
+
     def exists(self, name: str) -> bool:
         """See `Transaction.blob_exists`."""
         return self._path(name).is_file()
@@ -158,7 +259,7 @@ class StateFiles:
         """See `Backend.blobs`."""
         now = time.time()
         for folder in sorted(self._root.iterdir()):
-            if _SHARD.fullmatch(folder.name) is None or not _is_folder(folder):
+            if SHARD.fullmatch(folder.name) is None or not _is_folder(folder):
                 continue
             for path in sorted(folder.iterdir()):
                 name = path.name.removesuffix(SUFFIX)
@@ -172,7 +273,7 @@ class StateFiles:
         for path in sorted(self._root.iterdir()):
             if path.name in known:
                 continue
-            if _SHARD.fullmatch(path.name) is None or not _is_folder(path):
+            if SHARD.fullmatch(path.name) is None or not _is_folder(path):
                 yield path
                 continue
             for inner in sorted(path.iterdir()):
@@ -198,15 +299,24 @@ class StateFiles:
 
     def any_folder(self) -> bool:
         """Says whether a state was ever written here."""
-        return any(_SHARD.fullmatch(path.name) for path in self._root.iterdir())
+        return any(SHARD.fullmatch(path.name) for path in self._root.iterdir())
 
     # -- the reserve -----------------------------------------------------------------------------
 
     def fill_reserve(self) -> None:
-        """Keeps back some room, if there is any."""
+        """Keeps back some room, if there is any.
+
+        Raises:
+            StoreError: Something else than a plain file stands there.
+        """
         path = self._root / RESERVE
-        if path.exists():
-            return
+        with suppress(OSError):
+            about = path.lstat()
+            if not stat.S_ISREG(about.st_mode):
+                raise StoreError(f"{path} is not a plain file: delete it, or use another path.")
+            if about.st_size == _RESERVE_BYTES:
+                return
+            path.unlink()  # somebody was killed who wrote it
         with suppress(OSError):
             write_new(path, [bytes(_RESERVE_BYTES)])
 

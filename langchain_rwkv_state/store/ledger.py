@@ -59,8 +59,8 @@ class View:
             if data is None and self._reader.get(anchor) is not None:
                 raise StateCorrupt(
                     f"The row of the session {name!r} is lost or was changed, though nobody "
-                    "deleted the session: run check() on the store, or delete_session() to start "
-                    "anew."
+                    "deleted the session: restore the store from a copy, or let the session start "
+                    f"anew with store.delete_session({name!r})."
                 )
         return SessionRow.unpack(name, data)
 
@@ -72,6 +72,10 @@ class View:
         """
         row = self.stored_session(name)
         return None if row is None or row.expires <= self.now else row
+
+    def rows_of(self, prefix: bytes) -> list[tuple[bytes, bytes | None]]:
+        """Returns the rows whose keys begin so."""
+        return self._reader.scan(prefix, rows.after_prefix(prefix))
 
     def log(self, name: str) -> list[LogRow]:
         """Returns a session's log, newest first.
@@ -195,6 +199,17 @@ class View:
             raise self._gone(ref, expired)
         return row
 
+    def state_to_hold(self, ref: str) -> StateRow:
+        """Returns a stored state's row, expired or not.
+
+        Raises:
+            StateExpired, StateNotFound, StateCorrupt: As `state`, where there is no row.
+        """
+        row = self.stored_state(ref)
+        if row is None:
+            raise self.missing(ref)
+        return row
+
     def lives(self, ref: str) -> bool:
         """Says whether a state is stored and has not expired."""
         return self._reader.get(rows.state_key(ref)) is not None and self.expired_at(ref) is None
@@ -257,17 +272,6 @@ class Ledger(View):
     def blob_exists(self, name: str) -> bool:
         """Says whether a state's bytes are there."""
         return self._rows.blob_exists(name)
-
-    def state_to_hold(self, ref: str) -> StateRow:
-        """Returns a stored state's row, expired or not.
-
-        Raises:
-            StateExpired, StateNotFound, StateCorrupt: As `state`, where there is no row.
-        """
-        row = self.stored_state(ref)
-        if row is None:
-            raise self.missing(ref)
-        return row
 
     def holds(self, ref: str, kind: bytes, owner: str) -> bool:
         """Says whether something holds a state."""
@@ -526,6 +530,46 @@ def _places(found: Iterable[tuple[bytes, bytes | None]]) -> list[QueueRow]:
         with suppress(StateCorrupt):
             places.append(QueueRow.unpack(key, data))
     return places
+
+
+def session_names(view: View, prefix: str) -> list[str]:
+    """Returns the names of the living sessions, sorted, and of those whose rows are damaged.
+
+    A session is found by its row or by its witness, whichever is left, so that a damaged one is not
+    left out as if there were none; whoever reads it is told.
+    """
+    witnesses = view.rows_of(rows.anchor_key(prefix))  # first: whoever has none then is new
+    living: list[bytes] = []
+    sound: set[bytes] = set()
+    unsure: set[bytes] = set()
+    for key, data in view.rows_of(rows.session_key(prefix)):
+        try:
+            if rows.peek_expires(key, data) > view.now:
+                living.append(key[1:])
+            sound.add(key[1:])
+        except StateCorrupt:
+            unsure.add(key[1:])
+    unsure |= {key[1:] for key, _ in witnesses}
+    names = list(filter(None, map(_name, living)))
+    lost = [name for name in map(_name, unsure - sound) if name and _is_damaged(view, name)]
+    return sorted(names + lost, key=rows.name_bytes) if lost else names
+
+
+def _is_damaged(view: View, name: str) -> bool:
+    """Says whether a session exists that cannot be read, and was not just deleted."""
+    try:
+        view.stored_session(name)
+    except StateCorrupt:
+        return True
+    return False
+
+
+def _name(data: bytes) -> str | None:
+    """Reads a session's name; ``None`` for bytes that are none, which `check` reports."""
+    try:
+        return rows.name_text(data)
+    except ValueError:
+        return None
 
 
 def _steps(ref: str, origins: Mapping[str, Origin | None]) -> list[tuple[str, Origin]]:

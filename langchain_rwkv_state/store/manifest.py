@@ -16,16 +16,17 @@ from itertools import pairwise
 from typing import Any
 
 from langchain_rwkv_state.errors import StateCorrupt
+from langchain_rwkv_state.state.codec import FILE_LIMIT_BYTES, is_later
 from langchain_rwkv_state.store.clock import LONGEST_TTL_SECONDS
 from langchain_rwkv_state.store.ledger import LOG_ENTRIES
 from langchain_rwkv_state.store.rows import NAME_MAX, Body, Origin, finite
 from langchain_rwkv_state.store.tokens import unpack_tokens
+from langchain_rwkv_state.store.unread import no_constant, require_messages
 
 FORMAT = "langchain-rwkv-state-bundle"
 FORMAT_VERSION = 1
 MEMBER = "session.json"
 
-_COUNT_MAX = 1 << 53  # the whole numbers that every reader of JSON has
 _LATEST_SECONDS = 2 * LONGEST_TTL_SECONDS  # no time of a session is later, and none before 1970
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SAID = re.compile(r"[0-9a-f]{16}")
@@ -42,13 +43,13 @@ def require_version(version: str) -> None:
     Raises:
         StateCorrupt: This release does not read it.
     """
-    if version.isdecimal() and int(version) > FORMAT_VERSION:
+    if is_later(version, FORMAT_VERSION):
         raise StateCorrupt(
-            f"The bundle has format version {version}; this release reads up to {FORMAT_VERSION}: "
-            "upgrade langchain-rwkv-state."
+            f"The bundle has format version {version:.20}; this release reads up to "
+            f"{FORMAT_VERSION}: upgrade langchain-rwkv-state."
         )
     if version != str(FORMAT_VERSION):
-        raise StateCorrupt(f"The bundle's format version {version!r} is not known.")
+        raise StateCorrupt(f"The bundle's format version {version!r:.40} is not known.")
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class Manifest:
             StateCorrupt: It is something else, of a later version, or contradicts itself.
         """
         try:
-            values = json.loads(data, parse_constant=_no_constant)
+            values = json.loads(data, parse_constant=no_constant)
         except (ValueError, RecursionError) as error:
             raise StateCorrupt(f"The bundle's {MEMBER} is not readable: {error}.") from error
         fields = _Fields(MEMBER, values)
@@ -212,19 +213,9 @@ class _Fields(Body):
         super().__init__(b"", values)
         self._where = where
 
-    def count(self, name: str) -> int:
-        """Returns a number of things."""
-        value = super().count(name)
-        if value > _COUNT_MAX:
-            raise self._wrong(name)
-        return value
-
     def seconds(self, name: str) -> float:
         """Returns a time; ``None`` stands for never."""
-        try:
-            value = super().seconds(name)
-        except OverflowError as error:
-            raise self._wrong(name) from error
+        value = super().seconds(name)
         if not 0 <= value <= _LATEST_SECONDS and value != math.inf:
             raise self._wrong(name)
         return value
@@ -232,12 +223,22 @@ class _Fields(Body):
     def messages(self, name: str) -> tuple[str, ...]:
         """Returns messages, which are JSON texts to a store."""
         texts = self.texts(name)
-        for text in texts:
-            try:
-                json.loads(text.encode())
-            except (ValueError, RecursionError) as error:
-                raise self._wrong(name) from error
+        try:
+            require_messages(texts)
+        except ValueError as error:
+            raise StateCorrupt(
+                f"The bundle's {self._where} has an unusable {name!r}: {error}"
+            ) from error
         return texts
+
+    def words(self, name: str) -> str:
+        """Returns a text that can be written: JSON can hold half a surrogate pair."""
+        text = self.text(name)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise self._wrong(name) from error
+        return text
 
     def time(self, name: str) -> float:
         """Returns a time that is not never."""
@@ -275,8 +276,8 @@ class _Fields(Body):
         return Origin(
             base=fields.maybe_ref("base"),
             tokens=fields.text("tokens"),
-            fingerprint=fields.text("fingerprint"),
-            block=fields.maybe_text("block"),
+            fingerprint=fields.words("fingerprint"),
+            block=None if fields.maybe_text("block") is None else fields.words("block"),
         )
 
     def _wrong(self, name: str) -> StateCorrupt:
@@ -311,8 +312,7 @@ def _turn(fields: _Fields) -> BundledTurn:
 
 
 def _state(fields: _Fields) -> BundledState:
-    return BundledState(fields.ref("ref"), fields.count("nbytes"), fields.digest("sha256"))
-
-
-def _no_constant(text: str) -> None:
-    raise ValueError(f"{text} is no number")
+    nbytes = fields.count("nbytes")
+    if nbytes > FILE_LIMIT_BYTES:
+        raise fields._wrong("nbytes")
+    return BundledState(fields.ref("ref"), nbytes, fields.digest("sha256"))

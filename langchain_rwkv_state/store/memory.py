@@ -9,16 +9,18 @@ from __future__ import annotations
 import time
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from pathlib import Path
+from typing import Self, TypeVar
 
+from langchain_rwkv_state.runtime.registry import Hold
 from langchain_rwkv_state.state import Buffer
 from langchain_rwkv_state.store.backend import Reader, Transaction
 from langchain_rwkv_state.store.clock import TTL
 from langchain_rwkv_state.store.forks import ForkLock
 from langchain_rwkv_state.store.policy import DEFAULT_TTL, KeyedStore
 from langchain_rwkv_state.store.records import CheckReport, Codec, LogKind
+from langchain_rwkv_state.store.resources import Resources
 from langchain_rwkv_state.store.settings import check_settings
-from langchain_rwkv_state.store.staging import STAGED_BUDGET_BYTES
 
 T = TypeVar("T")
 
@@ -121,9 +123,19 @@ class MemoryBackend:
         self._blobs: dict[str, tuple[bytes, float]] = {}
 
     @property
+    def read_only(self) -> bool:
+        """See `Backend.read_only`."""
+        return False
+
+    @property
     def reader(self) -> Reader:
         """See `Backend.reader`."""
         return self._rows
+
+    def look(self, work: Callable[[Reader], T]) -> T:
+        """See `Backend.look`."""
+        with self._lock:
+            return work(self._rows)
 
     def transact(self, work: Callable[[Transaction], T], *, freeing: bool = False) -> T:  # noqa: ARG002
         """See `Backend.transact`."""
@@ -144,8 +156,12 @@ class MemoryBackend:
         with self._lock:
             self._blobs[name] = (data, time.monotonic())
 
-    def read_blob(self, name: str) -> bytes | None:
-        """See `Backend.read_blob`."""
+    def adopt_blob(self, name: str, path: Path) -> bool:  # noqa: ARG002
+        """See `Backend.adopt_blob`: nothing of it lies in files."""
+        return False
+
+    def read_blob(self, name: str, nbytes: int | None = None) -> bytes | None:  # noqa: ARG002
+        """See `Backend.read_blob`: what is in memory needs no look before it is read."""
         with self._lock:
             found = self._blobs.get(name)
             return None if found is None else found[0]
@@ -154,6 +170,11 @@ class MemoryBackend:
         """See `Backend.drop_blob`."""
         with self._lock:
             self._blobs.pop(name, None)
+
+    def set_aside(self, name: str) -> str:
+        """See `Backend.set_aside`: what is in memory is dropped."""
+        self.drop_blob(name)
+        return "it was dropped"
 
     def blobs(self) -> Iterator[tuple[str, float]]:
         """See `Backend.blobs`."""
@@ -164,6 +185,11 @@ class MemoryBackend:
     def check(self, *, fix: bool) -> CheckReport:  # noqa: ARG002
         """See `Backend.check`: dicts have nothing of their own to verify."""
         return CheckReport(())
+
+    @property
+    def is_usable(self) -> bool:
+        """See `Backend.is_usable`."""
+        return True
 
     def close(self) -> None:
         """See `Backend.close`."""
@@ -183,7 +209,6 @@ class MemoryStateStore(KeyedStore):
         size_limit: The most bytes to store, ``None`` for no limit.
         codec: How states become bytes; see `DiskStateStore`.
         clock: Gives Unix time.
-        staged_bytes: The most bytes of staged states to hold.
 
     Raises:
         ValueError: A value is out of range.
@@ -207,11 +232,10 @@ class MemoryStateStore(KeyedStore):
         codec: Codec = "exact",
         *,
         clock: Callable[[], float] = time.time,
-        staged_bytes: int = STAGED_BUDGET_BYTES,
     ) -> None:
         check_settings(ttl, history, log, size_limit, codec)
         super().__init__(
-            MemoryBackend(),
+            Hold(Resources(MemoryBackend()), _nothing),
             ttl=ttl,
             sliding=sliding,
             history=history,
@@ -219,5 +243,33 @@ class MemoryStateStore(KeyedStore):
             size_limit=size_limit,
             codec=codec,
             clock=clock,
-            staged_bytes=staged_bytes,
         )
+
+    def close(self) -> None:
+        """See `StateStore.close`: everything in it goes."""
+        if not self._closed:
+            super().close()
+            self._resources.value.close()
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        """Returns the store itself: what it holds is in no other place."""
+        return self
+
+    def __copy__(self) -> Self:
+        """Returns the store itself."""
+        return self
+
+    def __reduce__(self) -> str | tuple[object, ...]:
+        """Refuses to be pickled.
+
+        Raises:
+            TypeError: What it holds cannot travel.
+        """
+        raise TypeError(
+            "A MemoryStateStore cannot be pickled, since what it holds is in this process alone: "
+            "use a DiskStateStore."
+        )
+
+
+def _nothing(*, now: bool = False) -> None:
+    """Gives nothing back: a store in memory is shared by its object alone."""

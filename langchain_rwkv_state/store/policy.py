@@ -11,6 +11,8 @@ import math
 import os
 import secrets
 import time
+import warnings
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -18,25 +20,31 @@ from pathlib import Path
 from typing import TypeVar
 
 from langchain_rwkv_state.errors import (
+    RWKVStateError,
     SessionConflict,
     StateCorrupt,
+    StateExpired,
     StateNotFound,
     StoreError,
     StoreFull,
 )
 from langchain_rwkv_state.runtime.base import Runtime
+from langchain_rwkv_state.runtime.registry import Hold
 from langchain_rwkv_state.state import (
     LOSSY,
     CodecName,
     RWKVState,
+    decode,
     encode_parts,
     is_reference,
     lossy,
     reference,
+    require_finite,
 )
 from langchain_rwkv_state.store import queue, rows
+from langchain_rwkv_state.store.aio import Threads
 from langchain_rwkv_state.store.audit import audit
-from langchain_rwkv_state.store.backend import Backend, Transaction
+from langchain_rwkv_state.store.backend import Transaction
 from langchain_rwkv_state.store.base import StateStore
 from langchain_rwkv_state.store.carrying import Exporter, Importer
 from langchain_rwkv_state.store.clock import (
@@ -46,8 +54,9 @@ from langchain_rwkv_state.store.clock import (
     steady_seconds,
     ttl_seconds,
 )
+from langchain_rwkv_state.store.damage import stored_state
 from langchain_rwkv_state.store.heads import Heads
-from langchain_rwkv_state.store.ledger import Ledger, View
+from langchain_rwkv_state.store.ledger import Ledger, View, session_names
 from langchain_rwkv_state.store.rebuild import Rebuilder
 from langchain_rwkv_state.store.records import (
     CheckReport,
@@ -58,12 +67,18 @@ from langchain_rwkv_state.store.records import (
     SessionInfo,
     StoreStats,
 )
+from langchain_rwkv_state.store.resources import Resources
 from langchain_rwkv_state.store.rows import HolderRow, Origin, SessionRow, StateRow
-from langchain_rwkv_state.store.secret import store_secret
-from langchain_rwkv_state.store.settings import check_log
-from langchain_rwkv_state.store.staging import STAGED_BUDGET_BYTES, Staging
-from langchain_rwkv_state.store.state_file import checked_state
+from langchain_rwkv_state.store.secret import open_secret
+from langchain_rwkv_state.store.settings import check_log, check_name
+from langchain_rwkv_state.store.staging import (
+    STAGED_BUDGET_BYTES,
+    STAGED_TTL_SECONDS,
+    Staged,
+)
 from langchain_rwkv_state.store.tokens import joined, pack_tokens
+from langchain_rwkv_state.store.unread import LIMIT_BYTES, bundled_bytes, require_messages
+from langchain_rwkv_state.store.unsaved import EndedTurn
 
 T = TypeVar("T")
 DEFAULT_TTL = timedelta(days=30)
@@ -80,7 +95,7 @@ class KeyedStore(StateStore):
     """A `StateStore` over any backend.
 
     Args:
-        backend: Where rows and blobs are kept.
+        resources: What it shares with others over the same place; given back when it is closed.
         ttl: How long sessions and states live, unless said otherwise.
         sliding: Whether commits and reads renew that.
         history: How many states before a session's head are kept.
@@ -88,7 +103,7 @@ class KeyedStore(StateStore):
         size_limit: The most bytes to store, ``None`` for no limit.
         codec: How states become bytes, ``None`` for as the store was made.
         clock: Gives Unix time.
-        staged_bytes: The most bytes of staged states to hold in memory.
+        staged_bytes: The most bytes of staged states to hold in memory, where there are files.
 
     Raises:
         ValueError: A value is out of range.
@@ -97,7 +112,7 @@ class KeyedStore(StateStore):
 
     def __init__(
         self,
-        backend: Backend,
+        resources: Hold[Resources],
         *,
         ttl: TTL = DEFAULT_TTL,
         sliding: bool = True,
@@ -108,7 +123,10 @@ class KeyedStore(StateStore):
         clock: Callable[[], float] = time.time,
         staged_bytes: int = STAGED_BUDGET_BYTES,
     ) -> None:
-        self._backend = backend
+        self._resources = resources
+        self._backend = resources.value.backend
+        self._staging = resources.value.staging
+        self._staged_bytes = staged_bytes
         self._closed = False
         self._ttl = ttl_seconds(ttl, DEFAULT_TTL.total_seconds())
         self._sliding = sliding
@@ -116,16 +134,30 @@ class KeyedStore(StateStore):
         self._log_tokens = log == "tokens"
         self._size_limit = size_limit
         try:
-            self._key, self._codec = self._backend.transact(
-                lambda changes: store_secret(changes, codec)
-            )
+            self._key, self._codec = self._about(codec)
             check_log(log, self._codec)
         except BaseException:
-            self._backend.close()
+            resources.release()
             raise
         steady = steady_seconds if clock is time.time else None
         self._clock = StoreClock(clock, self._ttl, self._clock_mark, steady)
-        self._staging = Staging(self._clock.now, budget_bytes=staged_bytes)
+
+    def _about(self, codec: CodecName | None) -> tuple[bytes, CodecName]:
+        """Returns the store's secret, and how this object writes states."""
+        shared = self._resources.value
+        known = shared.about
+        if known is None or codec not in (None, known[1]):
+            known = open_secret(self._backend, codec)
+            shared.about = shared.about or known
+        return known
+
+    @property
+    def _threads(self) -> Threads:
+        return self._resources.value.threads
+
+    @property
+    def _unsaved(self) -> dict[str, deque[EndedTurn]]:
+        return self._resources.value.unsaved
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({'closed' if self._closed else 'open'})"
@@ -156,26 +188,27 @@ class KeyedStore(StateStore):
         self._check_open()
         if parent is not None:
             _check_ref(parent, "parent")
+        require_finite(state)
         ref, state = self._as_kept(state)
-        self._staging.stage(ref, state, parent, tokens if self._log_tokens else ())
+        kept = tokens if self._log_tokens else ()
+        self._staging.stage(ref, state, parent, kept, now=self._clock.now())
+        self._make_room()
         return ref
 
     def get(self, ref: str, *, renew: bool = True) -> RWKVState:
         """See `StateStore.get`."""
         self._check_open()
         _check_ref(ref, "ref")
-        staged = self._staging.get(ref)
-        if staged is not None:
-            return staged.state
-        view = self._view()
-        row = view.state(ref)
-        data = self._backend.read_blob(row.blob)
-        if data is None:
-            row = self._view().state(ref)  # deleted, or stored anew, since the look above
-            data = self._backend.read_blob(row.blob)
-        state = checked_state(data, row, self._key)
+        staged = self._staged(ref)
+        state = None if staged is None else self._state_of(staged)
+        if state is not None:
+            return state
+        try:
+            state = stored_state(self._backend, self._view, ref, self._key)
+        except StateNotFound as error:
+            raise self._unless_expired(error, ref) from None
         if renew:
-            self._renew_holds(view, ref)
+            self._renew_holds(self._view(), ref)
         return state
 
     def descends(self, later: str, earlier: str) -> bool:
@@ -192,7 +225,7 @@ class KeyedStore(StateStore):
             if ref is None or ref in seen:
                 continue
             seen.add(ref)
-            staged, row = self._staging.get(ref), view.stored_state(ref)
+            staged, row = self._staged(ref), view.stored_state(ref)
             todo += [made.parent for made in (staged, row) if made is not None]
             todo += view.parents(ref)
         return False
@@ -201,14 +234,14 @@ class KeyedStore(StateStore):
         """See `StateStore.keep`."""
         self._check_open()
         _check_ref(ref, "ref")
-        _check_name(owner, "owner")
+        check_name(owner, "owner")
         seconds = ttl_seconds(ttl, self._ttl)
         self._with_state(ref, lambda ledger: ledger.hold(ref, b"k", owner, seconds))
 
     def release(self, owner: str) -> int:
         """See `StateStore.release`."""
         self._check_open()
-        _check_name(owner, "owner")
+        check_name(owner, "owner")
         return self._write(lambda ledger: ledger.release(owner), freeing=True)
 
     # -- sessions --------------------------------------------------------------------------------
@@ -237,7 +270,7 @@ class KeyedStore(StateStore):
     ) -> None:
         """See `StateStore.commit`."""
         self._check_open()
-        _check_name(session, "session")
+        check_name(session, "session")
         _check_ref(ref, "ref")
         if parent is not None:
             _check_ref(parent, "parent")
@@ -270,9 +303,10 @@ class KeyedStore(StateStore):
     def append_unread(self, session: str, messages: Sequence[str], ttl: TTL = None) -> None:
         """See `StateStore.append_unread`."""
         self._check_open()
-        _check_name(session, "session")
+        check_name(session, "session")
         if isinstance(messages, str) or not all(isinstance(text, str) for text in messages):
             raise ValueError(f"messages must be a list of JSON texts, got {messages!r:.200}.")
+        require_messages(messages)
         ttl_seconds(ttl, self._ttl)
         if not messages:
             return
@@ -280,6 +314,11 @@ class KeyedStore(StateStore):
         def work(ledger: Ledger) -> None:
             row = self._heads.living(ledger, session)
             row = replace(row, unread=(*row.unread, *messages), updated=ledger.now)
+            if len(row.unread) > 1 and bundled_bytes(row.unread) > LIMIT_BYTES:
+                raise StoreFull(
+                    f"The session {session!r} would hold {bundled_bytes(row.unread)} bytes of "
+                    f"unread messages, and one holds {LIMIT_BYTES}: let a turn read them first."
+                )
             ledger.save_session(self._heads.renewed(row, ledger.now, ttl, None))
 
         self._write(work)
@@ -287,7 +326,7 @@ class KeyedStore(StateStore):
     def log(self, session: str) -> list[LogEntry]:
         """See `StateStore.log`."""
         self._check_open()
-        _check_name(session, "session")
+        check_name(session, "session")
         view = self._view()
         if view.session(session) is None:
             return []
@@ -306,24 +345,13 @@ class KeyedStore(StateStore):
     def sessions(self, prefix: str = "") -> list[str]:
         """See `StateStore.sessions`."""
         self._check_open()
-        now = self._clock.now()
-        start = rows.session_key(prefix)
-        names: list[str] = []
-        for key, data in self._backend.reader.scan(start, rows.after_prefix(start)):
-            try:
-                alive = rows.peek_expires(key, data) > now
-                name = rows.name_text(key[1:])
-            except (StateCorrupt, ValueError):
-                continue  # not a session any more; `check` and `head` say so
-            if alive:
-                names.append(name)
-        return names
+        return session_names(self._view(), prefix)
 
     def fork(self, session: str, new_session: str, at: str | None = None) -> str:
         """See `StateStore.fork`."""
         self._check_open()
-        _check_name(session, "session")
-        _check_name(new_session, "new_session")
+        check_name(session, "session")
+        check_name(new_session, "new_session")
         if at is not None:
             _check_ref(at, "at")
 
@@ -354,7 +382,7 @@ class KeyedStore(StateStore):
     def rewind(self, session: str, turns: int = 1, to: str | None = None) -> str | None:
         """See `StateStore.rewind`."""
         self._check_open()
-        _check_name(session, "session")
+        check_name(session, "session")
         if to is not None:
             _check_ref(to, "to")
         elif not _is_whole(turns) or turns < 1:
@@ -377,7 +405,7 @@ class KeyedStore(StateStore):
     def delete_session(self, session: str) -> bool:
         """See `StateStore.delete_session`."""
         self._check_open()
-        _check_name(session, "session")
+        check_name(session, "session")
 
         def work(ledger: Ledger) -> bool:
             try:
@@ -395,7 +423,7 @@ class KeyedStore(StateStore):
     def enter_queue(self, session: str, token: str, seconds: float) -> int:
         """See `StateStore.enter_queue`."""
         self._check_open()
-        _check_name(session, "session")
+        check_name(session, "session")
         if not 0 < seconds < math.inf:
             raise ValueError(f"A place in a queue holds for some seconds, not {seconds!r}.")
         return self._write(
@@ -405,13 +433,13 @@ class KeyedStore(StateStore):
     def leave_queue(self, session: str, token: str) -> bool:
         """See `StateStore.leave_queue`."""
         self._check_open()
-        _check_name(session, "session")
+        check_name(session, "session")
         return self._write(lambda ledger: queue.leave(ledger, session, token), freeing=True)
 
     def queue(self, session: str) -> list[QueuedTurn]:
         """See `StateStore.queue`."""
         self._check_open()
-        _check_name(session, "session")
+        check_name(session, "session")
         return queue.line(self._view(), session)
 
     # -- bundles ---------------------------------------------------------------------------------
@@ -421,8 +449,8 @@ class KeyedStore(StateStore):
     ) -> None:
         """See `StateStore.export_session`."""
         self._check_open()
-        _check_name(session, "session")
-        exporter = Exporter(self._backend, self._key, self._write)
+        check_name(session, "session")
+        exporter = Exporter(self._backend, self._key, self._write, self._clock.now)
         exporter.write(session, Path(path), tokens=tokens)
 
     def import_session(
@@ -431,7 +459,7 @@ class KeyedStore(StateStore):
         """See `StateStore.import_session`."""
         self._check_open()
         if session is not None:
-            _check_name(session, "session")
+            check_name(session, "session")
         ttl_seconds(ttl, self._ttl)
         importer = Importer(
             key=self._key,
@@ -450,12 +478,12 @@ class KeyedStore(StateStore):
     def file(self, turn_id: str, filing: Filing) -> None:
         """See `StateStore.file`."""
         self._check_open()
-        self._staging.file(turn_id, filing)
+        self._staging.file(turn_id, filing, now=self._clock.now())
 
     def filings(self, turn_id: str) -> list[Filing]:
         """See `StateStore.filings`."""
         self._check_open()
-        return self._staging.filings(turn_id)
+        return self._staging.filings(turn_id, now=self._clock.now())
 
     def forget_turn(self, turn_id: str) -> None:
         """See `StateStore.forget_turn`."""
@@ -480,7 +508,7 @@ class KeyedStore(StateStore):
         """See `StateStore.stats`."""
         self._check_open()
         reader = self._backend.reader
-        staged, staged_nbytes = self._staging.size()
+        staged, staged_nbytes, spilled = self._staging.size(now=self._clock.now())
         return StoreStats(
             sessions=reader.count(b"s", b"t"),
             states=reader.count(b"t", b"u"),
@@ -488,21 +516,20 @@ class KeyedStore(StateStore):
             staged=staged,
             staged_nbytes=staged_nbytes,
             size_limit=self._size_limit,
+            spilled_nbytes=spilled,
         )
 
     def check(self, *, fix: bool = False) -> CheckReport:
         """See `StateStore.check`."""
         self._check_open()
-        return audit(self._backend, self._key, fix=fix)
+        return audit(self._backend, self._key, self._clock.now, self._ttl, fix=fix)
 
     def close(self) -> None:
         """See `StateStore.close`."""
         if self._closed:
             return
         self._closed = True
-        self._threads.close()
-        self._staging.clear()
-        self._backend.close()
+        self._resources.release()
 
     def rebuild(self, ref: str, runtime: Runtime) -> RWKVState:
         """Makes a state again from its token ids; needs a store with ``log="tokens"``.
@@ -616,26 +643,117 @@ class KeyedStore(StateStore):
     def _write_bytes(self, ref: str, state: RWKVState | None) -> StateRow | None:
         """Writes a state's bytes where no row has them; the row comes with the transaction."""
         view = self._view()
-        staged = self._staging.get(ref)
-        value = state if state is not None else staged.state if staged is not None else None
-        if value is None:
-            view.state(ref)  # raises where it is missing or has expired
-            return None
-        if view.lives(ref):
+        staged = self._staged(ref)
+        if (state is not None or staged is not None) and view.lives(ref):
             return None
         parent = staged.parent if staged is not None else None
         origin = self._origin(view, ref, None) if self._log_tokens else None
-        return self._write_blob(ref, value, parent, origin)
+        if state is None and staged is not None:
+            row = self._adopt_file(staged, origin)
+            if row is not None:
+                return row
+            state = self._state_of(staged)
+        if state is None:
+            try:
+                view.state(ref)
+            except StateNotFound as error:
+                raise self._unless_expired(error, ref) from None
+            return None
+        return self._write_blob(ref, state, parent, origin)
+
+    def _adopt_file(self, staged: Staged, origin: Origin | None) -> StateRow | None:
+        """Takes the file of a staged state over, where it has one; nothing is written again."""
+        if staged.path is None:
+            return None
+        blob = _blob_name(staged.ref)
+        try:
+            if staged.path.lstat().st_size != staged.path_nbytes:
+                return None
+        except OSError:
+            return None
+        if not self._backend.adopt_blob(blob, staged.path):
+            return None
+        return StateRow(
+            ref=staged.ref,
+            blob=blob,
+            nbytes=staged.path_nbytes,
+            n_tokens=staged.n_tokens,
+            parent=staged.parent,
+            created=self._clock.now(),
+            origin=origin,
+        )
+
+    def _staged(self, ref: str) -> Staged | None:
+        return self._staging.get(ref, now=self._clock.now())
+
+    def _state_of(self, staged: Staged) -> RWKVState | None:
+        """Returns a staged state; ``None`` where its file is gone, and so it was stored by now."""
+        files = self._resources.value.files
+        if staged.path is None or files is None:
+            return staged.memory
+        data = files.read(staged.path, staged.path_nbytes)
+        return None if data is None else decode(data, ref=staged.ref).state
+
+    def _unless_expired(self, error: StateNotFound, ref: str) -> RWKVStateError:
+        """Returns what to raise of a state that is not here: it may have been staged, and expired.
+
+        Args:
+            error: What the rows say of it.
+            ref: Its reference.
+        """
+        now = self._clock.now()
+        expired = self._staging.expired_at(ref, now=now)
+        if expired is None:
+            return error
+        return StateExpired(
+            f"The state {ref} was staged and expired {now - expired:.0f} seconds ago: nothing "
+            f"committed or kept it within {STAGED_TTL_SECONDS / 60:.0f} minutes of its answer. "
+            "Read the conversation again, and commit or keep() what is to last."
+        )
+
+    def _make_room(self) -> None:
+        """Moves staged states into files where memory holds more than its share of them."""
+        files = self._resources.value.files
+        if files is None:
+            return  # a store in memory has nothing but memory
+        moving = self._staging.over(self._staged_bytes)
+        while moving:
+            staged = moving.pop(0)
+            path, nbytes = None, 0
+            try:
+                assert staged.memory is not None  # noqa: S101 # as `over` says
+                parts = encode_parts(
+                    staged.memory,
+                    parent=staged.parent,
+                    ref=staged.ref,
+                    created_seconds=self._clock.now(),
+                    codec=self._codec,
+                )
+                nbytes = sum(map(len, parts))
+                path = files.write(parts)
+            except (StoreError, StoreFull) as error:
+                warnings.warn(
+                    f"Staged states stay in memory beyond their share of it ({self._staged_bytes} "
+                    f"bytes), since the store cannot take them: {error}",
+                    stacklevel=4,
+                )
+                return
+            finally:
+                self._staging.moved(staged.ref, path, nbytes)
+                if path is None:
+                    for left in moving:
+                        self._staging.moved(left.ref, None)
 
     def _write_blob(
         self, ref: str, state: RWKVState, parent: str | None, origin: Origin | None
     ) -> StateRow:
         """Writes a state's bytes and returns the row for them."""
+        require_finite(state)
         now = self._clock.now()
         parts = encode_parts(state, parent=parent, ref=ref, created_seconds=now, codec=self._codec)
         row = StateRow(
             ref=ref,
-            blob=f"{ref[-64:]}-{secrets.token_hex(8)}",
+            blob=_blob_name(ref),
             nbytes=sum(map(len, parts)),
             n_tokens=state.n_tokens,
             parent=parent,
@@ -660,18 +778,18 @@ class KeyedStore(StateStore):
         The way back leads over staged states; where it comes to a stored one, that one's row
         tells the rest.
         """
-        first = self._staging.get(ref)
+        first = self._staged(ref)
         if first is None:
             row = view.stored_state(ref)
             return None if row is None else row.origin
         at, tokens = first.parent, first.tokens
         while at is not None and at != base:
-            found = self._staging.get(at)
+            found = self._staged(at)
             if found is None:
                 break
             at, tokens = found.parent, (*found.tokens, *tokens)
         packed = pack_tokens(tokens)
-        origin = Origin(at, packed, first.state.fingerprint, first.state.block)
+        origin = Origin(at, packed, first.fingerprint, first.block)
         if at is None or at == base:
             return origin
         row = view.stored_state(at)
@@ -684,7 +802,7 @@ class KeyedStore(StateStore):
         own; one that comes from here loses nothing more.
         """
         ref = reference(state.derivation, self._key)
-        if self._codec not in LOSSY or self._staging.get(ref) or self._view().lives(ref):
+        if self._codec not in LOSSY or self._staged(ref) or self._view().lives(ref):
             return ref, state
         kept = lossy(state, self._codec)
         return reference(kept.derivation, self._key), kept
@@ -722,10 +840,12 @@ class KeyedStore(StateStore):
     def _read_session(self, session: str, *, renew: bool = True) -> SessionRow | None:
         """Returns a living session, renewed where that is due and asked for."""
         self._check_open()
-        _check_name(session, "session")
+        check_name(session, "session")
         view = self._view()
         row = view.session(session)
         if row is None or not renew or not row.sliding or not _worn(row, view.now):
+            return row
+        if self._backend.read_only:
             return row
 
         def work(ledger: Ledger) -> SessionRow | None:
@@ -742,7 +862,7 @@ class KeyedStore(StateStore):
 
     def _renew_holds(self, view: View, ref: str) -> None:
         """Lets the owners' and puts' holds on a state that was read start anew."""
-        if not self._sliding:
+        if not self._sliding or self._backend.read_only:
             return
         worn = [
             hold
@@ -796,6 +916,11 @@ def _worn(row: SessionRow | HolderRow, now: float) -> bool:
     return math.isfinite(row.expires) and row.expires - now <= (1 - _RENEW_AFTER) * row.ttl
 
 
+def _blob_name(ref: str) -> str:
+    """Returns a name for a state's file that was never used."""
+    return f"{ref[-64:]}-{secrets.token_hex(8)}"
+
+
 def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -805,11 +930,4 @@ def _check_ref(value: object, name: str) -> None:
         raise ValueError(
             f"{name} is no state reference: {value!r:.200}. References come from put, stage, "
             "head, or an answer's response_metadata['rwkv_state']."
-        )
-
-
-def _check_name(value: object, name: str) -> None:
-    if not isinstance(value, str) or not 1 <= len(value) <= rows.NAME_MAX:
-        raise ValueError(
-            f"A {name} name is a text of 1 to {rows.NAME_MAX} characters, got {value!r:.200}."
         )

@@ -1,78 +1,51 @@
-"""Looks a database over before diskcache opens it.
+"""Looks a database over before diskcache opens it, and makes a new one whole.
 
 diskcache takes settings and schema from the file that it opens: a planted setting redirects it or
 switches the journal off, a planted trigger runs at the next write. So the file is read first, by
-plain sqlite3 and read-only, and anything that diskcache would not have written for this package is
-refused. It repairs nothing. The easy mistake is to demand the whole schema: a process that was
-killed while it made the store leaves the first half, which is fine.
+plain sqlite3, and anything that diskcache would not have written for this package is refused; so is
+a database that SQLite finds malformed. What a killed program left behind is taken back before the
+comparison and by SELECTs alone, at which nothing planted runs. The easy mistake is to demand the
+whole schema: an earlier release that was killed while it made the store leaves the first half.
 """
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
 from langchain_rwkv_state.errors import StoreError
 from langchain_rwkv_state.store.files import write_new
+from langchain_rwkv_state.store.schema import (
+    COMPANIONS,
+    COUNTERS,
+    DATABASE,
+    NEW_DATABASE,
+    SCHEMA,
+    SETTINGS,
+    UNFINISHED,
+    make_all,
+    needs_upgrade,
+    upgrade,
+)
+from langchain_rwkv_state.whole import flush_directory
 
-DATABASE = "cache.db"
-COMPANIONS = ("cache.db-wal", "cache.db-shm", "cache.db-journal")
+SMALLEST_BYTES = 512  # SQLite's smallest page
+_WAIT_SECONDS = 60.0
+_JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
+_SHOWN = 200  # characters of what SQLite says
 
-_SMALLEST_BYTES = 512  # SQLite's smallest page
-_NO_LIMIT = 1 << 62
-SETTINGS: dict[str, int | str] = {
-    "statistics": 0,
-    "tag_index": 0,
-    "eviction_policy": "none",  # a session is never evicted
-    "size_limit": _NO_LIMIT,  # our own limit is checked inside the transaction
-    "cull_limit": 0,
-    "sqlite_auto_vacuum": 0,
-    "sqlite_cache_size": 1 << 13,
-    "sqlite_journal_mode": "wal",
-    "sqlite_mmap_size": 0,  # a truncated file under a memory map kills the process
-    "sqlite_secure_delete": 1,  # what was deleted is overwritten
-    "sqlite_synchronous": 2,  # FULL: a commit is on the disk
-    "disk_min_file_size": _NO_LIMIT,
-    "disk_pickle_protocol": 0,
-}
-COUNTERS = frozenset({"count", "size", "hits", "misses"})
-
-
-def _counter(event: str, when: str, change: str) -> tuple[str, str]:
-    name = f"Settings_{event}_{when.lower()}"
-    return name, (  # a text to compare with, never to run
-        f"CREATE TRIGGER {name} AFTER {when} ON Cache FOR EACH ROW BEGIN UPDATE Settings "  # noqa: S608
-        f'SET value = value {change} WHERE key = "{event}"; END'
-    )
-
-
-SCHEMA: dict[str, str | None] = {
-    "Settings": "CREATE TABLE Settings ( key TEXT NOT NULL UNIQUE, value)",
-    "sqlite_autoindex_Settings_1": None,
-    "Cache": (
-        "CREATE TABLE Cache ( rowid INTEGER PRIMARY KEY, key BLOB, raw INTEGER, store_time REAL, "
-        "expire_time REAL, access_time REAL, access_count INTEGER DEFAULT 0, tag BLOB, "
-        "size INTEGER DEFAULT 0, mode INTEGER DEFAULT 0, filename TEXT, value BLOB)"
-    ),
-    "Cache_key_raw": "CREATE UNIQUE INDEX Cache_key_raw ON Cache(key, raw)",
-    "Cache_expire_time": "CREATE INDEX Cache_expire_time ON Cache (expire_time)",
-    **dict(
-        [
-            _counter("count", "INSERT", "+ 1"),
-            _counter("count", "DELETE", "- 1"),
-            _counter("size", "INSERT", "+ NEW.size"),
-            _counter("size", "UPDATE", "+ NEW.size - OLD.size"),
-            _counter("size", "DELETE", "- OLD.size"),
-        ]
-    ),
-}
-"""What diskcache 5.6.3 makes, by name; an index that SQLite made itself has no text."""
+Schema = dict[str, str | None]
 
 
 def prepare_database(root: Path, *, used: bool) -> None:
-    """Makes a new store's database file, or looks over the one that is there.
+    """Makes a new store's database, or looks over the one that is there.
+
+    Whoever calls holds the store's lock, so that nobody else makes one.
 
     Args:
         root: The store's directory.
@@ -82,30 +55,28 @@ def prepare_database(root: Path, *, used: bool) -> None:
         StoreError: There is one that is not of this package's making, or is damaged.
     """
     path = root / DATABASE
-    for name in COMPANIONS:
-        _require_plain(root / name)
-    there = _require_plain(path)
+    for name in (*COMPANIONS, *UNFINISHED):
+        require_plain(root / name)
+    there = require_plain(path)
     size = path.stat().st_size if there else 0
-    if size < _SMALLEST_BYTES and (used or size):  # SQLite would begin a new database
+    wal, _, journal = (root / name for name in COMPANIONS)
+    begun = file_size(wal) or (not there and file_size(journal))
+    if size < SMALLEST_BYTES and (used or size or begun):  # SQLite would begin a new database
         raise StoreError(
-            f"{path} is missing or truncated, though states are stored beside it: restore it from "
-            "a copy, or use another directory."
+            f"{path} is missing or truncated, though states or changes are stored beside it: "
+            "restore it from a copy, or use another directory."
         )
-    if not there:
-        write_new(path, [])
     if not size:
+        _make(root)
         return
-    try:
-        found = _read(path)
-    except sqlite3.Error as error:
-        raise StoreError(
-            f"{path} is not a readable database ({error}): restore it from a copy, or use "
-            "another directory."
-        ) from error
-    _compare(path, *found)
+    schema, is_old = _looked_over(path, journal)
+    if is_old:
+        with refusals(path), opened(path, "rw") as connection:
+            connection.execute("PRAGMA synchronous = FULL")
+            upgrade(connection, schema)
 
 
-def _require_plain(path: Path) -> bool:
+def require_plain(path: Path) -> bool:
     """Says whether a file is there; refuses anything but a regular one."""
     try:
         mode = path.lstat().st_mode
@@ -116,26 +87,151 @@ def _require_plain(path: Path) -> bool:
     return True
 
 
-Found = tuple[dict[str, str | None], dict[object, object]]
-
-
-def _read(path: Path) -> Found:
-    """Reads schema and settings; nothing in the database runs at that."""
-    uri = f"file:{quote(str(path.absolute()))}?mode=ro"
-    connection = sqlite3.connect(uri, uri=True, timeout=60, isolation_level=None)
+def file_size(path: Path) -> int:
+    """Returns a file's size, 0 where there is none."""
     try:
-        connection.execute("PRAGMA mmap_size = 0")
-        connection.execute("PRAGMA trusted_schema = 0")
-        schema = dict(connection.execute("SELECT name, sql FROM sqlite_master").fetchall())
-        settings: dict[object, object] = {}
-        if "Settings" in schema and schema["Settings"] == SCHEMA["Settings"]:
-            settings = dict(connection.execute("SELECT key, value FROM Settings").fetchall())
-        return schema, settings
+        return path.lstat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+@contextmanager
+def opened(path: Path, options: str) -> Iterator[sqlite3.Connection]:
+    """Opens a database by plain sqlite3, in which nothing of its own runs at a SELECT.
+
+    Args:
+        path: The file.
+        options: ``rw``, ``ro``, or ``ro`` and more options of SQLite's.
+    """
+    connection = connect(path, options)
+    try:
+        yield connection
     finally:
         connection.close()
 
 
-def _compare(path: Path, schema: dict[str, str | None], settings: dict[object, object]) -> None:
+def connect(path: Path, options: str, *, wait_seconds: float = _WAIT_SECONDS) -> sqlite3.Connection:
+    """Opens a database as `opened` does, for the caller to close, in whatever thread."""
+    connection = sqlite3.connect(
+        f"file:{quote(str(path.absolute()))}?mode={options}",
+        uri=True,
+        timeout=wait_seconds,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    try:
+        connection.execute("PRAGMA mmap_size = 0")
+        connection.execute("PRAGMA trusted_schema = 0")
+        connection.execute("PRAGMA temp_store = MEMORY")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@contextmanager
+def refusals(path: Path) -> Iterator[None]:
+    """Turns what SQLite says of a file that is no whole database into `StoreError`.
+
+    Damaged text of a schema comes out of sqlite3 as `UnicodeDecodeError`, even in its own messages.
+    """
+    try:
+        yield
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        raise StoreError(
+            f"{path} is not a readable database ({error!s:.{_SHOWN}}): restore it from a copy, "
+            "or use another directory."
+        ) from error
+
+
+def look_over(path: Path, connection: sqlite3.Connection) -> Schema:
+    """Refuses what this package did not make, and what is malformed; returns the schema.
+
+    Raises:
+        StoreError: The database is foreign, tampered with or malformed.
+    """
+    schema: Schema = dict(connection.execute("SELECT name, sql FROM sqlite_master").fetchall())
+    settings: dict[object, object] = {}
+    if "Settings" in schema and schema["Settings"] == SCHEMA["Settings"]:
+        settings = dict(connection.execute("SELECT key, value FROM Settings").fetchall())
+    _compare(path, schema, settings)
+    require_whole(path, connection)  # only now: what a schema of others holds might run at it
+    return schema
+
+
+def require_whole(path: Path, connection: sqlite3.Connection) -> None:
+    """Refuses a malformed database; it reads all of it, at a millisecond a megabyte.
+
+    Raises:
+        StoreError: SQLite finds a page that cannot be.
+    """
+    found = [str(text) for (text,) in connection.execute("PRAGMA quick_check(1)").fetchall()]
+    if found != ["ok"]:
+        raise StoreError(
+            f"{path} is damaged (SQLite reports: {' '.join(found):.{_SHOWN}}), so that sessions "
+            "might look new that are not: restore the directory from a copy, or use another one. "
+            "The state files beside it are as they were."
+        )
+
+
+def require_lone_journal(journal: Path) -> None:
+    """Refuses a journal that names another file: taking it back would delete that file.
+
+    SQLite ends a journal so for changes of several databases at once, which no store makes.
+    """
+    with suppress(FileNotFoundError):
+        handle = os.open(journal, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+        with os.fdopen(handle, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - len(_JOURNAL_MAGIC)))
+            if file.read() == _JOURNAL_MAGIC:
+                raise StoreError(
+                    f"{journal} names another database, which no store's does: it was tampered "
+                    "with. Delete it, or use another directory."
+                )
+
+
+def _make(root: Path) -> None:
+    """Makes a database under another name and gives it its own: whole, flushed, or not at all."""
+    new = root / NEW_DATABASE
+    for name in (*UNFINISHED, *COMPANIONS):  # of a program that was killed at this
+        (root / name).unlink(missing_ok=True)
+    write_new(new, [])  # for its owner alone, and so are the files that SQLite puts beside it
+    with refusals(new), opened(new, "rw") as connection:
+        make_all(connection)
+        connection.execute(f"PRAGMA journal_mode = {SETTINGS['sqlite_journal_mode']}")
+    handle = os.open(new, os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    new.replace(root / DATABASE)
+    flush_directory(root)
+
+
+def _looked_over(path: Path, journal: Path) -> tuple[Schema, bool]:
+    """Looks a database over, first without a change to it, then taking back what is half done.
+
+    Returns:
+        Its schema, and whether it is an earlier release's.
+    """
+    try:
+        with opened(path, "ro") as connection:
+            schema = look_over(path, connection)
+            return schema, needs_upgrade(connection, schema)
+    except sqlite3.OperationalError:
+        if not any(map(file_size, (path.with_name(name) for name in COMPANIONS))):
+            with refusals(path):
+                raise
+    except (sqlite3.Error, UnicodeDecodeError):
+        with refusals(path):
+            raise
+    require_lone_journal(journal)
+    with refusals(path), opened(path, "rw") as connection:
+        schema = look_over(path, connection)
+        return schema, needs_upgrade(connection, schema)
+
+
+def _compare(path: Path, schema: Schema, settings: dict[object, object]) -> None:
     for name, sql in schema.items():
         if name not in SCHEMA or SCHEMA[name] != sql:
             raise StoreError(

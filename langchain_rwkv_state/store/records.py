@@ -105,9 +105,10 @@ class StoreStats:
         sessions: Sessions stored, those included that have expired and wait for `prune`.
         states: States stored.
         nbytes: Bytes of all states and rows; what `size_limit` is compared with.
-        staged: States in this process's memory that nothing has committed yet.
-        staged_nbytes: Bytes of those.
+        staged: States that nothing has committed yet, of this process.
+        staged_nbytes: Bytes of those that are in memory.
         size_limit: The most bytes that may be stored, ``None`` for no limit.
+        spilled_nbytes: Bytes of staged states that memory had no room for; they are in files.
     """
 
     sessions: int
@@ -116,6 +117,7 @@ class StoreStats:
     staged: int
     staged_nbytes: int
     size_limit: int | None
+    spilled_nbytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from langchain_rwkv_state.state import is_reference
 ROW_VERSION = b"r1"
 NAME_MAX = 512
 """The most characters of a session's or owner's name."""
+COUNT_MAX = 1 << 53
+"""The most of anything that is counted: the whole numbers that every reader of JSON has."""
 _CHECKSUM_BYTES = 16
 _HASH = hashlib.blake2b(digest_size=_CHECKSUM_BYTES, person=b"rwkv-state-row")  # to be copied
 _EXPIRY = struct.Struct(">d")
@@ -209,7 +211,10 @@ def peek_expires(key: bytes, data: bytes | None) -> float:
     covered = data[2 + _CHECKSUM_BYTES :]
     if len(data) < _HEAD_BYTES or _checksum(key, covered) != data[2 : 2 + _CHECKSUM_BYTES]:
         raise StateCorrupt(f"The checksum of the {describe(key)} is wrong: it was changed.")
-    return cast("float", _EXPIRY.unpack_from(covered)[0])
+    expires: float = _EXPIRY.unpack_from(covered)[0]
+    if math.isnan(expires):
+        raise StateCorrupt(f"The {describe(key)} expires at no time.")
+    return expires
 
 
 def describe(key: bytes) -> str:
@@ -272,7 +277,7 @@ class Body:
     def count(self, name: str) -> int:
         """Returns a number of things."""
         value = self._take(name, int)
-        if isinstance(value, bool) or value < 0:
+        if isinstance(value, bool) or not 0 <= value <= COUNT_MAX:
             raise self._wrong(name)
         return cast("int", value)
 
@@ -281,9 +286,13 @@ class Body:
         if name in self._values and self._values[name] is None:
             return math.inf
         value = self._take(name, (int, float))
-        if isinstance(value, bool):
+        try:
+            seconds = float(value)
+        except OverflowError as error:
+            raise self._wrong(name) from error
+        if isinstance(value, bool) or math.isnan(seconds):
             raise self._wrong(name)
-        return float(value)
+        return seconds
 
     def flag(self, name: str) -> bool:
         """Returns yes or no."""
@@ -311,7 +320,7 @@ class Body:
 
     def _wrong(self, name: str) -> StateCorrupt:
         return StateCorrupt(
-            f"The {describe(self._key)} has no usable {name!r}: {self._values.get(name)!r}."
+            f"The {describe(self._key)} has no usable {name!r}: {self._values.get(name)!r:.200}."
         )
 
 

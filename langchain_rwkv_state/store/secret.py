@@ -11,37 +11,57 @@ import secrets
 from langchain_rwkv_state.errors import StateCorrupt, StoreError
 from langchain_rwkv_state.state import CODECS, LOSSY, CodecName
 from langchain_rwkv_state.store import rows
-from langchain_rwkv_state.store.backend import Transaction
+from langchain_rwkv_state.store.backend import Backend, Reader, Transaction
 
 FORMAT = 1
 """Version of the rows as a whole; a store of a later one is refused."""
 
 _KEY_BYTES = 32
+_LOST = (
+    "The store's secret is lost, so that none of its references means anything, though states are "
+    "stored beside it: restore the whole directory from a copy (cache.db-wal with it), or use "
+    "another directory."
+)
 
 
-def store_secret(changes: Transaction, codec: CodecName | None) -> tuple[bytes, CodecName]:
-    """Returns the store's secret and its codec; makes the secret in a store that is empty.
+def open_secret(backend: Backend, codec: CodecName | None) -> tuple[bytes, CodecName]:
+    """Returns a store's secret and its codec; makes the secret in a store that is empty.
 
     Args:
-        changes: The rows.
+        backend: The store's rows and blobs.
         codec: How states are to become bytes; ``None`` for as the store was made.
 
     Raises:
         StoreError: The secret is lost or was changed, the store is of a later format, or its states
             are kept by another lossy codec, or by none.
     """
-    data = changes.get(rows.ABOUT_KEY)
-    if data is None:
-        if changes.scan(b"", b"\xff", limit=1):
-            raise StoreError(
-                "The store's secret is lost, so that none of its references means anything: "
-                "restore it from a copy, or use another directory."
-            )
+
+    def work(changes: Transaction) -> tuple[bytes, CodecName]:
+        found = _found(changes, codec)
+        if found is not None:
+            return found
+        # Rows may be lost together with it, as with a log of changes that was deleted.
+        if changes.scan(b"", b"\xff", limit=1) or next(iter(backend.blobs()), None) is not None:
+            raise StoreError(_LOST)
         key = secrets.token_bytes(_KEY_BYTES)
         made = codec or "exact"
         body = {"format": FORMAT, "key": key.hex(), "codec": made}
         changes.put(rows.ABOUT_KEY, rows.pack(rows.ABOUT_KEY, body))
         return key, made
+
+    if not backend.read_only:
+        return backend.transact(work)
+    found = backend.look(lambda reader: _found(reader, codec))
+    if found is None:
+        raise StoreError(_LOST)
+    return found
+
+
+def _found(reader: Reader, codec: CodecName | None) -> tuple[bytes, CodecName] | None:
+    """Returns the secret and the codec that are stored; ``None`` for none."""
+    data = reader.get(rows.ABOUT_KEY)
+    if data is None:
+        return None
     try:
         body_found = rows.Body(rows.ABOUT_KEY, rows.unpack(rows.ABOUT_KEY, data).body)
         version, key = body_found.count("format"), bytes.fromhex(body_found.text("key"))

@@ -8,8 +8,39 @@ from __future__ import annotations
 
 from langchain_rwkv_state.state import LOSSY, require_codec
 from langchain_rwkv_state.store.clock import TTL, ttl_seconds
+from langchain_rwkv_state.store.rows import NAME_MAX
 
 _LOGS = ("none", "tokens")
+
+
+def check_name(value: object, what: str) -> None:
+    """Checks a session's or owner's name.
+
+    Args:
+        value: The name.
+        what: What it names, for the message.
+
+    Raises:
+        ValueError: It is no text of 1 to 512 characters.
+    """
+    if not isinstance(value, str) or not 1 <= len(value) <= NAME_MAX:
+        raise ValueError(
+            f"A {what} name is a text of 1 to {NAME_MAX} characters, got {value!r:.200}."
+        )
+
+
+def check_session(session: object, ttl: TTL) -> None:
+    """Checks what a session is named and how long it is to live, before anything is done for it.
+
+    Args:
+        session: Its name.
+        ttl: Its time to live.
+
+    Raises:
+        ValueError: One is not possible.
+    """
+    check_name(session, "session")
+    ttl_seconds(ttl, 1.0)
 
 
 def check_settings(

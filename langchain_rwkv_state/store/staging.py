@@ -1,8 +1,9 @@
-"""Staged states and filed answers: what a process holds in memory until something commits it.
+"""Staged states and filed answers: what an answer that was just given stands on until it is kept.
 
-Nothing here is durable, and nothing else can see it. It forgets by age and by bytes, oldest out
-first. The easy mistake is to drop a staged state at the first commit of it: two turns with the
-same text stage one state, and each may need it.
+A staged state lives until its time is up, in memory as long as there is room and else in a file
+(`over` and `moved`); nothing here is durable, and no other process sees it. The easy mistakes: to
+drop a staged state at the first commit of it, for two turns with the same text stage one state, and
+each may need it; and to let a budget decide whether a state lives, where it only decides where.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.store.forks import ForkLock
@@ -18,98 +20,179 @@ from langchain_rwkv_state.store.records import Filing
 STAGED_TTL_SECONDS = 15 * 60.0
 STAGED_BUDGET_BYTES = 256 << 20
 _TURNS_MAX = 10_000  # a filing takes 300 bytes
+_EXPIRED_MAX = 4096  # references whose end is remembered, so that an error can say so
 
 
 @dataclass(frozen=True)
 class Staged:
-    """A state in memory.
+    """A staged state.
 
     Attributes:
-        state: The state, on the CPU.
+        ref: Its reference.
         parent: The state that it was read from.
         tokens: The ids read since the parent; empty where the store keeps none.
-        since: When it was staged, in steady seconds.
+        fingerprint: Of its model.
+        block: Digest of the system block that its conversation began with.
+        n_tokens: Tokens that it stands for.
+        nbytes: Bytes of its tensors.
+        since: When it was staged, in seconds of the store.
         uses: How many times it was staged and not yet stored.
+        memory: The state itself, on the CPU; ``None`` once it is in a file.
+        path: That file.
+        path_nbytes: Its size.
+        own: Whether the file is this process's, to delete.
     """
 
-    state: RWKVState
+    ref: str
     parent: str | None
     tokens: tuple[int, ...]
+    fingerprint: str
+    block: str | None
+    n_tokens: int
+    nbytes: int
     since: float
     uses: int
+    memory: RWKVState | None
+    path: Path | None = None
+    path_nbytes: int = 0
+    own: bool = True
 
 
 class Staging:
-    """States and filings in memory.
+    """States and filings of one store in one process. Times are the store's, given at each call.
 
     Args:
-        steady: Gives seconds that only grow; called outside of the lock.
-        budget_bytes: The most bytes of states to hold; the newest stays whatever its size.
+        drop: Deletes a file; called without the lock.
         ttl_seconds: How long a state or a filing is held.
     """
 
     def __init__(
         self,
-        steady: Callable[[], float],
+        drop: Callable[[Path], None] = lambda _: None,
         *,
-        budget_bytes: int = STAGED_BUDGET_BYTES,
         ttl_seconds: float = STAGED_TTL_SECONDS,
     ) -> None:
-        self._steady = steady
-        self._budget = budget_bytes
+        self._drop_file = drop
         self._ttl = ttl_seconds
-        self._lock = ForkLock()
+        self._lock = ForkLock(self._forked)
         self._states: OrderedDict[str, Staged] = OrderedDict()
-        self._nbytes = 0
+        self._moving: set[str] = set()
+        self._memory_nbytes = 0
+        self._dead: list[Path] = []
         self._turns: OrderedDict[str, tuple[float, tuple[Filing, ...]]] = OrderedDict()
+        self._expired: OrderedDict[str, float] = OrderedDict()
 
-    def stage(self, ref: str, state: RWKVState, parent: str | None, tokens: Sequence[int]) -> None:
+    @property
+    def holds_states(self) -> bool:
+        """Whether any state is staged; asked without the lock."""
+        return bool(self._states)
+
+    def stage(
+        self,
+        ref: str,
+        state: RWKVState,
+        parent: str | None,
+        tokens: Sequence[int],
+        *,
+        now: float,
+    ) -> None:
         """Holds a state; the first one staged under a reference stays."""
-        now = self._steady()
         with self._lock:
             self._forget_old(now)
+            self._expired.pop(ref, None)
             held = self._states.pop(ref, None)
             if held is None:
-                held = Staged(state.to("cpu"), parent, tuple(tokens), 0.0, 0)
-                self._nbytes += held.state.nbytes
+                state = state.to("cpu")
+                held = Staged(
+                    ref=ref,
+                    parent=parent,
+                    tokens=tuple(tokens),
+                    fingerprint=state.fingerprint,
+                    block=state.block,
+                    n_tokens=state.n_tokens,
+                    nbytes=state.nbytes,
+                    since=now,
+                    uses=0,
+                    memory=state,
+                )
+                self._memory_nbytes += held.nbytes
             self._states[ref] = replace(held, since=now, uses=held.uses + 1)
-            while self._nbytes > self._budget and len(self._states) > 1:
-                self._drop(next(iter(self._states)))
+        self._delete_dead()
 
-    def get(self, ref: str) -> Staged | None:
+    def get(self, ref: str, *, now: float) -> Staged | None:
         """Returns a staged state."""
-        now = self._steady()
         with self._lock:
             self._forget_old(now)
-            return self._states.get(ref)
+            found = self._states.get(ref)
+        self._delete_dead()
+        return found
+
+    def over(self, budget_bytes: int) -> list[Staged]:
+        """Returns states that must leave memory, oldest first; say `moved` of each.
+
+        Args:
+            budget_bytes: The most bytes of states in memory. The newest stays whatever its size:
+                it is about to be committed.
+        """
+        with self._lock:
+            staying = self._memory_nbytes - sum(self._states[ref].nbytes for ref in self._moving)
+            chosen: list[Staged] = []
+            newest = next(reversed(self._states), None)
+            for held in self._states.values():
+                if staying <= budget_bytes or held.ref == newest:
+                    break
+                if held.memory is not None and held.ref not in self._moving:
+                    chosen.append(held)
+                    staying -= held.nbytes
+            self._moving.update(held.ref for held in chosen)
+            return chosen
+
+    def moved(self, ref: str, path: Path | None, nbytes: int = 0) -> None:
+        """Notes that a state is in a file of so many bytes now; ``None`` leaves it in memory."""
+        with self._lock:
+            held = self._states.get(ref)
+            moving = ref in self._moving
+            self._moving.discard(ref)
+            if path is not None and held is not None and moving and held.memory is not None:
+                self._states[ref] = replace(held, memory=None, path=path, path_nbytes=nbytes)
+                self._memory_nbytes -= held.nbytes
+            elif path is not None:
+                self._dead.append(path)  # it was stored meanwhile, or its time was up
+        self._delete_dead()
 
     def stored(self, ref: str) -> None:
         """Notes that one of those who staged a state has stored it."""
         with self._lock:
             held = self._states.get(ref)
-            if held is None:
-                return
-            if held.uses > 1:
+            if held is not None and held.uses > 1:
                 self._states[ref] = replace(held, uses=held.uses - 1)
-            else:
+            elif held is not None:
                 self._drop(ref)
+        self._delete_dead()
 
-    def file(self, turn_id: str, filing: Filing) -> None:
+    def expired_at(self, ref: str, *, now: float) -> float | None:
+        """Returns when a staged state's time was up; ``None`` for one that never was staged."""
+        with self._lock:
+            self._forget_old(now)
+            return self._expired.get(ref)
+
+    def file(self, turn_id: str, filing: Filing, *, now: float) -> None:
         """Notes an answer under a turn id."""
-        now = self._steady()
         with self._lock:
             self._forget_old(now)
             _, filings = self._turns.pop(turn_id, (0.0, ()))
             self._turns[turn_id] = (now, (*filings, filing))
             while len(self._turns) > _TURNS_MAX:
                 self._turns.popitem(last=False)
+        self._delete_dead()
 
-    def filings(self, turn_id: str) -> list[Filing]:
+    def filings(self, turn_id: str, *, now: float) -> list[Filing]:
         """Returns what was filed under a turn id, oldest first."""
-        now = self._steady()
         with self._lock:
             self._forget_old(now)
-            return list(self._turns.get(turn_id, (0.0, ()))[1])
+            found = list(self._turns.get(turn_id, (0.0, ()))[1])
+        self._delete_dead()
+        return found
 
     def forget_turn(self, turn_id: str) -> None:
         """Drops a turn id's filings."""
@@ -119,23 +202,51 @@ class Staging:
     def clear(self) -> None:
         """Drops everything."""
         with self._lock:
-            self._states.clear()
+            for ref in list(self._states):
+                self._drop(ref)
             self._turns.clear()
-            self._nbytes = 0
+            self._expired.clear()
+        self._delete_dead()
 
-    def size(self) -> tuple[int, int]:
-        """Returns how many states are staged, and their bytes."""
-        now = self._steady()
+    def size(self, *, now: float) -> tuple[int, int, int]:
+        """Returns how many states are staged, their bytes in memory, and those in files."""
         with self._lock:
             self._forget_old(now)
-            return len(self._states), self._nbytes
+            nbytes = sum(held.nbytes for held in self._states.values())
+            found = len(self._states), self._memory_nbytes, nbytes - self._memory_nbytes
+        self._delete_dead()
+        return found
 
     def _drop(self, ref: str) -> None:
-        self._nbytes -= self._states.pop(ref).state.nbytes
+        held = self._states.pop(ref)
+        self._moving.discard(ref)
+        if held.memory is not None:
+            self._memory_nbytes -= held.nbytes
+        if held.path is not None and held.own:
+            self._dead.append(held.path)
 
     def _forget_old(self, now: float) -> None:
         oldest = now - self._ttl
         while self._states and next(iter(self._states.values())).since < oldest:
-            self._drop(next(iter(self._states)))
+            ref, held = next(iter(self._states.items()))
+            self._drop(ref)
+            self._expired[ref] = held.since + self._ttl
+        while len(self._expired) > _EXPIRED_MAX:
+            self._expired.popitem(last=False)
         while self._turns and next(iter(self._turns.values()))[0] < oldest:
             self._turns.popitem(last=False)
+
+    def _delete_dead(self) -> None:
+        while self._dead:
+            try:
+                path = self._dead.pop()
+            except IndexError:  # another thread took it
+                return
+            self._drop_file(path)
+
+    def _forked(self) -> None:
+        """In a forked child: the files are the parent's to delete."""
+        self._dead = []
+        self._moving = set()
+        for ref, held in self._states.items():
+            self._states[ref] = replace(held, own=False)

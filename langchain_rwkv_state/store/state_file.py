@@ -25,9 +25,12 @@ def checked_state(data: bytes | None, row: StateRow, key: bytes) -> RWKVState:
     if data is None:
         raise StateCorrupt(
             f"The file {row.blob} of the state {row.ref} is missing, though nobody deleted the "
-            "state: run check() on the store."
+            "state."
         )
-    state = decode(data, ref=row.ref).state
+    try:
+        state = decode(data, ref=row.ref).state
+    except StateCorrupt as error:
+        raise StateCorrupt(f"The file of the state {row.ref} cannot be used: {error}") from error
     if reference(state.derivation, key) != row.ref:
         raise StateCorrupt(f"The file of the state {row.ref} holds a state of another store.")
     return state

@@ -1,8 +1,8 @@
 """The store's verbs, in the blocking form that an implementation writes.
 
 This is a list of promises, with no policy and no storage. The easy mistake is to take `stage` for
-`put`: a staged state lives in this process's memory for a short while and is written only when
-something commits or keeps it.
+`put`: a staged state is this process's for a short while, and is stored only when something commits
+or keeps it.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class StoreVerbs(ABC):
         so does reading the state in a store that slides.
 
         Raises:
+            StateCorrupt: It holds NaN or infinity: the model that made it overflowed.
             StoreFull: The size limit or the disk leaves no room.
         """
 
@@ -43,12 +44,18 @@ class StoreVerbs(ABC):
     def stage(
         self, state: RWKVState, *, parent: str | None = None, tokens: Sequence[int] = ()
     ) -> str:
-        """Keeps a state in memory for a short while and returns its reference.
+        """Keeps a state for a quarter of an hour, for whoever commits it; returns its reference.
+
+        It is held by this process, for all that use the same store in it: in memory, and where that
+        is full in files beside the store.
 
         Args:
             state: The state.
             parent: Reference of the state that it was read from.
             tokens: The ids read since the parent; stored only with ``log="tokens"``.
+
+        Raises:
+            StateCorrupt: It holds NaN or infinity: the model that made it overflowed.
         """
 
     @abstractmethod
@@ -61,8 +68,9 @@ class StoreVerbs(ABC):
                 kept starts anew in a store that slides; ``False`` only looks.
 
         Raises:
-            StateExpired: Its time to live ran out less than a week ago.
-            StateNotFound: It is not here (never was, was deleted, or was staged too long ago).
+            StateExpired: Its time to live ran out less than a week ago, or it was staged and
+                nothing stored it in time.
+            StateNotFound: It is not here (never was, or was deleted).
             StateCorrupt: Its bytes were changed.
         """
 

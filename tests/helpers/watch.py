@@ -63,7 +63,6 @@ def watch(model: RWKVModel, *, prefill_chunk: int = 256) -> Watched:
     """Puts a watched runtime into a model."""
     loaded = model.loaded()
     watched = Watched(loaded.runtime)
-    loaded.engine.close()
     engine = Engine(watched, loaded.tokenizer, prefill_chunk=prefill_chunk)
     model._loaded = replace(loaded, runtime=watched, engine=engine)
     return watched

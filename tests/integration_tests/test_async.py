@@ -56,13 +56,13 @@ class TestTheEventLoop:
 
     async def test_goes_on_while_a_model_loads(self, make_chat, monkeypatch):
         chat = make_chat(7)
-        load = type(chat)._load
+        load = type(chat)._hold_model
 
         def slowly(self):
             time.sleep(SLOW_SECONDS)
             return load(self)
 
-        monkeypatch.setattr(type(chat), "_load", slowly)
+        monkeypatch.setattr(type(chat), "_hold_model", slowly)
         async with ticking() as ticks:
             await chat.ainvoke("Hello.", max_tokens=1)
         assert len(ticks) > 5

@@ -24,7 +24,7 @@ from langchain_rwkv_state.tokenizer import WorldTokenizer
 ROOT = Path(__file__).parent.parent.parent
 SCRIPTS = (
     *("recall", "conversation", "speed", "crowd", "int8"),
-    *("corrections", "codecs", "retention", "prefix_cache"),
+    *("corrections", "codecs", "retention", "prefix_cache", "staging", "endurance"),
 )
 OPTIONS = {"retention": ["-n", "1"]}
 

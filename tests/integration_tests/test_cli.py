@@ -1,17 +1,14 @@
 """The command line in processes of its own, with the built-in model: pipe, terminal, doctor."""
 
-import codecs
 import os
-import pty
-import select
 import signal
 import sys
-import time
 
 import pytest
 
 from langchain_rwkv_state.store import DiskStateStore
-from tests.helpers.command import PATIENCE_SECONDS, RWKV_STATE, rwkv_state
+from tests.helpers.command import rwkv_state
+from tests.helpers.terminal import Terminal
 
 
 def _chat(store, *words, text):
@@ -62,49 +59,10 @@ def test_a_system_prompt_is_obeyed_and_a_changed_one_is_a_note(tmp_path):
     assert "UserWarning" not in second.stderr
 
 
-class _Terminal:
-    """A process at a pseudo-terminal."""
-
-    def __init__(self, *words, program=RWKV_STATE):
-        self.pid, self._end = pty.fork()
-        if self.pid == 0:
-            os.environ["TERM"] = "xterm"
-            os.execv(sys.executable, [*program, *words])
-        self._decoder = codecs.getincrementaldecoder("utf-8")()
-        self.seen = ""
-        self._at = 0
-
-    def until(self, text):
-        """Reads until a text shows up behind what was waited for last."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while (found := self.seen.find(text, self._at)) < 0:
-            assert time.monotonic() < deadline, f"no {text!r} in {self.seen!r}"
-            ready, _, _ = select.select([self._end], [], [], 1)
-            if not ready:
-                continue
-            try:
-                data = os.read(self._end, 4096)
-            except OSError:
-                data = b""
-            assert data, f"the process ended; it wrote {self.seen!r}"
-            self.seen += self._decoder.decode(data)
-        self._at = found + len(text)
-
-    def type(self, text):
-        os.write(self._end, text.encode())
-
-    def wait(self):
-        """Returns the exit code."""
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-
-    def close(self):
-        os.close(self._end)
-
-
 def test_a_conversation_at_a_terminal(tmp_path):
     store = tmp_path / "store"
     words = ("chat", "-s", "bob", "--temperature", "0", "--store", str(store))
-    terminal = _Terminal(*words)
+    terminal = Terminal(*words)
     try:
         terminal.until("New session bob")
         terminal.until("\u203a")
@@ -139,7 +97,7 @@ def test_ctrl_c_stops_an_answer_and_nothing_of_it_is_kept(tmp_path):
     )
     store = tmp_path / "store"
     words = ("chat", "-s", "bob", "--temperature", "0", "--store", str(store))
-    terminal = _Terminal(*words, program=[sys.executable, "-c", script])
+    terminal = Terminal(*words, program=[sys.executable, "-c", script])
     try:
         terminal.until("\u203a")
         terminal.type("Hello, my name is Marlow.\n")
@@ -174,7 +132,7 @@ def test_doctor_finds_a_sound_installation_and_a_damaged_store(tmp_path):
 
 def test_a_conversation_is_watched_from_another_terminal_until_ctrl_c(tmp_path):
     store = tmp_path / "store"
-    terminal = _Terminal("watch", "bob", "--every", "0.1", "--store", str(store))
+    terminal = Terminal("watch", "bob", "--every", "0.1", "--store", str(store))
     try:
         terminal.until("There is no store")
         assert not store.exists()

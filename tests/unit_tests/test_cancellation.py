@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from langchain_core.messages import HumanMessage
 
-from langchain_rwkv_state.errors import DeadlineExceeded, EngineError, SessionConflict
+from langchain_rwkv_state.errors import DeadlineExceeded, SessionConflict
 from langchain_rwkv_state.messages import STATE_KEY
 
 LONG = [HumanMessage("The weather is fine today. " * 4000)]
@@ -216,9 +216,3 @@ async def test_to_its_end_tells_what_came_of_a_verb(store):
     assert await store.to_its_end("head", "bob") is None
     with pytest.raises(ValueError, match="name"):
         await store.to_its_end("head", "")
-
-
-def test_an_engine_that_is_gone_still_says_so(chat):
-    chat.loaded().engine.close()
-    with pytest.raises(EngineError):
-        chat.prefill(SHORT)

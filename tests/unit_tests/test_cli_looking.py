@@ -21,7 +21,7 @@ from langchain_rwkv_state.state import (
     distance,
     head_maps,
 )
-from langchain_rwkv_state.store import DiskStateStore
+from langchain_rwkv_state.store import DiskStateStore, policy
 from tests.helpers.states import random_state
 
 LAYOUT = StateLayout.of(7, n_layer=2, n_embd=64, head_size=32)
@@ -79,8 +79,15 @@ def test_inspect_as_json_has_figures_and_maps(run):
     assert found["verdict"].startswith("Finite")
 
 
+def commit_unchecked(store: DiskStateStore, session: str, state: RWKVState) -> None:
+    """Commits what no store takes any more, as one of an earlier release may hold it."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(policy, "require_finite", lambda _: None)
+        commit(store, session, state)
+
+
 def test_a_broken_state_is_json_all_the_same(run, store):
-    commit(store, "ill", broken())
+    commit_unchecked(store, "ill", broken())
     result = run("inspect", "ill", "--json")
     assert result.exit_code == 1
     assert json.loads(result.stdout)["maps"][0]["values"][1][0] is None
@@ -175,7 +182,7 @@ def test_calibrate_says_what_it_cannot_learn_from(run, store, tmp_path):
         result = run("calibrate", "--out", file, *words)
         assert result.exit_code == 1
         assert said in result.stderr
-    commit(store, "ill", broken())
+    commit_unchecked(store, "ill", broken())
     assert "'ill' is broken" in run("calibrate", "--out", file, "--all").stderr
     store.delete_session("ill")
     commit(store, "other", random_state([1], layout=LAYOUT, fingerprint="another"))

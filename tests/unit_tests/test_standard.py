@@ -14,6 +14,7 @@ from langchain_rwkv_state import ChatRWKV
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The function `load` is in beta"),
+    pytest.mark.filterwarnings("ignore:max_retries"),  # the suite passes LangChain's standard ones
     pytest.mark.filterwarnings("ignore:The method `BaseChatModel.dict` was deprecated"),
 ]
 

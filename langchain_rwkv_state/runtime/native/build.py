@@ -2,24 +2,27 @@
 
 Nothing is downloaded, and without a compiler there is no error: the plain pass takes over. The
 easy mistake is to load whatever lies under the right name: the folder belongs to the user alone,
-and the name is a digest of source, flags and the processor's features.
+and the name holds two digests, one of source, flags and the processor's features, the other of the
+file's own bytes, since a library that was cut short kills the process that loads it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import hashlib
 import logging
 import os
 import shutil
-import stat
 import subprocess
 import tempfile
+import warnings
 from pathlib import Path
 
 import platformdirs
+
+from langchain_rwkv_state.runtime.native.private import private_folder
+from langchain_rwkv_state.whole import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +33,7 @@ SOURCE = Path(__file__).with_name("kernels.cpp")
 _COMPILE = ["-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-std=c++17"]
 _COMPILE += ["-fPIC", "-w", "-c"]
 _SECONDS = 120
+_DIGITS = 32
 
 
 def enabled() -> bool:
@@ -61,20 +65,36 @@ def _load(compiler: str, flags: list[str]) -> ctypes.CDLL:
     folder = _folder()
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="rwkv-state-") as passing:
-            return ctypes.CDLL(str(_build(compiler, flags, Path(passing) / "pass.so")))
-    built = folder / f"rwkv7-{mark.hexdigest()[:32]}.so"
-    if not built.is_file():
-        _build(compiler, flags, built)
-    return ctypes.CDLL(str(built))
+            return ctypes.CDLL(str(_build(compiler, flags, Path(passing), "rwkv7")))
+    name = f"rwkv7-{mark.hexdigest()[:_DIGITS]}"
+    return ctypes.CDLL(str(_kept(folder, name) or _build(compiler, flags, folder, name)))
 
 
-def _build(compiler: str, flags: list[str], target: Path) -> Path:
-    """Compiles to a file beside the target and moves it there in one step."""
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as folder:
-        compiled, linked = Path(folder) / "pass.o", Path(folder) / "pass.so"
+def _kept(folder: Path, name: str) -> Path | None:
+    """Returns a library that was built before and is as it was; what is not is removed."""
+    for built in sorted(folder.glob(f"{name}*.so")):
+        if built.is_symlink() or not built.is_file():
+            continue
+        if built.name == _named(name, built.read_bytes()):
+            return built
+        logger.info("%s is not what was built: it is built again.", built)
+        built.unlink(missing_ok=True)
+    return None
+
+
+def _named(name: str, content: bytes) -> str:
+    return f"{name}-{hashlib.sha256(content).hexdigest()[:_DIGITS]}.so"
+
+
+def _build(compiler: str, flags: list[str], folder: Path, name: str) -> Path:
+    """Compiles in a place of its own, and gives the result its name once it is on the disk."""
+    with tempfile.TemporaryDirectory(prefix="rwkv-state-") as passing:
+        compiled, linked = Path(passing) / "pass.o", Path(passing) / "pass.so"
         _run([compiler, *flags, str(SOURCE), "-o", str(compiled)])
         _run([compiler, "-shared", str(compiled), "-o", str(linked), *_undefined()])
-        linked.replace(target)
+        content = linked.read_bytes()
+    target = folder / _named(name, content)
+    write_whole(target, content)
     return target
 
 
@@ -92,12 +112,15 @@ def _run(command: list[str]) -> bytes:
 
 
 def _folder() -> Path | None:
-    """Returns a folder that nobody but the user can write to, ``None`` where there is none."""
-    folder = Path(platformdirs.user_cache_dir("langchain-rwkv-state")) / "compiled"
-    with contextlib.suppress(OSError):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.lstat()
-        private = not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-        if stat.S_ISDIR(status.st_mode) and private and status.st_uid == os.getuid():
-            return folder
-    return None
+    """Returns a folder that nobody but the user can write to; ``None``, and a warning, for none."""
+    path = Path(platformdirs.user_cache_dir("langchain-rwkv-state")) / "compiled"
+    try:
+        return private_folder(path.absolute())
+    except OSError as error:
+        warnings.warn(
+            f"The compiled pass of RWKV-7 cannot be kept in {path} ({error}), so every process "
+            "builds it anew, which takes seconds. Take that right from others (chmod go-w), or "
+            "set XDG_CACHE_HOME to a directory of your own.",
+            stacklevel=2,
+        )
+        return None

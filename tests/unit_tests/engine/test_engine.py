@@ -498,10 +498,12 @@ class TestLifeAndEnd:
     """The worker starts when needed, ends when told or idle, and never outlives the process."""
 
     def test_no_thread_before_the_first_request(self, engine, ask):
-        names = [thread.name for thread in threading.enumerate()]
-        assert "rwkv-engine" not in names
+        before = set(threading.enumerate())
+        assert not engine.at_work
         engine.submit(ask([261])).result()
-        assert "rwkv-engine" in [thread.name for thread in threading.enumerate()]
+        started = set(threading.enumerate()) - before
+        assert [thread.name for thread in started] == ["rwkv-engine"]
+        assert engine.at_work
 
     def test_closing_ends_pending_requests(self, engine, ask, runtime):
         gate = Gate(runtime)

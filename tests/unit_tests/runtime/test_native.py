@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from langchain_rwkv_state.runtime.native import build, linear, plain
 from langchain_rwkv_state.runtime.native.compiled import panels, rounded
 from langchain_rwkv_state.runtime.native.memory import room
 from langchain_rwkv_state.runtime.native.model import MAX_ROWS, NativeModel
+from langchain_rwkv_state.runtime.native.private import private_folder
 from langchain_rwkv_state.runtime.native.recurrence import CHUNK, Tokens, chunked, step
 from langchain_rwkv_state.runtime.slots import StateSlots
 from langchain_rwkv_state.runtime.strategy import Stage
@@ -452,12 +455,78 @@ def test_a_compiler_that_fails_is_no_error(
 
 
 @pytest.mark.skipif(build.library() is None, reason="there is no C++ compiler")
-def test_a_folder_that_others_can_write_to_is_not_used(fresh_build: Path) -> None:
-    folder = fresh_build / "langchain-rwkv-state" / "compiled"
-    folder.mkdir(parents=True)
-    folder.chmod(0o777)
-    assert build.library() is not None
-    assert not list(folder.iterdir())
+def test_a_library_that_was_cut_short_is_built_again(fresh_build: Path) -> None:
+    program = "from langchain_rwkv_state.runtime.native import build; print(build.library())"
+    for _ in range(2):  # in processes of their own, since to load it would end the process
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, "CDLL" in done.stdout) == (0, True), done.stderr
+        (built,) = fresh_build.rglob("*.so")
+        size = built.stat().st_size
+        assert size > 10_000
+        os.truncate(built, size // 2)
+
+
+@pytest.mark.parametrize("damage", ["none", "cut", "emptied", "altered", "named as before", "link"])
+def test_a_library_is_loaded_only_as_it_was_built(damage: str, tmp_path: Path) -> None:
+    content = b"\x7fELF and so on"
+    built = tmp_path / build._named("rwkv7-mark", content)
+    left = {"cut": content[:5], "emptied": b"", "altered": content[:-1] + b"N"}
+    built.write_bytes(left.get(damage, content))
+    if damage == "named as before":  # by a version that knew no digest of the content
+        built = built.rename(tmp_path / "rwkv7-mark.so")
+    elif damage == "link":
+        built.symlink_to(built.rename(tmp_path / "elsewhere"))
+    assert build._kept(tmp_path, "rwkv7-mark") == (built if damage == "none" else None)
+    assert built.exists() == (damage in ("none", "link"))
+
+
+@pytest.mark.parametrize("name", ["", "langchain-rwkv-state", "langchain-rwkv-state/compiled"])
+def test_a_folder_that_others_can_write_to_is_not_used_and_named(
+    name: str, fresh_build: Path
+) -> None:
+    (fresh_build / "langchain-rwkv-state" / "compiled").mkdir(parents=True)
+    (fresh_build / name).chmod(0o777)
+    with pytest.warns(UserWarning, match=rf"{fresh_build / name} can be written to by everybody"):
+        assert build._folder() is None
+
+
+@pytest.mark.skipif(build.library() is None, reason="there is no C++ compiler")
+def test_without_a_folder_it_is_built_for_the_process_alone_with_a_warning(
+    fresh_build: Path,
+) -> None:
+    fresh_build.write_bytes(b"")
+    with pytest.warns(UserWarning, match="every process builds it anew"):
+        assert build.library() is not None
+
+
+def test_folders_of_the_cache_are_made_for_the_user_alone(tmp_path: Path) -> None:
+    made = private_folder(tmp_path / "a" / "b" / "c")
+    for folder in (made, made.parent, made.parent.parent):
+        assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(("members", "alone"), [([], True), (["me"], True), (["me", "you"], False)])
+def test_a_group_that_is_the_users_own_may_write(
+    members: list[str], alone: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o770)
+    gid = tmp_path.stat().st_gid
+    user = SimpleNamespace(pw_name="me", pw_gid=gid)
+    monkeypatch.setattr("pwd.getpwuid", lambda _: user)
+    group = SimpleNamespace(gr_name="me", gr_gid=gid, gr_mem=members)
+    monkeypatch.setattr("grp.getgrgid", lambda _: group)
+    if alone:
+        assert private_folder(tmp_path / "a") == tmp_path / "a"
+    else:
+        with pytest.raises(PermissionError, match=f"{tmp_path} can be written to by its group"):
+            private_folder(tmp_path / "a")
+
+
+def test_a_folder_in_one_like_tmp_is_the_users_own(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    assert private_folder(tmp_path / "a") == tmp_path / "a"
 
 
 @pytest.mark.parametrize("choice", ["0", "1"])

@@ -162,7 +162,7 @@ def test_a_planted_pickle_is_refused_and_never_run(path, store, tmp_path, mode):
     with pytest.raises(StateCorrupt):
         store.head("bob")
     with DiskStateStore(path) as again:
-        assert again.sessions() == []
+        assert again.sessions() == ["bob"], "it exists, and is not left out as if it did not"
         assert again.delete_session("bob")
         assert again.head("bob") is None
     assert not target.exists()
@@ -326,7 +326,7 @@ def test_every_file_is_its_owners_alone(path):
         os.umask(old)
 
 
-def test_sessions_are_listed_by_one_statement(store):
+def test_sessions_are_listed_by_two_statements_however_many_there_are(store):
     turns(store, "bob", 1)
     for number in range(5):
         store.append_unread(f"s{number}", ["{}"])
@@ -335,7 +335,7 @@ def test_sessions_are_listed_by_one_statement(store):
     connection.set_trace_callback(statements.append)
     store.sessions()
     connection.set_trace_callback(None)
-    assert len(statements) == 1
+    assert len(statements) == 2, "the sessions' rows, and what proves that they exist"
 
 
 # -- strange files -------------------------------------------------------------------------------
@@ -402,9 +402,11 @@ def test_a_missing_file_is_told_apart_from_a_deleted_state(path, store):
         store.get(refs[2])
     with pytest.raises(StateNotFound):
         store.get(refs[0])
+    assert any("missing" in problem for problem in store.check().problems)
+    assert store.head("bob") == refs[2], "a look changes nothing"
     report = store.check(fix=True)
     assert any("missing" in problem for problem in report.problems)
-    assert store.head("bob") == refs[2], "a session whose state is lost is reported, and stays"
+    assert store.head("bob") == refs[1], "what the advice says is done: it goes back by a turn"
 
 
 def test_orphans_are_swept_once_they_are_older_than_a_minute(path, store):
@@ -510,7 +512,7 @@ def test_a_truncated_database_is_refused_and_not_mapped(path, size):
 
 def test_a_database_truncated_under_an_open_store_is_an_error_of_ours(path, store):
     for number in range(40):
-        store.append_unread(f"s{number}", ["x" * 2000])
+        store.append_unread(f"s{number}", ['"' + "x" * 2000 + '"'])
     backend_of(store)._opened()._sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     os.truncate(path / "cache.db", 8192)
     backend_of(store)._opened()._con.execute("PRAGMA shrink_memory")
@@ -527,7 +529,7 @@ def read_all(store: DiskStateStore) -> None:
 
 
 @pytest.mark.parametrize("call", ["write", "fsync"])
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_leaves_the_old_head_and_no_half_file(path, store, monkeypatch, call, code):
     refs = turns(store, "bob", 1)
     mine = store.stage(random_state([9]))
@@ -548,6 +550,22 @@ def test_a_full_disk_leaves_the_old_head_and_no_half_file(path, store, monkeypat
         assert store.head("bob") == refs[0]
         assert store.get(refs[0])
     store.commit("bob", mine, refs[0])
+
+
+@pytest.mark.parametrize("call", ["write", "fsync"])
+def test_a_limit_on_the_size_of_files_is_no_lack_of_room(path, store, monkeypatch, call):
+    mine = store.stage(random_state([9]))
+
+    def fail(*args: object) -> int:
+        raise OSError(errno.EFBIG, "File too large")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, fail)
+        with pytest.raises(StoreError, match=r"takes no file of that size|ulimit -f") as caught:
+            store.commit("bob", mine, None)
+    assert "make room" not in str(caught.value)
+    assert state_files(path) == []
+    store.commit("bob", mine, None)
 
 
 def test_any_other_failure_of_the_disk_is_an_error_of_ours(path, store, monkeypatch):
@@ -579,7 +597,7 @@ def test_a_full_database_is_a_full_store_and_its_connection_goes_on(path, store)
 
 def append_much(store: DiskStateStore) -> None:
     for _ in range(50):
-        store.append_unread("bob", ["x" * 500])
+        store.append_unread("bob", ['"' + "x" * 500 + '"'])
 
 
 def test_a_delete_may_use_the_room_that_was_kept_back(path, store, monkeypatch):

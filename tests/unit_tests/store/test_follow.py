@@ -230,7 +230,7 @@ def test_a_state_that_is_trimmed_between_two_looks_is_looked_for_anew(store, mon
                 turn(store, token)
         return get(ref, **options)
 
-    monkeypatch.setattr(store, "_staging", type(store._staging)(lambda: 0.0))
+    monkeypatch.setattr(store, "_staging", type(store._staging)())
     monkeypatch.setattr(store, "get", get_after_turns)
     found = standing(store, "bob")
     assert found is not None

@@ -1,0 +1,64 @@
+"""What all store objects over one place share in a process: rows and files, staged states, threads.
+
+Two objects that name the same directory mean the same store: what one staged, the other commits,
+and a turn that one could not store the other stores. The easy mistake is to tie this to one of the
+objects: LangChain makes and drops them as it likes, and an answer stands on what is staged here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from langchain_rwkv_state.runtime.registry import Registry
+from langchain_rwkv_state.state import CodecName
+from langchain_rwkv_state.store.aio import Threads
+from langchain_rwkv_state.store.backend import Backend
+from langchain_rwkv_state.store.staged_files import StagedFiles
+from langchain_rwkv_state.store.staging import Staging
+from langchain_rwkv_state.store.unsaved import EndedTurn
+
+
+class Resources:
+    """One store as a process has it open.
+
+    Args:
+        backend: Rows and files.
+        files: Where staged states go that memory has no room for; ``None`` where they stay in it.
+
+    Attributes:
+        backend: Rows and files.
+        files: For staged states.
+        staging: Staged states and filed answers.
+        threads: In which async verbs run.
+        unsaved: Turns that could not be stored, by session.
+        about: The store's secret and codec, once read.
+    """
+
+    def __init__(self, backend: Backend, files: StagedFiles | None = None) -> None:
+        self.backend = backend
+        self.files = files
+        self.staging = Staging(files.drop) if files is not None else Staging()
+        self.threads = Threads()
+        self.unsaved: dict[str, deque[EndedTurn]] = {}
+        self.about: tuple[bytes, CodecName] | None = None
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether something stands on it though no store object does: an answer just given."""
+        return self.staging.holds_states or bool(self.unsaved)
+
+    def close(self) -> None:
+        """Lets go of everything; staged states end with it."""
+        self.threads.close()
+        self.staging.clear()
+        if self.files is not None:
+            self.files.close()
+        self.backend.close()
+
+
+def _is_needed(resources: Resources) -> bool:
+    return resources.is_needed
+
+
+OPEN_STORES: Registry[Resources] = Registry(close=Resources.close, stays=_is_needed)
+"""Every store on disk that this process has open, by its directory."""
