@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,12 @@ class DiskStateStore(KeyedStore):
             clock=clock,
             staged_bytes=staged_bytes,
         )
+        if read_only is None and self.read_only:
+            warnings.warn(
+                f"The store {self._path} cannot be written, so it is open read-only: its sessions "
+                "can be read, and no turn can be committed. read_only=True says that this is meant.",
+                stacklevel=2,
+            )
 
     @property
     def path(self) -> Path:

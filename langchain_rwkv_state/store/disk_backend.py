@@ -11,7 +11,6 @@ import os
 import sqlite3
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -193,7 +192,7 @@ class DiskBackend:
     Args:
         root: The directory; made where it is missing.
         timeout_seconds: How long to wait for another writer.
-        read_only: Whether nothing is written; ``None`` for where nothing can be, with a warning.
+        read_only: Whether nothing is written; ``None`` for where nothing can be.
         create: Whether a store is made where there is none; ``None`` not among other files.
 
     Raises:
@@ -223,12 +222,6 @@ class DiskBackend:
             require_place(root, create=False if read_only else create)
             if read_only is None and holds_store(root) and not is_writable(root):
                 read_only = True
-                warnings.warn(
-                    f"The store {root} cannot be written, so it is open read-only: its sessions "
-                    "can be read, and no turn can be committed. read_only=True says that this is "
-                    "meant.",
-                    stacklevel=3,
-                )
             if read_only:
                 self._table = ReadOnlyTable(root, timeout_seconds)
             else:
