@@ -146,7 +146,8 @@ class DiskStateStore(KeyedStore):
         if read_only is None and self.read_only:
             warnings.warn(
                 f"The store {self._path} cannot be written, so it is open read-only: its sessions "
-                "can be read, and no turn can be committed. read_only=True says that this is meant.",
+                "can be read, and no turn can be committed. read_only=True says that this is "
+                "meant.",
                 stacklevel=2,
             )
 
