@@ -141,8 +141,9 @@ class SessionTurn:
         if (yield StoreCall("head", self._session)) == head:
             return error
         return SessionConflict(
-            f"The session {self._session!r} was rewound, deleted or moved on before this turn could "
-            "read its state: repeat the turn, which then starts from where the session is now."
+            f"The session {self._session!r} was rewound, deleted or moved on before this turn "
+            "could read its state: repeat the turn, which then starts from where the session is "
+            "now."
         )
 
     def end(self) -> Steps[None]:

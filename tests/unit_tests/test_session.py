@@ -355,7 +355,8 @@ async def test_a_session_that_moves_before_its_state_is_read_is_a_conflict(
         return info
 
     monkeypatch.setattr(store, "session", look_too_early)
-    with pytest.raises(SessionConflict, match="'bob' was rewound, deleted or moved on"):
+
+    async def turn():
         match way:
             case "ainvoke":
                 await bob.ainvoke("Again.")
@@ -363,4 +364,7 @@ async def test_a_session_that_moves_before_its_state_is_read_is_a_conflict(
                 chat.prefill("Again.", session="bob")
             case _:
                 list(getattr(bob, way)("Again."))
+
+    with pytest.raises(SessionConflict, match="'bob' was rewound, deleted or moved on"):
+        await turn()
     assert store.head("bob") is None
