@@ -254,14 +254,16 @@ class DiskBackend:
             finally:
                 connection.rollback()
 
-    def transact(self, work: Callable[[Transaction], T], *, freeing: bool = False) -> T:
+    def transact(
+        self, work: Callable[[Transaction], T], *, freeing: bool = False, durable: bool = True
+    ) -> T:
         """See `Backend.transact`."""
         try:
-            return self._transact(work)
+            return self._transact(work, durable=durable)
         except StoreFull:
             if not freeing or not self.files.spend_reserve():
                 raise
-        result = self._transact(work)
+        result = self._transact(work, durable=durable)
         self.files.fill_reserve()
         return result
 
@@ -372,12 +374,14 @@ class DiskBackend:
             )
         return StoreError(f"The store {self.root} cannot be used: {error}.{file_limit(error)}")
 
-    def _transact(self, work: Callable[[Transaction], T]) -> T:
+    def _transact(self, work: Callable[[Transaction], T], *, durable: bool) -> T:
         self._require_writable()
         with self._lock, self.errors():
             cache = self._opened()
             self._require_identity()
             changes = _Changes(self, cache)
+            if not durable:  # SQLite's log is flushed with the next that is
+                cache._con.execute("PRAGMA synchronous = NORMAL")
             try:
                 with cache.transact():
                     result = work(changes)
@@ -385,6 +389,9 @@ class DiskBackend:
             except BaseException:
                 self._roll_back(cache)
                 raise
+            finally:
+                if not durable:
+                    cache._con.execute("PRAGMA synchronous = FULL")
         self.files.drop_all(changes.dropped)
         return result
 
