@@ -607,10 +607,10 @@ def test_a_delete_may_use_the_room_that_was_kept_back(path, store, monkeypatch):
     assert reserve.stat().st_size == 1 << 20
     transact = backend._transact
 
-    def full(work: Any) -> Any:
+    def full(work: Any, *, durable: bool) -> Any:
         if reserve.exists():
             raise StoreFull("No room.")
-        return transact(work)
+        return transact(work, durable=durable)
 
     monkeypatch.setattr(backend, "_transact", full)
     with pytest.raises(StoreFull):
@@ -625,7 +625,7 @@ def test_a_read_goes_on_where_a_renewal_cannot_be_written(path, monkeypatch):
         (ref,) = turns(store, "bob", 1)
         clock.advance(20 * 86400)
 
-        def full(work: Any) -> Any:
+        def full(work: Any, *, durable: bool) -> Any:
             raise StoreFull("No room.")
 
         monkeypatch.setattr(backend_of(store), "_transact", full)
