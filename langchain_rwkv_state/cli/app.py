@@ -6,6 +6,9 @@ command: `_Commands` prints them all in one form, with exit code 1 and no traceb
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -35,12 +38,26 @@ class _Commands(LiteralGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with _warnings_as_notes():
+                return super().invoke(ctx)
         except (RWKVStateError, OSError, ValueError) as problem:
             if isinstance(problem, BrokenPipeError):
                 raise
             output.error(problem)
             raise typer.Exit(1) from problem
+
+
+@contextmanager
+def _warnings_as_notes() -> Iterator[None]:
+    """Shows warnings of this package as sentences, without the line of code they came from."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        output.note(message)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = show
+        yield
 
 
 app = typer.Typer(

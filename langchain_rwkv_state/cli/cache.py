@@ -21,7 +21,13 @@ from rich.tree import Tree
 
 from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.help import LiteralCommand, LiteralGroup
-from langchain_rwkv_state.cli.options import ModelOption, StoreOption, StrategyOption, open_store
+from langchain_rwkv_state.cli.options import (
+    CreateOption,
+    ModelOption,
+    StoreOption,
+    StrategyOption,
+    open_store,
+)
 from langchain_rwkv_state.cli.streams import read_text
 from langchain_rwkv_state.views.words import counted
 
@@ -122,6 +128,7 @@ def warm(
     model: ModelOption = "demo",
     strategy: StrategyOption = "auto",
     store: StoreOption = None,
+    create: CreateOption = False,
 ) -> None:
     """Read prompts and pin them in the prefix cache on disk, for every process to begin from.
 
@@ -134,7 +141,7 @@ def warm(
     prompts = read_prompts(file)
     console = output.out()
     with (
-        closing(open_store(store)) as opened,
+        closing(open_store(store, create=create)) as opened,
         closing(PrefixStateCache(disk=_directory(directory))) as into,
     ):
         llm = _model(model, strategy, store=opened, prefix_cache=into)

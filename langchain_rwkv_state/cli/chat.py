@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from rich.text import Text
 from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.interrupts import Interrupts
 from langchain_rwkv_state.cli.options import (
+    CreateOption,
     ModelOption,
     StoreOption,
     StrategyOption,
@@ -52,6 +52,7 @@ def chat(
         str, typer.Option("--session", "-s", help="Name of the conversation.")
     ] = "default",
     store: StoreOption = None,
+    create: CreateOption = False,
     strategy: StrategyOption = "auto",
     system: Annotated[
         str | None, typer.Option(metavar="TEXT", help="System prompt, read at the first turn.")
@@ -84,7 +85,7 @@ def chat(
     settings = {name: value for name, value in given.items() if value is not None}
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     console = output.out()
-    with _python_warnings_as_notes(), closing(open_store(store)) as opened:
+    with closing(open_store(store, create=create)) as opened:
         with _waiting(console, f"Loading {model}", shown=is_terminal):
             from langchain_rwkv_state.chat_models import ChatRWKV
 
@@ -291,17 +292,4 @@ def _waiting(console: Console, text: str, *, shown: bool) -> Iterator[None]:
         yield
         return
     with console.status(Text(output.plain(text))):
-        yield
-
-
-@contextmanager
-def _python_warnings_as_notes() -> Iterator[None]:
-    """Shows warnings of this package as sentences, without the line of code they came from."""
-
-    def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        output.note(message)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("default", UserWarning)
-        warnings.showwarning = show
         yield

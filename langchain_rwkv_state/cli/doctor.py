@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from langchain_rwkv_state.cli import output
-from langchain_rwkv_state.cli.options import StoreOption, open_store, store_directory
+from langchain_rwkv_state.cli.options import StoreOption, is_store, open_store, store_directory
 
 _PACKAGES = (
     "langchain-rwkv-state",
@@ -140,7 +140,7 @@ def _demo() -> Iterator[Finding]:
 
 def _store(directory: Path | None) -> Iterator[Finding]:
     path = store_directory(directory)
-    if not path.exists():
+    if not is_store(path):
         yield Finding("path", f"{path} (none yet: the first conversation makes it)")
         return
     store = open_store(directory)

@@ -6,6 +6,7 @@ command instead of the parser's, which shows the usage.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +24,10 @@ StoreOption = Annotated[
         show_default="the user's data directory",
         help="Directory of the store.",
     ),
+]
+CreateOption = Annotated[
+    bool,
+    typer.Option("--create", help="Make a store also where DIR holds other things."),
 ]
 ModelOption = Annotated[
     str,
@@ -86,18 +91,56 @@ def check_plot(plot: Path | None) -> None:
         require_picture(plot)
 
 
-def open_store(directory: Path | None) -> DiskStateStore:
-    """Opens a store, made where it is missing.
+def open_store(directory: Path | None, *, create: bool = False) -> DiskStateStore:
+    """Opens a store, made where it is missing; among other files only once that was allowed.
 
     Args:
         directory: Its directory; ``None`` for the user's own.
+        create: Whether it may be made among other files; else a terminal is asked.
 
     Raises:
         StoreError: It is foreign, damaged or not to be opened.
     """
     from langchain_rwkv_state.store import DiskStateStore
 
-    return DiskStateStore(directory)
+    path = store_directory(directory)
+    if not create and _holds_others(path):
+        create = _may_create(path)
+    return DiskStateStore(directory, create=create or None)
+
+
+def _holds_others(path: Path) -> bool:
+    """Says whether a directory holds other things, and no store."""
+    from langchain_rwkv_state.errors import StoreError
+    from langchain_rwkv_state.store.place import require_place
+
+    if not path.is_dir():
+        return False
+    try:
+        require_place(path, create=None)
+    except StoreError:
+        return True
+    return False
+
+
+def _may_create(path: Path) -> bool:
+    """Asks, where there is somebody to ask.
+
+    Raises:
+        StoreError: Nobody is there, or the answer is no.
+    """
+    from langchain_rwkv_state.errors import StoreError
+
+    if _is_terminal() and typer.confirm(f"{path} holds other things. Make a store among them?"):
+        return True
+    raise StoreError(
+        f"{path} holds other things and no store. Name a directory of the store's own, or pass "
+        "--create to make one among them."
+    )
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def store_directory(directory: Path | None) -> Path:

@@ -99,10 +99,10 @@ def read_healthy(file: Path | None) -> Healthy | None:
     return None if file is None else Healthy.from_json(read_text(file))
 
 
-def keep(state: RWKVState, into: str, store: Path | None) -> None:
+def keep(state: RWKVState, into: str, store: Path | None, *, create: bool = False) -> None:
     """Puts a state into a new session or a new file, and says so."""
     if not into.endswith(FILE):
-        keep_session(state, into, store)
+        keep_session(state, into, store, create=create)
         return
     target = Path(into)
     require_new(target)
@@ -110,9 +110,11 @@ def keep(state: RWKVState, into: str, store: Path | None) -> None:
     output.written(target)
 
 
-def keep_session(state: RWKVState, session: str, store: Path | None) -> None:
+def keep_session(
+    state: RWKVState, session: str, store: Path | None, *, create: bool = False
+) -> None:
     """Begins a session with a state, and says so."""
-    with closing(open_store(store)) as opened:
+    with closing(open_store(store, create=create)) as opened:
         if opened.session(session, renew=False) is not None:
             raise SessionConflict(
                 f"The session {session!r} exists already: name another, or delete it first."

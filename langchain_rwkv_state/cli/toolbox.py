@@ -14,6 +14,7 @@ from rich.text import Text
 
 from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.options import (
+    CreateOption,
     ModelOption,
     StoreOption,
     StrategyOption,
@@ -64,13 +65,14 @@ def blend(
     ] = None,
     part: PartOption = None,
     store: StoreOption = None,
+    create: CreateOption = False,
 ) -> None:
     """Add states, with weights, to a new one."""
     from langchain_rwkv_state.state import blend_many
 
     given = _weights(len(sources), alpha, weights)
     states = [state_of(source, store) for source in sources]
-    keep(blend_many(states, given, parts=_parts(part)), into, store)
+    keep(blend_many(states, given, parts=_parts(part)), into, store, create=create)
 
 
 def decay(
@@ -79,14 +81,22 @@ def decay(
     into: Into,
     part: PartOption = None,
     store: StoreOption = None,
+    create: CreateOption = False,
 ) -> None:
     """Let a state's past weigh less, in a new one."""
     from langchain_rwkv_state import state as states
 
-    keep(states.decay(state_of(source, store), factor, parts=_parts(part)), into, store)
+    keep(
+        states.decay(state_of(source, store), factor, parts=_parts(part)),
+        into,
+        store,
+        create=create,
+    )
 
 
-def renormalise(source: Source, into: Into, store: StoreOption = None) -> None:
+def renormalise(
+    source: Source, into: Into, store: StoreOption = None, create: CreateOption = False
+) -> None:
     """Write RWKV-4's accumulators in a scale of one, in a new state; answers stay the same.
 
     States of RWKV-5, 6 and 7 need none, and come back as they are.
@@ -97,7 +107,7 @@ def renormalise(source: Source, into: Into, store: StoreOption = None) -> None:
     found = check_scale(state)
     if not found.changes:
         output.note(found.reason)
-    keep(renormalise(state), into, store)
+    keep(renormalise(state), into, store, create=create)
 
 
 def export(
@@ -163,6 +173,7 @@ def import_(
         ),
     ] = None,
     store: StoreOption = None,
+    create: CreateOption = False,
 ) -> None:
     """Start a session with a state from a file, or take in a whole session from a .zip.
 
@@ -172,7 +183,7 @@ def import_(
     from langchain_rwkv_state.state import import_tensors
 
     if file.suffix == _BUNDLE:
-        _import_session(file, session, ttl, store)
+        _import_session(file, session, ttl, store, create=create)
         return
     if session is None:
         raise typer.BadParameter(f"Name the session that is to begin with the state of {file}.")
@@ -184,7 +195,7 @@ def import_(
     if state is None:
         with loaded_model(model, strategy, tokenizer) as loaded:
             state = import_tensors(file, loaded.runtime.zero_state(), log_scale=log_scale)
-    keep_session(state, session, store)
+    keep_session(state, session, store, create=create)
 
 
 def _weights(count: int, alpha: float | None, weights: str | None) -> list[float]:
@@ -218,10 +229,12 @@ def _export_session(session: str, file: Path, store: Path | None, *, tokens: boo
     output.written(file)
 
 
-def _import_session(file: Path, session: str | None, ttl: float | None, store: Path | None) -> None:
+def _import_session(
+    file: Path, session: str | None, ttl: float | None, store: Path | None, *, create: bool
+) -> None:
     if not file.is_file():  # before a store comes to be
         raise FileNotFoundError(f"There is no file {file}.")
-    opened = open_store(store)
+    opened = open_store(store, create=create)
     try:
         found = opened.import_session(file, session, ttl=ttl)
     finally:

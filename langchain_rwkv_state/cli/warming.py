@@ -17,6 +17,7 @@ from rich.text import Text
 from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.checkpoint import WordsOption, said
 from langchain_rwkv_state.cli.options import (
+    CreateOption,
     ModelOption,
     StoreOption,
     StrategyOption,
@@ -43,13 +44,14 @@ def prefill(
     tokenizer: TokenizerOption = None,
     ttl: TtlOption = None,
     store: StoreOption = None,
+    create: CreateOption = False,
 ) -> None:
     """Read a text, as it stands, into a session that others can begin from.
 
     "fork" gives a copy of it another name; "chat --session NAME" goes on from it.
     """
     text = _required(said(file, words))
-    with closing(open_store(store)) as opened:
+    with closing(open_store(store, create=create)) as opened:
         known = opened.session(session, renew=False)
         if known is not None and not onto_head:
             raise ValueError(
@@ -83,10 +85,11 @@ def zero(
     strategy: StrategyOption = "auto",
     tokenizer: TokenizerOption = None,
     store: StoreOption = None,
+    create: CreateOption = False,
 ) -> None:
     """Write the state of a model that has read nothing, to compare with or to begin from."""
     with loaded_model(model, strategy, tokenizer) as loaded:
-        keep(loaded.zero, into, store)
+        keep(loaded.zero, into, store, create=create)
 
 
 def _required(text: str | None) -> str:

@@ -1,18 +1,24 @@
 """The command line without a model: sessions of hand-made states, options, errors, speed."""
 
+import contextlib
+import inspect
 import subprocess
 import sys
+import typing
 from datetime import timedelta
 
 import pytest
+import typer
 from langchain_core.messages import HumanMessage
 from typer.testing import CliRunner
 
-from langchain_rwkv_state.cli import app, output
+from langchain_rwkv_state.cli import app, options, output
+from langchain_rwkv_state.cli.cache import cache
 from langchain_rwkv_state.cli.options import read_ttl
+from langchain_rwkv_state.errors import StoreError
 from langchain_rwkv_state.messages import message_to_json
 from langchain_rwkv_state.state import StateLayout, zero_state
-from langchain_rwkv_state.store import DiskStateStore
+from langchain_rwkv_state.store import DiskStateStore, disk_backend
 
 LAYOUT = StateLayout.of(7, n_layer=1, n_embd=64, head_size=64)
 
@@ -61,6 +67,99 @@ def test_every_command_has_help_and_takes_a_store(command):
     result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "120"})
     assert result.exit_code == 0
     assert "--store" in result.stdout
+
+
+def _commands(command, words=()):
+    yield words, command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from _commands(inner, (*words, name))
+
+
+@pytest.mark.parametrize(
+    "words", [words for words, _ in _commands(typer.main.get_command(app))], ids=" ".join
+)
+def test_help_shows_every_word_that_was_written(words):
+    """Compared with the sources: what rich takes for markup would be missing."""
+    callbacks = {tuple(_name(each)): each for each in app.registered_commands}
+    callbacks |= {("cache", *_name(each)): each for each in cache.registered_commands}
+    made = callbacks.get(words)
+    written = [inspect.getdoc(made.callback)] if made else []
+    hints = typing.get_type_hints(made.callback, include_extras=True) if made else {}
+    for hint in hints.values():
+        for info in getattr(hint, "__metadata__", ()):
+            written += [info.help, info.show_default]
+    assert written or words in ((), ("cache",))
+    result = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "1000"})
+    shown = " ".join(result.stdout.split())
+    assert result.exit_code == 0
+    for text in (each for each in written if isinstance(each, str)):
+        for paragraph in text.split("\n\n"):
+            assert " ".join(paragraph.split()) in shown
+
+
+def _name(command):
+    return [(command.name or command.callback.__name__).replace("_", "-").rstrip("-")]
+
+
+def test_a_store_is_made_among_other_files_only_when_asked_for(tmp_path):
+    (tmp_path / "letter.txt").write_text("Dear")
+    state = tmp_path / "a.safetensors"
+    zero_state(LAYOUT, "model").save(state)
+    words = ["import", str(state), "bob", "--store", str(tmp_path)]
+    refused = CliRunner().invoke(app, words)
+    assert refused.exit_code == 1
+    assert "holds other things and no store" in refused.stderr
+    assert "pass --create" in refused.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "letter.txt"]
+    assert CliRunner().invoke(app, [*words, "--create"]).exit_code == 0
+    assert CliRunner().invoke(app, ["sessions", "--store", str(tmp_path)]).exit_code == 0
+    (tmp_path / "more.txt").write_text("and more")  # a store is one, whatever lies beside it
+    words[2] = "ada"
+    assert CliRunner().invoke(app, words).exit_code == 0
+
+
+@pytest.mark.parametrize("answer", [True, False])
+def test_a_terminal_is_asked_first(tmp_path, monkeypatch, answer):
+    (tmp_path / "letter.txt").write_text("Dear")
+    asked = []
+
+    def confirm(text):
+        asked.append(text)
+        return answer
+
+    monkeypatch.setattr(options, "_is_terminal", lambda: True)
+    monkeypatch.setattr(typer, "confirm", confirm)
+    with contextlib.nullcontext() if answer else pytest.raises(StoreError, match="--create"):
+        options.open_store(tmp_path).close()
+    assert ["holds other things" in text for text in asked] == [True]
+    assert (tmp_path / "cache.db").exists() == answer
+
+
+@pytest.mark.parametrize("command", ["sessions", "doctor", "prune"])
+def test_looking_into_a_folder_of_other_things_makes_no_store(tmp_path, command):
+    (tmp_path / "letter.txt").write_text("Dear")
+    result = CliRunner().invoke(app, [command, "--store", str(tmp_path)])
+    assert result.exit_code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_a_store_that_cannot_be_written_is_listed_shown_and_exported(
+    run, store, tmp_path, monkeypatch
+):
+    _turns(store, "bob", 2)
+    store.close()
+    monkeypatch.setattr(
+        disk_backend, "is_writable", lambda root: False
+    )  # as on a mount for reading
+    assert "bob" in run("sessions").stdout
+    assert "turns       2" in run("show", "bob").stdout
+    assert run("export", "bob", str(tmp_path / "bob.zip")).exit_code == 0
+    assert run("inspect", "bob").exit_code == 0
+    refused = run("rm", "bob")
+    assert refused.exit_code == 1
+    assert "read" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert "UserWarning" not in refused.stderr
 
 
 def test_sessions_are_listed_with_their_numbers(run, store):
@@ -133,6 +232,16 @@ def test_show_of_an_unknown_session_is_an_error(run):
     assert result.exit_code == 1
     assert "There is no session 'nobody'" in result.stderr
     assert result.stdout == ""
+
+
+def test_rm_says_what_it_did_and_what_it_could_not(run, store):
+    _turns(store, "a", 1)
+    _turns(store, "b", 1)
+    result = run("rm", "a", "nosuch", "b")
+    assert result.exit_code == 1
+    assert result.stdout.splitlines() == ["Deleted a.", "Deleted b."]
+    assert result.stderr.startswith("error: There is no session 'nosuch'")
+    assert store.sessions() == []
 
 
 def test_rm_deletes_sessions(run, store):
