@@ -41,7 +41,7 @@ from langchain_rwkv_state.messages import (
 from langchain_rwkv_state.model import RWKVModel, seen
 from langchain_rwkv_state.prefix_cache import Kept, Root
 from langchain_rwkv_state.reuse import Flight
-from langchain_rwkv_state.session import OnConflict, RWKVSession, SessionTurn
+from langchain_rwkv_state.session import GONE, OnConflict, RWKVSession, SessionTurn
 from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.store import TTL
 from langchain_rwkv_state.store_calls import arun, run
@@ -357,6 +357,8 @@ class ChatRWKV(RWKVModel, BaseChatModel):
             done = self._launch(*job.plan(messages), {}).ticket.result()
             ref = job.stage(done)
             run(job.turn.commit(ref, None), self.store)
+        except GONE as error:
+            raise run(job.turn.lost(error), self.store) from error
         finally:
             run(job.turn.end(), self.store)
         return ref
@@ -387,6 +389,8 @@ class ChatRWKV(RWKVModel, BaseChatModel):
             done = await flight.ticket.aresult()
             ref = await asyncio.to_thread(job.stage, done)
             await arun(job.turn.commit(ref, None), self.store)
+        except GONE as error:
+            raise await arun(job.turn.lost(error), self.store) from error
         finally:
             await arun(job.turn.end(), self.store)
         return ref

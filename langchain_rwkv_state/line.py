@@ -19,7 +19,7 @@ from langchain_rwkv_state.store import StateStore
 from langchain_rwkv_state.store import queue as places
 from langchain_rwkv_state.store.keeper import KEEPER
 from langchain_rwkv_state.store.records import QueuedTurn
-from langchain_rwkv_state.store_calls import LastCall, Sleep, Steps, StoreCall, WholeCall
+from langchain_rwkv_state.store_calls import LastCall, SettledCall, Sleep, Steps, StoreCall
 
 WAIT_SECONDS = 600.0
 """How long a turn waits for those before it, where nobody says otherwise."""
@@ -84,7 +84,7 @@ class Line:
                 yield LastCall("leave_queue", self._session, self.token)
 
     def _wait(self) -> Steps[None]:
-        enter = WholeCall("enter_queue", self._session, self.token, self._lease_seconds)
+        enter = SettledCall("enter_queue", self._session, self.token, self._lease_seconds)
         ahead = yield enter
         begun = renewed = time.monotonic()
         pause = _FIRST_PAUSE_SECONDS

@@ -117,6 +117,15 @@ class RWKVModel(BaseModel):
     def _known_settings(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
+        return cls._known(values)
+
+    @classmethod
+    def _known(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns settings that all have a name of this class.
+
+        Raises:
+            ValueError: One has not; the message gives the nearest.
+        """
         found = settings.as_model(values)
         known = cls._setting_names()
         for name in found:
@@ -209,11 +218,7 @@ class RWKVModel(BaseModel):
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Returns a copy with other settings, under their names as in the constructor."""
-        changes = settings.as_model(update or {})
-        known = self._setting_names()
-        for name in changes:
-            if name not in known:
-                raise ValueError(settings.unknown_setting(name, known, of=type(self).__name__))
+        changes = self._known(update or {})
         if "cache_salt" in changes:
             changes["cache_salt"] = settings.salt(changes["cache_salt"])
         if "template" in changes:

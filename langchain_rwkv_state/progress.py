@@ -23,6 +23,7 @@ class _Counter(BaseCallbackHandler):
 
     def __init__(self, bar: Progress, total: int) -> None:
         self._bar = bar
+        self._total = total
         self._task = bar.add_task("answers", total=total)
 
     def on_llm_end(self, *_: Any, **__: Any) -> None:
@@ -30,6 +31,10 @@ class _Counter(BaseCallbackHandler):
 
     def on_llm_error(self, *_: Any, **__: Any) -> None:
         self._bar.advance(self._task)
+
+    def finish(self) -> None:
+        """Fills the bar: an input that is refused before any callback is none to wait for."""
+        self._bar.update(self._task, completed=self._total)
 
 
 @contextlib.contextmanager
@@ -44,7 +49,12 @@ def counting(total: int, console: Console | None = None) -> Iterator[list[BaseCa
         Callbacks for the calls to count; none where there is no terminal.
     """
     with _bar(console) as bar:
-        yield [] if bar is None else [_Counter(bar, total)]
+        if bar is None:
+            yield []
+            return
+        counter = _Counter(bar, total)
+        yield [counter]
+        counter.finish()
 
 
 @contextlib.contextmanager

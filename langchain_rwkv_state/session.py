@@ -16,7 +16,12 @@ from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 
-from langchain_rwkv_state.errors import SessionConflict
+from langchain_rwkv_state.errors import (
+    RWKVStateError,
+    SessionConflict,
+    StateExpired,
+    StateNotFound,
+)
 from langchain_rwkv_state.line import WAIT_SECONDS, Line
 from langchain_rwkv_state.messages import (
     STATE_KEY,
@@ -33,6 +38,9 @@ from langchain_rwkv_state.turn import leading_system
 
 SESSION_KEY = "rwkv_session"
 """Key in an answer's `response_metadata` of the session that holds it."""
+
+GONE = (StateNotFound, StateExpired)
+"""What a store says of a state that is not there any more."""
 
 OnConflict: TypeAlias = Literal["wait", "raise", "fork"]
 
@@ -122,6 +130,21 @@ class SessionTurn:
             self._line.committed()
             yield from self._line.leave()
         return self._session
+
+    def lost(self, error: RWKVStateError) -> Steps[RWKVStateError]:
+        """Returns what to raise where the state that the turn began from is gone.
+
+        Args:
+            error: What the store says of it.
+        """
+        head = self._info.head if self._info else None
+        if (yield StoreCall("head", self._session)) == head:
+            return error
+        return SessionConflict(
+            f"The session {self._session!r} was rewound, deleted or moved on before this turn "
+            "could read its state: repeat the turn, which then starts from where the session is "
+            "now."
+        )
 
     def end(self) -> Steps[None]:
         """Lets the next turn begin, however this one ended."""
@@ -213,7 +236,10 @@ class RWKVSession(Runnable[LanguageModelInput, AIMessage]):
         turn = self._turn(input)
         try:
             messages = run(turn.begin(), self.store)
-            answer = self.chat.invoke(messages, config, **kwargs)
+            try:
+                answer = self.chat.invoke(messages, config, **kwargs)
+            except GONE as error:
+                raise run(turn.lost(error), self.store) from error
             steps = turn.commit(answer.response_metadata[STATE_KEY], str(answer.text))
             answer.response_metadata[SESSION_KEY] = run(steps, self.store)
         finally:
@@ -231,7 +257,10 @@ class RWKVSession(Runnable[LanguageModelInput, AIMessage]):
         turn = self._turn(input)
         try:
             messages = await arun(turn.begin(), self.store)
-            answer = await self.chat.ainvoke(messages, config, **kwargs)
+            try:
+                answer = await self.chat.ainvoke(messages, config, **kwargs)
+            except GONE as error:
+                raise await arun(turn.lost(error), self.store) from error
             steps = turn.commit(answer.response_metadata[STATE_KEY], str(answer.text))
             answer.response_metadata[SESSION_KEY] = await arun(steps, self.store)
         finally:
@@ -251,6 +280,8 @@ class RWKVSession(Runnable[LanguageModelInput, AIMessage]):
                     steps = turn.commit(chunk.response_metadata[STATE_KEY], "".join(said))
                     chunk.response_metadata[SESSION_KEY] = run(steps, self.store)
                 yield chunk
+        except GONE as error:
+            raise run(turn.lost(error), self.store) from error
         finally:
             run(turn.end(), self.store)
 
@@ -267,6 +298,8 @@ class RWKVSession(Runnable[LanguageModelInput, AIMessage]):
                     steps = turn.commit(chunk.response_metadata[STATE_KEY], "".join(said))
                     chunk.response_metadata[SESSION_KEY] = await arun(steps, self.store)
                 yield chunk
+        except GONE as error:
+            raise await arun(turn.lost(error), self.store) from error
         finally:
             await arun(turn.end(), self.store)
 

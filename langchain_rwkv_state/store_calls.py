@@ -45,6 +45,12 @@ class WholeCall(StoreCall):
     __slots__ = ()
 
 
+class SettledCall(StoreCall):
+    """A call that has ended, or never begins, when the cancellation of its task is raised."""
+
+    __slots__ = ()
+
+
 class LastCall(StoreCall):
     """A call that happens even if the task is cancelled."""
 
@@ -120,6 +126,8 @@ async def _ado(call: StoreCall | Sleep, store: StateStore) -> Any:
         return await asyncio.sleep(call.seconds)
     if isinstance(call, WholeCall):
         return await store.to_its_end(call.verb, *call.args, **call.options)
+    if isinstance(call, SettledCall):
+        return await store.to_its_end(call.verb, *call.args, tell=True, **call.options)
     if isinstance(call, LastCall):
         return await store.to_its_end(call.verb, *call.args, revoke=False, **call.options)
     return await getattr(store, f"a{call.verb}")(*call.args, **call.options)

@@ -156,7 +156,7 @@ def _store(directory: Path | None) -> Iterator[Finding]:
         if report.sound:
             yield Finding("sound", "yes")
         for problem in report.problems[:_SHOWN_PROBLEMS]:
-            advice = "DiskStateStore(path).check(fix=True) removes what nothing can use."
+            advice = "DiskStateStore(path).check(fix=True) mends what can be mended, and says how."
             yield Finding("problem", problem, advice)
         more = len(report.problems) - _SHOWN_PROBLEMS
         if more > 0:

@@ -75,7 +75,9 @@ class AsyncVerbs(StoreVerbs):
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads.get(), partial(verb, *args, **kwargs))
 
-    async def to_its_end(self, verb: str, *args: Any, revoke: bool = True, **options: Any) -> Any:
+    async def to_its_end(
+        self, verb: str, *args: Any, revoke: bool = True, tell: bool = False, **options: Any
+    ) -> Any:
         """Runs a verb so that whoever is cancelled meanwhile still learns what came of it.
 
         A cancellation that comes before the verb has begun is raised, and the verb never begins.
@@ -85,16 +87,23 @@ class AsyncVerbs(StoreVerbs):
             verb: The blocking verb's name, such as ``commit``.
             args: By position.
             revoke: Whether a cancellation keeps a verb from beginning; without it, it begins.
+            tell: Whether a cancellation is raised all the same, once the verb has ended.
             options: By name.
         """
         job = self._threads.get().submit(partial(getattr(self, verb), *args, **options))
         outcome = asyncio.wrap_future(job)
-        while True:
+        cancelled: asyncio.CancelledError | None = None
+        while not outcome.done():
             try:
-                return await asyncio.shield(outcome)
-            except asyncio.CancelledError:
-                if outcome.cancelled() or (revoke and job.cancel()):
+                await asyncio.wait([outcome])
+            except asyncio.CancelledError as error:
+                if revoke and job.cancel():
                     raise
+                cancelled = error
+        if tell and cancelled is not None:
+            outcome.exception()  # looked at
+            raise cancelled
+        return outcome.result()
 
     async def aput(self, state: RWKVState, *, ttl: TTL = None) -> str:
         """Async twin of `put`."""

@@ -87,12 +87,16 @@ class Backend(Protocol):
         """
         ...
 
-    def transact(self, work: Callable[[Transaction], T], *, freeing: bool = False) -> T:
+    def transact(
+        self, work: Callable[[Transaction], T], *, freeing: bool = False, durable: bool = True
+    ) -> T:
         """Runs `work` in a transaction: all of it happens, durably, or nothing.
 
         Args:
             work: Gets the transaction; may run a second time after a failure.
             freeing: Whether it makes room, and so may use the room that is kept back.
+            durable: Whether to wait until it is on the disk. Without, it may be lost with the
+                power, and only together with all that came after it.
 
         Raises:
             StoreFull: The disk leaves no room.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,11 @@ class DiskStateStore(KeyedStore):
         create: bool | None = None,
     ) -> None:
         check_settings(ttl, history, log, size_limit, codec)
+        if path is not None and not os.fspath(path):
+            raise ValueError(
+                "An empty path would make a store of the working directory: name a directory, or "
+                "leave path out for the user's own store."
+            )
         if read_only and create:
             raise ValueError("A store that is opened read_only cannot be made: leave create out.")
         root = default_directory() if path is None else Path(path).expanduser()
@@ -137,6 +143,13 @@ class DiskStateStore(KeyedStore):
             clock=clock,
             staged_bytes=staged_bytes,
         )
+        if read_only is None and self.read_only:
+            warnings.warn(
+                f"The store {self._path} cannot be written, so it is open read-only: its sessions "
+                "can be read, and no turn can be committed. read_only=True says that this is "
+                "meant.",
+                stacklevel=2,
+            )
 
     @property
     def path(self) -> Path:

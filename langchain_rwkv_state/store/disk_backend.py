@@ -11,7 +11,6 @@ import os
 import sqlite3
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -193,7 +192,7 @@ class DiskBackend:
     Args:
         root: The directory; made where it is missing.
         timeout_seconds: How long to wait for another writer.
-        read_only: Whether nothing is written; ``None`` for where nothing can be, with a warning.
+        read_only: Whether nothing is written; ``None`` for where nothing can be.
         create: Whether a store is made where there is none; ``None`` not among other files.
 
     Raises:
@@ -223,12 +222,6 @@ class DiskBackend:
             require_place(root, create=False if read_only else create)
             if read_only is None and holds_store(root) and not is_writable(root):
                 read_only = True
-                warnings.warn(
-                    f"The store {root} cannot be written, so it is open read-only: its sessions "
-                    "can be read, and no turn can be committed. read_only=True says that this is "
-                    "meant.",
-                    stacklevel=3,
-                )
             if read_only:
                 self._table = ReadOnlyTable(root, timeout_seconds)
             else:
@@ -261,14 +254,16 @@ class DiskBackend:
             finally:
                 connection.rollback()
 
-    def transact(self, work: Callable[[Transaction], T], *, freeing: bool = False) -> T:
+    def transact(
+        self, work: Callable[[Transaction], T], *, freeing: bool = False, durable: bool = True
+    ) -> T:
         """See `Backend.transact`."""
         try:
-            return self._transact(work)
+            return self._transact(work, durable=durable)
         except StoreFull:
             if not freeing or not self.files.spend_reserve():
                 raise
-        result = self._transact(work)
+        result = self._transact(work, durable=durable)
         self.files.fill_reserve()
         return result
 
@@ -379,12 +374,14 @@ class DiskBackend:
             )
         return StoreError(f"The store {self.root} cannot be used: {error}.{file_limit(error)}")
 
-    def _transact(self, work: Callable[[Transaction], T]) -> T:
+    def _transact(self, work: Callable[[Transaction], T], *, durable: bool) -> T:
         self._require_writable()
         with self._lock, self.errors():
             cache = self._opened()
             self._require_identity()
             changes = _Changes(self, cache)
+            if not durable:  # SQLite's log is flushed with the next that is
+                cache._con.execute("PRAGMA synchronous = NORMAL")
             try:
                 with cache.transact():
                     result = work(changes)
@@ -392,6 +389,9 @@ class DiskBackend:
             except BaseException:
                 self._roll_back(cache)
                 raise
+            finally:
+                if not durable:
+                    cache._con.execute("PRAGMA synchronous = FULL")
         self.files.drop_all(changes.dropped)
         return result
 

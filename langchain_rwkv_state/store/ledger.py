@@ -541,22 +541,28 @@ def session_names(view: View, prefix: str) -> list[str]:
     witnesses = view.rows_of(rows.anchor_key(prefix))  # first: whoever has none then is new
     living: list[bytes] = []
     sound: set[bytes] = set()
-    unsure: set[bytes] = set()
     for key, data in view.rows_of(rows.session_key(prefix)):
         try:
             if rows.peek_expires(key, data) > view.now:
                 living.append(key[1:])
             sound.add(key[1:])
         except StateCorrupt:
-            unsure.add(key[1:])
-    unsure |= {key[1:] for key, _ in witnesses}
+            continue  # its witness tells its name
     names = list(filter(None, map(_name, living)))
-    lost = [name for name in map(_name, unsure - sound) if name and _is_damaged(view, name)]
+    lost = [
+        name
+        for key, data in witnesses
+        if key[1:] not in sound and (name := _name(key[1:])) and _is_damaged(view, key, data, name)
+    ]
     return sorted(names + lost, key=rows.name_bytes) if lost else names
 
 
-def _is_damaged(view: View, name: str) -> bool:
+def _is_damaged(view: View, witness: bytes, data: bytes | None, name: str) -> bool:
     """Says whether a session exists that cannot be read, and was not just deleted."""
+    try:
+        rows.peek_expires(witness, data)
+    except StateCorrupt:
+        return False  # it is the witness that was changed, and may tell another name
     try:
         view.stored_session(name)
     except StateCorrupt:

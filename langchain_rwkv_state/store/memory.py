@@ -137,7 +137,13 @@ class MemoryBackend:
         with self._lock:
             return work(self._rows)
 
-    def transact(self, work: Callable[[Transaction], T], *, freeing: bool = False) -> T:  # noqa: ARG002
+    def transact(
+        self,
+        work: Callable[[Transaction], T],
+        *,
+        freeing: bool = False,  # noqa: ARG002 # there is no room to keep back
+        durable: bool = True,  # noqa: ARG002 # and no disk to wait for
+    ) -> T:
         """See `Backend.transact`."""
         with self._lock:
             changes = _Changes(self._rows, self._blobs)

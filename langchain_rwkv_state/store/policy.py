@@ -426,15 +426,19 @@ class KeyedStore(StateStore):
         check_name(session, "session")
         if not 0 < seconds < math.inf:
             raise ValueError(f"A place in a queue holds for some seconds, not {seconds!r}.")
-        return self._write(
-            lambda ledger: queue.enter(ledger, session, token, seconds), freeing=True
+        return self._write(  # a place is worth nothing after a loss of power
+            lambda ledger: queue.enter(ledger, session, token, seconds),
+            freeing=True,
+            durable=False,
         )
 
     def leave_queue(self, session: str, token: str) -> bool:
         """See `StateStore.leave_queue`."""
         self._check_open()
         check_name(session, "session")
-        return self._write(lambda ledger: queue.leave(ledger, session, token), freeing=True)
+        return self._write(
+            lambda ledger: queue.leave(ledger, session, token), freeing=True, durable=False
+        )
 
     def queue(self, session: str) -> list[QueuedTurn]:
         """See `StateStore.queue`."""
@@ -556,16 +560,18 @@ class KeyedStore(StateStore):
 
     # -- how a write happens ---------------------------------------------------------------------
 
-    def _write(self, work: Callable[[Ledger], T], *, freeing: bool = False) -> T:
+    def _write(
+        self, work: Callable[[Ledger], T], *, freeing: bool = False, durable: bool = True
+    ) -> T:
         """Runs `work` on the ledger in a transaction that keeps to the size limit."""
         try:
-            return self._write_once(work, freeing=freeing)
+            return self._write_once(work, freeing=freeing, durable=durable)
         except _OverLimit:
             if self.prune() == 0:
                 raise
-            return self._write_once(work, freeing=freeing)
+            return self._write_once(work, freeing=freeing, durable=durable)
 
-    def _write_once(self, work: Callable[[Ledger], T], *, freeing: bool) -> T:
+    def _write_once(self, work: Callable[[Ledger], T], *, freeing: bool, durable: bool) -> T:
         now, mark = self._clock.now(), self._clock.mark_to_save()
 
         def transaction(changes: Transaction) -> T:
@@ -583,7 +589,7 @@ class KeyedStore(StateStore):
                 )
             return result
 
-        result = self._backend.transact(transaction, freeing=freeing)
+        result = self._backend.transact(transaction, freeing=freeing, durable=durable)
         if mark is not None:
             self._clock.saved(mark)
         return result

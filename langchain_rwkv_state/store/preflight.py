@@ -23,7 +23,6 @@ from langchain_rwkv_state.store.files import write_new
 from langchain_rwkv_state.store.schema import (
     COMPANIONS,
     COUNTERS,
-    DATABASE,
     NEW_DATABASE,
     SCHEMA,
     SETTINGS,
@@ -32,6 +31,7 @@ from langchain_rwkv_state.store.schema import (
     needs_upgrade,
     upgrade,
 )
+from langchain_rwkv_state.store.schema import DATABASE as DATABASE
 from langchain_rwkv_state.whole import flush_directory
 
 SMALLEST_BYTES = 512  # SQLite's smallest page

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from langchain_rwkv_state.store.preflight import (
     look_over,
     require_plain,
 )
-from langchain_rwkv_state.store.schema import COMPANIONS, DATABASE, WITNESS_RANGE
+from langchain_rwkv_state.store.schema import AS_UPGRADED, COMPANIONS, DATABASE
 
 T = TypeVar("T")
 _TRIES = 20  # reads that somebody's writing may spoil, one after another
@@ -33,9 +34,9 @@ _IMMUTABLE = "ro&immutable=1"
 _Stamp = tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Opened:
-    """A thread's connection.
+    """A thread's connection; it is closed when the thread is gone.
 
     Attributes:
         sql: The connection.
@@ -46,6 +47,9 @@ class _Opened:
     sql: sqlite3.Connection
     stamp: _Stamp | None
     generation: int
+
+    def __del__(self) -> None:
+        self.sql.close()
 
 
 class ReadOnlyTable:
@@ -65,7 +69,7 @@ class ReadOnlyTable:
         self._wait = wait_seconds
         self._lock = ForkLock(self._forked)
         self._local = threading.local()
-        self._all: list[sqlite3.Connection] = []
+        self._all: weakref.WeakSet[_Opened] = weakref.WeakSet()
         self._inherited: list[object] = []
         self._generation = 0
         self.look(lambda: look_over(self._path, self._current().sql))
@@ -100,9 +104,9 @@ class ReadOnlyTable:
         """Closes the connections of all threads."""
         with self._lock:
             self._generation += 1
-            connections, self._all = self._all, []
-        for connection in connections:
-            connection.close()
+            connections = list(self._all)
+        for opened in connections:
+            opened.sql.close()
 
     def _current(self) -> _Opened:
         """Returns the calling thread's connection, a new one where the old one is out of date."""
@@ -112,17 +116,11 @@ class ReadOnlyTable:
                 return opened
             if opened.generation == self._generation and self._holds(opened):
                 return opened
-            self._drop(opened)
+            opened.sql.close()
         opened = self._local.opened = self._open()
         with self._lock:
-            self._all.append(opened.sql)
+            self._all.add(opened)
         return opened
-
-    def _drop(self, opened: _Opened) -> None:
-        with self._lock:
-            if opened.sql in self._all:
-                self._all.remove(opened.sql)
-        opened.sql.close()
 
     def _open(self) -> _Opened:
         for name in (DATABASE, *COMPANIONS):
@@ -154,12 +152,9 @@ class ReadOnlyTable:
         connection = connect(self._path, way, wait_seconds=self._wait)
         try:
             schema = dict(connection.execute("SELECT name, sql FROM sqlite_master").fetchall())
-            if "Anchor" not in schema and "Cache" in schema:  # an earlier release's store
-                low, high = (f"x'{end.hex()}'" for end in WITNESS_RANGE)
-                connection.execute(
-                    "CREATE TEMP VIEW Anchor AS SELECT key, value FROM main.Cache"  # noqa: S608 # constants
-                    f" WHERE key >= {low} AND key < {high}"
-                )
+            if "Anchor" not in schema and "Cache" in schema:
+                for view in AS_UPGRADED:
+                    connection.execute(view)
         except BaseException:
             connection.close()
             raise
@@ -177,6 +172,6 @@ class ReadOnlyTable:
 
     def _forked(self) -> None:
         """In a forked child: leaves the parent's connections alone."""
-        self._inherited += [self._local, self._all]
+        self._inherited += [self._local, *self._all]
         self._local = threading.local()
-        self._all = []
+        self._all = weakref.WeakSet()

@@ -86,6 +86,16 @@ SCHEMA: dict[str, str | None] = {
 """What diskcache 5.6.3 makes, and the witness, by name; SQLite's own indices have no text."""
 
 
+_IS_WITNESS = "key >= x'{}' AND key < x'{}'".format(*(end.hex() for end in WITNESS_RANGE))
+AS_UPGRADED = (
+    f"CREATE TEMP VIEW Anchor AS SELECT key, value FROM main.Cache WHERE {_IS_WITNESS}",  # noqa: S608
+    f"CREATE TEMP VIEW Cache AS SELECT * FROM main.Cache WHERE NOT ({_IS_WITNESS})",  # noqa: S608
+    "CREATE TEMP VIEW Settings AS SELECT key, CASE key WHEN 'count' THEN value -"
+    " (SELECT COUNT(*) FROM temp.Anchor) ELSE value END AS value FROM main.Settings",
+)
+"""Shows a reader an earlier release's store as `upgrade` would make it, without a change to it."""
+
+
 def make_all(connection: sqlite3.Connection) -> None:
     """Makes everything in an empty database, in one transaction."""
     connection.execute("BEGIN")

@@ -7,6 +7,7 @@ only its columns are put back.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -52,7 +53,7 @@ def check_table(
     """
     problems: list[str] = []
     repaired: list[str] = []
-    integrity = [str(text) for (text,) in fetch("PRAGMA quick_check", ())]
+    integrity = _integrity(fetch)
     problems += [f"SQLite reports: {text}." for text in integrity if text != "ok"]
     if problems:
         problems.append(f"{DATABASE} is damaged: restore the directory from a copy.")
@@ -69,6 +70,16 @@ def check_table(
     for path in files.strangers(known):
         problems.append(f"{path} is not of this package's making; it is left as it is.")
     return CheckReport(tuple(problems), tuple(repaired))
+
+
+def _integrity(fetch: Fetch) -> list[str]:
+    """Returns what SQLite finds: ``ok``, or damages."""
+    try:
+        return [str(text) for (text,) in fetch("PRAGMA quick_check", ())]
+    except sqlite3.OperationalError:
+        raise  # busy, or gone
+    except sqlite3.DatabaseError as error:  # the page that leads to all others
+        return [str(error)]
 
 
 def _mend(fetch: Fetch, row: int, key: Any, value: Any) -> str:

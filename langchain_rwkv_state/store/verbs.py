@@ -71,7 +71,7 @@ class StoreVerbs(ABC):
             StateExpired: Its time to live ran out less than a week ago, or it was staged and
                 nothing stored it in time.
             StateNotFound: It is not here (never was, or was deleted).
-            StateCorrupt: Its bytes were changed.
+            StateCorrupt: Its bytes were changed; the message says whose it is and what mends it.
         """
 
     @abstractmethod
@@ -150,7 +150,8 @@ class StoreVerbs(ABC):
         """Keeps messages (JSON texts) behind whatever head the session has now.
 
         Raises:
-            StoreFull: No room; what was there stays.
+            ValueError: One is no JSON that every store takes in, or is a state marker.
+            StoreFull: No room, or more unread messages than a bundle holds; what was there stays.
         """
 
     @abstractmethod
@@ -159,7 +160,7 @@ class StoreVerbs(ABC):
 
     @abstractmethod
     def sessions(self, prefix: str = "") -> list[str]:
-        """Returns the names of the living sessions, sorted."""
+        """Returns the names of the living sessions, sorted; of those that are damaged, too."""
 
     @abstractmethod
     def fork(self, session: str, new_session: str, at: str | None = None) -> str:
@@ -290,7 +291,12 @@ class StoreVerbs(ABC):
 
     @abstractmethod
     def check(self, *, fix: bool = False) -> CheckReport:
-        """Verifies every row and file; with `fix`, removes what nothing can use."""
+        """Verifies every row and file as they stand at one moment, also beside writers.
+
+        Args:
+            fix: Whether to mend: sessions whose heads are damaged go back to their newest whole
+                state, the damaged files are put aside, and what nothing can use is removed.
+        """
 
     @abstractmethod
     def close(self) -> None:

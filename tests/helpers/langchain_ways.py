@@ -101,10 +101,10 @@ def between(*runnables: Any, prompt: Any = PROMPT) -> Callable[[Any], Runnable[A
     """A chain with something between its prompt and its model."""
 
     def chain(chat: Any) -> Runnable[Any, Any]:
-        made: Any = prompt
-        for each in runnables:
+        made: Runnable[Any, Any] = prompt
+        for each in (*runnables, chat):
             made = made | each
-        return made | chat
+        return made
 
     return chain
 
@@ -116,7 +116,8 @@ def trimmed(*, prompt: Any = PROMPT, **options: Any) -> Callable[[Any], Runnable
         given = dict(options)
         if given["token_counter"] == "model":
             given["token_counter"] = chat
-        return prompt | trim_messages(**given) | chat
+        made: Runnable[Any, Any] = prompt | trim_messages(**given) | chat
+        return made
 
     return chain
 

@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,11 +59,9 @@ def campaign(path: Path, kills: int, seed: int = 0) -> Outcome:
         if is_old:
             shutil.copytree(old, root)
         if number % 3:
-            moment = dice.uniform(0.0, 1.2 * whole)
-            killed = _killed(root, lambda: None, lambda child, at=moment: _kill_after(child, at))
+            killed = _killed(root, after=dice.uniform(0.0, 1.2 * whole))
         else:
-            step = dice.randrange(1, 40)
-            killed = _killed(root, lambda at=step: _die_at(at), lambda _: None)
+            killed = _killed(root, at_step=dice.randrange(1, 40))
         outcome.kills += killed
         outcome.finished += not killed
         _judge(root, outcome, is_old)
@@ -79,23 +76,21 @@ def _seconds(root: Path) -> float:
     return time.perf_counter() - start
 
 
-def _killed(root: Path, prepare: Callable[[], None], strike: Callable[[int], None]) -> bool:
+def _killed(root: Path, *, after: float | None = None, at_step: int | None = None) -> bool:
     """Forks a process that opens a store and leaves it open; says whether it was killed."""
     child = os.fork()
     if not child:
         try:
-            prepare()
+            if at_step is not None:
+                _die_at(at_step)
             DiskStateStore(root)
         finally:
             os._exit(0)
-    strike(child)
+    if after is not None:
+        time.sleep(after)
+        os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     return os.WIFSIGNALED(status)
-
-
-def _kill_after(child: int, seconds: float) -> None:
-    time.sleep(seconds)
-    os.kill(child, signal.SIGKILL)
 
 
 def _die_at(step: int) -> None:

@@ -29,6 +29,9 @@ EVERY_MODEL = [
 ]
 seeds = st.integers(0, 2**32)
 
+# Some of the random texts hold a marker's words: the law holds for them, and they are told.
+pytestmark = pytest.mark.filterwarnings("ignore:The prompt holds the text of a state marker")
+
 
 @pytest.fixture(params=EVERY_MODEL, ids=lambda param: f"rwkv-{param[0]}-{param[1]}")
 def any_chat(request, make_chat):

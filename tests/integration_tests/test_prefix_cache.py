@@ -50,6 +50,7 @@ def pair(request, make_chat):
     )
 
 
+@pytest.mark.filterwarnings("ignore:The prompt holds the text of a state marker")
 @settings(max_examples=10)
 @given(turns=turns, seed=st.integers(0, 2**32), temperature=st.sampled_from([0.0, 1.0]))
 def test_transcripts_replayed_give_the_states_of_one_reading(pair, turns, seed, temperature):

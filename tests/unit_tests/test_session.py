@@ -338,3 +338,33 @@ def test_a_model_that_is_asked_about_anothers_store_says_so(make_chat):
     ref = ref_of(yours.invoke("Hello."))
     with pytest.raises(StateNotFound):
         mine.invoke([marker(ref), HumanMessage("Hello.")])
+
+
+@pytest.mark.parametrize("way", ["invoke", "stream", "ainvoke", "prefill"])
+async def test_a_session_that_moves_before_its_state_is_read_is_a_conflict(
+    chat, store, monkeypatch, way
+):
+    bob = chat.with_session("bob", on_conflict="raise")
+    bob.invoke("Hello.")
+    look = store.session
+
+    def look_too_early(session, **options):
+        info = look(session, **options)
+        monkeypatch.setattr(store, "session", look)
+        store.delete_session("bob")
+        return info
+
+    monkeypatch.setattr(store, "session", look_too_early)
+
+    async def turn():
+        match way:
+            case "ainvoke":
+                await bob.ainvoke("Again.")
+            case "prefill":
+                chat.prefill("Again.", session="bob")
+            case _:
+                list(getattr(bob, way)("Again."))
+
+    with pytest.raises(SessionConflict, match="'bob' was rewound, deleted or moved on"):
+        await turn()
+    assert store.head("bob") is None

@@ -607,10 +607,10 @@ def test_a_delete_may_use_the_room_that_was_kept_back(path, store, monkeypatch):
     assert reserve.stat().st_size == 1 << 20
     transact = backend._transact
 
-    def full(work: Any) -> Any:
+    def full(work: Any, *, durable: bool) -> Any:
         if reserve.exists():
             raise StoreFull("No room.")
-        return transact(work)
+        return transact(work, durable=durable)
 
     monkeypatch.setattr(backend, "_transact", full)
     with pytest.raises(StoreFull):
@@ -625,7 +625,7 @@ def test_a_read_goes_on_where_a_renewal_cannot_be_written(path, monkeypatch):
         (ref,) = turns(store, "bob", 1)
         clock.advance(20 * 86400)
 
-        def full(work: Any) -> Any:
+        def full(work: Any, *, durable: bool) -> Any:
             raise StoreFull("No room.")
 
         monkeypatch.setattr(backend_of(store), "_transact", full)
@@ -692,3 +692,39 @@ def test_a_child_forked_during_a_transaction_can_write(path, store):
     assert store.session("child").n_turns == 2
     turns(store, "bob", 1, start=1)
     assert store.check().sound
+
+
+def test_a_place_in_a_queue_is_not_waited_for_and_a_commit_after_it_is(store):
+    def flushes() -> int:
+        return int(backend_of(store).sql("PRAGMA synchronous")[0][0])
+
+    seen: list[int] = []
+    transact = DiskBackend.transact
+
+    def look(backend, work, **options):
+        def looking(changes):
+            seen.append(flushes())
+            return work(changes)
+
+        return transact(backend, looking, **options)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(DiskBackend, "transact", look)
+        store.enter_queue("bob", "a" * 32, 15.0)
+        store.commit("bob", store.stage(random_state([1])), None)
+        with pytest.raises(ValueError, match="some seconds"):
+            store.enter_queue("bob", "a" * 32, 0)
+        store.leave_queue("bob", "a" * 32)
+    assert seen == [1, 2, 1]
+    assert flushes() == 2
+
+
+def test_a_place_that_cannot_be_written_leaves_flushing_on(store, monkeypatch):
+    def broken(*_: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("langchain_rwkv_state.store.queue.enter", broken)
+        with pytest.raises(StoreError, match="disk I/O error"):
+            store.enter_queue("bob", "a" * 32, 15.0)
+    assert backend_of(store).sql("PRAGMA synchronous")[0][0] == 2

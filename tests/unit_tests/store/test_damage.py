@@ -1,0 +1,207 @@
+"""States whose files are damaged: the error names the session and the verb, and `check` does it.
+
+The easy mistake is to let go of what is whole: each test also says what must stay.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from langchain_rwkv_state.errors import StateCorrupt, StateNotFound
+from langchain_rwkv_state.store import DiskStateStore, rows
+from tests.helpers.states import random_state
+from tests.store_contract import turns
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def store(path):
+    with DiskStateStore(path, history=3) as opened:
+        yield opened
+
+
+def file_of(store: DiskStateStore, ref: str) -> Path:
+    (found,) = store.path.glob(f"??/{ref[-64:]}-*.safetensors")
+    return found
+
+
+def damage(store: DiskStateStore, ref: str) -> Path:
+    file = file_of(store, ref)
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 255
+    file.write_bytes(data)
+    return file
+
+
+def lose(store: DiskStateStore, ref: str) -> Path:
+    file = file_of(store, ref)
+    file.unlink()
+    return file
+
+
+def grow(store: DiskStateStore, ref: str) -> Path:
+    file = file_of(store, ref)
+    os.truncate(file, 40 << 30)
+    return file
+
+
+def cut(store: DiskStateStore, ref: str) -> Path:
+    file = file_of(store, ref)
+    os.truncate(file, 100)
+    return file
+
+
+@pytest.mark.parametrize("harm", [damage, lose, grow, cut])
+def test_a_damaged_head_names_its_session_and_the_verb_that_mends_it(store, harm):
+    refs = turns(store, "bob", 3)
+    harm(store, refs[-1])
+    with pytest.raises(StateCorrupt) as caught:
+        store.get(refs[-1])
+    assert "'bob' can go back to turn 2 of 3: store.rewind('bob')" in str(caught.value)
+    (problem,) = store.check().problems
+    assert "'bob' can go back to turn 2 of 3: store.rewind('bob')" in problem
+    assert refs[-1] in problem
+    assert store.head("bob") == refs[-1], "a look changes nothing"
+    store.rewind("bob")
+    assert store.check().sound
+    assert store.get(store.head("bob")) == random_state([*b"bob", 0, 1])
+
+
+@pytest.mark.parametrize("harm", [damage, lose, cut])
+def test_check_does_what_the_advice_says_and_sets_the_file_aside(store, harm):
+    refs = turns(store, "bob", 3)
+    kept = turns(store, "al", 2)
+    store.append_unread("bob", ['"later"'])
+    file = harm(store, refs[-1])
+    bytes_before = file.read_bytes() if file.exists() else None
+    report = store.check(fix=True)
+    assert any("'bob' went back from turn 3 to turn 2" in done for done in report.repaired)
+    info = store.session("bob")
+    assert (info.head, info.n_turns, info.unread) == (refs[1], 2, ('"later"',))
+    assert [entry.ref for entry in store.log("bob")] == [refs[1], refs[0]]
+    assert store.head("al") == kept[-1]
+    assert store.check().sound
+    assert not file.exists()
+    if bytes_before is not None:
+        assert (store.path / "damaged" / file.name).read_bytes() == bytes_before
+        assert any(str(store.path / "damaged") in done for done in report.repaired)
+    turns(store, "bob", 1, start=2)
+    assert store.head("bob") == refs[-1], "the same turn gives the same state again"
+    assert store.get(refs[-1])
+
+
+def test_a_session_goes_back_over_all_that_is_damaged(store):
+    refs = turns(store, "bob", 4)
+    damage(store, refs[3])
+    lose(store, refs[2])
+    with pytest.raises(StateCorrupt, match=r"turn 2 of 4: store.rewind\('bob', turns=2\)"):
+        store.get(refs[3])
+    report = store.check(fix=True)
+    assert store.head("bob") == refs[1], report
+    assert store.check().sound
+    assert store.rewind("bob") == refs[0]
+
+
+def test_an_earlier_state_that_is_damaged_is_let_go_of_and_the_head_stays(store):
+    refs = turns(store, "bob", 3)
+    damage(store, refs[1])
+    (problem,) = store.check().problems
+    assert "'bob' keeps it as an earlier state" in problem
+    store.check(fix=True)
+    assert store.head("bob") == refs[2]
+    assert store.check().sound
+    assert [entry.kept for entry in store.log("bob")] == [True, False, True]
+    with pytest.raises(StateNotFound):
+        store.rewind("bob")
+    assert store.rewind("bob", turns=2) == refs[0]
+
+
+def test_where_nothing_is_whole_it_is_said_what_is_left_to_do(store):
+    (ref,) = turns(store, "bob", 1)
+    file = damage(store, ref)
+    for _ in range(2):
+        report = store.check(fix=True)
+        (problem,) = report.problems
+        assert "no other whole state" in problem
+        assert "store.delete_session('bob')" in problem
+        assert report.repaired == ()
+    assert store.head("bob") == ref, "it is not taken for a new session"
+    assert file.exists()
+    with pytest.raises(StateCorrupt, match=r"delete_session\('bob'\)"):
+        store.get(ref)
+    store.delete_session("bob")
+    assert store.check().sound
+
+
+def test_one_state_of_many_sessions_names_some_and_counts_the_rest(store):
+    refs = turns(store, "bob", 2)
+    for number in range(6):
+        store.fork("bob", f"fork {number}")
+    damage(store, refs[1])
+    (problem,) = store.check().problems
+    assert "'bob'" in problem
+    assert "4 more need it." in problem
+    store.check(fix=True)
+    assert {store.head(name) for name in store.sessions()} == {refs[0]}
+    assert len(store.sessions()) == 7
+    assert store.check().sound
+
+
+def test_what_was_put_or_kept_and_is_damaged_can_be_put_anew(store):
+    ref = store.put(random_state([5]))
+    store.keep(ref, "thread:42")
+    damage(store, ref)
+    (problem,) = store.check().problems
+    assert "store.release('thread:42')" in problem
+    report = store.check(fix=True)
+    assert any("'thread:42'" in done for done in report.repaired)
+    assert store.check().sound
+    with pytest.raises(StateNotFound):
+        store.get(ref)
+    assert store.put(random_state([5])) == ref
+    assert store.get(ref) == random_state([5])
+
+
+def test_a_file_that_cannot_be_read_just_now_is_reported_and_left_alone(store, monkeypatch):
+    refs = turns(store, "bob", 2)
+
+    def fail(*_: object) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("langchain_rwkv_state.store.files.read_regular", fail)
+        report = store.check(fix=True)
+    assert any("Input/output error" in problem for problem in report.problems)
+    assert report.repaired == ()
+    assert store.head("bob") == refs[1]
+    assert store.check().sound
+
+
+def test_an_export_of_a_damaged_session_names_the_verb(store, tmp_path):
+    refs = turns(store, "bob", 2)
+    damage(store, refs[1])
+    with pytest.raises(StateCorrupt, match=r"store.rewind\('bob'\)"):
+        store.export_session("bob", tmp_path / "bob.zip")
+    assert not (tmp_path / "bob.zip").exists()
+
+
+def test_a_changed_row_of_a_holder_loses_no_state(store):
+    ref = store.put(random_state([5]))
+    key = rows.holder_key(ref, b"p", "")
+    good = store._backend.reader.get(key)
+    for bad in (b"", good[:-1], rows.pack(b"elsewhere", {})):
+        store._backend.transact(lambda changes, bad=bad: changes.put(key, bad))
+        assert store.check(fix=True).repaired
+        assert store.check().sound
+        assert store.get(ref) == random_state([5])
+    store._backend.transact(lambda changes: changes.delete(key))
+    store.check(fix=True)
+    assert store.check().sound
+    assert store.get(ref) == random_state([5]), "its own count says that something held it"
