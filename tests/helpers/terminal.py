@@ -6,6 +6,7 @@ import codecs
 import os
 import pty
 import select
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ class Terminal:
         self.pid, self._end = pty.fork()
         if self.pid == 0:
             os.environ["TERM"] = "xterm"
+            # A shell's background jobs ignore Ctrl-C, and so would what the tests start there.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.execv(sys.executable, [*program, *words])
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.seen = ""
