@@ -191,8 +191,12 @@ class KeyedStore(StateStore):
         require_finite(state)
         ref, state = self._as_kept(state)
         kept = tokens if self._log_tokens else ()
-        self._staging.stage(ref, state, parent, kept, now=self._clock.now())
-        self._make_room()
+        # One at a time, so that memory never holds more than its share: whoever comes meanwhile
+        # waits for the disk, and has its state in its own hands.
+        with self._resources.value.staging_room:
+            if self._staged(ref) is None:
+                self._make_room(state.nbytes)
+            self._staging.stage(ref, state, parent, kept, now=self._clock.now())
         return ref
 
     def get(self, ref: str, *, renew: bool = True) -> RWKVState:
@@ -717,12 +721,16 @@ class KeyedStore(StateStore):
             "Read the conversation again, and commit or keep() what is to last."
         )
 
-    def _make_room(self) -> None:
-        """Moves staged states into files where memory holds more than its share of them."""
+    def _make_room(self, coming_bytes: int) -> None:
+        """Moves staged states into files where memory would hold more than its share of them.
+
+        Args:
+            coming_bytes: Of the state that is about to be staged.
+        """
         files = self._resources.value.files
         if files is None:
             return  # a store in memory has nothing but memory
-        moving = self._staging.over(self._staged_bytes)
+        moving = self._staging.over(self._staged_bytes, coming_bytes)
         while moving:
             staged = moving.pop(0)
             path, nbytes = None, 0

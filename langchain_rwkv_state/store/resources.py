@@ -7,6 +7,8 @@ objects: LangChain makes and drops them as it likes, and an answer stands on wha
 
 from __future__ import annotations
 
+import os
+import threading
 from collections import deque
 
 from langchain_rwkv_state.runtime.registry import Registry
@@ -37,10 +39,21 @@ class Resources:
     def __init__(self, backend: Backend, files: StagedFiles | None = None) -> None:
         self.backend = backend
         self.files = files
+        self._room = os.getpid(), threading.Lock()
         self.staging = Staging(files.drop) if files is not None else Staging()
         self.threads = Threads()
         self.unsaved: dict[str, deque[EndedTurn]] = {}
         self.about: tuple[bytes, CodecName] | None = None
+
+    @property
+    def staging_room(self) -> threading.Lock:
+        """Held while a state is staged and room is made for it; a forked child has one of its own.
+
+        No `ForkLock`: others are taken while it is held.
+        """
+        if self._room[0] != os.getpid():
+            self._room = os.getpid(), threading.Lock()
+        return self._room[1]
 
     @property
     def is_needed(self) -> bool:

@@ -127,19 +127,18 @@ class Staging:
         self._delete_dead()
         return found
 
-    def over(self, budget_bytes: int) -> list[Staged]:
+    def over(self, budget_bytes: int, coming_bytes: int) -> list[Staged]:
         """Returns states that must leave memory, oldest first; say `moved` of each.
 
         Args:
-            budget_bytes: The most bytes of states in memory. The newest stays whatever its size:
-                it is about to be committed.
+            budget_bytes: The most bytes of states in memory.
+            coming_bytes: Of one that is about to be staged: it is held whatever its size.
         """
         with self._lock:
             staying = self._memory_nbytes - sum(self._states[ref].nbytes for ref in self._moving)
             chosen: list[Staged] = []
-            newest = next(reversed(self._states), None)
             for held in self._states.values():
-                if staying <= budget_bytes or held.ref == newest:
+                if staying + coming_bytes <= budget_bytes:
                     break
                 if held.memory is not None and held.ref not in self._moving:
                     chosen.append(held)
