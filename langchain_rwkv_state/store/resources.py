@@ -15,6 +15,7 @@ from langchain_rwkv_state.runtime.registry import Registry
 from langchain_rwkv_state.state import CodecName
 from langchain_rwkv_state.store.aio import Threads
 from langchain_rwkv_state.store.backend import Backend
+from langchain_rwkv_state.store.clock import StoreClock
 from langchain_rwkv_state.store.staged_files import StagedFiles
 from langchain_rwkv_state.store.staging import Staging
 from langchain_rwkv_state.store.unsaved import EndedTurn
@@ -34,6 +35,8 @@ class Resources:
         threads: In which async verbs run.
         unsaved: Turns that could not be stored, by session.
         about: The store's secret and codec, once read.
+        clock: The store's clock, where it goes by the machine's own.
+        is_told: Whether it was said that staged states outgrow memory.
     """
 
     def __init__(self, backend: Backend, files: StagedFiles | None = None) -> None:
@@ -44,6 +47,8 @@ class Resources:
         self.threads = Threads()
         self.unsaved: dict[str, deque[EndedTurn]] = {}
         self.about: tuple[bytes, CodecName] | None = None
+        self.clock: StoreClock | None = None
+        self.is_told = False
 
     @property
     def staging_room(self) -> threading.Lock:
