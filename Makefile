@@ -4,12 +4,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := langchain_rwkv_state examples benchmarks tests
 
-.PHONY: demo test lint typing unit integration browser gpu bench format clean
+.PHONY: demo test test-oldest lint typing unit integration browser gpu bench format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
 
 test: lint typing unit integration
+
+# The faces to LangChain on the oldest langchain-core that pyproject.toml allows: everything else is
+# that of $(VENV), which this one stands upon, so that PyTorch is not installed twice.
+OLDEST := .venv-oldest
+OLDEST_CORE := 1.7.2
+FACES := $(wildcard $(addprefix tests/unit_tests/test_, chat_models*.py llms*.py history*.py session*.py \
+	messages*.py turn*.py standard.py imports.py)) tests/integration_tests/test_standard.py
+
+test-oldest: $(OLDEST)/.dev
+	$(OLDEST)/bin/python -m pytest $(FACES) -q
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -49,7 +59,16 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(OLDEST) dist .mypy_cache .ruff_cache .pytest_cache
+
+$(OLDEST)/.dev: Makefile $(VENV)/.dev
+	rm -rf $(OLDEST)
+	$(BIN)/python -m venv $(OLDEST)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+		$$($(OLDEST)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/base.pth
+	$(OLDEST)/bin/python -m pip install --quiet --ignore-installed --no-deps \
+		langchain-core==$(OLDEST_CORE)
+	touch $@
 
 $(BIN)/python:
 	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'Python 3.11 or newer is needed, found ' + sys.version.split()[0] + '. Try: make PYTHON=python3.12 ...')"

@@ -111,3 +111,12 @@ def test_versions_in_the_table_of_the_tested_setup_are_the_pinned_ones():
         row = re.search(rf"^\| {shown} \| ([\d.]+)", readme, re.M)
         assert row, f"the table lacks {shown}"
         assert row[1] == pinned[name]
+
+
+def test_the_oldest_langchain_core_that_is_tested_is_the_oldest_that_is_allowed():
+    oldest = re.search(r"^OLDEST_CORE := ([\d.]+)$", (ROOT / "Makefile").read_text(), re.M)
+    assert oldest
+    allowed = re.search(r'"langchain-core>=([\d.]+),', (ROOT / "pyproject.toml").read_text())
+    assert allowed
+    assert oldest[1] == allowed[1]
+    assert f"the oldest that is allowed, {oldest[1]}" in (ROOT / "README.md").read_text()
