@@ -35,6 +35,7 @@ from langchain_rwkv_state.reuse import Flight, launch
 from langchain_rwkv_state.runtime import check_model
 from langchain_rwkv_state.runtime.registry import Hold
 from langchain_rwkv_state.store import DiskStateStore, MemoryStateStore, StateStore
+from langchain_rwkv_state.store.staging import STAGED_BUDGET_BYTES
 from langchain_rwkv_state.template import WorldTemplate
 from langchain_rwkv_state.turn import Reading
 
@@ -58,7 +59,11 @@ class RWKVModel(BaseModel):
             right; at first use, where loading fails.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True)
+    model_config = ConfigDict(
+        arbitrary_types_allowed=True,
+        populate_by_name=True,
+        hide_input_in_errors=True,  # a tenant's salt may stand beside what is wrong
+    )
 
     model: str = "demo"
     """``demo``, a path to a ``.pth`` or ``.safetensors`` file, or ``org/repo[/file.pth]``."""
@@ -444,7 +449,7 @@ class RWKVModel(BaseModel):
 @functools.cache
 def homeless_store() -> StateStore:
     """Returns the process's store for answers where the user's own store cannot be opened."""
-    return MemoryStateStore()
+    return MemoryStateStore(staged_bytes=STAGED_BUDGET_BYTES)
 
 
 def seen(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -414,8 +414,35 @@ class StoreContract(ABC):
             thread.join()
         assert len(set(store.session("bob").unread)) == 40
 
+    @pytest.mark.parametrize(
+        "odd",
+        [
+            {"sliding": "no"},
+            {"sliding": 1},
+            {"said": [5]},
+            {"said": "abc"},
+            {"said": 5},
+            {"unread_covered": "x"},
+            {"unread_covered": True},
+        ],
+    )
+    def test_what_could_not_be_read_again_is_not_written(self, store, make_store, odd):
+        ref = store.stage(random_state([1]))
+        with pytest.raises(ValueError, match=next(iter(odd))):
+            store.commit("bob", ref, None, **odd)
+        assert store.session("bob") is None
+        if "sliding" in odd:
+            with pytest.raises(ValueError, match="sliding is True or False"):
+                make_store(**odd)
+
+    @pytest.mark.parametrize("value", ["x", None, 5])
+    def test_what_is_no_state_is_refused(self, store, value):
+        for verb in (store.stage, store.put):
+            with pytest.raises(ValueError, match="keeps RWKVStates"):
+                verb(value)
+
     def test_unread_messages_are_texts(self, store):
-        with pytest.raises(ValueError, match="list of JSON texts"):
+        with pytest.raises(ValueError, match="list of texts"):
             store.append_unread("bob", "{}")
         store.append_unread("bob", [])
         assert store.session("bob") is None

@@ -21,7 +21,7 @@ from langchain_rwkv_state.store.disk_backend import DiskBackend
 from langchain_rwkv_state.store.policy import DEFAULT_TTL, KeyedStore
 from langchain_rwkv_state.store.records import Codec, LogKind
 from langchain_rwkv_state.store.resources import OPEN_STORES, Resources
-from langchain_rwkv_state.store.settings import check_settings
+from langchain_rwkv_state.store.settings import check_kept, check_opening, check_settings
 from langchain_rwkv_state.store.staged_files import StagedFiles
 from langchain_rwkv_state.store.staging import STAGED_BUDGET_BYTES
 
@@ -96,6 +96,8 @@ class DiskStateStore(KeyedStore):
         create: bool | None = None,
     ) -> None:
         check_settings(ttl, history, log, size_limit, codec)
+        check_kept(sliding, clock, staged_bytes)
+        check_opening(path, timeout_seconds, read_only, create)
         if path is not None and not os.fspath(path):
             raise ValueError(
                 "An empty path would make a store of the working directory: name a directory, or "
@@ -122,7 +124,7 @@ class DiskStateStore(KeyedStore):
         def opened() -> Resources:
             backend = DiskBackend(self._path, timeout_seconds, read_only=read_only, create=create)
             if backend.read_only:
-                return Resources(backend)
+                return Resources(backend, StagedFiles(None))
             staged = StagedFiles(self._path)
             staged.sweep()
             return Resources(backend, staged)

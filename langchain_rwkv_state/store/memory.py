@@ -20,7 +20,8 @@ from langchain_rwkv_state.store.forks import ForkLock
 from langchain_rwkv_state.store.policy import DEFAULT_TTL, KeyedStore
 from langchain_rwkv_state.store.records import CheckReport, Codec, LogKind
 from langchain_rwkv_state.store.resources import Resources
-from langchain_rwkv_state.store.settings import check_settings
+from langchain_rwkv_state.store.settings import check_kept, check_settings
+from langchain_rwkv_state.store.staged_files import StagedFiles
 
 T = TypeVar("T")
 
@@ -215,6 +216,8 @@ class MemoryStateStore(KeyedStore):
         size_limit: The most bytes to store, ``None`` for no limit.
         codec: How states become bytes; see `DiskStateStore`.
         clock: Gives Unix time.
+        staged_bytes: The most bytes of staged states to hold in memory; beyond that they are kept
+            in temporary files, which end with the process. ``None`` for all in memory.
 
     Raises:
         ValueError: A value is out of range.
@@ -238,10 +241,13 @@ class MemoryStateStore(KeyedStore):
         codec: Codec = "exact",
         *,
         clock: Callable[[], float] = time.time,
+        staged_bytes: int | None = None,
     ) -> None:
         check_settings(ttl, history, log, size_limit, codec)
+        check_kept(sliding, clock, staged_bytes)
+        files = None if staged_bytes is None else StagedFiles(None)
         super().__init__(
-            Hold(Resources(MemoryBackend()), _nothing),
+            Hold(Resources(MemoryBackend(), files), _nothing),
             ttl=ttl,
             sliding=sliding,
             history=history,
@@ -249,6 +255,7 @@ class MemoryStateStore(KeyedStore):
             size_limit=size_limit,
             codec=codec,
             clock=clock,
+            staged_bytes=staged_bytes or 0,
         )
 
     def close(self) -> None:

@@ -7,6 +7,8 @@ is to trust what was read before a transaction: everything that decides is read 
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 import os
 import secrets
@@ -44,7 +46,7 @@ from langchain_rwkv_state.state import (
 from langchain_rwkv_state.store import queue, rows
 from langchain_rwkv_state.store.aio import Threads
 from langchain_rwkv_state.store.audit import audit
-from langchain_rwkv_state.store.backend import Transaction
+from langchain_rwkv_state.store.backend import Backend, Transaction
 from langchain_rwkv_state.store.base import StateStore
 from langchain_rwkv_state.store.carrying import Exporter, Importer
 from langchain_rwkv_state.store.clock import (
@@ -70,7 +72,7 @@ from langchain_rwkv_state.store.records import (
 from langchain_rwkv_state.store.resources import Resources
 from langchain_rwkv_state.store.rows import HolderRow, Origin, SessionRow, StateRow
 from langchain_rwkv_state.store.secret import open_secret
-from langchain_rwkv_state.store.settings import check_log, check_name
+from langchain_rwkv_state.store.settings import check_flag, check_log, check_name, check_texts
 from langchain_rwkv_state.store.staging import (
     STAGED_BUDGET_BYTES,
     STAGED_TTL_SECONDS,
@@ -79,6 +81,8 @@ from langchain_rwkv_state.store.staging import (
 from langchain_rwkv_state.store.tokens import joined, pack_tokens
 from langchain_rwkv_state.store.unread import LIMIT_BYTES, bundled_bytes, require_messages
 from langchain_rwkv_state.store.unsaved import EndedTurn
+
+logger = logging.getLogger("langchain_rwkv_state.store")
 
 T = TypeVar("T")
 DEFAULT_TTL = timedelta(days=30)
@@ -139,8 +143,16 @@ class KeyedStore(StateStore):
         except BaseException:
             resources.release()
             raise
-        steady = steady_seconds if clock is time.time else None
-        self._clock = StoreClock(clock, self._ttl, self._clock_mark, steady)
+        self._clock = self._shared_clock(clock)
+
+    def _shared_clock(self, clock: Callable[[], float]) -> StoreClock:
+        """Returns the store's clock: one for all objects that go by the machine's own."""
+        shared, load = self._resources.value, functools.partial(_clock_mark, self._backend)
+        if clock is not time.time:
+            return StoreClock(clock, self._ttl, load)
+        if shared.clock is None:
+            shared.clock = StoreClock(clock, self._ttl, load, steady_seconds)
+        return shared.clock
 
     def _about(self, codec: CodecName | None) -> tuple[bytes, CodecName]:
         """Returns the store's secret, and how this object writes states."""
@@ -173,6 +185,7 @@ class KeyedStore(StateStore):
         """See `StateStore.put`."""
         self._check_open()
         seconds = ttl_seconds(ttl, self._ttl)
+        _check_state(state)
         ref, state = self._as_kept(state)
 
         def work(ledger: Ledger) -> None:
@@ -188,11 +201,15 @@ class KeyedStore(StateStore):
         self._check_open()
         if parent is not None:
             _check_ref(parent, "parent")
+        _check_state(state)
         require_finite(state)
         ref, state = self._as_kept(state)
-        kept = tokens if self._log_tokens else ()
-        self._staging.stage(ref, state, parent, kept, now=self._clock.now())
-        self._make_room()
+        # One at a time, so that memory never holds more than its share: whoever comes meanwhile
+        # waits for the disk, and has its state in its own hands.
+        with self._resources.value.staging_room:
+            if self._staged(ref) is None:
+                self._make_room(state.nbytes)
+            self._staging.stage(ref, state, parent, tokens, now=self._clock.now())
         return ref
 
     def get(self, ref: str, *, renew: bool = True) -> RWKVState:
@@ -275,8 +292,11 @@ class KeyedStore(StateStore):
         if parent is not None:
             _check_ref(parent, "parent")
         ttl_seconds(ttl, self._ttl)
-        if unread_covered < 0:
-            raise ValueError(f"unread_covered must not be negative, got {unread_covered!r}.")
+        if sliding is not None:
+            check_flag(sliding, "sliding")
+        check_texts(said, "said")
+        if not _is_whole(unread_covered) or unread_covered < 0:
+            raise ValueError(f"unread_covered is a number, 0 or more, got {unread_covered!r}.")
         view = self._view()
         _expect_head(view.session(session), session, parent)
         origin = self._origin(view, ref, parent) if self._log_tokens else None
@@ -304,8 +324,7 @@ class KeyedStore(StateStore):
         """See `StateStore.append_unread`."""
         self._check_open()
         check_name(session, "session")
-        if isinstance(messages, str) or not all(isinstance(text, str) for text in messages):
-            raise ValueError(f"messages must be a list of JSON texts, got {messages!r:.200}.")
+        check_texts(messages, "messages")
         require_messages(messages)
         ttl_seconds(ttl, self._ttl)
         if not messages:
@@ -345,6 +364,7 @@ class KeyedStore(StateStore):
     def sessions(self, prefix: str = "") -> list[str]:
         """See `StateStore.sessions`."""
         self._check_open()
+        check_texts([prefix], "prefix")
         return session_names(self._view(), prefix)
 
     def fork(self, session: str, new_session: str, at: str | None = None) -> str:
@@ -711,18 +731,23 @@ class KeyedStore(StateStore):
         expired = self._staging.expired_at(ref, now=now)
         if expired is None:
             return error
+        ago = max(0.0, now - expired)
         return StateExpired(
-            f"The state {ref} was staged and expired {now - expired:.0f} seconds ago: nothing "
+            f"The state {ref} was staged and expired {ago:.0f} seconds ago: nothing "
             f"committed or kept it within {STAGED_TTL_SECONDS / 60:.0f} minutes of its answer. "
             "Read the conversation again, and commit or keep() what is to last."
         )
 
-    def _make_room(self) -> None:
-        """Moves staged states into files where memory holds more than its share of them."""
+    def _make_room(self, coming_bytes: int) -> None:
+        """Moves staged states into files where memory would hold more than its share of them.
+
+        Args:
+            coming_bytes: Of the state that is about to be staged.
+        """
         files = self._resources.value.files
         if files is None:
             return  # a store in memory has nothing but memory
-        moving = self._staging.over(self._staged_bytes)
+        moving = self._staging.over(self._staged_bytes, coming_bytes)
         while moving:
             staged = moving.pop(0)
             path, nbytes = None, 0
@@ -736,19 +761,40 @@ class KeyedStore(StateStore):
                     codec=self._codec,
                 )
                 nbytes = sum(map(len, parts))
+                self._require_room(nbytes)
                 path = files.write(parts)
+                self._resources.value.is_told = False
             except (StoreError, StoreFull) as error:
-                warnings.warn(
-                    f"Staged states stay in memory beyond their share of it ({self._staged_bytes} "
-                    f"bytes), since the store cannot take them: {error}",
-                    stacklevel=4,
-                )
+                self._tell_of_memory(error)
                 return
             finally:
                 self._staging.moved(staged.ref, path, nbytes)
                 if path is None:
                     for left in moving:
                         self._staging.moved(left.ref, None)
+
+    def _require_room(self, nbytes: int) -> None:
+        """Refuses to put more into files than the store may hold."""
+        limit = self._size_limit
+        if limit is None:
+            return
+        spilled = self._staging.size(now=self._clock.now())[2]
+        if self._backend.reader.nbytes() + spilled + nbytes > limit:
+            raise StoreFull(f"The store's size limit of {limit} bytes leaves no room.")
+
+    def _tell_of_memory(self, error: StoreError | StoreFull) -> None:
+        """Says once that staged states outgrow memory; an answer must not be lost by that."""
+        if self._resources.value.is_told:
+            return
+        self._resources.value.is_told = True
+        text = (
+            f"Staged states stay in memory beyond their share of it ({self._staged_bytes} bytes), "
+            f"since they cannot be put into files. {error}"
+        )
+        try:
+            warnings.warn(text, stacklevel=5)
+        except Warning:
+            logger.warning("%s", text)
 
     def _write_blob(
         self, ref: str, state: RWKVState, parent: str | None, origin: Origin | None
@@ -835,14 +881,6 @@ class KeyedStore(StateStore):
         if self._closed:
             raise StoreError("The store is closed: open it again to use it.")
 
-    def _clock_mark(self) -> ClockMark | None:
-        try:
-            row = rows.unpack(rows.CLOCK_KEY, self._backend.reader.get(rows.CLOCK_KEY) or b"")
-            body = rows.Body(rows.CLOCK_KEY, row.body)
-            return ClockMark(body.seconds("wall"), body.seconds("offset"))
-        except StateCorrupt:
-            return None  # without a mark the clock is taken at its word
-
     def _read_session(self, session: str, *, renew: bool = True) -> SessionRow | None:
         """Returns a living session, renewed where that is due and asked for."""
         self._check_open()
@@ -890,6 +928,16 @@ class KeyedStore(StateStore):
             return
 
 
+def _clock_mark(backend: Backend) -> ClockMark | None:
+    """Returns what an earlier process, or another one, noted of the clock."""
+    try:
+        row = rows.unpack(rows.CLOCK_KEY, backend.reader.get(rows.CLOCK_KEY) or b"")
+        body = rows.Body(rows.CLOCK_KEY, row.body)
+        return ClockMark(body.seconds("wall"), body.seconds("offset"))
+    except StateCorrupt:
+        return None  # without a mark the clock is taken at its word
+
+
 class _OverLimit(StoreFull):
     """The store's own size limit was reached (and not the disk's)."""
 
@@ -929,6 +977,13 @@ def _blob_name(ref: str) -> str:
 
 def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_state(value: object) -> None:
+    if not isinstance(value, RWKVState):
+        raise ValueError(  # noqa: TRY004 # as of every other argument
+            f"A store keeps RWKVStates, got {value!r:.200}: a runtime's forward gives one."
+        )
 
 
 def _check_ref(value: object, name: str) -> None:

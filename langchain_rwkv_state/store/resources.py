@@ -7,12 +7,15 @@ objects: LangChain makes and drops them as it likes, and an answer stands on wha
 
 from __future__ import annotations
 
+import os
+import threading
 from collections import deque
 
 from langchain_rwkv_state.runtime.registry import Registry
 from langchain_rwkv_state.state import CodecName
 from langchain_rwkv_state.store.aio import Threads
 from langchain_rwkv_state.store.backend import Backend
+from langchain_rwkv_state.store.clock import StoreClock
 from langchain_rwkv_state.store.staged_files import StagedFiles
 from langchain_rwkv_state.store.staging import Staging
 from langchain_rwkv_state.store.unsaved import EndedTurn
@@ -32,15 +35,30 @@ class Resources:
         threads: In which async verbs run.
         unsaved: Turns that could not be stored, by session.
         about: The store's secret and codec, once read.
+        clock: The store's clock, where it goes by the machine's own.
+        is_told: Whether it was said that staged states outgrow memory.
     """
 
     def __init__(self, backend: Backend, files: StagedFiles | None = None) -> None:
         self.backend = backend
         self.files = files
+        self._room = os.getpid(), threading.Lock()
         self.staging = Staging(files.drop) if files is not None else Staging()
         self.threads = Threads()
         self.unsaved: dict[str, deque[EndedTurn]] = {}
         self.about: tuple[bytes, CodecName] | None = None
+        self.clock: StoreClock | None = None
+        self.is_told = False
+
+    @property
+    def staging_room(self) -> threading.Lock:
+        """Held while a state is staged and room is made for it; a forked child has one of its own.
+
+        No `ForkLock`: others are taken while it is held.
+        """
+        if self._room[0] != os.getpid():
+            self._room = os.getpid(), threading.Lock()
+        return self._room[1]
 
     @property
     def is_needed(self) -> bool:

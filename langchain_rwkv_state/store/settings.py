@@ -6,6 +6,10 @@ behind.
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Sequence
+
 from langchain_rwkv_state.state import LOSSY, require_codec
 from langchain_rwkv_state.store.clock import TTL, ttl_seconds
 from langchain_rwkv_state.store.rows import NAME_MAX
@@ -63,6 +67,58 @@ def check_settings(
         raise ValueError(f"size_limit is a positive number of bytes or None, got {size_limit!r}.")
 
 
+def check_kept(sliding: object, clock: object, staged_bytes: object) -> None:
+    """Checks how a store keeps time and what it has staged.
+
+    Raises:
+        ValueError: A value is not possible.
+    """
+    check_flag(sliding, "sliding")
+    if not callable(clock):
+        raise ValueError(f"clock is a function that gives Unix time, got {clock!r}.")  # noqa: TRY004 # one kind
+    if staged_bytes is not None and not _is_whole(staged_bytes):
+        raise ValueError(f"staged_bytes is a number of bytes, 0 or more, got {staged_bytes!r}.")
+
+
+def check_opening(path: object, timeout_seconds: object, read_only: object, create: object) -> None:
+    """Checks how a store on disk is opened.
+
+    Raises:
+        ValueError: A value is not possible.
+    """
+    if path is not None and not isinstance(path, str | os.PathLike):
+        raise ValueError(f"A store's path is a text or a Path, got {path!r}.")
+    is_number = isinstance(timeout_seconds, int | float) and not isinstance(timeout_seconds, bool)
+    if not is_number or not 0 < float(str(timeout_seconds)) < math.inf:
+        raise ValueError(f"timeout_seconds is a number above 0, got {timeout_seconds!r}.")
+    for name, value in {"read_only": read_only, "create": create}.items():
+        if value is not None:
+            check_flag(value, name)
+
+
+def check_flag(value: object, name: str) -> None:
+    """Checks that a value is yes or no, and not a text that says so.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} is True or False, got {value!r}.")  # noqa: TRY004 # one kind
+
+
+def check_texts(value: object, name: str) -> None:
+    """Checks that a value is a sequence of texts.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ValueError(f"{name} is a list of texts, got {value!r:.200}.")  # noqa: TRY004 # one kind
+    for text in value:
+        if not isinstance(text, str):
+            raise ValueError(f"{name} is a list of texts, it holds {text!r:.200}.")  # noqa: TRY004 # one kind
+
+
 def check_log(log: object, codec: object) -> None:
     """Checks that a store can keep token ids.
 
@@ -74,6 +130,10 @@ def check_log(log: object, codec: object) -> None:
             f"log='tokens' keeps ids to make states again from, and no ids lead to a state of the "
             f"codec {codec!r}: use 'exact' or 'zstd', or log='none'."
         )
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _is_positive(value: object) -> bool:

@@ -9,12 +9,14 @@ to tell the dead by age: a staged state lives as long as it is used.
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import re
 import secrets
 import shutil
 import stat
 import sys
+import tempfile
 import time
 import weakref
 from collections.abc import Sequence
@@ -37,8 +39,9 @@ if sys.platform != "win32":
 
 STAGED = "staged"
 _LOCK = "lock"
-_FOLDER = re.compile(r"[0-9a-f]{16}")
+_FOLDER = re.compile(r"\.?[0-9a-f]{16}")
 _OLD_SECONDS = 86_400.0  # where there are no locks to tell the dead by
+_LEFT_BYTES, _LEFT_SHARE = 1 << 30, 20  # left free of a disk: 1 GB, of a small one a twentieth
 
 
 _all_files: weakref.WeakSet[StagedFiles] = weakref.WeakSet()
@@ -48,11 +51,12 @@ class StagedFiles:
     """One process's staged states on disk.
 
     Args:
-        root: The store's directory.
+        root: The store's directory; ``None`` for a store that writes nothing to its own: then the
+            folder lies among the system's temporary files.
     """
 
-    def __init__(self, root: Path) -> None:
-        self._root = root / STAGED
+    def __init__(self, root: Path | None) -> None:
+        self._root = None if root is None else root / STAGED
         self._folder: Path | None = None
         self._held: int | None = None
         self._lock = ForkLock(self._forked)
@@ -70,12 +74,25 @@ class StagedFiles:
             StoreError: Nothing can be written there.
         """
         try:
-            path = self._own_folder() / f"{secrets.token_hex(16)}{SUFFIX}"
-            write_new(path, parts, flush=False)
+            return self._write(parts)
+        except FileNotFoundError:  # somebody removed the folder
+            with self._lock:
+                self._let_go()
         except OSError as error:
-            if is_full(error):
-                raise StoreFull(f"The disk leaves no room for a staged state: {error}.") from error
-            raise StoreError(f"A staged state could not be written: {error}.") from error
+            raise _error(error) from error
+        try:
+            return self._write(parts)
+        except OSError as error:
+            raise _error(error) from error
+
+    def _write(self, parts: Sequence[Buffer]) -> Path:
+        folder = self._own_folder()
+        usage = shutil.disk_usage(folder)
+        # What is staged must not take the room that commits need.
+        if usage.free - sum(map(len, parts)) < min(_LEFT_BYTES, usage.total // _LEFT_SHARE):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        path = folder / f"{secrets.token_hex(16)}{SUFFIX}"
+        write_new(path, parts, flush=False)
         return path
 
     def read(self, path: Path, nbytes: int) -> bytes | None:
@@ -103,6 +120,8 @@ class StagedFiles:
     def sweep(self) -> int:
         """Removes what processes left that have died; returns how many folders went."""
         gone = 0
+        if self._root is None:
+            return gone
         with suppress(OSError):
             if not stat.S_ISDIR(self._root.lstat().st_mode):
                 return 0
@@ -114,25 +133,41 @@ class StagedFiles:
     def close(self) -> None:
         """Removes this process's folder."""
         with self._lock:
-            folder, held, self._folder, self._held = self._folder, self._held, None, None
+            folder = self._let_go()
         if folder is not None and self._pid == os.getpid():
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _let_go(self) -> Path | None:
+        folder, held, self._folder, self._held = self._folder, self._held, None, None
         if held is not None:
             os.close(held)
+        return folder
 
     def _own_folder(self) -> Path:
         with self._lock:
-            if self._folder is None:
-                folder = self._root / secrets.token_hex(8)
-                make_directories(folder)
-                self._held = _hold(folder / _LOCK)
-                self._folder = folder
+            if self._folder is None and self._root is None:
+                self._folder = Path(tempfile.mkdtemp(prefix="rwkv-state-staged-"))
+            elif self._folder is None and self._root is not None:
+                # It takes its name once it is locked, so that no sweep finds it free before.
+                name = secrets.token_hex(8)
+                made = self._root / f".{name}"
+                make_directories(made)
+                self._held = _hold(made / _LOCK)
+                self._folder = made.rename(self._root / name)
+            assert self._folder is not None  # noqa: S101 # one of the two
             return self._folder
 
     def _forked(self) -> None:
         """In a forked child: leaves the parent's folder alone, and its lock held."""
         self._folder = self._held = None
         self._pid = os.getpid()
+
+
+def _error(error: OSError) -> StoreError | StoreFull:
+    reason = error.strerror or type(error).__name__
+    if is_full(error):
+        return StoreFull(f"The disk leaves no room for a staged state: {reason}.")
+    return StoreError(f"A staged state could not be written: {reason}.")
 
 
 def _hold(path: Path) -> int:
@@ -148,7 +183,7 @@ def _remove_if_dead(folder: Path) -> bool:
     """Removes a folder whose process has died; says whether it did."""
     if not stat.S_ISDIR(folder.lstat().st_mode):
         return False
-    if sys.platform == "win32":
+    if sys.platform == "win32" or folder.name.startswith("."):  # the latter is being made
         dead = time.time() - folder.stat().st_mtime > _OLD_SECONDS
     else:
         dead = _is_free(folder / _LOCK, folder)

@@ -8,6 +8,9 @@ each may need it; and to let a budget decide whether a state lives, where it onl
 
 from __future__ import annotations
 
+import math
+import time
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +33,7 @@ class Staged:
     Attributes:
         ref: Its reference.
         parent: The state that it was read from.
-        tokens: The ids read since the parent; empty where the store keeps none.
+        tokens: The ids read since the parent, for whoever keeps them.
         fingerprint: Of its model.
         block: Digest of the system block that its conversation began with.
         n_tokens: Tokens that it stands for.
@@ -45,7 +48,7 @@ class Staged:
 
     ref: str
     parent: str | None
-    tokens: tuple[int, ...]
+    tokens: Sequence[int]
     fingerprint: str
     block: str | None
     n_tokens: int
@@ -78,14 +81,15 @@ class Staging:
         self._states: OrderedDict[str, Staged] = OrderedDict()
         self._moving: set[str] = set()
         self._memory_nbytes = 0
+        self._last = -math.inf
         self._dead: list[Path] = []
         self._turns: OrderedDict[str, tuple[float, tuple[Filing, ...]]] = OrderedDict()
         self._expired: OrderedDict[str, float] = OrderedDict()
 
     @property
     def holds_states(self) -> bool:
-        """Whether any state is staged; asked without the lock."""
-        return bool(self._states)
+        """Whether any state is staged whose time is not up; asked without the lock, or a store."""
+        return bool(self._states) and time.monotonic() - self._last < self._ttl
 
     def stage(
         self,
@@ -100,19 +104,21 @@ class Staging:
         with self._lock:
             self._forget_old(now)
             self._expired.pop(ref, None)
+            self._last = time.monotonic()
             held = self._states.pop(ref, None)
-            if held is None:
+            if held is None or not (held.memory is not None or held.own):  # a file of the parent's
+                uses = 0 if held is None else held.uses
                 state = state.to("cpu")
                 held = Staged(
                     ref=ref,
                     parent=parent,
-                    tokens=tuple(tokens),
+                    tokens=array("I", tokens),
                     fingerprint=state.fingerprint,
                     block=state.block,
                     n_tokens=state.n_tokens,
                     nbytes=state.nbytes,
                     since=now,
-                    uses=0,
+                    uses=uses,
                     memory=state,
                 )
                 self._memory_nbytes += held.nbytes
@@ -127,19 +133,18 @@ class Staging:
         self._delete_dead()
         return found
 
-    def over(self, budget_bytes: int) -> list[Staged]:
+    def over(self, budget_bytes: int, coming_bytes: int) -> list[Staged]:
         """Returns states that must leave memory, oldest first; say `moved` of each.
 
         Args:
-            budget_bytes: The most bytes of states in memory. The newest stays whatever its size:
-                it is about to be committed.
+            budget_bytes: The most bytes of states in memory.
+            coming_bytes: Of one that is about to be staged: it is held whatever its size.
         """
         with self._lock:
             staying = self._memory_nbytes - sum(self._states[ref].nbytes for ref in self._moving)
             chosen: list[Staged] = []
-            newest = next(reversed(self._states), None)
             for held in self._states.values():
-                if staying <= budget_bytes or held.ref == newest:
+                if staying + coming_bytes <= budget_bytes:
                     break
                 if held.memory is not None and held.ref not in self._moving:
                     chosen.append(held)

@@ -175,6 +175,16 @@ class TestASaltIsSeenNowhere:
         for text in (seen.text, repr(bound)):
             assert self.SALT not in text
 
+    def test_of_an_error(self, kind, store):
+        for wrong in ({"temperatur": 1}, {"model_id": "a", "model": "b"}, {"store": 5}):
+            with pytest.raises(ValueError, match=r".") as error:
+                kind(**{"model": "demo", "store": store, "cache_salt": self.SALT, **wrong})
+            assert self.SALT not in str(error.value)
+        for odd in ([self.SALT], self.SALT.encode()):
+            with pytest.raises(ValueError, match="cache_salt") as error:
+                kind(model="demo", store=store, cache_salt=odd)
+            assert self.SALT not in str(error.value)
+
     def test_and_still_keeps_tenants_apart(self, make_chat):
         chat = make_chat(7)
         said = "A long enough prompt that is read by two tenants, each on its own. " * 4

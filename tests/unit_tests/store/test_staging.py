@@ -12,7 +12,9 @@ import pickle
 import queue
 import shutil
 import signal
+import tempfile
 import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from langchain_rwkv_state.store import DiskStateStore, MemoryStateStore
 from langchain_rwkv_state.store.files import StateFiles
 from langchain_rwkv_state.store.resources import OPEN_STORES
 from langchain_rwkv_state.store.staged_files import StagedFiles
+from langchain_rwkv_state.store.tokens import unpack_tokens
 from tests.helpers.states import SetClock, random_state
 
 SIZE = random_state([0]).nbytes
@@ -126,21 +129,82 @@ class TestBeyondMemory:
         small.stage(random_state([8]))
         assert small.stats().staged_nbytes == 3 * SIZE
 
-    def test_a_file_that_was_removed_by_hand_is_not_found(self, small, path):
+    def test_a_warning_that_is_an_error_loses_no_answer(self, small, monkeypatch, caplog):
+        def full(*_: object) -> Path:
+            raise StoreFull("no room")
+
+        monkeypatch.setattr(StagedFiles, "write", full)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            refs = [small.stage(random_state([number])) for number in range(5)]
+        assert small.get(refs[0]) == random_state([0])
+        assert "beyond their share" in caplog.text
+
+    def test_the_room_that_commits_need_is_left_on_the_disk(self, small, path, monkeypatch):
+        usage = shutil.disk_usage(path)
+        nearly_full = type(usage)(usage.total, usage.total, min(usage.total // 20, 1 << 30))
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: nearly_full)
+        with pytest.warns(UserWarning, match="leaves no room for a staged state") as seen:
+            refs = [small.stage(random_state([number])) for number in range(8)]
+        assert len(seen) == 1
+        assert not staged_files(path)
+        for number, ref in enumerate(refs):
+            small.commit(f"s{number}", ref, None)
+
+    def test_a_size_limit_counts_them(self, path):
+        limit = 12 * SIZE
+        with DiskStateStore(path, staged_bytes=1, size_limit=limit) as store:
+            with pytest.warns(UserWarning, match=f"size limit of {limit} bytes"):
+                refs = [store.stage(random_state([number])) for number in range(20)]
+            stats = store.stats()
+            assert stats.nbytes + stats.spilled_nbytes <= limit
+            for number, ref in enumerate(refs):
+                assert store.get(ref) == random_state([number])
+
+    def test_a_folder_that_was_removed_by_hand_is_made_again(self, small, path):
         refs = [small.stage(random_state([number])) for number in range(5)]
         shutil.rmtree(path / "staged")
         with pytest.raises(StateNotFound):
             small.get(refs[0])
         assert small.get(refs[4]) == random_state([4])
+        more = [small.stage(random_state([number])) for number in range(5, 10)]
+        assert staged_files(path)
+        for number, ref in enumerate(more, 5):
+            assert small.get(ref) == random_state([number])
 
-    def test_many_threads_lose_none(self, path):
+    @pytest.mark.parametrize("kind", ["read-only", "memory"])
+    def test_a_store_that_writes_no_files_of_its_own_has_temporary_ones(
+        self, path, kind, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+        (tmp_path / "temporary").mkdir()
+        DiskStateStore(path).close()
+        store = (
+            MemoryStateStore(staged_bytes=2 * SIZE)
+            if kind == "memory"
+            else DiskStateStore(path, read_only=True, staged_bytes=2 * SIZE)
+        )
+        refs = [store.stage(random_state([number])) for number in range(6)]
+        assert store.stats().staged_nbytes == 2 * SIZE
+        assert len(list(tmp_path.glob("temporary/*/*.safetensors"))) == 4
+        for number, ref in enumerate(refs):
+            assert store.get(ref) == random_state([number])
+        if kind == "memory":
+            store.commit("bob", refs[0], None)
+            assert store.get(refs[0]) == random_state([0])
+        store.close()
+        assert not list(tmp_path.glob("temporary/*"))
+
+    def test_many_threads_lose_none_and_keep_to_the_memory_allowed(self, path):
         lost: list[object] = []
+        most = [0]
         with DiskStateStore(path, staged_bytes=2 * SIZE) as store:
 
             def work(number: int) -> None:
                 for turn in range(15):
                     ids = [number, turn]
                     ref = store.stage(random_state(ids))
+                    most[0] = max(most[0], store.stats().staged_nbytes)
                     if store.get(ref) != random_state(ids):
                         lost.append(ids)
                     if turn % 2:
@@ -152,7 +216,7 @@ class TestBeyondMemory:
             for thread in threads:
                 thread.join()
             assert not lost
-            assert store.stats().staged_nbytes <= 2 * SIZE
+            assert most[0] <= 2 * SIZE
             assert store.check().sound
 
 
@@ -206,6 +270,34 @@ class TestOneDirectoryOneStore:
         with DiskStateStore(path) as second:
             assert second.sessions() == []
         first.close()
+
+    def test_one_that_keeps_token_ids_commits_what_one_that_does_not_staged(self, path):
+        with DiskStateStore(path) as plain, DiskStateStore(path, log="tokens") as logging:
+            first = plain.stage(random_state([1, 2]), tokens=[1, 2])
+            logging.commit("bob", first, None)
+            second = plain.stage(random_state([1, 2, 3]), parent=first, tokens=[3])
+            logging.commit("bob", second, first)
+            steps = logging._view().path(second)
+            assert [unpack_tokens(origin.tokens) for _, origin in steps] == [[1, 2], [3]]
+
+    def test_a_dropped_store_stays_open_only_as_long_as_what_it_staged_lives(
+        self, path, monkeypatch
+    ):
+        held = len(OPEN_STORES)
+        DiskStateStore(path).stage(random_state([1]))
+        gc.collect()
+        OPEN_STORES.sweep()
+        assert len(OPEN_STORES) == held + 1
+        later = time.monotonic() + 16 * 60
+        monkeypatch.setattr(time, "monotonic", lambda: later)
+        OPEN_STORES.sweep()
+        assert len(OPEN_STORES) == held
+
+    def test_objects_share_the_clock_so_that_a_step_of_it_parts_none(self, path):
+        with DiskStateStore(path) as one, DiskStateStore(path, ttl=60) as other:
+            assert other._clock is one._clock
+            with DiskStateStore(path, clock=SetClock()) as apart:
+                assert apart._clock is not one._clock
 
     def test_objects_share_their_threads(self, path):
         def threads() -> int:
@@ -314,6 +406,24 @@ class TestProcesses:
         assert status == 0
         for number, ref in enumerate(refs):
             assert small.get(ref) == random_state([number])
+
+    def test_a_forked_child_stages_anew_what_its_parent_has_committed(self, small, path):
+        refs = [small.stage(random_state([number])) for number in range(6)]
+        ready, go = os.pipe(), os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.read(go[0], 1)
+            again = small.stage(random_state([0]))
+            small.commit("child", again, None)
+            os._exit(0 if small.get(again) == random_state([0]) else 1)
+        small.commit("parent", refs[0], None)
+        small.delete_session("parent")
+        os.write(go[1], b"x")
+        _, status = os.waitpid(child, 0)
+        for end in (*ready, *go):
+            os.close(end)
+        assert status == 0
+        assert small.head("child") == refs[0]
 
     def test_a_forked_child_deletes_nothing_of_its_parents(self, small, path):
         refs = [small.stage(random_state([number])) for number in range(6)]
