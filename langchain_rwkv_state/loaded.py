@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from langchain_rwkv_state.engine import Engine, Limits
+from langchain_rwkv_state.errors import ModelLoadError
 from langchain_rwkv_state.prefix_cache import PrefixStateCache
 from langchain_rwkv_state.runtime import Runtime, load_runtime, locate, model_key
 from langchain_rwkv_state.runtime.registry import Hold, Registry
@@ -144,8 +145,16 @@ def hold_model(
     def load() -> Loaded:
         nameless = load_runtime(model, strategy)
         try:
+            if tokenizer is not None and not isinstance(tokenizer, str | os.PathLike | Tokenizer):
+                raise ModelLoadError(
+                    f"tokenizer is 'world', a path, a Tokenizer or None, got {tokenizer!r}."
+                )
             found = load_tokenizer(tokenizer, model_path=path, vocab_size=nameless.vocab_size)
             words = template(found)
+            if not isinstance(words, ChatTemplate):
+                raise ModelLoadError(
+                    f"The template's function must return a ChatTemplate, it returned {words!r}."
+                )
             runtime = load_runtime(model, strategy, found.identity, template=words.identity)
             shared = ENGINES.held(
                 weights, lambda: SharedEngine(load_runtime(model, strategy), found)

@@ -99,6 +99,10 @@ def stop_texts(stop: str | Sequence[Any]) -> list[str]:
     Raises:
         ValueError: One is empty or no text.
     """
+    if not isinstance(stop, str | list | tuple | set | frozenset):
+        raise ValueError(  # noqa: TRY004 # of pydantic's validators
+            f"stop is a text or a list of texts, got {stop!r}."
+        )
     texts = [stop] if isinstance(stop, str) else list(stop)
     for text in texts:
         if not isinstance(text, str) or not text:

@@ -20,7 +20,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from langchain_rwkv_state.errors import RWKVStateError, StateCorrupt, StateMismatch, StoreFull
-from langchain_rwkv_state.prefix_cache.disk import DiskTier, Row, default_cache_directory
+from langchain_rwkv_state.prefix_cache.disk import (
+    DiskTier,
+    Row,
+    default_cache_directory,
+    require_place_for_cache,
+)
 from langchain_rwkv_state.prefix_cache.inflight import InFlight
 from langchain_rwkv_state.prefix_cache.policy import worth
 from langchain_rwkv_state.prefix_cache.records import (
@@ -82,6 +87,7 @@ class PrefixStateCache:
 
     Raises:
         ValueError: A number is out of range.
+        StoreError: The directory holds a session store, or other things than a cache.
 
     Example:
         >>> from langchain_rwkv_state import ChatRWKV, PrefixStateCache
@@ -102,11 +108,12 @@ class PrefixStateCache:
         ttl: TTL = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        for name, value in {"disk_bytes": disk_bytes, "device_bytes": device_bytes}.items():
-            if value < 0:
-                raise ValueError(f"{name} is a number of bytes, 0 or more, got {value}.")
-        if ram_bytes is not None and ram_bytes < 0:
-            raise ValueError(f"ram_bytes is a number of bytes, 0 or more, or None: {ram_bytes}.")
+        sizes = {"disk_bytes": disk_bytes, "device_bytes": device_bytes, "ram_bytes": ram_bytes}
+        for name, value in sizes.items():
+            if value is None and name == "ram_bytes":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise ValueError(f"{name} is a number of bytes, 0 or more, got {value!r}.")
         self._ttl = ttl_seconds(ttl, _TTL_SECONDS)
         self._ram_bytes = default_ram_bytes() if ram_bytes is None else ram_bytes
         self._device_bytes = device_bytes
@@ -115,6 +122,8 @@ class PrefixStateCache:
             self._directory: Path | None = default_cache_directory()
         else:
             self._directory = Path(disk).expanduser().absolute() if disk else None
+            if self._directory is not None:
+                require_place_for_cache(self._directory)
         self._clock = clock
         self._begin_anew()
         _caches.add(self)

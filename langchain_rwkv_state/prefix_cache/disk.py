@@ -13,23 +13,29 @@ import hashlib
 import json
 import math
 import secrets
+import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import platformdirs
 import torch
 
-from langchain_rwkv_state.errors import RWKVStateError, StateCorrupt
+from langchain_rwkv_state.errors import RWKVStateError, StateCorrupt, StoreError
 from langchain_rwkv_state.prefix_cache.policy import worth
 from langchain_rwkv_state.prefix_cache.records import Kept, Root
 from langchain_rwkv_state.prefix_cache.tree import unpack
 from langchain_rwkv_state.state import Buffer, Derivation, decode, encode_parts
 from langchain_rwkv_state.store.backend import Reader, Transaction
 from langchain_rwkv_state.store.disk_backend import DiskBackend
+from langchain_rwkv_state.store.place import holds_store, require_place
+from langchain_rwkv_state.store.rows import ABOUT_KEY
+from langchain_rwkv_state.store.schema import DATABASE
 
 _ENTRY, _ENTRY_END = b"e", b"f"
 _BY_DIGEST = b"d"
@@ -114,6 +120,35 @@ class Row:
         return float(worth(self.saved, self.uses + 1, self.nbytes) * 0.5 ** min(age, 1000.0))
 
 
+def require_place_for_cache(path: Path) -> None:
+    """Checks that a directory holds a cache or may come to hold one; makes and changes nothing.
+
+    Args:
+        path: The directory.
+
+    Raises:
+        StoreError: It holds a session store, which a cache would throw away, or other things.
+    """
+    database = path / DATABASE
+    try:
+        require_place(path, create=None)
+        if not holds_store(path):
+            return
+        with closing(sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True)) as opened:
+            found = opened.execute("SELECT 1 FROM Cache WHERE key = ?", (ABOUT_KEY,)).fetchone()
+    except (sqlite3.Error, OSError):
+        return  # a directory that cannot be used costs time, and no answer
+    if found:
+        raise _session_store(path)
+
+
+def _session_store(path: Path) -> StoreError:
+    return StoreError(
+        f"{path} is a session store, and a prefix cache forgets what it holds: name another "
+        "directory for the cache."
+    )
+
+
 class DiskTier:
     """Entries in a directory, at most so many bytes of them.
 
@@ -132,7 +167,10 @@ class DiskTier:
         self.budget = budget
         self.evictions = 0
         self._clock = clock
-        self._backend = DiskBackend(path, timeout_seconds=5.0)
+        self._backend = DiskBackend(path, timeout_seconds=5.0, create=None)
+        if self._backend.reader.get(ABOUT_KEY) is not None:
+            self._backend.close()
+            raise _session_store(path)
         self._seen = 0
 
     @property

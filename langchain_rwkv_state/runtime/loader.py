@@ -105,8 +105,15 @@ def check_model(model: str | Path, strategy: str = "auto") -> None:
         ModelLoadError: There is no such file, or no such strategy.
     """
     Strategy.parse(strategy)
-    path = Path(model).expanduser()
-    if model != DEMO and (isinstance(model, Path) or path.exists() or not _is_hub_name(model)):
+    try:
+        path = Path(model).expanduser()
+        is_path = isinstance(model, Path) or path.exists() or not _is_hub_name(model)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ModelLoadError(
+            f"{str(model)[:80]!r} can be no model's path ({error!s:.120}): pass a file, 'demo', or "
+            "org/repo."
+        ) from error
+    if model != DEMO and is_path:
         require_file(path)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import platformdirs
 
+from langchain_rwkv_state.errors import StoreError
 from langchain_rwkv_state.store.clock import TTL
 from langchain_rwkv_state.store.disk_backend import DiskBackend
 from langchain_rwkv_state.store.policy import DEFAULT_TTL, KeyedStore
@@ -105,7 +106,10 @@ class DiskStateStore(KeyedStore):
             )
         if read_only and create:
             raise ValueError("A store that is opened read_only cannot be made: leave create out.")
-        root = default_directory() if path is None else Path(path).expanduser()
+        try:
+            root = default_directory() if path is None else Path(path).expanduser()
+        except RuntimeError as error:
+            raise StoreError(f"{path} names the home of nobody: {error}") from error
         self._path = root.absolute()
         self._settings = {
             "ttl": ttl,

@@ -50,7 +50,7 @@ def require_place(root: Path, *, create: bool | None) -> None:
     if create is False:
         raise StoreError(
             f"There is no store in {root}: name the directory of one, or leave out create=False "
-            "to make one."
+            "and read_only=True to make one."
         )
     if create or not root.exists():
         return

@@ -6,9 +6,10 @@ import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from typer.testing import CliRunner
 
-from langchain_rwkv_state import PrefixStateCache
+from langchain_rwkv_state import DiskStateStore, PrefixStateCache
 from langchain_rwkv_state.cli import app
 from langchain_rwkv_state.cli.cache import read_prompts
+from tests.helpers.states import random_state
 
 PROMPTS = """
 - name: pirate
@@ -115,3 +116,14 @@ def test_prompts_with_a_byte_order_mark_are_read(tmp_path):
     file = tmp_path / "prompts.yaml"
     file.write_bytes(b"\xef\xbb\xbf- {name: a, system: Be kind.}\r\n")
     assert [name for name, *_ in read_prompts(file)] == ["a"]
+
+
+@pytest.mark.parametrize("words", [("cache", "clear"), ("cache",), ("cache", "explain", "Hi")])
+def test_a_session_store_is_no_cache_and_is_left_alone(run, tmp_path, words):
+    with DiskStateStore(tmp_path / "store") as store:
+        ref = store.put(random_state([1]))
+    result = run(*words, "--dir", str(tmp_path / "store"))
+    assert result.exit_code == 1
+    assert "is a session store" in result.stderr
+    with DiskStateStore(tmp_path / "store") as store:
+        assert store.get(ref) == random_state([1])

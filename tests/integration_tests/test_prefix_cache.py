@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 
-from langchain_rwkv_state import ChatRWKV, PrefixStateCache
+from langchain_rwkv_state import ChatRWKV, DiskStateStore, PrefixStateCache
 from langchain_rwkv_state.engine import Request
-from langchain_rwkv_state.errors import RWKVStateError
+from langchain_rwkv_state.errors import RWKVStateError, StoreError
 from langchain_rwkv_state.messages import STATE_KEY, marker
 from langchain_rwkv_state.prefix_cache import Root
+from langchain_rwkv_state.prefix_cache.disk import DiskTier
 from tests.helpers.law import TOLERANCE, assert_same, ids, read_once, turns
 from tests.helpers.watch import watch
 
@@ -374,3 +375,32 @@ def test_the_default_is_one_cache_for_the_process(tiny_model, store):
     budgets = one.prefix_cache.stats().budgets
     assert 32 << 20 <= budgets["ram"] <= 1 << 30
     assert budgets["disk"] == 0
+
+
+class TestAnothersDirectory:
+    """A cache forgets what it holds, so it keeps away from what is no cache."""
+
+    def test_a_session_store_is_refused_and_unharmed(self, make_chat, tmp_path):
+        with DiskStateStore(tmp_path / "store") as store:
+            bob = make_chat(7, store=store).with_session("bob")
+            bob.invoke("Hello.")
+            head = bob.head
+        with pytest.raises(StoreError, match="is a session store"):
+            PrefixStateCache(disk=tmp_path / "store")
+        with pytest.raises(StoreError, match="is a session store"):
+            DiskTier(tmp_path / "store", 1 << 20)
+        with DiskStateStore(tmp_path / "store") as store:
+            assert store.get(head).n_tokens > 0
+            assert store.check().sound
+
+    def test_a_folder_of_other_things_is_refused(self, tmp_path):
+        (tmp_path / "a.txt").write_text("x")
+        with pytest.raises(StoreError, match="holds other things"):
+            PrefixStateCache(disk=tmp_path)
+        assert [each.name for each in tmp_path.iterdir()] == ["a.txt"]
+
+    @pytest.mark.parametrize("odd", ["1GB", -1, True, 1.5])
+    def test_a_size_is_a_number_of_bytes(self, odd):
+        for name in ("ram_bytes", "disk_bytes", "device_bytes"):
+            with pytest.raises(ValueError, match=f"{name} is a number of bytes"):
+                PrefixStateCache(**{name: odd})

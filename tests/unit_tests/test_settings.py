@@ -123,6 +123,23 @@ class TestValues:
         with pytest.raises(ValueError, match="cache_salt"):
             make_chat(7).invoke("Hi", cache_salt="")
 
+    @pytest.mark.parametrize("name", ["a" * 5000, "~nobody-of-that-name/x.pth"])
+    def test_a_model_that_can_be_no_path_is_refused_in_a_sentence(self, kind, store, name):
+        with pytest.raises(ModelLoadError, match="no model's path"):
+            kind(model=name, store=store)
+
+    def test_what_is_no_tokenizer_and_no_template_is_named(self, kind, tiny_model, store):
+        for odd in ({"tokenizer": 5}, {"template": lambda _: 5}):
+            with pytest.raises(ModelLoadError, match=r"got 5|returned 5"):
+                kind(model=str(tiny_model(7)), store=store, **odd).loaded()
+
+    def test_stop_is_texts(self, kind, store, chat):
+        for odd in (5, {"a": 1}, [""], [5]):
+            with pytest.raises(ValueError, match="stop"):
+                kind(store=store, stop=odd)
+        with pytest.raises(ValueError, match="stop is a text or a list of texts, got 5"):
+            chat.invoke("Hi", stop=5)
+
 
 class Seen(BaseCallbackHandler):
     """Writes down all that a tracer is told."""
