@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
+import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from contextvars import ContextVar
@@ -17,7 +18,7 @@ from contextvars import ContextVar
 from langchain_rwkv_state.errors import SessionConflict
 from langchain_rwkv_state.store import StateStore
 from langchain_rwkv_state.store import queue as places
-from langchain_rwkv_state.store.keeper import KEEPER
+from langchain_rwkv_state.store.keeper import KEEPER, place_of
 from langchain_rwkv_state.store.records import QueuedTurn
 from langchain_rwkv_state.store_calls import LastCall, SettledCall, Sleep, Steps, StoreCall
 
@@ -28,7 +29,8 @@ _FIRST_PAUSE_SECONDS = 0.002
 _LONGEST_PAUSE_SECONDS = 0.05
 _SLOWER = 1.5
 
-_turns_here: ContextVar[tuple[Line, ...]] = ContextVar("rwkv_turns", default=())
+_turns_here: ContextVar[tuple[weakref.ref[Line], ...]] = ContextVar("rwkv_turns", default=())
+"""Held weakly: a context outlives its turns, and would keep their stores."""
 
 
 class Line:
@@ -46,6 +48,7 @@ class Line:
         self._session = session
         self._wait_seconds = wait_seconds
         self._lease_seconds = places.LEASE_SECONDS
+        self._process = os.getpid()
         self._held = False
         self._over = False
 
@@ -63,7 +66,7 @@ class Line:
         except BaseException:
             yield from self.leave()
             raise
-        _turns_here.set((*_open_turns(), self))
+        _turns_here.set((*map(weakref.ref, _open_turns()), weakref.ref(self)))
         KEEPER.keep(self._store, self._session, self.token, self._lease_seconds)
 
     def committing(self) -> None:
@@ -75,9 +78,15 @@ class Line:
         self._held = False
 
     def leave(self) -> Steps[None]:
-        """Gives the place up, if the turn still has one."""
+        """Gives the place up, if the turn still has one.
+
+        The garbage collector runs this, too, wherever it comes: so no context variable is set here
+        (in the midst of another's `set` that crashes CPython 3.11), and no lock taken that the
+        interrupted code may hold.
+        """
         self._over = True
-        _turns_here.set(_open_turns())
+        if self._process != os.getpid():  # a forked child's copy: the turn is the parent's
+            return
         if KEEPER.let_go(self.token) or self._held:
             self._held = False
             with suppress(Exception):  # where the store cannot do it now, the place runs out
@@ -125,9 +134,16 @@ class Line:
 
 def _open_turns() -> tuple[Line, ...]:
     """Returns the turns that are under way around the caller, in its thread or task."""
-    return tuple(line for line in _turns_here.get() if not line._over)
+    lines = (ref() for ref in _turns_here.get())
+    here = os.getpid()
+    return tuple(
+        line for line in lines if line is not None and not line._over and line._process == here
+    )
 
 
 def _same(one: StateStore, other: StateStore) -> bool:
-    path = getattr(one, "path", None)
-    return one is other or (path is not None and path == getattr(other, "path", None))
+    """Says whether two objects are one store, by whatever name its directory was given."""
+    if place_of(one) is place_of(other):
+        return True
+    paths = [getattr(store, "path", None) for store in (one, other)]
+    return None not in paths and os.path.realpath(paths[0]) == os.path.realpath(paths[1])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
+import os
 import threading
 import time
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import HumanMessage
 
-from langchain_rwkv_state import DiskStateStore
+from langchain_rwkv_state import DiskStateStore, line
 from langchain_rwkv_state.errors import SessionConflict
 from langchain_rwkv_state.session import SESSION_KEY, RWKVSession
 from langchain_rwkv_state.store import queue
@@ -218,6 +220,32 @@ class TestAPlace:
         names = [thread.name for thread in threading.enumerate()]
         assert names.count("rwkv-state-turns") == 1
 
+    def test_is_given_up_without_setting_a_context_variable(self, fake, store):
+        stream: Any = talk(fake).stream(said("one"))
+        next(stream)
+        before = contextvars.copy_context().get(line._turns_here)
+        stream.close()
+        assert contextvars.copy_context().get(line._turns_here) is before
+        assert store.queue("bob") == []
+
+    def test_leaves_nothing_behind_in_the_context(self, fake):
+        for number in range(20):
+            talk(fake, f"s{number}").invoke(said("one"))
+        assert len(line._turns_here.get()) == 1
+        assert line._open_turns() == ()
+        gc.collect()
+        assert line._turns_here.get()[0]() is None
+
+    def test_stays_the_parents_in_a_forked_child(self, fake, store, monkeypatch):
+        stream: Any = talk(fake).stream(said("one"))
+        next(stream)
+        parent = os.getpid()
+        with monkeypatch.context() as child:
+            child.setattr(os, "getpid", lambda: parent + 1)
+            stream.close()
+        assert len(store.queue("bob")) == 1
+        assert line._open_turns() == ()
+
     async def test_is_given_up_by_a_task_that_is_cancelled_as_it_waits(self, fake, store):
         store.enter_queue("bob", STRANGER, 15)
         waiting = asyncio.create_task(talk(fake).ainvoke(said("one")))
@@ -256,6 +284,16 @@ class TestATurnInATurn:
             talk(fake).invoke(said("inner"))
         assert list(stream)
         assert talk(fake).invoke(said("next")).content == "heard 2"
+
+    def test_is_seen_by_whatever_name_the_store_is_given(self, tmp_path):
+        (tmp_path / "real").mkdir()
+        (tmp_path / "alias").symlink_to(tmp_path / "real")
+        with DiskStateStore(tmp_path / "real") as one, DiskStateStore(tmp_path / "alias") as two:
+            stream: Any = talk(FakeChat(store=one)).stream(said("outer"))
+            next(stream)
+            with pytest.raises(SessionConflict, match="would wait for itself"):
+                talk(FakeChat(store=two), wait_timeout=2).invoke(said("inner"))
+            stream.close()
 
     def test_of_another_session_is_none_of_its_business(self, fake, store):
         handler = self.Calling(lambda: talk(fake, "ann").invoke(said("inner")))
