@@ -160,6 +160,7 @@ class RWKVStateHistory(BaseChatMessageHistory):
             uuid.uuid4().hex,
             info.head if info else None,
             [message_from_json(text) for text in info.unread] if info else [],
+            self.session_id,
         )
         with self._lock:
             if self._open is turn:

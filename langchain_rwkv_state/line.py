@@ -213,5 +213,5 @@ def _same(one: StateStore, other: StateStore) -> bool:
     """Says whether two objects are one store, by whatever name its directory was given."""
     if place_of(one) is place_of(other):
         return True
-    paths = [getattr(store, "path", None) for store in (one, other)]
-    return None not in paths and os.path.realpath(paths[0]) == os.path.realpath(paths[1])
+    mine, its = (str(getattr(store, "path", None) or "") for store in (one, other))
+    return bool(mine and its) and os.path.realpath(mine) == os.path.realpath(its)

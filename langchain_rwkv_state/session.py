@@ -35,6 +35,7 @@ from langchain_rwkv_state.store import TTL, LogEntry, SessionInfo, StateStore, c
 from langchain_rwkv_state.store_calls import Steps, StoreCall, WholeCall, arun, run
 from langchain_rwkv_state.transcript import may_repeat, only_new
 from langchain_rwkv_state.turn import leading_system
+from langchain_rwkv_state.unread import readable
 
 SESSION_KEY = "rwkv_session"
 """Key in an answer's `response_metadata` of the session that holds it."""
@@ -92,7 +93,8 @@ class SessionTurn:
             log = yield StoreCall("log", self._session)
             rest = only_new(rest, log, unread, session=self._session, n_turns=info.n_turns)
         self._said = said_digests([*unread, *rest])
-        return [*system, marker(info.head if info else None), *unread, *rest]
+        to_read = readable(unread, self._session)
+        return [*system, marker(info.head if info else None), *to_read, *rest]
 
     def commit(self, ref: str, answer: str | None) -> Steps[str]:
         """Commits the state behind the turn; returns the name of the session that holds it.

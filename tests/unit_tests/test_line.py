@@ -100,9 +100,12 @@ class TestWaiting:
     ):
         looks: list[str] = []
         read = type(store).queue
-        monkeypatch.setattr(
-            type(store), "queue", lambda self, name: (looks.append(name), read(self, name))[1]
-        )
+
+        def counted(self: Any, name: str) -> Any:
+            looks.append(name)
+            return read(self, name)
+
+        monkeypatch.setattr(type(store), "queue", counted)
         fake.before_answer = gate = Gate()
         calls = []
         for number in range(8):
