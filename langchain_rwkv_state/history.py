@@ -61,6 +61,7 @@ class RWKVStateHistory(BaseChatMessageHistory):
 
     Raises:
         ValueError: The name or the time to live is not possible.
+        TypeError: `store` is no `StateStore`.
 
     Example:
         >>> from langchain_core.runnables.history import RunnableWithMessageHistory
@@ -77,6 +78,11 @@ class RWKVStateHistory(BaseChatMessageHistory):
 
     def __init__(self, session_id: str, store: StateStore, *, ttl: TTL = None) -> None:
         super().__init__()
+        if not isinstance(store, StateStore):
+            raise TypeError(
+                f"The store of a history is {store!r:.100}, which is no StateStore: pass that of "
+                "the chain's model, chat.store, or make one, such as DiskStateStore(path)."
+            )
         check_session(session_id, ttl)
         self.session_id = session_id
         self.store = store

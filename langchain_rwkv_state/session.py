@@ -187,7 +187,8 @@ class RWKVSession(Runnable[LanguageModelInput, AIMessage]):
 
     Raises:
         ValueError: At construction: the name, the time to live or `on_conflict` is not possible.
-        TypeError: The input is no text, messages, prompt value or ``{"messages": ...}``.
+        TypeError: The input is no text, messages, prompt value or ``{"messages": ...}``; at
+            construction, `wait_timeout` is no number.
         SessionConflict: The wait was too long, or would never end; the head moved during the call
             (with ``wait``, by somebody who did not wait), and the answer is lost, the session not;
             or the input is a transcript of another branch.
@@ -212,8 +213,15 @@ class RWKVSession(Runnable[LanguageModelInput, AIMessage]):
     ) -> None:
         if on_conflict not in ("wait", "raise", "fork"):
             raise ValueError(f"on_conflict is 'wait', 'raise' or 'fork', not {on_conflict!r}.")
+        if isinstance(wait_timeout, bool) or not isinstance(wait_timeout, (int, float)):
+            raise TypeError(
+                f"wait_timeout is {wait_timeout!r:.100}: pass a number of seconds; 0 does not wait."
+            )
         if not 0 <= wait_timeout < math.inf:
-            raise ValueError(f"wait_timeout is a number of seconds, not {wait_timeout!r}.")
+            raise ValueError(
+                f"wait_timeout is {wait_timeout!r}: pass a finite number of seconds that is not "
+                "negative; 0 does not wait."
+            )
         check_session(session, ttl)
         self.chat = chat
         self.store = store

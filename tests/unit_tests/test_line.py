@@ -214,6 +214,11 @@ class TestALimit:
         with pytest.raises(ValueError, match="wait_timeout"):
             talk(fake, wait_timeout=wrong)
 
+    @pytest.mark.parametrize("wrong", [None, "5", True])
+    def test_of_another_type_is_refused(self, fake, wrong):
+        with pytest.raises(TypeError, match=f"wait_timeout is {wrong!r}: pass a number"):
+            talk(fake, wait_timeout=wrong)
+
 
 class TestAPlace:
     def test_of_a_killed_process_runs_out(self, fake, store):
