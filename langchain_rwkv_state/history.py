@@ -321,7 +321,8 @@ def without_strangers(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
 
     Should a trimmer cut the history's own marker, one that came with the input would stand alone
     and be taken for the caller's. Where `RunnableWithMessageHistory` can be seen around the call,
-    it is not. (Where it cannot, as on a direct call, nothing hangs on it.)
+    it is not. Where it cannot, as on a direct call, it counts: also on a thread that a step of the
+    chain started without LangChain's context.
     """
     config = var_child_runnable_config.get() or {}
     history = config.get("configurable", {}).get("message_history")
