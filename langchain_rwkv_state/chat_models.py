@@ -28,7 +28,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config, merge_configs
 
 from langchain_rwkv_state import turn
-from langchain_rwkv_state.engine import Delta, Done, Request
+from langchain_rwkv_state.engine import Delta, Done, Request, in_own_context
 from langchain_rwkv_state.history import without_strangers
 from langchain_rwkv_state.line import WAIT_SECONDS
 from langchain_rwkv_state.loaded import Loaded
@@ -335,7 +335,8 @@ class ChatRWKV(RWKVModel, BaseChatModel):
                 ended; ``None`` for a state of its own.
             ttl: Time to live of the state, or of the session.
             on_progress: Called with (tokens read, tokens to read) as a long text is read, on
-                another thread.
+                another thread, in the caller's context. To wait in it for an answer of this model
+                is an `EngineError`, and for a turn of `session` a `SessionConflict`.
             timeout: Seconds for all of it but the store's writing; ``None`` for the model's own
                 `timeout`.
 
@@ -496,6 +497,7 @@ class _Prefill:
         timeout: float | None,
     ) -> None:
         self._chat = chat
+        _check_prefill(on_progress, timeout)
         given = as_model_input(model_input)
         self._text = given if isinstance(given, str) else None
         self._messages = [] if isinstance(given, str) else to_messages(given)
@@ -525,7 +527,8 @@ class _Prefill:
         request = Request(
             base=reading.base,
             prompt=reading.ids,
-            on_progress=self._on_progress,
+            # In the caller's context, where a turn of the same session is seen to be under way.
+            on_progress=in_own_context(self._on_progress) if self._on_progress else None,
             deadline=self._left(),
         )
         return loaded, reading, request
@@ -542,3 +545,28 @@ class _Prefill:
     def stage(self, done: Done) -> str:
         """Stages the state that was read, and returns its reference."""
         return turn.stage(self._reading, done, self._chat.store)
+
+
+def _check_prefill(on_progress: object, timeout: object) -> None:
+    """Checks what `ChatRWKV.prefill` is given beside its input.
+
+    Raises:
+        TypeError: `on_progress` cannot be called, or `timeout` is no number.
+        ValueError: `timeout` is no number of seconds above zero.
+    """
+    if on_progress is not None and not callable(on_progress):
+        raise TypeError(
+            f"on_progress is {on_progress!r:.100}, which cannot be called: pass a function of "
+            "(tokens read, tokens to read), or None."
+        )
+    if timeout is None:
+        return
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(
+            f"timeout is {timeout!r:.100}: pass a number of seconds, or None for the model's own."
+        )
+    if not timeout > 0:
+        raise ValueError(
+            f"timeout is {timeout!r}: pass a number of seconds above zero, or None for the model's "
+            "own."
+        )

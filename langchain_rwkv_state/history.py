@@ -61,6 +61,7 @@ class RWKVStateHistory(BaseChatMessageHistory):
 
     Raises:
         ValueError: The name or the time to live is not possible.
+        TypeError: `store` is no `StateStore`.
 
     Example:
         >>> from langchain_core.runnables.history import RunnableWithMessageHistory
@@ -77,6 +78,11 @@ class RWKVStateHistory(BaseChatMessageHistory):
 
     def __init__(self, session_id: str, store: StateStore, *, ttl: TTL = None) -> None:
         super().__init__()
+        if not isinstance(store, StateStore):
+            raise TypeError(
+                f"The store of a history is {store!r:.100}, which is no StateStore: pass that of "
+                "the chain's model, chat.store, or make one, such as DiskStateStore(path)."
+            )
         check_session(session_id, ttl)
         self.session_id = session_id
         self.store = store
@@ -160,6 +166,7 @@ class RWKVStateHistory(BaseChatMessageHistory):
             uuid.uuid4().hex,
             info.head if info else None,
             [message_from_json(text) for text in info.unread] if info else [],
+            self.session_id,
         )
         with self._lock:
             if self._open is turn:
@@ -314,7 +321,8 @@ def without_strangers(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
 
     Should a trimmer cut the history's own marker, one that came with the input would stand alone
     and be taken for the caller's. Where `RunnableWithMessageHistory` can be seen around the call,
-    it is not. (Where it cannot, as on a direct call, nothing hangs on it.)
+    it is not. Where it cannot, as on a direct call, it counts: also on a thread that a step of the
+    chain started without LangChain's context.
     """
     config = var_child_runnable_config.get() or {}
     history = config.get("configurable", {}).get("message_history")

@@ -30,6 +30,7 @@ from langchain_rwkv_state.messages import (
     without_markers,
 )
 from langchain_rwkv_state.store.base import EndedTurn, Filing
+from langchain_rwkv_state.unread import readable
 
 _EXTRAS: dict[str, Any] = {
     "additional_kwargs": {},
@@ -52,17 +53,22 @@ class Turn:
         unread: The messages behind the head that no state covered.
         n_stored: How many there are in the store, where that is more: markers among them are left
             out, since nobody but the history itself may say what a model is to go on from.
+        kept: The unread messages as they are kept, where a model cannot read them all.
     """
 
     turn_id: str | None
     base: str | None
     unread: tuple[BaseMessage, ...] = ()
     n_stored: int = 0
+    kept: tuple[BaseMessage, ...] = ()
 
     @classmethod
-    def begun(cls, turn_id: str, base: str | None, stored: Sequence[BaseMessage]) -> Turn:
-        """Returns a turn that begins with the unread messages that a store holds."""
-        return cls(turn_id, base, tuple(without_markers(stored)), len(stored))
+    def begun(
+        cls, turn_id: str, base: str | None, stored: Sequence[BaseMessage], session: str
+    ) -> Turn:
+        """Returns a turn that begins with the unread messages that a store holds of a session."""
+        kept = without_markers(stored)
+        return cls(turn_id, base, tuple(readable(kept, session)), len(stored), tuple(kept))
 
     @cached_property
     def _mark(self) -> Mark:
@@ -98,7 +104,7 @@ class Turn:
             n_unread=self.n_stored,
             unread_digest=self.unread_digest,
             said=said_digests(rest),
-            unread_said=said_digests(self.unread),
+            unread_said=said_digests(self.kept),
         )
 
     def _leads(self, rest: Sequence[BaseMessage]) -> bool:

@@ -186,7 +186,17 @@ def without_markers(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
 
     A reference is a capability: sessions drop the markers that come with their input, so that a
     caller cannot read another's conversation.
+
+    Raises:
+        TypeError: One of them is no message object, such as a dict: it might hide a marker.
     """
+    for message in messages:
+        if not isinstance(message, BaseMessage):
+            raise TypeError(
+                f"A message is {message!r:.100}, of type {type(message).__name__}: markers are "
+                "known among message objects alone. Pass what LangChain's convert_to_messages "
+                "makes of the list."
+            )
     return [message for message in messages if not is_marker(message)]
 
 
@@ -238,6 +248,12 @@ def as_model_input(model_input: object) -> LanguageModelInput:
             raise InputError(
                 "The input is an empty list, with nothing to read: pass at least one message."
             )
+        for item in model_input:
+            if item is None:
+                raise InputError(
+                    "The input is a list with None in it, which is no message: leave it out, or "
+                    "pass a text or a message in its place."
+                )
         return model_input
     raise InputError(
         f"The input is {model_input!r:.100}, of type {type(model_input).__name__}: pass a text, a "

@@ -35,6 +35,7 @@ from langchain_rwkv_state.store import TTL, LogEntry, SessionInfo, StateStore, c
 from langchain_rwkv_state.store_calls import Steps, StoreCall, WholeCall, arun, run
 from langchain_rwkv_state.transcript import may_repeat, only_new
 from langchain_rwkv_state.turn import leading_system
+from langchain_rwkv_state.unread import readable
 
 SESSION_KEY = "rwkv_session"
 """Key in an answer's `response_metadata` of the session that holds it."""
@@ -92,7 +93,8 @@ class SessionTurn:
             log = yield StoreCall("log", self._session)
             rest = only_new(rest, log, unread, session=self._session, n_turns=info.n_turns)
         self._said = said_digests([*unread, *rest])
-        return [*system, marker(info.head if info else None), *unread, *rest]
+        to_read = readable(unread, self._session)
+        return [*system, marker(info.head if info else None), *to_read, *rest]
 
     def commit(self, ref: str, answer: str | None) -> Steps[str]:
         """Commits the state behind the turn; returns the name of the session that holds it.
@@ -185,7 +187,8 @@ class RWKVSession(Runnable[LanguageModelInput, AIMessage]):
 
     Raises:
         ValueError: At construction: the name, the time to live or `on_conflict` is not possible.
-        TypeError: The input is no text, messages, prompt value or ``{"messages": ...}``.
+        TypeError: The input is no text, messages, prompt value or ``{"messages": ...}``; at
+            construction, `wait_timeout` is no number.
         SessionConflict: The wait was too long, or would never end; the head moved during the call
             (with ``wait``, by somebody who did not wait), and the answer is lost, the session not;
             or the input is a transcript of another branch.
@@ -210,8 +213,15 @@ class RWKVSession(Runnable[LanguageModelInput, AIMessage]):
     ) -> None:
         if on_conflict not in ("wait", "raise", "fork"):
             raise ValueError(f"on_conflict is 'wait', 'raise' or 'fork', not {on_conflict!r}.")
+        if isinstance(wait_timeout, bool) or not isinstance(wait_timeout, (int, float)):
+            raise TypeError(
+                f"wait_timeout is {wait_timeout!r:.100}: pass a number of seconds; 0 does not wait."
+            )
         if not 0 <= wait_timeout < math.inf:
-            raise ValueError(f"wait_timeout is a number of seconds, not {wait_timeout!r}.")
+            raise ValueError(
+                f"wait_timeout is {wait_timeout!r}: pass a finite number of seconds that is not "
+                "negative; 0 does not wait."
+            )
         check_session(session, ttl)
         self.chat = chat
         self.store = store

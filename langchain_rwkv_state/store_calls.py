@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Generator
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias, TypeVar
 
 from langchain_rwkv_state.store.base import StateStore
@@ -57,17 +59,56 @@ class LastCall(StoreCall):
     __slots__ = ()
 
 
+class Signal:
+    """Ends one sleep early.
+
+    It may be given from any thread, and in a finaliser: nothing in `give` waits for a lock.
+    """
+
+    def __init__(self) -> None:
+        self._given: SimpleQueue[None] = SimpleQueue()
+        self._sleeper: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
+
+    def give(self) -> None:
+        """Wakes who sleeps, or will."""
+        self._given.put(None)
+        if self._sleeper is not None:
+            loop, future = self._sleeper
+            with suppress(RuntimeError):  # the loop was closed
+                loop.call_soon_threadsafe(_settle, future)
+
+    def wait(self, seconds: float) -> None:
+        """Sleeps in the calling thread."""
+        with suppress(Empty):
+            self._given.get(timeout=seconds)
+
+    async def wait_in_loop(self, seconds: float) -> None:
+        """Sleeps on the event loop."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        self._sleeper = loop, future
+        if self._given.empty():  # looked at after the sleeper is known, so that none is missed
+            await asyncio.wait([future], timeout=seconds)
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
 class Sleep:
     """A pause.
 
     Args:
         seconds: How long.
+        signal: Ends it early.
     """
 
-    __slots__ = ("seconds",)
+    __slots__ = ("seconds", "signal")
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, signal: Signal | None = None) -> None:
         self.seconds = seconds
+        self.signal = signal
 
 
 Steps: TypeAlias = Generator[StoreCall | Sleep, Any, T]
@@ -117,13 +158,15 @@ async def arun(steps: Steps[T], store: StateStore) -> T:
 
 def _do(call: StoreCall | Sleep, store: StateStore) -> Any:
     if isinstance(call, Sleep):
-        return time.sleep(call.seconds)
+        wait = time.sleep if call.signal is None else call.signal.wait
+        return wait(call.seconds)
     return getattr(store, call.verb)(*call.args, **call.options)
 
 
 async def _ado(call: StoreCall | Sleep, store: StateStore) -> Any:
     if isinstance(call, Sleep):
-        return await asyncio.sleep(call.seconds)
+        pause = asyncio.sleep if call.signal is None else call.signal.wait_in_loop
+        return await pause(call.seconds)
     if isinstance(call, WholeCall):
         return await store.to_its_end(call.verb, *call.args, **call.options)
     if isinstance(call, SettledCall):

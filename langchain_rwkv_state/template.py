@@ -171,26 +171,10 @@ class ChatTemplate:
         return said
 
     def _pieces(self, message: BaseMessage) -> tuple[str, str, list[int]]:
-        role, text = self._role(message), self.text(message)
+        role, text = _role(message, self.roles), self.text(message)
         if role == self.roles["ai"]:
             return role, text, [*self.answer_prompt(), *self.answer_ids(text)]
         return role, text, self._encode(f"{role}: {text}" if text else f"{role}:")
-
-    def _role(self, message: BaseMessage) -> str:
-        for kind, role in _KINDS:
-            if isinstance(message, kind):
-                return self.roles[role]
-        if isinstance(message, ChatMessage):
-            word = message.role.strip()
-            if _WORD.fullmatch(word):
-                return self.roles.get(_ALIASES.get(word.lower(), ""), word[0].upper() + word[1:])
-            raise UnsupportedContentError(
-                f"The role of a ChatMessage must be a plain word, got {message.role!r}."
-            )
-        raise UnsupportedContentError(
-            f"A message of type {message.type!r} cannot be read by a model: pass system, human, "
-            "ai, tool or chat messages."
-        )
 
     def _bos(self) -> tuple[int, ...]:
         bos = self._tokenizer.bos_id
@@ -237,6 +221,36 @@ _ALIASES = {
     "tool": "tool",
     "function": "tool",
 }
+
+
+def _role(message: BaseMessage, roles: Mapping[str, str]) -> str:
+    for kind, role in _KINDS:
+        if isinstance(message, kind):
+            return roles[role]
+    if isinstance(message, ChatMessage):
+        word = message.role.strip()
+        if _WORD.fullmatch(word):
+            return roles.get(_ALIASES.get(word.lower(), ""), word[0].upper() + word[1:])
+        raise UnsupportedContentError(
+            f"The role of a ChatMessage must be a plain word, got {message.role!r}."
+        )
+    raise UnsupportedContentError(
+        f"A message of type {message.type!r} cannot be read by a model: pass system, human, "
+        "ai, tool or chat messages."
+    )
+
+
+def require_readable(message: BaseMessage) -> None:
+    """Raises what reading a message would raise, whatever the template's words.
+
+    Raises:
+        UnsupportedContentError: The message is of an unknown kind or holds more than text.
+    """
+    _role(message, WorldTemplate.roles)
+    _content(message)
+    if isinstance(message, AIMessage):
+        for call in message.tool_calls:
+            _call(call["name"], call["args"])
 
 
 def tools_block(tools: Sequence[Mapping[str, Any]]) -> str:

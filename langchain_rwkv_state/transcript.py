@@ -69,6 +69,14 @@ def only_new(
             "to a session, or the whole transcript as it was.",
             stacklevel=2,
         )
+    elif whole and _is_rewritten(talk, given, turns):
+        warnings.warn(
+            f"These messages begin as session {session!r} does, but hold other answers than its "
+            "own, as where a later step rewrites them: they are not recognised, and all are read "
+            "again, at every turn. Pass only new messages to a session, or keep its answers as "
+            "they are.",
+            stacklevel=2,
+        )
     return list(messages)
 
 
@@ -126,3 +134,21 @@ def _repeats_turns(given: Sequence[str], turns: Sequence[Sequence[str]]) -> bool
     answered = {(turn[-2], turn[-1]) for turn in turns if len(turn) > 1}
     examples = {pair for turn in turns for pair in pairwise(turn[:-1])}
     return any(pair in answered - examples for pair in pairwise(given))
+
+
+def _is_rewritten(
+    talk: Sequence[BaseMessage], given: Sequence[str], turns: Sequence[Sequence[str]]
+) -> bool:
+    """Says whether an answer that is not the session's own stands behind a question of it.
+
+    What begins otherwise than the session, and what a turn itself was given as an example, is
+    somebody's prompt.
+    """
+    if not turns or given[0] != turns[0][0]:
+        return False
+    questions = {turn[-2] for turn in turns if len(turn) > 1}
+    known = {pair for turn in turns for pair in pairwise(turn)}
+    return any(
+        pair[0] in questions and pair not in known and isinstance(answer, AIMessage)
+        for pair, answer in zip(pairwise(given), talk[1:], strict=True)
+    )

@@ -1,5 +1,6 @@
 """The engine: one worker that owns a runtime and answers many requests at once."""
 
+from langchain_rwkv_state.engine.callbacks import in_own_context
 from langchain_rwkv_state.engine.engine import Engine, Limits
 from langchain_rwkv_state.engine.request import (
     Delta,
@@ -23,4 +24,5 @@ __all__ = [
     "Request",
     "Sampling",
     "Ticket",
+    "in_own_context",
 ]

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from langchain_rwkv_state.engine.batch import plan
+from langchain_rwkv_state.engine.callbacks import begin_work, must_not_wait
 from langchain_rwkv_state.engine.job import Job
 from langchain_rwkv_state.engine.request import Request, check_ids
 from langchain_rwkv_state.engine.sampler import look_over
@@ -157,8 +158,8 @@ class Engine:
 
     @property
     def is_here(self) -> bool:
-        """Whether this is the worker's thread: in a callback, which must wait for no answer."""
-        return bool(getattr(self._worker, "here", False))
+        """Whether the caller is in a callback of the worker, which must wait for no answer."""
+        return must_not_wait(self._worker)
 
     def stats(self) -> EngineStats:
         """Returns what the engine did, and what it has to do."""
@@ -211,7 +212,7 @@ class Engine:
     # -- the worker --------------------------------------------------------------------------
 
     def _work(self) -> None:
-        self._worker.here = True
+        begin_work(self._worker)
         while self._await_work():
             # The worker outlives whatever the device does; a Rust panic is no Exception.
             try:

@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 
+from langchain_rwkv_state.engine.callbacks import must_not_wait
 from langchain_rwkv_state.engine.request import Done, Event
 from langchain_rwkv_state.errors import EngineError, RWKVStateError
 
@@ -25,8 +26,8 @@ class Ticket:
     deltas where they are. A cancelled request delivers nothing more, and no `Done`.
 
     Args:
-        worker: Marks the thread that serves the request (it sets ``worker.here``): to wait there
-            would be to wait for oneself, and is an error.
+        worker: Marks the thread that serves the request (`callbacks.begin_work`): to wait there, or
+            within a callback that it runs, would be to wait for oneself, and is an error.
     """
 
     def __init__(self, worker: threading.local | None = None) -> None:
@@ -118,10 +119,11 @@ class Ticket:
         self.fail(EngineError("The process was forked, and requests stay with the parent."))
 
     def _refuse_worker(self) -> None:
-        if getattr(self._worker, "here", False):
+        if must_not_wait(self._worker):
             raise EngineError(
                 "A callback of the engine waits for an answer of the same engine, which would "
-                "never come: wait on another thread."
+                "never come, on whatever thread: put the work into a queue, and do it once the "
+                "callback has returned."
             )
 
     def _next(self) -> Event | None:

@@ -1,8 +1,9 @@
-"""Renews the places of turns that run: one thread a process, which sleeps while there are none.
+"""Renews the places of turns that run: one thread a store, which ends when there are none.
 
 A turn that waits renews its own place as it looks whether it is next; one that runs is busy with a
-model, so somebody else has to. The easy mistake is to forget a place here: it holds up its session
-until the process ends.
+model, so somebody else has to. A store that keeps its thread waiting keeps no other's. The easy
+mistake is to forget a place here: it holds up its session until the process ends. So a place goes
+with its turn, even where the turn was dropped without an end.
 """
 
 from __future__ import annotations
@@ -11,13 +12,21 @@ import heapq
 import logging
 import threading
 import time
-from dataclasses import dataclass
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from langchain_rwkv_state.store.base import StateStore
 from langchain_rwkv_state.store.forks import ForkLock
 
 logger = logging.getLogger(__name__)
 _A_LEASE = 3  # renewals in the time that a place holds: one may fail
+_IDLE_SECONDS = 2.0  # turns come in numbers, and a thread is not to be made for each
+
+
+def place_of(store: StateStore) -> object:
+    """Returns what all objects of one store share in this process; else the object itself."""
+    return getattr(getattr(store, "_resources", None), "value", store)
 
 
 @dataclass
@@ -27,31 +36,59 @@ class _Kept:
     store: StateStore
     session: str
     seconds: float
+    goes_on: Callable[[], bool]
     ending: bool = False
     renewed_late: bool = False
 
 
+@dataclass
+class _Round:
+    """What one thread renews: the places in one store, by the time when each is due."""
+
+    of: weakref.ref[object]
+    due: list[tuple[float, str]] = field(default_factory=list)
+    wake: threading.Event = field(default_factory=threading.Event)
+
+
 class Keeper:
-    """Renews places until it is told not to."""
+    """Renews places until it is told not to, or their turns are gone."""
 
     def __init__(self) -> None:
         self._lock = ForkLock(self._forked)
-        self._wake = threading.Event()
         self._kept: dict[str, _Kept] = {}
-        self._due: list[tuple[float, str]] = []
-        self._running = False
+        self._rounds: dict[int, _Round] = {}
 
-    def keep(self, store: StateStore, session: str, token: str, seconds: float) -> None:
-        """Renews a place from now on, as `StateStore.enter_queue` does."""
+    def keep(
+        self,
+        store: StateStore,
+        session: str,
+        token: str,
+        seconds: float,
+        goes_on: Callable[[], bool],
+    ) -> None:
+        """Renews a place from now on, as `StateStore.enter_queue` does.
+
+        Args:
+            store: The store.
+            session: The session's name.
+            token: The turn's own.
+            seconds: How long the place holds from each renewal on.
+            goes_on: Says whether there still is a turn that can end; where not, the place is left
+                to run out.
+        """
+        place = place_of(store)
         with self._lock:
-            self._kept[token] = _Kept(store, session, seconds)
-            self._schedule(token)
-            first = self._due[0][1] == token
-            if not self._running:
-                self._running = True
-                threading.Thread(target=self._run, name="rwkv-state-turns", daemon=True).start()
+            self._kept[token] = _Kept(store, session, seconds, goes_on)
+            own = self._rounds.get(id(place))
+            if own is None or own.of() is not place:
+                own = self._rounds[id(place)] = _Round(weakref.ref(place))
+                threading.Thread(
+                    target=self._run, args=(id(place), own), name="rwkv-state-turns", daemon=True
+                ).start()
+            self._schedule(own, token, seconds)
+            first = own.due[0][1] == token
         if first:
-            self._wake.set()
+            own.wake.set()
 
     def ending(self, token: str) -> None:
         """Begins no renewal of a place any more: its turn is being committed."""
@@ -60,44 +97,61 @@ class Keeper:
                 self._kept[token].ending = True
 
     def let_go(self, token: str) -> bool:
-        """Forgets a place; says whether it was renewed after `ending`, and so perhaps made anew."""
+        """Forgets a place; says whether it was renewed after `ending`, and so perhaps made anew.
+
+        A finaliser may call it, in a thread that holds the lock already.
+        """
         with self._lock:
             kept = self._kept.pop(token, None)
             return kept is not None and kept.renewed_late
 
-    def _schedule(self, token: str) -> None:
-        renewal = time.monotonic() + self._kept[token].seconds / _A_LEASE
-        heapq.heappush(self._due, (renewal, token))
+    @staticmethod
+    def _schedule(own: _Round, token: str, seconds: float) -> None:
+        heapq.heappush(own.due, (time.monotonic() + seconds / _A_LEASE, token))
 
-    def _run(self) -> None:
+    def _run(self, key: int, own: _Round) -> None:
         while True:
-            self._wake.clear()
-            self._wake.wait(self._renew_due())
+            own.wake.clear()
+            left = self._renew_due(own)
+            if own.wake.wait(_IDLE_SECONDS if left is None else left) or left is not None:
+                continue
+            with self._lock:
+                if not own.due:
+                    if self._rounds.get(key) is own:
+                        del self._rounds[key]
+                    return
 
-    def _renew_due(self) -> float | None:
+    def _renew_due(self, own: _Round) -> float | None:
         """Renews what is due; returns the seconds until something is, ``None`` for never."""
         while True:
             with self._lock:
-                while self._due and self._settled(self._due[0][1]):
-                    heapq.heappop(self._due)
-                if not self._due:
+                kept = None
+                while own.due and (kept := self._still_kept(own.due[0][1])) is None:
+                    heapq.heappop(own.due)
+                if kept is None:
                     return None
-                left = self._due[0][0] - time.monotonic()
+                left = own.due[0][0] - time.monotonic()
                 if left > 0:
                     return left
-                _, token = heapq.heappop(self._due)
-                kept = self._kept[token]
+                _, token = heapq.heappop(own.due)
             self._ask(kept, token, leave=False)
             with self._lock:
                 forgotten = token not in self._kept
                 kept.renewed_late = kept.ending
                 if not forgotten and not kept.ending:
-                    self._schedule(token)
+                    self._schedule(own, token, kept.seconds)
             if forgotten:  # while it was renewed, which may have made it anew
                 self._ask(kept, token, leave=True)
 
-    def _settled(self, token: str) -> bool:
-        return token not in self._kept or self._kept[token].ending
+    def _still_kept(self, token: str) -> _Kept | None:
+        """Returns a place that is to be renewed; one whose turn is gone is forgotten."""
+        kept = self._kept.get(token)
+        if kept is None or kept.ending:
+            return None
+        if not kept.goes_on():
+            self._kept.pop(token, None)
+            return None
+        return kept
 
     @staticmethod
     def _ask(kept: _Kept, token: str, *, leave: bool) -> None:
@@ -110,9 +164,8 @@ class Keeper:
             logger.info("The place of a turn of %r was not renewed", kept.session, exc_info=True)
 
     def _forked(self) -> None:
-        """In a forked child: the turns that run are the parent's, and so is the thread."""
-        self._wake = threading.Event()
-        self._kept, self._due, self._running = {}, [], False
+        """In a forked child: the turns that run are the parent's, and so are the threads."""
+        self._kept, self._rounds = {}, {}
 
 
 KEEPER = Keeper()

@@ -1,3 +1,4 @@
+import contextvars
 import copy
 import gc
 import json
@@ -29,8 +30,10 @@ from langchain_core.runnables import ConfigurableField, RunnableLambda, Runnable
 from langchain_rwkv_state import ChatRWKV, DiskStateStore, MemoryStateStore
 from langchain_rwkv_state.errors import (
     DeadlineExceeded,
+    EngineError,
     MarkerError,
     ModelLoadError,
+    SessionConflict,
     StateExpired,
     StateMismatch,
     StateNotFound,
@@ -688,6 +691,63 @@ class TestPrefill:
         assert seen == sorted(seen)
         assert seen[-1][0] == seen[-1][1]
         assert len(seen) > 1
+
+    @pytest.mark.parametrize("pooled", [False, True])
+    def test_whose_callback_waits_for_an_answer_is_told_at_once(self, chat, pooled):
+        def ask(*_: int) -> None:
+            talk = RunnableLambda(lambda _: chat.invoke("Hello."))
+            talk.batch([1, 2]) if pooled else talk.invoke(1)
+
+        with pytest.raises(EngineError, match="put the work into a queue"):
+            chat.prefill("word " * 400, on_progress=ask)
+        assert chat.invoke("Hello.").content
+
+    def test_whose_callback_talks_in_its_session_is_told_at_once(self, chat, store):
+        talk = chat.with_session("bob", wait_timeout=30)
+        told: list[SessionConflict] = []
+
+        def ask(*_: int) -> None:
+            with pytest.raises(SessionConflict, match="would wait for itself") as caught:
+                talk.invoke("Hello.")
+            told.append(caught.value)
+
+        assert chat.prefill("word " * 400, session="bob", on_progress=ask) == store.head("bob")
+        assert told
+
+    def test_whose_callback_starts_work_for_later_lets_it_wait(self, chat):
+        later: list[threading.Thread] = []
+        found: list[str] = []
+        over = threading.Event()
+
+        def work() -> None:
+            over.wait(20)
+            found.append(chat.invoke("Hello.").content)
+
+        def start(*_: int) -> None:
+            if not later:
+                context = contextvars.copy_context()
+                later.append(threading.Thread(target=context.run, args=(work,)))
+                later[0].start()
+
+        chat.prefill("word " * 400, on_progress=start)
+        over.set()
+        later[0].join(20)
+        assert found[0]
+
+    @pytest.mark.parametrize(
+        ("options", "error"),
+        [
+            ({"timeout": "x"}, TypeError),
+            ({"timeout": True}, TypeError),
+            ({"timeout": -1}, ValueError),
+            ({"timeout": 0}, ValueError),
+            ({"timeout": float("nan")}, ValueError),
+            ({"on_progress": "x"}, TypeError),
+        ],
+    )
+    def test_with_an_impossible_option_is_an_error(self, chat, options, error):
+        with pytest.raises(error, match=next(iter(options)) + " is .*: pass a"):
+            chat.prefill(MESSAGES, **options)
 
     async def test_has_an_async_twin(self, chat, store):
         ref = await chat.aprefill(MESSAGES, session="bob")

@@ -513,3 +513,9 @@ async def test_the_async_form_never_blocks_the_loop(history, store, monkeypatch)
     assert {verb for verb, _ in seen} >= {"session", "append_unread", "filings", "commit"}
     assert not any(blocks for _, blocks in seen)
     assert store.head("bob") == ref
+
+
+@pytest.mark.parametrize("wrong", [None, "x"])
+def test_a_history_needs_a_store(wrong):
+    with pytest.raises(TypeError, match="no StateStore: pass"):
+        RWKVStateHistory("a", wrong)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
+import os
 import threading
 import time
 from typing import Any
@@ -12,10 +14,10 @@ import pytest
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import HumanMessage
 
-from langchain_rwkv_state import DiskStateStore
+from langchain_rwkv_state import DiskStateStore, MemoryStateStore, line
 from langchain_rwkv_state.errors import SessionConflict
 from langchain_rwkv_state.session import SESSION_KEY, RWKVSession
-from langchain_rwkv_state.store import queue
+from langchain_rwkv_state.store import keeper, queue
 from langchain_rwkv_state.store.keeper import KEEPER
 from tests.helpers.fake_chat import FakeChat
 
@@ -70,6 +72,10 @@ def in_thread(call: Any) -> tuple[threading.Thread, list[Any]]:
     return thread, outcome
 
 
+def keepers() -> int:
+    return [thread.name for thread in threading.enumerate()].count("rwkv-state-turns")
+
+
 def until(ready: Any) -> None:
     end = time.monotonic() + 20
     while not ready():
@@ -87,6 +93,36 @@ class TestWaiting:
         )
         assert store.session("bob").n_turns == 12
         assert store.queue("bob") == []
+
+    @pytest.mark.parametrize("asynchronous", [False, True])
+    def test_behind_a_turn_of_this_process_asks_the_store_for_little(
+        self, fake, store, monkeypatch, asynchronous
+    ):
+        looks: list[str] = []
+        read = type(store).queue
+
+        def counted(self: Any, name: str) -> Any:
+            looks.append(name)
+            return read(self, name)
+
+        monkeypatch.setattr(type(store), "queue", counted)
+        fake.before_answer = gate = Gate()
+        calls = []
+        for number in range(8):
+            turn = talk(fake)
+            call = (
+                (lambda turn=turn: asyncio.run(turn.ainvoke(said("one"))))
+                if asynchronous
+                else (lambda turn=turn: turn.invoke(said("one")))
+            )
+            calls.append(in_thread(call))
+            until(lambda n=number: len(read(store, "bob")) == n + 1)
+        time.sleep(0.5)
+        gate.open.set()
+        for thread, _ in calls:
+            thread.join(30)
+        assert [outcome[0].content for _, outcome in calls] == [f"heard {n}" for n in range(1, 9)]
+        assert len(looks) <= 30  # polled every 50 ms, seven took 70 in the half second alone
 
     async def test_turns_of_many_tasks_are_all_in_the_session(self, fake, store):
         answers = await asyncio.gather(*(talk(fake).ainvoke(said(f"{n}.")) for n in range(12)))
@@ -178,6 +214,11 @@ class TestALimit:
         with pytest.raises(ValueError, match="wait_timeout"):
             talk(fake, wait_timeout=wrong)
 
+    @pytest.mark.parametrize("wrong", [None, "5", True])
+    def test_of_another_type_is_refused(self, fake, wrong):
+        with pytest.raises(TypeError, match=f"wait_timeout is {wrong!r}: pass a number"):
+            talk(fake, wait_timeout=wrong)
+
 
 class TestAPlace:
     def test_of_a_killed_process_runs_out(self, fake, store):
@@ -208,15 +249,81 @@ class TestAPlace:
         thread.join(20)
         assert outcome[0].content == "heard 1"
 
-    def test_is_kept_by_nobody_after_the_turn(self, fake):
+    def test_is_kept_by_nobody_after_the_turn(self, fake, monkeypatch):
+        monkeypatch.setattr(keeper, "_IDLE_SECONDS", 0.3)
+        until(lambda: keepers() == 0)  # those of other tests' stores
         for _ in range(3):
             talk(fake).invoke(said("one"))
         stream: Any = talk(fake).stream(said("two"))
         next(stream)
         stream.close()
         assert KEEPER._kept == {}
-        names = [thread.name for thread in threading.enumerate()]
-        assert names.count("rwkv-state-turns") == 1
+        assert keepers() == 1
+        until(lambda: keepers() == 0)
+        assert KEEPER._rounds == {}
+        assert talk(fake).invoke(said("three")).content == "heard 4"
+
+    def test_is_renewed_though_another_store_keeps_its_keeper_waiting(
+        self, fake, store, monkeypatch
+    ):
+        monkeypatch.setattr(queue, "LEASE_SECONDS", 0.3)
+        gate = Gate()
+        with MemoryStateStore() as locked:
+            other: Any = talk(FakeChat(store=locked)).stream(said("one"))
+            next(other)
+            monkeypatch.setattr(locked, "enter_queue", lambda *_: gate())
+            assert gate.asked.wait(10)
+            stream: Any = talk(fake).stream(said("one"))
+            next(stream)
+            time.sleep(0.8)
+            assert len(store.queue("bob")) == 1
+            gate.open.set()
+            stream.close()
+            other.close()
+
+    def test_runs_out_once_its_loop_is_closed(self, fake, store, monkeypatch):
+        monkeypatch.setattr(queue, "LEASE_SECONDS", 0.3)
+        loop = asyncio.new_event_loop()
+        stream: Any = talk(fake).astream(said("one"))
+        loop.run_until_complete(anext(stream))
+        loop.close()
+        assert talk(fake, wait_timeout=10).invoke(said("two")).content == "heard 1"
+
+    def test_that_ran_out_as_it_waited_is_taken_anew(self, fake, store):
+        store.enter_queue("bob", STRANGER, 15)
+        thread, outcome = in_thread(lambda: talk(fake).invoke(said("one")))
+        until(lambda: len(store.queue("bob")) == 2)
+        store.leave_queue("bob", store.queue("bob")[1].token)
+        until(lambda: len(store.queue("bob")) == 2)
+        store.leave_queue("bob", STRANGER)
+        thread.join(20)
+        assert outcome[0].content == "heard 1"
+
+    def test_is_given_up_without_setting_a_context_variable(self, fake, store):
+        stream: Any = talk(fake).stream(said("one"))
+        next(stream)
+        before = contextvars.copy_context().get(line._turns_here)
+        stream.close()
+        assert contextvars.copy_context().get(line._turns_here) is before
+        assert store.queue("bob") == []
+
+    def test_leaves_nothing_behind_in_the_context(self, fake):
+        for number in range(20):
+            talk(fake, f"s{number}").invoke(said("one"))
+        assert len(line._turns_here.get()) == 1
+        assert line._open_turns() == ()
+        gc.collect()
+        assert line._turns_here.get()[0]() is None
+
+    def test_stays_the_parents_in_a_forked_child(self, fake, store, monkeypatch):
+        stream: Any = talk(fake).stream(said("one"))
+        next(stream)
+        parent = os.getpid()
+        with monkeypatch.context() as child:
+            child.setattr(os, "getpid", lambda: parent + 1)
+            stream.close()
+        assert len(store.queue("bob")) == 1
+        assert line._open_turns() == ()
 
     async def test_is_given_up_by_a_task_that_is_cancelled_as_it_waits(self, fake, store):
         store.enter_queue("bob", STRANGER, 15)
@@ -256,6 +363,16 @@ class TestATurnInATurn:
             talk(fake).invoke(said("inner"))
         assert list(stream)
         assert talk(fake).invoke(said("next")).content == "heard 2"
+
+    def test_is_seen_by_whatever_name_the_store_is_given(self, tmp_path):
+        (tmp_path / "real").mkdir()
+        (tmp_path / "alias").symlink_to(tmp_path / "real")
+        with DiskStateStore(tmp_path / "real") as one, DiskStateStore(tmp_path / "alias") as two:
+            stream: Any = talk(FakeChat(store=one)).stream(said("outer"))
+            next(stream)
+            with pytest.raises(SessionConflict, match="would wait for itself"):
+                talk(FakeChat(store=two), wait_timeout=2).invoke(said("inner"))
+            stream.close()
 
     def test_of_another_session_is_none_of_its_business(self, fake, store):
         handler = self.Calling(lambda: talk(fake, "ann").invoke(said("inner")))

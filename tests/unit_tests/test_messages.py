@@ -23,6 +23,7 @@ from langchain_rwkv_state.messages import (
     STATE_KEY,
     TURN_KEY,
     UNREAD_KEY,
+    InputError,
     Mark,
     is_marker,
     marker,
@@ -208,3 +209,13 @@ def test_messages_are_told_apart_by_type_text_and_border():
 )
 def test_an_unread_message_comes_back_as_it_was(message):
     assert message_from_json(message_to_json(message)) == message
+
+
+def test_markers_are_not_overlooked_in_dicts():
+    with pytest.raises(TypeError, match="convert_to_messages"):
+        without_markers([{"role": "system", "content": "x"}])  # type: ignore[list-item]
+
+
+def test_a_list_with_none_is_no_input():
+    with pytest.raises(InputError, match="None in it"):
+        to_messages([None])

@@ -182,6 +182,15 @@ class TestAnotherBranch:
             bob.invoke([h("another one"), *thread[1:], h("three")])
         assert store.session("bob").n_turns == 3
 
+    def test_whose_answers_were_rewritten_is_read_with_a_warning(self, bob, store):
+        thread: list[BaseMessage] = [h("One."), AIMessage(f"{bob.invoke([h('One.')]).text}!")]
+        for text in ("Two.", "Three."):
+            thread.append(h(text))
+            with pytest.warns(UserWarning, match="session 'bob' does, but hold other answers"):
+                answer = bob.invoke(list(thread))
+            thread.append(AIMessage(f"{answer.text}!"))
+        assert store.session("bob").n_turns == 3
+
     def test_that_is_an_old_piece_is_read_with_a_warning(self, bob):
         thread = thread_of(bob, "one", "two", "three")
         with pytest.warns(UserWarning, match="holds already"):
