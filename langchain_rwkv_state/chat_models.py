@@ -330,7 +330,8 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         """Reads without answering, and stores the state durably.
 
         Args:
-            model_input: Messages (through the chat template), or a text (as it stands).
+            model_input: Messages (through the chat template), or a text (as it stands). Of a
+                transcript of which the session holds the beginning only what is new is read.
             session: A session to read into, from its head on, once its turns that came before have
                 ended; ``None`` for a state of its own.
             ttl: Time to live of the state, or of the session.
@@ -507,7 +508,9 @@ class _Prefill:
         self.turn: SessionTurn | None = None
         if session is not None:
             wait = WAIT_SECONDS if self._timeout is None else self._timeout
-            self.turn = SessionTurn(chat.store, session, self._messages, ttl=ttl, wait_seconds=wait)
+            self.turn = SessionTurn(
+                chat.store, session, self._messages, ttl=ttl, wait_seconds=wait, answered=False
+            )
 
     def plan(self, messages: Sequence[BaseMessage] | None) -> tuple[Loaded, Reading, Request]:
         """Plans the reading, behind a session's messages where there are some."""

@@ -31,6 +31,7 @@ from langchain_rwkv_state.messages import (
     to_messages,
     without_markers,
 )
+from langchain_rwkv_state.model import seen
 from langchain_rwkv_state.store import TTL, LogEntry, SessionInfo, StateStore, check_session
 from langchain_rwkv_state.store_calls import Steps, StoreCall, WholeCall, arun, run
 from langchain_rwkv_state.transcript import may_repeat, only_new
@@ -56,6 +57,7 @@ class SessionTurn:
         ttl: The session's time to live from the commit on.
         on_conflict: As for `RWKVSession`.
         wait_seconds: How long to wait for the turns before it.
+        answered: Whether an answer is to follow, or all is only read.
     """
 
     def __init__(
@@ -67,8 +69,10 @@ class SessionTurn:
         ttl: TTL = None,
         on_conflict: OnConflict = "wait",
         wait_seconds: float = WAIT_SECONDS,
+        answered: bool = True,
     ) -> None:
         self._session = session
+        self._answered = answered
         self._given = without_markers(given)
         self._ttl = ttl
         self._forks = on_conflict == "fork"
@@ -91,7 +95,14 @@ class SessionTurn:
         unread = without_markers([message_from_json(text) for text in info.unread] if info else [])
         if info is not None and may_repeat(rest):
             log = yield StoreCall("log", self._session)
-            rest = only_new(rest, log, unread, session=self._session, n_turns=info.n_turns)
+            rest = only_new(
+                rest,
+                log,
+                unread,
+                session=self._session,
+                n_turns=info.n_turns,
+                answered=self._answered,
+            )
         self._said = said_digests([*unread, *rest])
         to_read = readable(unread, self._session)
         return [*system, marker(info.head if info else None), *to_read, *rest]
@@ -229,6 +240,13 @@ class RWKVSession(Runnable[LanguageModelInput, AIMessage]):
         self.ttl = ttl
         self.on_conflict = on_conflict
         self.wait_timeout = wait_timeout
+
+    def __repr__(self) -> str:
+        return f"RWKVSession({self.session!r}, store={self.store!r})"
+
+    def bind(self, **kwargs: Any) -> Runnable[LanguageModelInput, AIMessage]:
+        """Binds options to every call; a tenant's salt is bound in the form that may be seen."""
+        return super().bind(**seen(kwargs))
 
     @property
     def head(self) -> str | None:

@@ -31,6 +31,7 @@ def only_new(
     *,
     session: str,
     n_turns: int,
+    answered: bool = True,
 ) -> list[BaseMessage]:
     """Returns the messages that a session does not hold yet.
 
@@ -40,6 +41,8 @@ def only_new(
         unread: What stands behind its head and is read with this turn.
         session: The session's name, for messages.
         n_turns: How many turns the session has, more than a log keeps perhaps.
+        answered: Whether an answer is to follow. Where not, what the session holds whole is given
+            to be read once more, and is.
 
     Raises:
         ValueError: All of them are there, so there is nothing to answer.
@@ -53,6 +56,8 @@ def only_new(
     talk = [messages[place] for place in places]
     given = said_digests(talk)
     covered = _covered(talk, given, held, whole=whole)
+    if covered == len(given) and not answered:
+        return list(messages)
     if covered == len(given):
         raise ValueError(
             f"Session {session!r} holds all {covered} messages of the input already: there is "
@@ -62,6 +67,8 @@ def only_new(
         return list(messages[places[covered - 1] + 1 :])
     if whole:
         _require_no_branch(talk, given, turns, session)
+    if not answered:
+        return list(messages)
     if _repeats_turns(given, turns):
         warnings.warn(
             f"Some of these messages are turns that session {session!r} holds already, but they do "

@@ -368,3 +368,18 @@ async def test_a_session_that_moves_before_its_state_is_read_is_a_conflict(
     with pytest.raises(SessionConflict, match="'bob' was rewound, deleted or moved on"):
         await turn()
     assert store.head("bob") is None
+
+
+def test_what_is_prefilled_is_read_as_often_as_it_is_given(chat, store):
+    said = [HumanMessage("Where is the ladder?"), AIMessage("In the attic.")]
+    lengths = []
+    for _ in range(3):
+        chat.prefill(said, session="rag")
+        lengths.append(store.session("rag").n_tokens)
+    assert lengths[2] - lengths[1] == lengths[1] - lengths[0] > 0
+
+
+def test_a_session_shows_its_name_and_no_salt(chat):
+    bob = chat.with_session("bob")
+    assert "'bob'" in repr(bob)
+    assert "secret" not in repr(bob.bind(cache_salt="secret"))
