@@ -151,7 +151,7 @@ def test_memory_returns_at_the_last_close(tmp_path: Path, version: float) -> Non
     # Large through the vocabulary, and with repeated rows, which are quick to make.
     tensors = random_checkpoint(version, n_embd=512, n_layer=1, dtype=torch.float16)
     for name in ("emb.weight", "head.weight"):
-        tensors[name] = tensors[name].repeat(100, 1)
+        tensors[name] = tensors[name].repeat(200, 1)
     size = 4 * sum(tensor.numel() for tensor in tensors.values())
     path = write_checkpoint(tmp_path / "m.pth", tensors=tensors)
     small = write_checkpoint(tmp_path / "s.pth", version)
