@@ -9,6 +9,7 @@ draw a run with `--quick`: those leave no JSON among the results.
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,16 +123,22 @@ def waiting(results: dict[str, Any], path: Path) -> None:
 def endurance(results: dict[str, Any], path: Path) -> None:
     """Draws what a process took while it was under load, each beside its value at minute 5."""
     rows = results["rows"][:-1]
+    minutes = sorted({int(row["minute"]) for row in rows})
+    settled = min(int(SETTLED_MINUTES), minutes[-1])
     figure, axes = plt.subplots(figsize=_SIZE_INCHES)
-    at = [row["minute"] for row in rows]
-    settled = next((row for row in rows if row["minute"] >= SETTLED_MINUTES), rows[-1])
     styles = {"rss_mb": _STATE, "descriptors": _TRANSCRIPT, "threads": _QUIET}
     names = {"rss_mb": "memory, MB", "descriptors": "descriptors", "threads": "threads"}
     for name, colour in styles.items():
-        label = f"{names[name]} ({settled[name]:.0f} at minute 5)"
-        axes.plot(at, [row[name] / settled[name] for row in rows], color=colour, label=label)
+        found = {
+            at: statistics.median(row[name] for row in rows if int(row["minute"]) == at)
+            for at in minutes
+        }
+        label = f"{names[name]} ({found[settled]:.0f} in minute {settled})"
+        axes.plot(
+            minutes, [found[at] / found[settled] for at in minutes], color=colour, label=label
+        )
     axes.axvline(SETTLED_MINUTES, color=_QUIET, linestyle=":")
-    axes.set(xlabel="minutes under load", ylabel="beside minute 5", ylim=(0, 1.6))
+    axes.set(xlabel="minutes under load", ylabel="beside minute 5", ylim=(0, 2))
     axes.set_title("Threads, event loops, cancellations, failures, copies", fontsize=10)
     _finish(figure, axes, path)
 
