@@ -42,6 +42,7 @@ from langchain_rwkv_state.model import RWKVModel, seen
 from langchain_rwkv_state.prefix_cache import Kept, Root
 from langchain_rwkv_state.reuse import Flight
 from langchain_rwkv_state.session import GONE, OnConflict, RWKVSession, SessionTurn
+from langchain_rwkv_state.settings import stop_texts
 from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.store import TTL
 from langchain_rwkv_state.store_calls import arun, run
@@ -131,7 +132,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop, **kwargs)
         params["ls_provider"] = "rwkv"
-        texts = [*(self.stop or []), *(stop or [])]
+        texts = [*(self.stop or []), *stop_texts(stop or ())]
         if texts:
             params["ls_stop"] = texts
         return params

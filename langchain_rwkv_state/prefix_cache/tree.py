@@ -18,6 +18,7 @@ V = TypeVar("V")
 
 _WIDTH = 4  # bytes of an id
 _DEFAULT_LIMIT = 4_000_000  # ids on all paths: 16 MB
+_DEFAULT_PATHS = 20_000  # without values; a short one takes 470 bytes, most of them its nodes'
 
 
 def pack(ids: Sequence[int]) -> bytes:
@@ -100,6 +101,7 @@ class RadixTree(Generic[V]):
     Args:
         limit: At most so many ids on all paths; beyond it, paths without values are forgotten,
             the longest unused first.
+        paths: At most so many paths without values, likewise.
 
     Example:
         >>> tree = RadixTree[int]()
@@ -109,8 +111,9 @@ class RadixTree(Generic[V]):
         [12]
     """
 
-    def __init__(self, limit: int = _DEFAULT_LIMIT) -> None:
+    def __init__(self, limit: int = _DEFAULT_LIMIT, *, paths: int = _DEFAULT_PATHS) -> None:
         self._limit = limit
+        self._paths = paths
         self._roots: dict[Hashable, Node[V]] = {}
         self._idle: OrderedDict[Node[V], None] = OrderedDict()  # leaves without a value
         self._n_ids = 0
@@ -241,7 +244,7 @@ class RadixTree(Generic[V]):
         return middle
 
     def _shrink(self) -> None:
-        while self._n_ids > self._limit and self._idle:
+        while self._idle and (self._n_ids > self._limit or len(self._idle) > self._paths):
             self._cut(self._idle.popitem(last=False)[0])
 
     def _cut(self, node: Node[V]) -> None:

@@ -46,7 +46,7 @@ def read_duration(text: str) -> float:
         return math.inf
     match = _TEXT.fullmatch(given)
     if match is not None and float(match[1]) == 0:
-        raise ValueError(f"A time to live of {text!r} is not possible: it is more than 0 seconds.")
+        raise ValueError(f"{text!r} is no time to live: it must be more than 0 seconds.")
     if match is None:
         raise ValueError(f"{text!r} is no time to live: use seconds, 30m, 12h, 7d, 2w or never.")
     return float(match[1]) * _UNITS[match[2]]

@@ -112,6 +112,15 @@ def test_paths_without_values_are_bounded(paths, limit):
         assert tree.n_ids <= limit
 
 
+def test_short_paths_without_values_are_bounded_by_their_number():
+    tree = RadixTree[int](paths=10)
+    for number in range(100):
+        tree.note("root", pack([number, 1]))
+        assert sum(1 for _ in tree.nodes()) <= 10
+    assert tree.find("root", pack([99, 1])).known == 2
+    assert tree.find("root", pack([0, 1])).known == 0
+
+
 def test_values_are_never_forgotten_for_want_of_room():
     tree = RadixTree[int](limit=3)
     tree.put("root", pack([1, 2, 3, 4]), 1)

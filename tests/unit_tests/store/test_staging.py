@@ -26,6 +26,7 @@ from langchain_rwkv_state.store.files import StateFiles
 from langchain_rwkv_state.store.resources import OPEN_STORES
 from langchain_rwkv_state.store.staged_files import StagedFiles
 from langchain_rwkv_state.store.tokens import unpack_tokens
+from tests.helpers.command import rwkv_state
 from tests.helpers.states import SetClock, random_state
 
 SIZE = random_state([0]).nbytes
@@ -396,14 +397,7 @@ class TestProcesses:
 
     def test_what_a_living_process_staged_stays(self, small, path):
         refs = [small.stage(random_state([number])) for number in range(5)]
-        child = os.fork()
-        if child == 0:
-            os.execv(
-                "/bin/sh",
-                ["sh", "-c", f"{shutil.which('rwkv-state')} sessions --store '{path}' >/dev/null"],
-            )
-        _, status = os.waitpid(child, 0)
-        assert status == 0
+        assert rwkv_state(path, "sessions").returncode == 0
         for number, ref in enumerate(refs):
             assert small.get(ref) == random_state([number])
 
