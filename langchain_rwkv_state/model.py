@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from langchain_rwkv_state import settings
-from langchain_rwkv_state.engine import Request, Sampling
+from langchain_rwkv_state.engine import Limits, Request, Sampling
 from langchain_rwkv_state.errors import StoreError, StoreFull
 from langchain_rwkv_state.loaded import Loaded, hold_model
 from langchain_rwkv_state.prefix_cache import PrefixStateCache, default_cache
@@ -100,15 +100,15 @@ class RWKVModel(BaseModel):
     """Texts that end every answer, besides those of the template and of the call."""
     timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Seconds after which an answer that is not complete ends with `DeadlineExceeded`."""
-    slots: int = Field(default=64, ge=1)
+    slots: int = Field(default=Limits.slots, ge=1)
     """At most so many requests are served at once, in one pass of the model; others wait.
 
     This, `prefill_budget` and `max_queue` are the engine's, which all objects over one model share:
     of two that set it otherwise, the first has its way, and the second a warning.
     """
-    prefill_budget: int = Field(default=64, ge=1)
+    prefill_budget: int = Field(default=Limits.prefill_budget, ge=1)
     """Tokens of prompts read in a step beside answers: fewer make their tokens come more evenly."""
-    max_queue: int = Field(default=4096, ge=1)
+    max_queue: int = Field(default=Limits.max_queue, ge=1)
     """At most so many requests wait; one more is refused with `EngineBusy`."""
 
     _hold: Hold[Loaded] | None = PrivateAttr(default=None)

@@ -96,10 +96,10 @@ class Engine:
         runtime: Runtime,
         tokenizer: Tokenizer,
         *,
-        slots: int = 64,
-        prefill_budget: int = 64,
+        slots: int = Limits.slots,
+        prefill_budget: int = Limits.prefill_budget,
         prefill_chunk: int = 256,
-        max_queue: int = 4096,
+        max_queue: int = Limits.max_queue,
         on_idle: Callable[[], None] | None = None,
     ) -> None:
         self._runtime = runtime

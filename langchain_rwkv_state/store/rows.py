@@ -559,6 +559,18 @@ class HolderRow:
         return cls(ref, kind, owner, row.expires, body.seconds("ttl"), body.seconds("due"))
 
 
+def _session_and_number(key: bytes) -> tuple[str, int]:
+    """Reads the key of a row that has a number within its session.
+
+    Raises:
+        StateCorrupt: It is no such key.
+    """
+    try:
+        return log_name(key)
+    except (ValueError, struct.error) as error:
+        raise StateCorrupt(f"The {describe(key)} has no readable session.") from error
+
+
 @dataclass(frozen=True)
 class LogRow:
     """One turn of a session, as stored.
@@ -599,10 +611,7 @@ class LogRow:
         """
         values = unpack(key, data).body
         body = Body(key, values)
-        try:
-            session, seq = log_name(key)
-        except (ValueError, struct.error) as error:
-            raise StateCorrupt(f"The {describe(key)} has no readable session.") from error
+        session, seq = _session_and_number(key)
         return cls(
             session=session,
             seq=seq,
@@ -654,10 +663,7 @@ class QueueRow:
         """
         row = unpack(key, data)
         body = Body(key, row.body)
-        try:
-            session, seq = log_name(key)
-        except (ValueError, struct.error) as error:
-            raise StateCorrupt(f"The {describe(key)} has no readable session.") from error
+        session, seq = _session_and_number(key)
         return cls(
             session=session,
             seq=seq,

@@ -76,7 +76,7 @@ def check_kept(sliding: object, clock: object, staged_bytes: object) -> None:
     check_flag(sliding, "sliding")
     if not callable(clock):
         raise ValueError(f"clock is a function that gives Unix time, got {clock!r}.")  # noqa: TRY004 # one kind
-    if staged_bytes is not None and not _is_whole(staged_bytes):
+    if staged_bytes is not None and not _is_count(staged_bytes):
         raise ValueError(f"staged_bytes is a number of bytes, 0 or more, got {staged_bytes!r}.")
 
 
@@ -132,7 +132,7 @@ def check_log(log: object, codec: object) -> None:
         )
 
 
-def _is_whole(value: object) -> bool:
+def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
