@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from typing import Any
 
 from langchain_core.callbacks import (
@@ -20,14 +21,19 @@ from langchain_core.callbacks import (
 )
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
+from langchain_core.language_models.model_profile import ModelProfile
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
+from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config, merge_configs
+from pydantic import field_validator
 
 from langchain_rwkv_state import turn
+from langchain_rwkv_state.ask import ASK_OPTIONS, Ask, as_reasoning, as_tools, with_system
+from langchain_rwkv_state.chat_plan import ChatPlan
+from langchain_rwkv_state.constraint import check_constraint
 from langchain_rwkv_state.engine import Delta, Done, Request, in_own_context
 from langchain_rwkv_state.history import without_strangers
 from langchain_rwkv_state.line import WAIT_SECONDS
@@ -38,7 +44,7 @@ from langchain_rwkv_state.messages import (
     to_messages,
     without_markers,
 )
-from langchain_rwkv_state.model import RWKVModel, seen
+from langchain_rwkv_state.model import CALL_OPTIONS, RWKVModel, seen
 from langchain_rwkv_state.prefix_cache import Kept, Root
 from langchain_rwkv_state.reuse import Flight
 from langchain_rwkv_state.session import GONE, OnConflict, RWKVSession, SessionTurn
@@ -46,14 +52,11 @@ from langchain_rwkv_state.settings import stop_texts
 from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.store import TTL
 from langchain_rwkv_state.store_calls import arun, run
+from langchain_rwkv_state.structured import Method, Structured, tool_options
+from langchain_rwkv_state.template import ChatTemplate
 from langchain_rwkv_state.turn import Reading
 
 Progress = Callable[[int, int], None]
-_NO_TOOLS = (
-    "{} is not in this release of langchain-rwkv-state. Say in the prompt which JSON is wanted, "
-    "and read it with a parser, chat | JsonOutputParser(); or let a model that calls tools take "
-    "this step, and give its answers to this one as text."
-)
 
 
 class ChatRWKV(RWKVModel, BaseChatModel):
@@ -98,14 +101,34 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         >>> ref = chat.prefill([SystemMessage("Your name is Ada.")])  # doctest: +SKIP
         >>> chat.invoke([marker(ref), HumanMessage("What is your name?")])  # doctest: +SKIP
 
-    Tool calling, structured output:
-        Not in this release.
+    Tool calling:
+        >>> def add(a: int, b: int) -> int:
+        ...     "Add two numbers."
+        ...     return a + b
+        >>> chat.bind_tools([add]).invoke("Add 3 and 4.").tool_calls  # doctest: +SKIP
+
+    Structured output:
+        >>> class Person(BaseModel):  # doctest: +SKIP
+        ...     name: str
+        ...     age: int
+        >>> chat.with_structured_output(Person).invoke("Ann is 31.")  # doctest: +SKIP
+
+    Thinking:
+        >>> g1 = ChatRWKV(model="rwkv7-g1-2.9b.pth", reasoning="low")  # doctest: +SKIP
+        >>> answer = g1.invoke("Is 91 prime?")  # doctest: +SKIP
+        >>> answer.additional_kwargs["reasoning_content"]  # doctest: +SKIP
 
     Response metadata:
-        ``model_name``, ``finish_reason`` (``stop`` or ``length``) and ``rwkv_state``, the
-        reference of the state behind the answer. It is kept in memory for a short while; commit
-        it to a session, or keep it, to make it last.
+        ``model_name``, ``template``, ``sampling`` (what was used), ``finish_reason`` (``stop`` or
+        ``length``) and ``rwkv_state``, the reference of the state behind the answer. It is kept in
+        memory for a short while; commit it to a session, or keep it, to make it last.
     """
+
+    reasoning: Any = None
+    """Whether a model that thinks does so before it answers: ``None`` leaves it to the model,
+    ``False`` switches it off, ``True``, ``low``, ``medium`` or ``high`` ask for it."""
+    keep_reasoning: bool = False
+    """Whether what was thought stays in the state that the next turn starts from."""
 
     cache: Any = False
     """Apart from LangChain's global cache: a hit there would name a state that may be gone."""
@@ -114,7 +137,31 @@ class ChatRWKV(RWKVModel, BaseChatModel):
     progress: bool = False
     """Whether `batch` and `abatch` draw a progress bar, where there is a terminal."""
 
+    _call_options = (*CALL_OPTIONS, *ASK_OPTIONS)
+
+    @field_validator("reasoning", mode="before")
+    @classmethod
+    def _known_reasoning(cls, value: Any) -> Any:
+        return as_reasoning(value)
+
     # -- LangChain's interface ---------------------------------------------------------------
+
+    def _resolve_model_profile(self) -> ModelProfile:
+        return ModelProfile(
+            text_inputs=True,
+            text_outputs=True,
+            image_inputs=False,
+            audio_inputs=False,
+            video_inputs=False,
+            pdf_inputs=False,
+            image_outputs=False,
+            audio_outputs=False,
+            video_outputs=False,
+            tool_calling=True,
+            tool_choice=True,
+            structured_output=True,
+            max_output_tokens=self.max_tokens,
+        )
 
     @property
     def _llm_type(self) -> str:
@@ -153,31 +200,101 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         self, messages: Sequence[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
         """Returns how many tokens the messages take in the chat template; markers take none."""
-        if tools is not None:
-            raise NotImplementedError(
-                "Tools are not in this release of langchain-rwkv-state: count messages alone."
-            )
-        said = without_markers(messages)
-        segments = self.loaded().template.segments(said, start=True)
-        return len(turn.ids_of(segments))
+        ask = Ask(tools=as_tools(tools or ()))
+        template = self.loaded().template
+        said = with_system(without_markers(messages), ask.system(template))
+        return len(turn.ids_of(template.segments(said, start=True)))
 
-    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Runnable[Any, AIMessage]:
-        """Says that there is no tool calling yet.
+    def bind_tools(
+        self,
+        tools: Sequence[Any],
+        *,
+        tool_choice: Any = None,
+        parallel_tool_calls: bool | None = None,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Returns this model with tools that it may call.
+
+        Decoding is held to the tools' schemas: a call always parses and fits, unless
+        ``max_tokens`` cuts it off. The tools are listed below the system prompt, and belong to it:
+        a conversation whose tools change reads them anew.
+
+        Args:
+            tools: Functions, pydantic models, TypedDicts, JSON schemas or LangChain tools.
+            tool_choice: ``auto`` (the default) leaves it to the model, ``any`` (or ``True``) asks
+                for a call, ``none`` for words; or the name of a tool that is to be called.
+            parallel_tool_calls: Whether one answer may call several; by default it may.
+            strict: Taken as other partners take it; calls fit their schemas either way.
+            **kwargs: Options of every call.
 
         Raises:
-            NotImplementedError: Always; the message says what works instead.
+            ValueError: A tool cannot be read, or there is no such choice.
+            SchemaError: A schema has a keyword that decoding cannot be held to; it names it.
+
+        Example:
+            >>> chat.bind_tools([add], tool_choice="add")  # doctest: +SKIP
         """
-        raise NotImplementedError(_NO_TOOLS.format("Tool calling"))
+        options = tool_options(
+            tools, tool_choice=tool_choice, parallel_tool_calls=parallel_tool_calls, strict=strict
+        )
+        self._check(options | kwargs)
+        return self.bind(**options, **kwargs)
 
     def with_structured_output(
-        self, schema: Any = None, *, include_raw: bool = False, **kwargs: Any
-    ) -> Runnable[Any, Any]:
-        """Says that there is no structured output yet.
+        self,
+        schema: Any = None,
+        *,
+        method: Method = "json_schema",
+        include_raw: bool = False,
+        strict: bool | None = None,
+        tools: Sequence[Any] | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """Returns a chain that answers with an object of a schema.
+
+        Args:
+            schema: A pydantic model, a TypedDict, or a JSON schema with a title.
+            method: ``json_schema`` writes JSON of the schema, ``function_calling`` calls a tool of
+                it, ``json_mode`` writes any JSON object, as the prompt says.
+            include_raw: Whether to return ``{"raw", "parsed", "parsing_error"}`` and not to raise.
+            strict: Taken as other partners take it; the output fits either way.
+            tools: Tools that the model may call besides, with ``json_schema``.
+            **kwargs: Options of every call.
+
+        Returns:
+            A chain that gives a pydantic object for a pydantic model, else a dict.
 
         Raises:
-            NotImplementedError: Always; the message says what works instead.
+            ValueError: A schema or method cannot be had.
+            SchemaError: The schema has a keyword that decoding cannot be held to; it names it.
+
+        Example:
+            >>> chat.with_structured_output(Person).invoke("Ann is 31.")  # doctest: +SKIP
         """
-        raise NotImplementedError(_NO_TOOLS.format("Structured output"))
+        wanted = Structured.of(schema, method=method, strict=strict, tools=tools)
+        self._check(wanted.options | kwargs)
+        return wanted.chain(self.bind(**wanted.options, **kwargs), include_raw=include_raw)
+
+    def _check(self, options: Mapping[str, Any]) -> None:
+        """Compiles what decoding is to be held to, before anything is asked.
+
+        Raises:
+            ValueError: Something in it cannot be had.
+        """
+        ask = self._ask(options)
+        loaded = self._loaded
+        tools = ChatTemplate.tools if loaded is None else loaded.template.tools
+        constraint = ask.constraint(tools)
+        if constraint is None:
+            return
+        if loaded is None:
+            check_constraint(constraint)
+        else:
+            loaded.engine.prepare(constraint, loaded.tokenizer)
+
+    def _ask(self, options: Mapping[str, Any]) -> Ask:
+        return Ask.of(options, reasoning=self.reasoning, keep_reasoning=self.keep_reasoning)
 
     def batch(
         self,
@@ -239,8 +356,9 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> ChatResult:
-        flight = self._launch(*self._prepare(messages, stop, kwargs), kwargs)
-        return self._chat_result(flight, flight.ticket.result())
+        plan = self._prepare(messages, stop, kwargs)
+        flight = self._launch(plan.loaded, plan.reading, plan.request, kwargs)
+        return self._chat_result(plan, flight, flight.ticket.result())
 
     async def _agenerate(
         self,
@@ -249,10 +367,10 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> ChatResult:
-        prepared = await asyncio.to_thread(self._prepare, messages, stop, kwargs)
-        flight = await self._alaunch(*prepared, kwargs)
+        plan = await asyncio.to_thread(self._prepare, messages, stop, kwargs)
+        flight = await self._alaunch(plan.loaded, plan.reading, plan.request, kwargs)
         done = await flight.ticket.aresult()
-        return await asyncio.to_thread(self._chat_result, flight, done)
+        return await asyncio.to_thread(self._chat_result, plan, flight, done)
 
     def _stream(
         self,
@@ -261,13 +379,18 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        flight = self._launch(*self._prepare(messages, stop, kwargs), kwargs)
+        plan = self._prepare(messages, stop, kwargs)
+        flight = self._launch(plan.loaded, plan.reading, plan.request, kwargs)
+        pieces = plan.stream()
         try:
             for event in flight.ticket:
                 if isinstance(event, Delta):
-                    yield ChatGenerationChunk(message=AIMessageChunk(content=event.text))
+                    for chunk in pieces.push(event.text, event.thought):
+                        yield ChatGenerationChunk(message=chunk)
                 else:
-                    yield self._last_chunk(flight, event)
+                    for chunk in pieces.end():
+                        yield ChatGenerationChunk(message=chunk)
+                    yield self._last_chunk(plan, flight, event)
         finally:
             flight.ticket.cancel()
 
@@ -278,14 +401,18 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        prepared = await asyncio.to_thread(self._prepare, messages, stop, kwargs)
-        flight = await self._alaunch(*prepared, kwargs)
+        plan = await asyncio.to_thread(self._prepare, messages, stop, kwargs)
+        flight = await self._alaunch(plan.loaded, plan.reading, plan.request, kwargs)
+        pieces = plan.stream()
         try:
             async for event in flight.ticket:
                 if isinstance(event, Delta):
-                    yield ChatGenerationChunk(message=AIMessageChunk(content=event.text))
+                    for chunk in pieces.push(event.text, event.thought):
+                        yield ChatGenerationChunk(message=chunk)
                 else:
-                    yield await asyncio.to_thread(self._last_chunk, flight, event)
+                    for chunk in pieces.end():
+                        yield ChatGenerationChunk(message=chunk)
+                    yield await asyncio.to_thread(self._last_chunk, plan, flight, event)
         finally:
             flight.ticket.cancel()
 
@@ -451,35 +578,60 @@ class ChatRWKV(RWKVModel, BaseChatModel):
 
     def _prepare(
         self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, options: dict[str, Any]
-    ) -> tuple[Loaded, Reading, Request]:
+    ) -> ChatPlan:
         loaded = self.loaded()
-        reading = self._plan(loaded, without_strangers(messages))
-        return loaded, reading, self._request(loaded, reading, stop, options, chat=True)
+        template, ask = loaded.template, self._ask(options)
+        constraint = ask.constraint(template.tools)
+        if constraint is not None:
+            loaded.engine.prepare(constraint, loaded.tokenizer)
+        reading = turn.plan(
+            without_strangers(messages),
+            template=template,
+            store=self.answer_store,
+            zero=loaded.zero,
+            lines=ask.system(template),
+            reasoning=ask.reasoning_before(constraint),
+            thoughts=ask.keep_reasoning,
+        )
+        request = self._request(loaded, reading, stop, options)
+        return ChatPlan.of(loaded, reading, request, ask, constraint)
 
-    def _finish(self, flight: Flight, done: Done) -> tuple[dict[str, Any], UsageMetadata]:
+    def _finish(
+        self, plan: ChatPlan, flight: Flight, done: Done, message: AIMessage
+    ) -> tuple[dict[str, Any], UsageMetadata]:
         """Stages and files the state behind an answer; returns what the message says of it."""
         reading = flight.reading
         flight.landed(done)
         ref = turn.stage(reading, done, self.answer_store)
-        turn.file_answer(reading, done, ref, self.answer_store)
-        about = {"model_name": self.model, "finish_reason": done.finish_reason, STATE_KEY: ref}
+        turn.file_answer(reading, done, ref, self.answer_store, message)
+        about = {
+            "model_name": self.model,
+            "template": plan.loaded.template.name,
+            "sampling": asdict(plan.request.sampling),
+            "finish_reason": done.finish_reason,
+            STATE_KEY: ref,
+        }
         known = reading.base.n_tokens + flight.reused
-        read = reading.base.n_tokens + len(reading.ids)
+        read = reading.base.n_tokens + len(plan.request.prompt)
         usage = UsageMetadata(
             input_tokens=read,
             output_tokens=done.answer_tokens,
             total_tokens=read + done.answer_tokens,
             input_token_details=InputTokenDetails(cache_read=known),
         )
+        if plan.request.thought is not None:
+            usage["output_token_details"] = OutputTokenDetails(reasoning=done.thought_tokens)
         return about, usage
 
-    def _chat_result(self, flight: Flight, done: Done) -> ChatResult:
-        about, usage = self._finish(flight, done)
-        message = AIMessage(content=done.text, response_metadata=about, usage_metadata=usage)
+    def _chat_result(self, plan: ChatPlan, flight: Flight, done: Done) -> ChatResult:
+        message = plan.message(done)
+        about, usage = self._finish(plan, flight, done, message)
+        message.response_metadata = about
+        message.usage_metadata = usage
         return ChatResult(generations=[ChatGeneration(message=message)])
 
-    def _last_chunk(self, flight: Flight, done: Done) -> ChatGenerationChunk:
-        about, usage = self._finish(flight, done)
+    def _last_chunk(self, plan: ChatPlan, flight: Flight, done: Done) -> ChatGenerationChunk:
+        about, usage = self._finish(plan, flight, done, plan.message(done))
         message = AIMessageChunk(
             content="", response_metadata=about, usage_metadata=usage, chunk_position="last"
         )

@@ -24,9 +24,9 @@ from langchain_rwkv_state.messages import (
     hand_out,
     is_marker,
     message_to_json,
+    message_digest,
     messages_digest,
     said_digests,
-    text_digest,
     without_markers,
 )
 from langchain_rwkv_state.store.base import EndedTurn, Filing
@@ -98,7 +98,7 @@ class Turn:
         answer = rest[-1] if rest else None
         return EndedTurn(
             messages=tuple(_to_json(message) for message in rest),
-            answer_digest=text_digest(str(answer.text)) if isinstance(answer, AIMessage) else None,
+            answer_digest=message_digest(answer) if isinstance(answer, AIMessage) else None,
             turn_id=self.turn_id,
             base=self.base,
             n_unread=self.n_stored,

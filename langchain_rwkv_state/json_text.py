@@ -15,12 +15,13 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 from langchain_rwkv_state.errors import UnsupportedContentError
 
 
-def json_text(value: object, *, what: str) -> str:
+def json_text(value: object, *, what: str, compact: bool = False) -> str:
     """Returns a value as JSON, what is no JSON in the form that pydantic gives it.
 
     Args:
         value: The value.
         what: What it is, for the message.
+        compact: Whether no space stands between its parts, as models write calls of tools.
 
     Raises:
         UnsupportedContentError: Something in it has no such form.
@@ -31,7 +32,8 @@ def json_text(value: object, *, what: str) -> str:
         '{"day": "2026-01-02"}'
     """
     try:
-        return json.dumps(value, ensure_ascii=False, default=_jsonable)
+        separators = (",", ":") if compact else None
+        return json.dumps(value, ensure_ascii=False, default=_jsonable, separators=separators)
     except (PydanticSerializationError, TypeError, ValueError, RecursionError) as error:
         raise UnsupportedContentError(
             f"{what} cannot be written as JSON ({error}): pass texts, numbers, lists, dicts with "

@@ -31,7 +31,7 @@ from langchain_rwkv_state.messages import (
     marker,
     without_markers,
 )
-from langchain_rwkv_state.model import RWKVModel, seen
+from langchain_rwkv_state.model import CALL_OPTIONS, RWKVModel, seen
 from langchain_rwkv_state.reuse import Flight
 from langchain_rwkv_state.turn import Reading
 
@@ -69,6 +69,8 @@ class RWKVLLM(RWKVModel, BaseLLM):
 
     cache: Any = False
     """Apart from LangChain's global cache: a hit there would name a state that may be gone."""
+
+    _call_options = CALL_OPTIONS
 
     @property
     def _llm_type(self) -> str:
@@ -263,7 +265,7 @@ class RWKVLLM(RWKVModel, BaseLLM):
                 store=self.answer_store,
                 zero=loaded.zero,
             )
-            prepared.append((reading, self._request(loaded, reading, stop, rest, chat=False)))
+            prepared.append((reading, self._request(loaded, reading, stop, rest)))
         return loaded, prepared
 
     def _finish(self, flight: Flight, done: Done) -> dict[str, Any]:

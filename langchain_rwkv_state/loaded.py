@@ -16,13 +16,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from langchain_rwkv_state.demo import MODEL_PATH
 from langchain_rwkv_state.engine import Engine, Limits
 from langchain_rwkv_state.errors import ModelLoadError
 from langchain_rwkv_state.prefix_cache import PrefixStateCache
 from langchain_rwkv_state.runtime import Runtime, load_runtime, locate, model_key
 from langchain_rwkv_state.runtime.registry import Hold, Registry
 from langchain_rwkv_state.state import RWKVState
-from langchain_rwkv_state.template import ChatTemplate
+from langchain_rwkv_state.template import (
+    ChatTemplate,
+    DemoTemplate,
+    G1Template,
+    WorldTemplate,
+)
 from langchain_rwkv_state.tokenizer import Tokenizer, load_tokenizer
 
 MakeTemplate = Callable[[Tokenizer], ChatTemplate]
@@ -123,7 +129,7 @@ def hold_model(
     strategy: str,
     *,
     tokenizer: Any,
-    template: MakeTemplate,
+    template: MakeTemplate | None,
     limits: Mapping[str, int],
 ) -> Hold[Loaded]:
     """Returns a hold on a model at work, loaded if need be.
@@ -132,7 +138,7 @@ def hold_model(
         model: As for `load_runtime`.
         strategy: As for `load_runtime`.
         tokenizer: As for `load_tokenizer`.
-        template: Makes the template.
+        template: Makes the template; ``None`` for the one that the model was trained on.
         limits: What the user set of the engine's `Limits`, by name.
 
     Raises:
@@ -140,7 +146,8 @@ def hold_model(
     """
     path = locate(model)
     weights = model_key(model, strategy)
-    key = (weights, _tokenizer_key(tokenizer, path), template)
+    makes = template or trained_on(model, path)
+    key = (weights, _tokenizer_key(tokenizer, path), makes)
 
     def load() -> Loaded:
         nameless = load_runtime(model, strategy)
@@ -150,7 +157,7 @@ def hold_model(
                     f"tokenizer is 'world', a path, a Tokenizer or None, got {tokenizer!r}."
                 )
             found = load_tokenizer(tokenizer, model_path=path, vocab_size=nameless.vocab_size)
-            words = template(found)
+            words = makes(found)
             if not isinstance(words, ChatTemplate):
                 raise ModelLoadError(
                     f"The template's function must return a ChatTemplate, it returned {words!r}."
@@ -170,6 +177,18 @@ def hold_model(
     if shared is not None:
         shared.value.want(hold, limits, model)
     return hold
+
+
+def trained_on(model: str, path: Path) -> type[ChatTemplate]:
+    """Returns the template that a model was trained on, by what its name and file say.
+
+    Args:
+        model: Its name, as a user gave it.
+        path: Its file or folder.
+    """
+    if path == MODEL_PATH:
+        return DemoTemplate
+    return G1Template if is_g1(model) or is_g1(path) else WorldTemplate
 
 
 def _tokenizer_key(tokenizer: Any, model_path: Path) -> Hashable:

@@ -266,16 +266,26 @@ def text_digest(text: str) -> str:
     return hashlib.sha256(text.strip().encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def message_digest(message: BaseMessage) -> str:
+    """Returns the digest by which a message is recognised: its text, and the tools it calls."""
+    calls = _calls(message)
+    text = text_digest(str(message.text))
+    if not calls:
+        return text
+    said = json.dumps([text, calls], sort_keys=True, default=repr)
+    return hashlib.sha256(said.encode("utf-8", "replace")).hexdigest()
+
+
 def flattened_key(answer_digest: str) -> str:
     """Returns where the answer to a flattened marker is filed, in place of under a turn id."""
     return f"flattened:{answer_digest}"
 
 
 def messages_digest(messages: Sequence[BaseMessage]) -> str:
-    """Returns a digest of messages by what a model reads of them: type and text."""
+    """Returns a digest of messages by what a model reads of them: type, text and calls."""
     digest = hashlib.sha256()
     for message in messages:
-        digest.update(f"{message.type}\x00{text_digest(str(message.text))}\x00".encode())
+        digest.update(f"{message.type}\x00{message_digest(message)}\x00".encode())
     return digest.hexdigest()
 
 
@@ -289,12 +299,13 @@ def said_digests(messages: Iterable[BaseMessage]) -> tuple[str, ...]:
 
 def _said_digest(message: BaseMessage) -> str:
     kind = message.type.removesuffix("MessageChunk").lower()
-    calls: list[Any] = [
-        [call["name"], call["args"]] for call in getattr(message, "tool_calls", None) or ()
-    ]
-    said = [kind, text_digest(str(message.text)), calls]
+    said = [kind, text_digest(str(message.text)), _calls(message)]
     text = json.dumps(said, sort_keys=True, default=repr)
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:_SAID_DIGITS]
+
+
+def _calls(message: BaseMessage) -> list[Any]:
+    return [[call["name"], call["args"]] for call in getattr(message, "tool_calls", None) or ()]
 
 
 def message_to_json(message: BaseMessage) -> str:

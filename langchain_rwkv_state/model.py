@@ -14,7 +14,7 @@ import os
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import (
     BaseModel,
@@ -36,7 +36,7 @@ from langchain_rwkv_state.runtime import check_model
 from langchain_rwkv_state.runtime.registry import Hold
 from langchain_rwkv_state.store import DiskStateStore, MemoryStateStore, StateStore
 from langchain_rwkv_state.store.staging import STAGED_BUDGET_BYTES
-from langchain_rwkv_state.template import WorldTemplate
+from langchain_rwkv_state.template import ChatTemplate
 from langchain_rwkv_state.turn import Reading
 
 SAMPLING_FIELDS = (
@@ -73,8 +73,8 @@ class RWKVModel(BaseModel):
     """``world``, the path of a ``tokenizer.json`` or a vocabulary in the format of World's, a
     `Tokenizer`, or ``None`` to find it."""
     template: Any = None
-    """``world``, a `ChatTemplate` class or a function of a tokenizer; ``None`` for the model's own.
-    """
+    """``world``, ``g1``, ``demo``, a `ChatTemplate` class or a function of a tokenizer; ``None`` for
+    the one that the model was trained on: ``g1`` where its name says so, else ``world``."""
     store_location: Any = Field(default=None, alias="store")
     """A `StateStore`, a directory, or ``None`` for the user's default store."""
     prefix_cache_setting: Any = Field(default=None, alias="prefix_cache")
@@ -85,14 +85,14 @@ class RWKVModel(BaseModel):
     A text, a number or a `SecretStr`. What is kept here, and is seen in a repr, a pickle or a
     trace, is a digest of it, which serves as well.
     """
-    temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    """0 takes the most likely token."""
-    top_p: float = Field(default=0.3, gt=0, le=1)
-    top_k: int = Field(default=0, ge=0)
+    temperature: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """0 takes the most likely token. This and the five below are the template's where not set."""
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0)
     """0 chooses from all tokens."""
-    presence_penalty: float = Field(default=0.0, allow_inf_nan=False)
-    frequency_penalty: float = Field(default=0.0, allow_inf_nan=False)
-    penalty_decay: float = Field(default=0.996, ge=0, le=1)
+    presence_penalty: float | None = Field(default=None, allow_inf_nan=False)
+    frequency_penalty: float | None = Field(default=None, allow_inf_nan=False)
+    penalty_decay: float | None = Field(default=None, ge=0, le=1)
     seed: int | None = None
     """Makes the choice repeatable; ``None`` for a fresh one at each call."""
     max_tokens: int = Field(default=512, ge=1)
@@ -110,6 +110,9 @@ class RWKVModel(BaseModel):
     """Tokens of prompts read in a step beside answers: fewer make their tokens come more evenly."""
     max_queue: int = Field(default=Limits.max_queue, ge=1)
     """At most so many requests wait; one more is refused with `EngineBusy`."""
+
+    _call_options: ClassVar[tuple[str, ...]]
+    """What a call of this class may set anew."""
 
     _hold: Hold[Loaded] | None = PrivateAttr(default=None)
     _loaded: Loaded | None = PrivateAttr(default=None)
@@ -338,7 +341,7 @@ class RWKVModel(BaseModel):
             self.model,
             self.strategy,
             tokenizer=self.tokenizer,
-            template=self.template or WorldTemplate,
+            template=self.template,
             limits=limits,
         )
         cache = self.prefix_cache
@@ -351,65 +354,53 @@ class RWKVModel(BaseModel):
         """Binds options to every call; a tenant's salt is bound in the form that may be seen."""
         return super().bind(**seen(kwargs))  # type: ignore[misc]  # of the class beside this one
 
-    def _sampling(self, overrides: dict[str, Any]) -> Sampling:
-        """Takes the sampling settings of one call out of `overrides`; ``None`` means the own."""
-        given = {name: overrides.pop(name, None) for name in SAMPLING_FIELDS}
-        return Sampling(
-            **{
-                name: getattr(self, name) if value is None else value
-                for name, value in given.items()
+    def _sampling(self, template: ChatTemplate, overrides: Mapping[str, Any]) -> Sampling:
+        """Returns the sampling of one call: what it sets, what the model sets, the template's."""
+        known = {**_SAMPLING, **template.sampling}
+        for source in (vars(self), overrides):
+            known |= {
+                name: source[name] for name in SAMPLING_FIELDS if source.get(name) is not None
             }
-        )
+        return Sampling(**known)
 
     def _request(
         self,
         loaded: Loaded,
         reading: Reading,
         stop: Sequence[str] | None,
-        overrides: dict[str, Any],
-        *,
-        chat: bool,
+        options: Mapping[str, Any],
     ) -> Request:
-        """Makes the engine's request for one answer.
+        """Makes the engine's request for one completion.
 
         Raises:
             ValueError: A setting is out of range, or unknown.
         """
-        options = dict(overrides)
-        sampling = self._sampling(options)
-        max_tokens = options.pop("max_tokens", None)
+        sampling = self._sampling(loaded.template, options)
+        max_tokens = options.get("max_tokens")
         max_tokens = self.max_tokens if max_tokens is None else max_tokens
         if max_tokens == 0:
             raise ValueError("max_tokens must be 1 or more, got 0: use prefill() to read only.")
-        timeout = options.pop("timeout", None)
-        options.pop("cache_salt", None)
+        timeout = options.get("timeout")
         for name in options:
-            if name not in _LANGCHAIN_OPTIONS:
+            if name not in self._call_options and name not in _LANGCHAIN_OPTIONS:
                 raise ValueError(
                     settings.unknown_setting(
-                        name, _CALL_OPTIONS, of=f"A call of {type(self).__name__}"
+                        name, self._call_options, of=f"A call of {type(self).__name__}"
                     )
                 )
-        template, tokenizer = loaded.template, loaded.tokenizer
-        texts = dict.fromkeys(
-            (
-                *(template.stops if chat else ()),
-                *(self.stop or ()),
-                *settings.stop_texts(stop or ()),
-            )
-        )
+        texts = dict.fromkeys((*(self.stop or ()), *settings.stop_texts(stop or ())))
         return Request(
             base=reading.base,
             prompt=reading.ids,
             max_tokens=max_tokens,
             sampling=sampling,
             stop=tuple(texts),
-            stop_ids=tokenizer.eos_ids,
-            strip=chat,
-            canonical=template.answer_ids if chat else tokenizer.encode,
+            stop_ids=loaded.tokenizer.eos_ids,
+            strip=False,
+            canonical=loaded.tokenizer.encode,
             checkpoints=reading.checkpoints,
             deadline=self.timeout if timeout is None else timeout,
-            tokenizer=tokenizer,
+            tokenizer=loaded.tokenizer,
         )
 
     def _launch(
@@ -469,8 +460,11 @@ def _call_off(launching: asyncio.Future[Flight]) -> None:
 _LANGCHAIN_OPTIONS = frozenset({"stream", "ls_structured_output_format", "output_version"})
 """Options that LangChain itself passes down to a model."""
 
-_CALL_OPTIONS = (*SAMPLING_FIELDS, "max_tokens", "stop", "timeout", "cache_salt")
+CALL_OPTIONS = (*SAMPLING_FIELDS, "max_tokens", "stop", "timeout", "cache_salt")
 """What a call may set anew."""
+
+_SAMPLING: Mapping[str, float] = {"temperature": 1.0, "top_p": 0.3}
+"""Where neither call nor model nor template says anything."""
 
 _LIMITS = ("slots", "prefill_budget", "max_queue")
 """Settings of the engine, which all that use a model share."""

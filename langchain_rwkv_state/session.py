@@ -34,6 +34,7 @@ from langchain_rwkv_state.messages import (
 from langchain_rwkv_state.model import seen
 from langchain_rwkv_state.store import TTL, LogEntry, SessionInfo, StateStore, check_session
 from langchain_rwkv_state.store_calls import Steps, StoreCall, WholeCall, arun, run
+from langchain_rwkv_state.structured import Method, Structured, tool_options
 from langchain_rwkv_state.transcript import may_repeat, only_new
 from langchain_rwkv_state.turn import leading_system
 from langchain_rwkv_state.unread import readable
@@ -107,7 +108,7 @@ class SessionTurn:
         to_read = readable(unread, self._session)
         return [*system, marker(info.head if info else None), *to_read, *rest]
 
-    def commit(self, ref: str, answer: str | None) -> Steps[str]:
+    def commit(self, ref: str, answer: AIMessage | None) -> Steps[str]:
         """Commits the state behind the turn; returns the name of the session that holds it.
 
         Args:
@@ -118,7 +119,7 @@ class SessionTurn:
             SessionConflict: The head moved meanwhile.
             StoreFull: The store has no room; the old head stays.
         """
-        said = self._said if answer is None else self._said + said_digests([AIMessage(answer)])
+        said = self._said if answer is None else self._said + said_digests([answer])
         head = self._info.head if self._info else None
         place = None
         if self._line is not None:
@@ -248,6 +249,29 @@ class RWKVSession(Runnable[LanguageModelInput, AIMessage]):
         """Binds options to every call; a tenant's salt is bound in the form that may be seen."""
         return super().bind(**seen(kwargs))
 
+    def bind_tools(
+        self, tools: Sequence[Any], **kwargs: Any
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Returns this session with tools that the model may call; see `ChatRWKV.bind_tools`.
+
+        Each call is a turn: pass the results alone, as the next one.
+        """
+        self.chat.bind_tools(tools, **kwargs)  # checks all of it
+        return self.bind(**tool_options(tools, **kwargs))
+
+    def with_structured_output(
+        self,
+        schema: Any = None,
+        *,
+        method: Method = "json_schema",
+        include_raw: bool = False,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """Returns this session with objects for answers; see `ChatRWKV.with_structured_output`."""
+        self.chat.with_structured_output(schema, method=method, **kwargs)  # checks all of it
+        wanted = Structured.of(schema, method=method, **kwargs)
+        return wanted.chain(self.bind(**wanted.options), include_raw=include_raw)
+
     @property
     def head(self) -> str | None:
         """Reference of the session's state; ``None`` before the first turn."""
@@ -268,7 +292,7 @@ class RWKVSession(Runnable[LanguageModelInput, AIMessage]):
                 answer = self.chat.invoke(messages, config, **kwargs)
             except GONE as error:
                 raise run(turn.lost(error), self.store) from error
-            steps = turn.commit(answer.response_metadata[STATE_KEY], str(answer.text))
+            steps = turn.commit(answer.response_metadata[STATE_KEY], answer)
             answer.response_metadata[SESSION_KEY] = run(steps, self.store)
         finally:
             run(turn.end(), self.store)
@@ -289,7 +313,7 @@ class RWKVSession(Runnable[LanguageModelInput, AIMessage]):
                 answer = await self.chat.ainvoke(messages, config, **kwargs)
             except GONE as error:
                 raise await arun(turn.lost(error), self.store) from error
-            steps = turn.commit(answer.response_metadata[STATE_KEY], str(answer.text))
+            steps = turn.commit(answer.response_metadata[STATE_KEY], answer)
             answer.response_metadata[SESSION_KEY] = await arun(steps, self.store)
         finally:
             await arun(turn.end(), self.store)
@@ -299,13 +323,14 @@ class RWKVSession(Runnable[LanguageModelInput, AIMessage]):
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> Iterator[AIMessageChunk]:
         """Streams one turn's answer; the last chunk comes after its commit."""
-        turn, said = self._turn(input), list[str]()
+        turn = self._turn(input)
+        said: AIMessageChunk | None = None
         try:
             messages = run(turn.begin(), self.store)
             for chunk in self.chat.stream(messages, config, **kwargs):
-                said.append(str(chunk.text))
+                said = chunk if said is None else said + chunk
                 if STATE_KEY in chunk.response_metadata:
-                    steps = turn.commit(chunk.response_metadata[STATE_KEY], "".join(said))
+                    steps = turn.commit(chunk.response_metadata[STATE_KEY], said)
                     chunk.response_metadata[SESSION_KEY] = run(steps, self.store)
                 yield chunk
         except GONE as error:
@@ -317,13 +342,14 @@ class RWKVSession(Runnable[LanguageModelInput, AIMessage]):
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AsyncIterator[AIMessageChunk]:
         """Streams one turn's answer; the last chunk comes after its commit."""
-        turn, said = self._turn(input), list[str]()
+        turn = self._turn(input)
+        said: AIMessageChunk | None = None
         try:
             messages = await arun(turn.begin(), self.store)
             async for chunk in self.chat.astream(messages, config, **kwargs):
-                said.append(str(chunk.text))
+                said = chunk if said is None else said + chunk
                 if STATE_KEY in chunk.response_metadata:
-                    steps = turn.commit(chunk.response_metadata[STATE_KEY], "".join(said))
+                    steps = turn.commit(chunk.response_metadata[STATE_KEY], said)
                     chunk.response_metadata[SESSION_KEY] = await arun(steps, self.store)
                 yield chunk
         except GONE as error:

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 
 from langchain_rwkv_state.prefix_cache import hidden_salt
 from langchain_rwkv_state.store import StateStore
-from langchain_rwkv_state.template import ChatTemplate, WorldTemplate
+from langchain_rwkv_state.template import TEMPLATES, ChatTemplate
 
 SAME_AS_MODEL = ("model_name", "model_path", "model_id")
 """What other integrations call the model; taken as ``model``."""
@@ -156,11 +156,13 @@ def template(value: Any) -> Any:
     Raises:
         ValueError: It is something else.
     """
+    names = ", ".join(map(repr, TEMPLATES))
     if isinstance(value, str):
-        if value.strip().lower() == WorldTemplate.name:
-            return WorldTemplate
+        found = TEMPLATES.get(value.strip().lower())
+        if found is not None:
+            return found
         raise ValueError(
-            f"There is no template {value!r}: the one with a name is 'world'; or pass a subclass "
+            f"There is no template {value!r}: those with a name are {names}; or pass a subclass "
             "of ChatTemplate, or a function of a tokenizer that returns a template."
         )
     if isinstance(value, ChatTemplate):
@@ -170,7 +172,7 @@ def template(value: Any) -> Any:
         )
     if value is not None and not callable(value):
         raise ValueError(
-            f"template is 'world', a subclass of ChatTemplate or a function of a tokenizer, got "
-            f"{value!r}."
+            f"template is one of {names}, a subclass of ChatTemplate or a function of a tokenizer, "
+            f"got {value!r}."
         )
     return value

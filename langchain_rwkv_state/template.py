@@ -14,38 +14,32 @@ The ids of a conversation, with ``enc`` for `Tokenizer.encode`::
 every blank line out of a text before it is encoded: line ends become ``"\n"``, a run of them, with
 or without white space between, becomes one, and white space at both ends goes. Since tokenizers
 are lossless, no token of such a text holds ``"\n\n"`` either (World has many, such as 261 and
-3328). An end of text cannot be forged: tokenizers give no special ids for a text.
+3328). Answers of World and G1 models may hold blank lines (paragraphs, code), and keep them, but
+for those before a role and a colon. An end of text cannot be forged: tokenizers give no special
+ids for a text.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, Literal, TypeAlias
 
-from langchain_core.messages import (
-    AIMessage,
-    BaseMessage,
-    ChatMessage,
-    FunctionMessage,
-    HumanMessage,
-    SystemMessage,
-    ToolMessage,
-)
+from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 
-from langchain_rwkv_state.errors import UnsupportedContentError
-from langchain_rwkv_state.json_text import json_text
+from langchain_rwkv_state.content import kind_of, text_of, thought_of
 from langchain_rwkv_state.tokenizer import Tokenizer, well_formed
+from langchain_rwkv_state.tool_format import ToolFormat
 
-_SCHEME = "1"  # changes with the order of pieces or with `clean`
+Reasoning: TypeAlias = Literal["low", "medium", "high"] | bool | None
+"""Whether a model thinks before it answers, and how much; ``None`` leaves it to the model."""
+
+_SCHEME = "2"  # changes with the order of pieces or with `clean`
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
-_WORD = re.compile(r"[^\W\d_]\w*")
-_TEXT_BLOCKS = ("text", "text-plain", "input_text", "output_text")
-_REASONING_BLOCKS = ("reasoning", "thinking", "redacted_thinking", "reasoning_content")
-_CALL_BLOCKS = ("tool_call", "tool_call_chunk", "tool_use", "function_call")
 
 
 @dataclass(frozen=True)
@@ -80,6 +74,7 @@ class ChatTemplate:
         >>> class Interview(ChatTemplate):
         ...     name = "interview"
         ...     roles = {"system": "Topic", "human": "Q", "ai": "A", "tool": "Source"}
+        >>> from langchain_core.messages import HumanMessage
         >>> Interview(WorldTokenizer()).segments([HumanMessage("Why?")], start=True)
         [Segment(role='Q', text='Why?', ids=(0, 82, 59, 21152, 64))]
     """
@@ -91,7 +86,14 @@ class ChatTemplate:
     separator: ClassVar[str] = "\n\n"
     """Stands before every segment but the very first."""
     stops: ClassVar[tuple[str, ...]] = ("\n\n",)
-    """Texts that end an answer: a message can hold none of them."""
+    """Texts that end an answer: a message can hold none of them. Without any, what ends an answer
+    is the end of text, or a blank line followed by a role and a colon."""
+    tools: ClassVar[ToolFormat] = ToolFormat()
+    """How tools are listed, called and answered."""
+    efforts: ClassVar[Mapping[str, str]] = {}
+    """For a model that thinks: what ``low``, ``medium`` and ``high`` add to the user's text."""
+    sampling: ClassVar[Mapping[str, float]] = {}
+    """Sampling settings for whoever sets none, by their names in `Sampling`."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -110,6 +112,16 @@ class ChatTemplate:
         digest = hashlib.sha256("\x00".join(words).encode()).hexdigest()
         return f"{self.name}-{digest[:8]}"
 
+    @property
+    def thinks(self) -> bool:
+        """Whether its models can think before they answer."""
+        return bool(self.efforts)
+
+    @property
+    def turn_roles(self) -> tuple[str, ...]:
+        """The words that begin a turn, behind a blank line and before a colon."""
+        return tuple(dict.fromkeys(self.roles.values()))
+
     def clean(self, text: str) -> str:
         r"""Returns a message's text as the model may read it: with no blank line in it.
 
@@ -123,8 +135,29 @@ class ChatTemplate:
         unix = well_formed(text).replace("\r\n", "\n").replace("\r", "\n")
         return _BLANK_LINES.sub("\n", unix).strip()
 
+    def clean_answer(self, text: str) -> str:
+        r"""Returns an answer's text as the model may read it.
+
+        What a model said under this template is left as it is, so that a state stands for the text
+        that the caller saw. Cleaning twice changes nothing more.
+
+        Example:
+            >>> from langchain_rwkv_state.tokenizer import WorldTokenizer
+            >>> template = WorldTemplate(WorldTokenizer())
+            >>> template.clean_answer("One.\n\nTwo.\n\nUser: Hi.\n")
+            'One.\n\nTwo.\nUser: Hi.'
+        """
+        if self.stops or self.separator != "\n\n":
+            return self.clean(text)
+        return _forged_turn(self.turn_roles).sub("\n", well_formed(text)).strip()
+
     def segments(
-        self, messages: Sequence[BaseMessage], *, start: bool, answer: bool = False
+        self,
+        messages: Sequence[BaseMessage],
+        *,
+        start: bool,
+        answer: bool = False,
+        thoughts: bool = False,
     ) -> list[Segment]:
         """Returns the segments of messages.
 
@@ -132,11 +165,12 @@ class ChatTemplate:
             messages: What is said, in order; no state markers.
             start: Whether the state to read from has read nothing.
             answer: Whether the prompt of an answer follows.
+            thoughts: Whether what was thought before an answer is read too.
 
         Raises:
             UnsupportedContentError: A message is of an unknown kind or holds more than text.
         """
-        pieces = [self._pieces(message) for message in messages]
+        pieces = [self._pieces(message, thoughts=thoughts) for message in messages]
         if answer:
             pieces.append((self.roles["ai"], "", self.answer_prompt()))
         found: list[Segment] = []
@@ -149,31 +183,76 @@ class ChatTemplate:
         """Returns the ids after which the model answers, without what stands before."""
         return self._encode(f"{self.roles['ai']}:")
 
-    def answer_ids(self, text: str) -> list[int]:
+    def answer_ids(self, text: str, thought: str = "") -> list[int]:
         """Returns the ids of an answer's text, read after the prompt of the answer."""
-        cleaned = self.clean(text)
+        cleaned = self._with_thought(self.clean_answer(text), thought)
         return self._encode(f" {cleaned}") if cleaned else []
+
+    def thought_ids(self, reasoning: Reasoning) -> list[int]:
+        """Returns the ids that follow the prompt of an answer where thinking is asked for or not.
+
+        Half a tag: the model writes the rest of it. It is encoded in one piece, since tokens of
+        World cross the tags.
+
+        Raises:
+            ValueError: The template's models do not think.
+        """
+        self.require_reasoning(reasoning)
+        if reasoning is None or not self.thinks:
+            return []
+        return self._encode(" <think></think" if reasoning is False else " <think")
+
+    def require_reasoning(self, reasoning: Reasoning) -> None:
+        """Checks that what is asked for can be had.
+
+        Raises:
+            ValueError: The template's models do not think.
+        """
+        if reasoning and not self.thinks:
+            raise ValueError(
+                f"reasoning={reasoning!r} asks for a thought, and models of the template "
+                f"{self.name!r} have none: leave it out, or pass template='g1' for a G1 model."
+            )
 
     def text_ids(self, text: str, *, start: bool) -> list[int]:
         """Returns the ids of a bare text, with no template about it."""
         return [*(self._bos() if start else ()), *self._encode(text)]
 
-    def text(self, message: BaseMessage) -> str:
-        """Returns what a message says, cleaned; the calls of an answer in their JSON form.
+    def text(self, message: BaseMessage, *, thoughts: bool = False) -> str:
+        """Returns what a message says, cleaned; the calls of an answer as the model writes them.
 
         Raises:
             UnsupportedContentError: The message holds more than text.
         """
-        said = self.clean(_content(message))
-        if isinstance(message, AIMessage) and message.tool_calls:
-            calls = [_call(call["name"], call["args"]) for call in message.tool_calls]
-            said = self.clean("\n".join([said, *calls]))
-        return said
+        said, kind = text_of(message), kind_of(message)
+        if isinstance(message, AIMessage):
+            thought = thought_of(message) if thoughts else ""
+            return self._with_thought(self._answer(message, said), thought)
+        if kind == "ai":
+            return self.clean_answer(said)
+        if isinstance(message, ToolMessage):
+            said = self.tools.result(said, failed=message.status == "error")
+        if kind == "tool" and self.roles["tool"] == self.roles["human"]:
+            said = self.tools.result_lead + said.strip()
+        return self.clean(said)
 
-    def _pieces(self, message: BaseMessage) -> tuple[str, str, list[int]]:
-        role, text = _role(message, self.roles), self.text(message)
-        if role == self.roles["ai"]:
-            return role, text, [*self.answer_prompt(), *self.answer_ids(text)]
+    def _answer(self, message: AIMessage, said: str) -> str:
+        calls = [(call["name"], call["args"]) for call in message.tool_calls]
+        broken = [_unfinished(call["name"], call["args"]) for call in message.invalid_tool_calls]
+        written = [self.tools.calls(calls, ",".join(broken))] if calls or broken else []
+        text = self.clean_answer(said)
+        return self.clean_answer("\n".join([text, *written] if text else written))
+
+    def _with_thought(self, text: str, thought: str) -> str:
+        said = self.clean_answer(thought)
+        return f"<think>{said}</think>\n{text}".rstrip() if said else text
+
+    def _pieces(self, message: BaseMessage, *, thoughts: bool) -> tuple[str, str, list[int]]:
+        kind, text = kind_of(message), self.text(message, thoughts=thoughts)
+        role = self.roles.get(kind) or kind[0].upper() + kind[1:]
+        if kind == "ai":
+            answer = self._encode(f" {text}") if text else []
+            return role, text, [*self.answer_prompt(), *answer]
         return role, text, self._encode(f"{role}: {text}" if text else f"{role}:")
 
     def _bos(self) -> tuple[int, ...]:
@@ -187,7 +266,10 @@ class ChatTemplate:
 class WorldTemplate(ChatTemplate):
     """The chat format of the RWKV World models: System, User, Assistant, blank lines between.
 
+    Blank lines within an answer belong to it. The sampling is that of ChatRWKV.
+
     Example:
+        >>> from langchain_core.messages import HumanMessage
         >>> from langchain_rwkv_state.tokenizer import WorldTokenizer
         >>> template = WorldTemplate(WorldTokenizer())
         >>> for s in template.segments([HumanMessage("Hi")], start=True, answer=True):
@@ -201,153 +283,66 @@ class WorldTemplate(ChatTemplate):
         "system": "System",
         "human": "User",
         "ai": "Assistant",
-        "tool": "Tool",
+        "tool": "User",
+    }
+    stops: ClassVar[tuple[str, ...]] = ()
+    sampling: ClassVar[Mapping[str, float]] = {
+        "temperature": 1.0,
+        "top_p": 0.3,
+        "presence_penalty": 0.5,
+        "frequency_penalty": 0.5,
+        "penalty_decay": 0.996,
     }
 
 
-_KINDS: tuple[tuple[type[BaseMessage], str], ...] = (
-    (SystemMessage, "system"),
-    (HumanMessage, "human"),
-    (AIMessage, "ai"),
-    (ToolMessage, "tool"),
-    (FunctionMessage, "tool"),
-)
-_ALIASES = {
-    "system": "system",
-    "user": "human",
-    "human": "human",
-    "assistant": "ai",
-    "ai": "ai",
-    "tool": "tool",
-    "function": "tool",
-}
+class G1Template(WorldTemplate):
+    """The chat format of the RWKV-7 G1 models: World's, with thoughts.
 
-
-def _role(message: BaseMessage, roles: Mapping[str, str]) -> str:
-    for kind, role in _KINDS:
-        if isinstance(message, kind):
-            return roles[role]
-    if isinstance(message, ChatMessage):
-        word = message.role.strip()
-        if _WORD.fullmatch(word):
-            return roles.get(_ALIASES.get(word.lower(), ""), word[0].upper() + word[1:])
-        raise UnsupportedContentError(
-            f"The role of a ChatMessage must be a plain word, got {message.role!r}."
-        )
-    raise UnsupportedContentError(
-        f"A message of type {message.type!r} cannot be read by a model: pass system, human, "
-        "ai, tool or chat messages."
-    )
-
-
-def require_readable(message: BaseMessage) -> None:
-    """Raises what reading a message would raise, whatever the template's words.
-
-    Raises:
-        UnsupportedContentError: The message is of an unknown kind or holds more than text.
-    """
-    _role(message, WorldTemplate.roles)
-    _content(message)
-    if isinstance(message, AIMessage):
-        for call in message.tool_calls:
-            _call(call["name"], call["args"])
-
-
-def tools_block(tools: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the lines by which a system prompt lists tools.
-
-    Args:
-        tools: OpenAI-style tool schemas, as LangChain's ``convert_to_openai_tool`` makes them.
+    After ``RWKV-v7/RWKV7-G1x-templates.txt`` in BlinkDL/RWKV-LM; the sampling is that of the
+    models' card.
 
     Example:
-        >>> number = {"type": "integer"}
-        >>> schema = {"properties": {"a": number, "b": number}, "required": ["a"]}
-        >>> add = {"name": "add", "description": "Add two numbers.", "parameters": schema}
-        >>> print(tools_block([{"type": "function", "function": add}]))
-        Tools:
-        add(a: integer, b?: integer) - Add two numbers.
+        >>> from langchain_rwkv_state.tokenizer import WorldTokenizer
+        >>> G1Template(WorldTokenizer()).thought_ids(False)
+        [295, 35762, 5439, 35762]
     """
-    return "\n".join(["Tools:", *map(_tool_line, tools)]) if tools else ""
+
+    name = "g1"
+    efforts: ClassVar[Mapping[str, str]] = {
+        "low": " (think a bit)",
+        "medium": " (think)",
+        "high": " (think a lot)",
+    }
+    sampling: ClassVar[Mapping[str, float]] = {
+        "temperature": 1.0,
+        "top_p": 0.5,
+        "presence_penalty": 2.0,
+        "frequency_penalty": 0.1,
+        "penalty_decay": 0.99,
+    }
 
 
-def system_with_tools(text: str, tools: Sequence[Mapping[str, Any]]) -> str:
-    """Returns a system prompt's text with the tools listed below it."""
-    return "\n".join(part for part in (text, tools_block(tools)) if part)
+class DemoTemplate(WorldTemplate):
+    """The format of the demo model: World's, but a blank line ends an answer."""
+
+    name = "demo"
+    stops: ClassVar[tuple[str, ...]] = ("\n\n",)
+    sampling: ClassVar[Mapping[str, float]] = {"temperature": 1.0, "top_p": 0.3}
 
 
-def _tool_line(tool: Mapping[str, Any]) -> str:
-    function: Mapping[str, Any] = tool.get("function", tool)
-    if "name" not in function:
-        raise ValueError(f"A tool schema needs a name, got {dict(tool)!r}.")
-    schema: Mapping[str, Any] = function.get("parameters") or function.get("input_schema") or {}
-    required = schema.get("required") or ()
-    shared: Mapping[str, Any] = schema.get("$defs") or schema.get("definitions") or {}
-    parameters = ", ".join(
-        f"{_line(name)}{'' if name in required else '?'}: {_type(kind, shared)}"
-        for name, kind in (schema.get("properties") or {}).items()
-    )
-    description = _line(str(function.get("description") or ""))
-    return f"{_line(function['name'])}({parameters})" + (f" - {description}" if description else "")
+TEMPLATES: Mapping[str, type[ChatTemplate]] = {
+    template.name: template for template in (WorldTemplate, G1Template, DemoTemplate)
+}
+"""The templates that have a name."""
 
 
-def _type(schema: Mapping[str, Any], shared: Mapping[str, Any], depth: int = 0) -> str:
-    """Returns a JSON schema's type in a word: ``integer``, ``string[]``, ``red|blue``."""
-
-    def inner(part: Any) -> str:
-        return _type(part, shared, depth + 1) if isinstance(part, Mapping) else "any"
-
-    if depth > 8:  # a schema may refer to itself
-        return "any"
-    if "$ref" in schema:
-        return inner(shared.get(str(schema["$ref"]).rsplit("/", 1)[-1]))
-    if "enum" in schema or "const" in schema:
-        values = schema["enum"] if "enum" in schema else [schema["const"]]
-        texts = (v if isinstance(v, str) else json_text(v, what="A choice") for v in values)
-        return "|".join(map(_line, texts))
-    for key in ("anyOf", "oneOf"):
-        if key in schema:
-            return _either(schema[key], inner)
-    if len(schema.get("allOf") or ()) == 1:
-        return inner(schema["allOf"][0])
-    kind = schema.get("type", "object" if "properties" in schema else "any")
-    if isinstance(kind, list):
-        return _either([{**schema, "type": one} for one in kind], inner)
-    if kind == "array":
-        return f"{inner(schema.get('items'))}[]"
-    return _line(str(kind))
+@functools.cache
+def _forged_turn(roles: tuple[str, ...]) -> re.Pattern[str]:
+    """Finds the blank lines in an answer that stand before a role and a colon."""
+    words = "|".join(map(re.escape, roles))
+    return re.compile(rf"\n(?:[^\S\n]*\n)+(?=(?:{words}):)")
 
 
-def _either(parts: Sequence[Any], inner: Callable[[Any], str]) -> str:
-    kinds = [inner(part) for part in parts if part != {"type": "null"}]
-    return "|".join(dict.fromkeys(kind for kind in kinds if kind != "null")) or "any"
-
-
-def _line(text: Any) -> str:
-    return " ".join(str(text).split())
-
-
-def _call(name: str, arguments: Mapping[str, Any]) -> str:
-    """Returns the JSON form in which a model calls a tool."""
-    called = {"name": name, "arguments": arguments}
-    return json_text(called, what=f"The call of the tool {name!r}")
-
-
-def _content(message: BaseMessage) -> str:
-    if isinstance(message.content, str):
-        return message.content
-    is_answer = isinstance(message, AIMessage)
-    return "".join(_block(block, is_answer=is_answer) for block in message.content)
-
-
-def _block(block: str | Mapping[str, Any], *, is_answer: bool) -> str:
-    if isinstance(block, str):
-        return block
-    kind = block.get("type")
-    if kind in _TEXT_BLOCKS and isinstance(block.get("text"), str):
-        return str(block["text"])
-    if is_answer and kind in (*_REASONING_BLOCKS, *_CALL_BLOCKS):
-        return ""  # reasoning is not part of a conversation; calls stand in `tool_calls`
-    raise UnsupportedContentError(
-        f"A message holds a content block of type {kind!r}, which a text model cannot read: pass "
-        "its text, or leave it out."
-    )
+def _unfinished(name: str | None, arguments: str | None) -> str:
+    """Returns a call that was cut off, as far as it came."""
+    return f'{{"name":{json.dumps(name or "", ensure_ascii=False)},"arguments":{arguments or ""}'

@@ -13,8 +13,10 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from langchain_core.messages import BaseMessage, SystemMessage
+from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 
+from langchain_rwkv_state.ask import with_system
+from langchain_rwkv_state.content import kind_of
 from langchain_rwkv_state.engine import Done
 from langchain_rwkv_state.errors import MarkerError
 from langchain_rwkv_state.messages import (
@@ -24,13 +26,14 @@ from langchain_rwkv_state.messages import (
     is_flattened_marker,
     is_marker,
     marker_remainder,
+    message_digest,
     messages_digest,
     read_marker,
     text_digest,
 )
 from langchain_rwkv_state.state import Fingerprint, RWKVState
 from langchain_rwkv_state.store import Filing, StateStore
-from langchain_rwkv_state.template import ChatTemplate, Segment
+from langchain_rwkv_state.template import ChatTemplate, Reasoning, Segment
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,10 @@ class Reading:
     Attributes:
         base: The state to start from.
         base_ref: Its reference; ``None`` for the zero state.
-        ids: Token ids to read.
+        ids: Token ids that the state behind the turn stands for, but for the answer's.
+        prompt: Token ids to read before the answer, where they are others: what asks for a thought
+            is in no state, and neither is the beginning of an answer that is to be continued.
+        continued: That beginning.
         block: Digest of the block before the marker, kept with the states that follow.
         turn_id: Under which a history wants the answer filed.
         unread_at: Number of ids after which a history's unread messages are read.
@@ -55,6 +61,8 @@ class Reading:
     base: RWKVState
     base_ref: str | None
     ids: tuple[int, ...]
+    prompt: tuple[int, ...] | None = None
+    continued: str = ""
     block: str | None = None
     turn_id: str | None = None
     unread_at: int | None = None
@@ -67,7 +75,18 @@ class Reading:
     @property
     def reach(self) -> int:
         """Number of ids up to which a prefix cache may keep states."""
-        return len(self.ids) if self.shared is None else min(self.shared, len(self.ids))
+        return self.common if self.shared is None else min(self.shared, self.common)
+
+    @property
+    def common(self) -> int:
+        """Number of ids that `ids` and `prompt` both begin with."""
+        if self.prompt is None:
+            return len(self.ids)
+        pairs = zip(self.ids, self.prompt, strict=False)
+        return next(
+            (at for at, (one, other) in enumerate(pairs) if one != other),
+            min(len(self.ids), len(self.prompt)),
+        )
 
     @property
     def checkpoints(self) -> tuple[int, ...]:
@@ -91,6 +110,9 @@ def plan(
     store: StateStore,
     zero: RWKVState,
     answer: bool = True,
+    lines: str = "",
+    reasoning: Reasoning = None,
+    thoughts: bool = False,
 ) -> Reading:
     """Works out what to read for `messages`.
 
@@ -99,7 +121,11 @@ def plan(
         template: Turns messages into token ids.
         store: Where the marker's reference is looked up.
         zero: The model's zero state; its fingerprint is the model's.
-        answer: Whether an answer is to follow.
+        answer: Whether an answer is to follow. A last message that is an answer's beginning, with
+            no calls in it, is then continued.
+        lines: What stands below the system prompt, such as a list of tools.
+        reasoning: Whether a thought is to stand before the answer.
+        thoughts: Whether the thoughts of earlier answers are read too.
 
     Raises:
         MarkerError: A marker is malformed, or two markers belong to different conversations.
@@ -111,14 +137,23 @@ def plan(
     mark = parts.mark
     ref = mark.ref if mark else None
     base = zero if ref is None else load_state(ref, store=store, fingerprint=zero.fingerprint)
-    block, covered = parts.block, base.block
-    if block and not _is_transcript(block, base, template=template, zero=zero):
+    block, covered = with_system(parts.block, lines), base.block
+    if block and not _is_transcript(block, base, template=template, zero=zero, thoughts=thoughts):
         covered = _block_digest(block, template)
     head = block if ref is None or _changed(covered, base.block) else []
     to_read = [*head, *parts.after]
     if not to_read and mark is None:
         raise ValueError("There are no messages to read: pass at least one.")
-    segments = template.segments(to_read, start=base.n_tokens == 0, answer=answer)
+    fixed = len(head) + (mark.n_unread if mark else 0)
+    begun = to_read[-1] if answer and len(to_read) > fixed and _is_begun(to_read[-1]) else None
+    told = to_read[:-1] if begun is not None else to_read
+    start = base.n_tokens == 0
+    segments = template.segments(told, start=start, answer=answer, thoughts=thoughts)
+    prompt, continued = None, ""
+    if begun is not None:
+        prompt, continued = _continuing(begun, segments, template, reasoning)
+    elif answer:
+        prompt = _thinking(told, segments, template, reasoning, start=start, thoughts=thoughts)
     ends = tuple(itertools.accumulate(len(segment.ids) for segment in segments))
     block_end = ends[len(head) - 1] if head else None
     unread_at = unread_digest = None
@@ -132,6 +167,8 @@ def plan(
         base=base,
         base_ref=ref,
         ids=ids_of(segments),
+        prompt=prompt,
+        continued=continued,
         block=covered,
         turn_id=mark.turn_id if mark else None,
         unread_at=unread_at,
@@ -141,6 +178,52 @@ def plan(
         shared=block_end or 0 if mark is not None and ref is None else None,
         flattened=_told_of_flattened(message.content for message in to_read),
     )
+
+
+def _is_begun(message: BaseMessage) -> bool:
+    """Says whether a message is the beginning of an answer."""
+    return kind_of(message) == "ai" and not getattr(message, "tool_calls", None)
+
+
+def _continuing(
+    begun: BaseMessage, segments: Sequence[Segment], template: ChatTemplate, reasoning: Reasoning
+) -> tuple[tuple[int, ...] | None, str]:
+    """Returns the prompt that ends with an answer's beginning, and that beginning.
+
+    Raises:
+        ValueError: A thought is asked for, and what is to stand behind it is there already.
+    """
+    text = template.text(begun)
+    if not text:
+        return None, ""
+    if reasoning:
+        raise ValueError(
+            f"reasoning={reasoning!r} asks for a thought before the answer, and the last message "
+            "is the answer's beginning: leave one of them out."
+        )
+    return (*ids_of(segments), *template.answer_ids(text)), text
+
+
+def _thinking(
+    told: Sequence[BaseMessage],
+    segments: Sequence[Segment],
+    template: ChatTemplate,
+    reasoning: Reasoning,
+    *,
+    start: bool,
+    thoughts: bool,
+) -> tuple[int, ...] | None:
+    """Returns the prompt that asks for a thought, or for none; ``None`` where neither is asked."""
+    tail = template.thought_ids(reasoning)
+    if not tail:
+        return None
+    effort = template.efforts.get(reasoning, "") if isinstance(reasoning, str) else ""
+    if effort and told and kind_of(told[-1]) == "human":
+        last = HumanMessage(template.text(told[-1]) + effort)
+        segments = template.segments(
+            [*told[:-1], last], start=start, answer=True, thoughts=thoughts
+        )
+    return (*ids_of(segments), *tail)
 
 
 def plan_text(
@@ -196,14 +279,23 @@ def stage(reading: Reading, done: Done, store: StateStore) -> str:
     return store.stage(state, parent=reading.base_ref, tokens=tokens)
 
 
-def file_answer(reading: Reading, done: Done, ref: str, store: StateStore) -> None:
+def file_answer(
+    reading: Reading, done: Done, ref: str, store: StateStore, message: BaseMessage | None = None
+) -> None:
     """Files an answer under the turn id that a history handed out, if one did.
 
     An answer to words that once were a marker is filed as such: whoever misses it under its turn
     then knows that the cause was told.
+
+    Args:
+        reading: What was read.
+        done: The answer.
+        ref: The state behind it.
+        store: Where it is filed.
+        message: The answer as its caller has it; ``None`` for its bare text.
     """
+    digest = text_digest(done.text) if message is None else message_digest(message)
     if reading.flattened:
-        digest = text_digest(done.text)
         store.file(flattened_key(digest), Filing(digest, ref, reading.base_ref))
     if reading.turn_id is None:
         return
@@ -213,7 +305,7 @@ def file_answer(reading: Reading, done: Done, ref: str, store: StateStore) -> No
         tokens = reading.ids[: reading.unread_at]
         unread_ref = store.stage(state, parent=reading.base_ref, tokens=tokens)
     filing = Filing(
-        text_digest=text_digest(done.text),
+        text_digest=digest,
         ref=ref,
         base=reading.base_ref,
         unread_ref=unread_ref,
@@ -281,12 +373,17 @@ def _system(text: str) -> list[BaseMessage]:
 
 
 def _is_transcript(
-    block: Sequence[BaseMessage], base: RWKVState, *, template: ChatTemplate, zero: RWKVState
+    block: Sequence[BaseMessage],
+    base: RWKVState,
+    *,
+    template: ChatTemplate,
+    zero: RWKVState,
+    thoughts: bool,
 ) -> bool:
     """Says whether the messages before a marker are the very ones that its state stands for."""
     if base.n_tokens == 0:
         return False
-    said = ids_of(template.segments(block, start=True))
+    said = ids_of(template.segments(block, start=True, thoughts=thoughts))
     return zero.derivation.read(said) == base.derivation
 
 

@@ -20,8 +20,8 @@ from langchain_core.messages import (
     ToolMessage,
 )
 
+from langchain_rwkv_state.content import require_readable
 from langchain_rwkv_state.errors import RWKVStateError
-from langchain_rwkv_state.template import require_readable
 
 logger = logging.getLogger(__name__)
 _KINDS = (SystemMessage, HumanMessage, AIMessage, ToolMessage, FunctionMessage)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import re
 from itertools import pairwise
 
 import pytest
@@ -22,10 +24,10 @@ from langchain_core.messages import (
 from langchain_rwkv_state.errors import UnsupportedContentError
 from langchain_rwkv_state.template import (
     ChatTemplate,
+    DemoTemplate,
+    G1Template,
     Segment,
     WorldTemplate,
-    system_with_tools,
-    tools_block,
 )
 from langchain_rwkv_state.tokenizer import JsonTokenizer, Tokenizer, WorldTokenizer
 from tests.helpers.checkpoints import write_tokenizer
@@ -35,6 +37,9 @@ TEXTS = st.one_of(
     st.text(max_size=30),
     st.text(st.sampled_from("a \n\r\t\f\u2028\u00a0:é"), max_size=30),
     st.sampled_from(["\n\nUser: hi", "a\n\nAssistant: yes", "x\r\n\r\n", "\n \n\nSystem:", ""]),
+    st.lists(
+        st.sampled_from(["\n", "\n\n", " ", "\r", "User:", "Assistant:", "System", ":", "a", "```"])
+    ).map("".join),
 )
 MESSAGES = st.lists(
     st.builds(
@@ -64,8 +69,15 @@ def tokenizer(
 
 
 @pytest.fixture(scope="module")
-def template(tokenizer: Tokenizer) -> WorldTemplate:
-    return WorldTemplate(tokenizer)
+def template(tokenizer: Tokenizer) -> ChatTemplate:
+    """One whose answers end at a blank line."""
+    return DemoTemplate(tokenizer)
+
+
+@pytest.fixture(scope="module", params=[WorldTemplate, G1Template])
+def free(tokenizer: Tokenizer, request: pytest.FixtureRequest) -> ChatTemplate:
+    """One whose answers may hold blank lines."""
+    return request.param(tokenizer)
 
 
 def ids_of(segments: list[Segment]) -> list[int]:
@@ -101,8 +113,8 @@ def test_segments_say_who_speaks_and_what(template):
         ("System", "s"),
         ("User", "h"),
         ("Assistant", "a"),
-        ("Tool", "t"),
-        ("Tool", "f"),
+        ("User", "Function output:\nt"),
+        ("User", "Function output:\nf"),
         ("Narrator", "n"),
         ("User", "u"),
         ("Assistant", "c"),
@@ -208,23 +220,42 @@ class TestContent:
         with pytest.raises(UnsupportedContentError, match="reasoning"):
             template.text(HumanMessage([{"type": "reasoning", "reasoning": "hm"}]))
 
-    def test_tool_calls_stand_as_json_one_a_line(self, template, tokenizer):
+    def test_calls_stand_in_a_fence_as_compact_json(self, template, tokenizer):
         calls = [
             {"name": "add", "args": {"a": 1, "b": 2}, "id": "1"},
             {"name": "say", "args": {"text": "é\n\nUser: x"}, "id": "2"},
         ]
         answer = AIMessage("", tool_calls=calls)
         assert template.text(answer).split("\n") == [
-            '{"name": "add", "arguments": {"a": 1, "b": 2}}',
-            '{"name": "say", "arguments": {"text": "é\\n\\nUser: x"}}',
+            "```json",
+            '[{"name":"add","arguments":{"a":1,"b":2}},'
+            '{"name":"say","arguments":{"text":"é\\n\\nUser: x"}}]',
+            "```",
         ]
         both = AIMessage([{"type": "text", "text": "Sure."}], tool_calls=calls[:1])
-        assert template.text(both) == 'Sure.\n{"name": "add", "arguments": {"a": 1, "b": 2}}'
+        assert template.text(both) == (
+            'Sure.\n```json\n{"name":"add","arguments":{"a":1,"b":2}}\n```'
+        )
         (segment,) = template.segments([both], start=False)
         assert segment.ids == (
             *tokenizer.encode("\n\n"),
             *tokenizer.encode("Assistant:"),
             *tokenizer.encode(f" {segment.text}"),
+        )
+
+    def test_arguments_that_json_cannot_say_are_written_as_pydantic_writes_them(self, template):
+        call = {"name": "book", "args": {"day": datetime.date(2026, 1, 2)}, "id": "1"}
+        assert '{"day":"2026-01-02"}' in template.text(AIMessage("", tool_calls=[call]))
+
+    def test_results_and_errors_of_tools(self, template):
+        good = ToolMessage(
+            [{"type": "text", "text": "3\n\n4"}], tool_call_id="1", artifact=object()
+        )
+        bad = ToolMessage("no such city", tool_call_id="1", status="error")
+        said = ToolMessage("Error: no such city", tool_call_id="1", status="error")
+        assert template.text(good) == "Function output:\n3\n4"
+        assert (
+            template.text(bad) == template.text(said) == ("Function output:\nError: no such city")
         )
 
     def test_an_unknown_kind_of_message_is_refused(self, template):
@@ -265,51 +296,36 @@ class TestOwnTemplates:
             Lines(WORLD)
 
 
-class TestTools:
-    """Tool schemas as lines of a system prompt."""
+class TestFreeAnswers:
+    """Answers of models that write paragraphs."""
 
-    def test_a_tool_is_one_line(self):
-        from langchain_core.tools import tool
-        from langchain_core.utils.function_calling import convert_to_openai_tool
+    @given(text=TEXTS)
+    def test_only_a_forged_turn_is_taken_out_of_an_answer(self, free, text):
+        once = free.clean_answer(text)
+        assert free.clean_answer(once) == once == once.strip()
+        assert not re.search(r"\n[^\S\n]*\n(User|System|Assistant):", once)
+        if not re.search(r"\n[^\S\n]*\n(User|System|Assistant):", text):
+            assert once == text.encode("utf-8", "replace").decode().strip() or "\ud800" in text
 
-        @tool
-        def add(a: int, b: int, note: str = "", tags: list[str] | None = None) -> int:
-            """Add two
+    @given(messages=MESSAGES)
+    def test_a_conversation_has_as_many_turns_as_messages(self, free, tokenizer, messages):
+        text = tokenizer.decode(ids_of(free.segments(messages, start=True)))
+        turns = re.findall(r"(?:^|\n\n)(?:User|System|Assistant|Narrator):", text)
+        assert len(turns) == len(messages)
 
-            numbers.
-            """
-            return a + b
+    def test_what_a_thought_costs_stands_in_the_prompt_alone(self):
+        g1 = G1Template(WORLD)
+        assert g1.thought_ids(True) == [295, 35762]
+        assert g1.thought_ids(False) == [295, 35762, 5439, 35762]
+        assert g1.thought_ids(None) == []
+        answer = AIMessage("Yes.", additional_kwargs={"reasoning_content": "Hm."})
+        assert g1.text(answer) == "Yes."
+        assert g1.text(answer, thoughts=True) == "<think>Hm.</think>\nYes."
+        blocks = AIMessage([{"type": "reasoning", "reasoning": "Hm."}, "Yes."])
+        assert g1.text(blocks, thoughts=True) == "<think>Hm.</think>\nYes."
 
-        assert tools_block([convert_to_openai_tool(add)]) == (
-            "Tools:\nadd(a: integer, b: integer, note?: string, tags?: string[]) - Add two numbers."
-        )
-
-    @pytest.mark.parametrize(
-        ("schema", "short"),
-        [
-            ({"type": "integer"}, "integer"),
-            ({"enum": ["red", "blue"], "type": "string"}, "red|blue"),
-            ({"const": 3}, "3"),
-            ({"type": "array", "items": {"type": "array"}}, "any[][]"),
-            ({"anyOf": [{"type": "string"}, {"type": "null"}]}, "string"),
-            ({"type": ["integer", "null", "string"]}, "integer|string"),
-            ({"$ref": "#/$defs/Loop"}, "any"),
-            ({"$ref": "#/$defs/Point"}, "object"),
-            ({"allOf": [{"$ref": "#/$defs/Point"}]}, "object"),
-            ({}, "any"),
-        ],
-    )
-    def test_types_are_short(self, schema, short):
-        shared = {"Loop": {"$ref": "#/$defs/Loop"}, "Point": {"properties": {}}}
-        parameters = {"properties": {"x": schema}, "required": ["x"], "$defs": shared}
-        assert tools_block([{"name": "f", "parameters": parameters}]) == f"Tools:\nf(x: {short})"
-
-    def test_tools_come_below_the_system_prompt(self):
-        tools = [{"name": "now", "description": "The time."}]
-        assert system_with_tools("Be kind.", tools) == "Be kind.\nTools:\nnow() - The time."
-        assert system_with_tools("", tools) == "Tools:\nnow() - The time."
-        assert system_with_tools("Be kind.", []) == "Be kind."
-
-    def test_a_schema_without_a_name_is_refused(self):
-        with pytest.raises(ValueError, match="name"):
-            tools_block([{"description": "x"}])
+    def test_who_cannot_think_says_so(self):
+        world = WorldTemplate(WORLD)
+        assert world.thought_ids(False) == []
+        with pytest.raises(ValueError, match=r"reasoning='low'.*'world'.*template='g1'"):
+            world.thought_ids("low")

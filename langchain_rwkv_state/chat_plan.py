@@ -1,0 +1,98 @@
+"""One call of the chat model, ready to be sent: what is read, what is asked, how it is heard.
+
+Between what LangChain passes and what the engine takes; it sends nothing itself. The easy mistake
+is to let the engine settle a state on what was sampled: it stands for the message that the caller
+gets, as the template writes that message when it comes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from langchain_core.messages import AIMessage
+
+from langchain_rwkv_state.answer import AnswerStream, read_answer
+from langchain_rwkv_state.ask import Ask
+from langchain_rwkv_state.constraint import Constraint
+from langchain_rwkv_state.engine import Done, Request, Thought
+from langchain_rwkv_state.loaded import Loaded
+from langchain_rwkv_state.tool_format import ToolFormat
+from langchain_rwkv_state.turn import Reading
+
+
+@dataclass(frozen=True)
+class ChatPlan:
+    """A call on its way to the engine.
+
+    Attributes:
+        loaded: The model.
+        reading: What is read.
+        request: What the engine is asked for.
+        tools: How calls are written, where an answer may hold some.
+    """
+
+    loaded: Loaded
+    reading: Reading
+    request: Request
+    tools: ToolFormat | None
+
+    @classmethod
+    def of(
+        cls,
+        loaded: Loaded,
+        reading: Reading,
+        request: Request,
+        ask: Ask,
+        constraint: Constraint | None,
+    ) -> ChatPlan:
+        """Returns the plan of a call.
+
+        Args:
+            loaded: The model.
+            reading: What is read.
+            request: A plain request for a completion of it, which is made a chat's.
+            ask: What is asked for.
+            constraint: What decoding is held to.
+
+        Raises:
+            ValueError: An answer that is to be continued cannot be held to JSON.
+        """
+        template = loaded.template
+        tools = template.tools if ask.may_call else None
+        if constraint is not None and constraint.holds_at_once and reading.continued:
+            raise ValueError(
+                "The last message is an answer's beginning, and tool_choice or response_format "
+                "holds the answer to JSON from its beginning: leave one of them out."
+            )
+
+        def canonical(text: str, thought: str = "") -> Sequence[int]:
+            said = read_answer(text, tools).canonical(template)
+            return template.answer_ids(said, thought)
+
+        thought = None
+        if reading.prompt is not None and not reading.continued:
+            thought = Thought(opening=">", closing="</think>" if ask.reasoning else "")
+        chat = replace(
+            request,
+            prompt=reading.ids if reading.prompt is None else reading.prompt,
+            settled=None if reading.prompt is None else reading.ids,
+            stop=tuple(dict.fromkeys((*template.stops, *request.stop))),
+            roles=template.turn_roles,
+            strip=True,
+            canonical=canonical,
+            canonical_thought=canonical if ask.keep_reasoning else None,
+            thought=thought,
+            continued=reading.continued,
+            constraint=constraint,
+        )
+        return cls(loaded, reading, chat, tools)
+
+    def message(self, done: Done) -> AIMessage:
+        """Returns the whole answer."""
+        text = self.reading.continued + done.text
+        return read_answer(text, self.tools).message(thought=done.thought)
+
+    def stream(self) -> AnswerStream:
+        """Returns what makes chunks of the answer's pieces."""
+        return AnswerStream(self.tools, self.reading.continued)
