@@ -96,7 +96,10 @@ class _Plan:
         self._cache = cache
         self._request = request
         self._ids = reading.ids
-        self._reach = reading.reach
+        self._settled = reading.ids if request.settled is None else tuple(request.settled)
+        self._whole = reading.reach == len(reading.ids)
+        # What comes after is only there to bring the answer about, and no other prompt has it.
+        self._reach = min(reading.reach, request.common)
         self._private = reading.base_ref is not None
         self._root = Root.of(reading.base, salt)
         self._ends = reading.ends
@@ -112,7 +115,7 @@ class _Plan:
     ) -> _Plan | None:
         """Returns a plan, ``None`` where there is nothing that a cache could save."""
         least = _LEAST_PRIVATE if reading.base_ref is not None else 1
-        if reading.reach < least or not reading.ids:
+        if min(reading.reach, request.common) < least or not reading.ids:
             return None
         return cls(cache, request, reading, salt)
 
@@ -168,6 +171,7 @@ class _Plan:
             request,
             base=request.base if hit is None else hit.kept.state,
             prompt=self._ids[at:],
+            settled=None if request.settled is None else self._settled[at:],
             checkpoints=tuple(place - at for place in request.checkpoints),
             marks=tuple(place - at for place in places),
             on_mark=on_mark,
@@ -177,8 +181,8 @@ class _Plan:
 
     def keep_answer(self, done: Done) -> None:
         """Keeps the state behind an answer, under the ids of the transcript that it will be."""
-        if self._answers and not self._private and self._reach == len(self._ids):
-            self._keep((*self._ids, *done.answer_ids), Kept(done.state))
+        if self._answers and not self._private and self._whole:
+            self._keep((*self._settled, *done.answer_ids), Kept(done.state))
 
     def tell(self, hit: Hit | None) -> None:
         """Writes a line to the log."""

@@ -9,6 +9,7 @@ from langchain_rwkv_state.engine.request import (
     FinishReason,
     Request,
     Sampling,
+    Thought,
 )
 from langchain_rwkv_state.engine.stats import EngineStats
 from langchain_rwkv_state.engine.ticket import Ticket
@@ -23,6 +24,7 @@ __all__ = [
     "Limits",
     "Request",
     "Sampling",
+    "Thought",
     "Ticket",
     "in_own_context",
 ]

@@ -128,12 +128,13 @@ class Engine:
         """Queues a request.
 
         Raises:
-            ValueError: The prompt holds an id that the model does not know.
+            ValueError: The prompt, or what is settled, holds an id that the model does not know.
             EngineBusy: Too many requests wait.
             EngineError: The engine is closed.
         """
         known = self._runtime.vocab_size
         check_ids(request.prompt, known, "the prompt")
+        check_ids(request.settled or (), known, "what is settled")
         tokenizer = request.tokenizer or self._tokenizer
         job = Job(request, tokenizer, Ticket(self._worker), known)
         with self._wake:

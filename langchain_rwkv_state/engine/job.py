@@ -12,14 +12,20 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from enum import Enum, auto
-from itertools import takewhile
 
 import torch
 
-from langchain_rwkv_state.engine.request import Delta, Done, FinishReason, Request, check_ids
+from langchain_rwkv_state.engine.answer import Answer
+from langchain_rwkv_state.engine.request import (
+    Delta,
+    Done,
+    FinishReason,
+    Request,
+    check_ids,
+    common,
+)
 from langchain_rwkv_state.engine.sampler import Look, Sampler
 from langchain_rwkv_state.engine.seats import Seat, Seats
-from langchain_rwkv_state.engine.stop import StopMatcher
 from langchain_rwkv_state.engine.ticket import Ticket
 from langchain_rwkv_state.errors import DeadlineExceeded
 from langchain_rwkv_state.state import RWKVState
@@ -65,14 +71,21 @@ class Job:
         self._vocab_size = vocab_size
         self._sampler = Sampler(request.sampling)
         self._decoder = StreamDecoder()
-        self._matcher = StopMatcher(request.stop, strip=request.strip)
+        self._answer = Answer(request)
+        self._settled = request.prompt if request.settled is None else request.settled
         self._ids: list[int] = []
-        self._texts: list[str] = []
+        self._n_thought = 0
         self._kept: dict[int, RWKVState] = {}
-        # Copies of the state, with the number of sampled ids that each has read: after the prompt,
-        # and before the first id whose text is held back, since the answer may end there.
+        # Copies of the state, with the number of ids (the prompt's and sampled ones) that each has
+        # read: where the settled ids part from the prompt, after the prompt, and, last, before the
+        # first id whose text is held back, since the answer may end there.
         self._copies: list[tuple[int, RWKVState]] = []
-        self._n_read = 0  # sampled ids that the seat's own state has read
+        self._n_firm = 0  # copies that stay whatever is held back
+        self._n_read = 0  # ids, the prompt's and sampled ones, that the seat's own state has read
+        # Whether what is read behind the prompt can stand in the state behind the answer.
+        self._lasts = request.common == min(len(request.prompt), len(self._settled)) and not (
+            request.thought and not request.thought.keep
+        )
         self._finish_reason: FinishReason = "length"
         self._answer_ids: tuple[int, ...] = ()
         self._read(_Phase.PREFILL, request.prompt)
@@ -104,8 +117,7 @@ class Job:
         """Number of ids that it would read in one go, at least one."""
         end = len(self._unread)
         if self._phase is _Phase.PREFILL:
-            places = (*self._request.checkpoints, *self._request.marks)
-            end = min([end, *(at for at in places if at > self._at)])
+            end = min([end, *(at for at in self._places() if at > self._at)])
         return end - self._at
 
     def expire(self, now: float) -> None:
@@ -126,13 +138,14 @@ class Job:
         base = self._request.base
         if 0 in self._request.checkpoints:
             self._kept[0] = base
-        if self._request.prompt:
+        if self._request.prompt or self._request.max_tokens:
             self._seat = seats.take(base)
-        elif self._request.max_tokens:
-            self._seat = seats.take(base)
-            self._copies = [(0, base)]
         else:
             self._deliver(base)
+            return
+        if self._request.max_tokens and not self._request.common:
+            self._copies = [(0, base)]
+            self._n_firm = 1
 
     def leave(self, seats: Seats) -> None:
         """Gives the seat back."""
@@ -147,6 +160,7 @@ class Job:
     def advance(self, count: int) -> bool:
         """Takes note that so many ids were read; returns whether the next id is to be sampled."""
         self._at += count
+        self._n_read += count
         if self._phase is _Phase.PREFILL:
             self._mark_prefill()
         if self._at < len(self._unread):
@@ -154,8 +168,6 @@ class Job:
         if self._phase is _Phase.SETTLE:
             self._deliver(self.seat.snapshot())
             return False
-        if self._phase is _Phase.DECODE:
-            self._n_read += 1
         return self._request.max_tokens > 0
 
     @property
@@ -171,12 +183,13 @@ class Job:
         if self.n_sampled or request.on_mark is None or end not in request.marks:
             return
         copied = torch.from_numpy(logits.detach().numpy().copy())
-        request.on_mark(end, self._copies[0][1], copied)
+        request.on_mark(end, self._copies[-1][1], copied)
 
     def sample(self, look: Look) -> None:
         """Chooses the next id by the logits, and goes on to reading it, or to the end."""
         token = self._sampler.choose(look)
         self.n_sampled += 1
+        self._n_thought += self._answer.thinks
         if token in self._request.stop_ids:
             self._end("stop")
             return
@@ -185,31 +198,42 @@ class Job:
         self._ids.append(token)
         between = not self._decoder.pending
         text = self._decoder.push(piece)
-        self._emit(self._matcher.push(text))
-        if self._matcher.stopped:
+        self._emit(self._answer.push(text))
+        if self._answer.stopped:
             self._end("stop")
         elif self.n_sampled == self._request.max_tokens:
             self._end("length")
         else:
-            self._keep_copy(opens=between and len(self._matcher.held) <= len(text))
+            self._keep_copy(opens=between and len(self._answer.held) <= len(text))
             self._read(_Phase.DECODE, (token,))
+
+    def _places(self) -> tuple[int, ...]:
+        """Returns the positions in the prompt that are read up to, and not past in one go."""
+        request = self._request
+        parts = (request.common,) if request.max_tokens else ()
+        return (*request.checkpoints, *request.marks, *parts)
 
     def _mark_prefill(self) -> None:
         request, at = self._request, self._at
         end = len(request.prompt)
         asked = at in request.checkpoints
         marked = at in request.marks
-        state = self.seat.snapshot() if asked or marked or at == end else None
+        answers = request.max_tokens > 0
+        firm = answers and (at == request.common or (at == end and self._lasts))
+        wanted = asked or marked or firm or (at == end and not answers)
+        state = self.seat.snapshot() if wanted else None
         if state is not None and asked:
             self._kept[at] = state
         if request.on_progress is not None:
             request.on_progress(at, end)
-        answers = at == end and request.max_tokens > 0
-        if state is not None and marked and request.on_mark is not None and not answers:
+        if state is None:
+            return
+        if marked and request.on_mark is not None and not (answers and at == end):
             request.on_mark(at, state, None)  # behind the prompt it comes with logits
-        if state is not None and answers:
-            self._copies = [(0, state)]
-        elif state is not None and at == end:
+        if firm:
+            self._copies.append((at, state))
+            self._n_firm += 1
+        elif at == end and not answers:
             self._deliver(state)
 
     def _keep_copy(self, *, opens: bool) -> None:
@@ -218,43 +242,52 @@ class Job:
         Args:
             opens: Whether all that is held back came with the last id, which is not read yet.
         """
-        if not self._matcher.held and not self._decoder.pending:
-            del self._copies[1:]  # the answer ends later now
+        if not self._lasts:
+            return
+        if not self._answer.held and not self._decoder.pending:
+            del self._copies[self._n_firm :]  # the answer ends later now
         elif opens and self._n_read - self._copies[-1][0] >= (
-            _RENEWED if len(self._copies) > 1 else 1
+            _RENEWED if len(self._copies) > self._n_firm else 1
         ):
-            self._copies[1:] = [(self._n_read, self.seat.snapshot())]
+            self._copies[self._n_firm :] = [(self._n_read, self.seat.snapshot())]
 
     def _end(self, reason: FinishReason) -> None:
-        """Turns to the state that stands for exactly the text.
+        """Turns to the state that stands for the settled ids and exactly the text.
 
         A character that is incomplete at the end is left out of the text.
         """
-        self._emit(self._matcher.flush())
+        self._emit(self._answer.flush())
         self._finish_reason = reason
-        canonical = self._request.canonical or self._tokenizer.encode
-        answer = self._answer_ids = tuple(canonical("".join(self._texts)))
+        answer = self._answer_ids = tuple(self._canonical())
         check_ids(answer, self._vocab_size, "what an answer's text stands for")
-        pairs = zip(self._ids, answer, strict=False)
-        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        self.reread = common < len(answer)
-        if self._n_read <= common:
+        wanted = (*self._settled, *answer)
+        agreed = common((*self._request.prompt, *self._ids), wanted)
+        self.reread = agreed < len(wanted) and self._settled == self._request.prompt and self._lasts
+        if self._n_read <= agreed:
             read, state = self._n_read, None
         else:
-            read, state = [copy for copy in self._copies if copy[0] <= common][-1]
+            read, state = [copy for copy in self._copies if copy[0] <= agreed][-1]
         self._copies = []
-        if read == len(answer):
+        if read == len(wanted):
             self._deliver(state or self.seat.snapshot())
             return
         if state is not None:
             self.seat.restore(state)
-        self._read(_Phase.SETTLE, answer[read:])
+        self._read(_Phase.SETTLE, wanted[read:])
+
+    def _canonical(self) -> Sequence[int]:
+        """Returns the ids that stand for what was said."""
+        request, answer = self._request, self._answer
+        text = request.continued + answer.text
+        if request.canonical_thought is not None:
+            return request.canonical_thought(answer.thought or "", text)
+        return (request.canonical or self._tokenizer.encode)(text)
 
     def _deliver(self, state: RWKVState) -> None:
         request = self._request
         self.ticket.put(
             Done(
-                text="".join(self._texts),
+                text=self._answer.text,
                 finish_reason=self._finish_reason,
                 state=state,
                 prompt_tokens=len(request.prompt),
@@ -262,6 +295,8 @@ class Job:
                 answer_ids=self._answer_ids,
                 checkpoints=tuple(self._kept[at] for at in request.checkpoints),
                 reread=self.reread,
+                thought=self._answer.thought,
+                thought_tokens=self._n_thought,
             )
         )
 
@@ -270,7 +305,6 @@ class Job:
         self._unread = ids
         self._at = 0
 
-    def _emit(self, text: str) -> None:
-        if text:
-            self._texts.append(text)
-            self.ticket.put(Delta(text))
+    def _emit(self, delta: Delta | None) -> None:
+        if delta is not None:
+            self.ticket.put(delta)

@@ -11,6 +11,8 @@ import math
 import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import takewhile
 from typing import Any, Literal
 
 import torch
@@ -68,8 +70,34 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Thought:
+    """How the thought is delimited that an answer begins with, where the prompt asks for one.
+
+    Attributes:
+        opening: What the model writes first to complete the tag before the thought, such as
+            ``">"`` behind a prompt that ends ``<think``; left out where it is there.
+        closing: What stands behind the thought, such as ``"</think>"``.
+        keep: Whether the thought stays in the state behind the answer.
+
+    Raises:
+        ValueError: There is nothing that closes the thought.
+    """
+
+    opening: str
+    closing: str
+    keep: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks the texts."""
+        if not self.closing:
+            raise ValueError(
+                "A thought ends at its closing tag, which must not be empty, got closing=''."
+            )
+
+
+@dataclass(frozen=True)
 class Request:
-    """One reading, and the answer to it if `max_tokens` is positive.
+    r"""One reading, and the answer to it if `max_tokens` is positive.
 
     Attributes:
         base: The state to start from.
@@ -79,11 +107,21 @@ class Request:
         stop: Texts that end the answer; none of them appears in it.
         stop_ids: Token ids that end the answer (end of text).
         strip: Whether white space around the answer is left out (chat) or kept (completion).
-        canonical: The ids that the text of an answer stands for; the state after the answer is
-            what a model gives that read the prompt and then these ids.
-        checkpoints: Positions in `prompt` (numbers of ids read) at which to keep the state too.
-        marks: Positions in `prompt` at which `on_mark` is told of the state, at once; the end of
-            the prompt may be one.
+        roles: Who may take the turn: an answer and a thought end at a blank line with one of these
+            words and a colon behind it; other blank lines are text.
+        settled: The ids that the state after the answer covers instead of `prompt`, without what
+            is only there to bring the answer about (an opened thought, how hard to think);
+            ``None`` for the same. What they begin with alike is read once.
+        thought: How the thought is delimited that the answer begins with; ``None`` for none.
+        continued: What the answer begins with already, at the end of the prompt: it is continued
+            in the middle, so white space before what follows is kept.
+        canonical: The ids that the text of an answer (with `continued` before it) stands for; the
+            state after the answer is what a model gives that read `settled` and then these ids.
+        canonical_thought: The same for a thought and an answer, where `thought` is to be kept.
+        checkpoints: Positions in `prompt` (numbers of ids read) at which to keep the state too, no
+            further than `settled` agrees with it.
+        marks: Positions in `prompt`, likewise, at which `on_mark` is told of the state, at once;
+            the end of the prompt may be one.
         on_mark: Called on the worker with a position, the state there and, at the end of a prompt
             that is to be answered, the logits of the next token. It must be quick, and must not
             raise.
@@ -96,8 +134,11 @@ class Request:
         tokenizer: Turns what is sampled into text; ``None`` for the engine's own.
 
     Raises:
-        ValueError: A number is out of its range, a stop text is empty, or there is nothing to
-            read before an answer, and no logits.
+        ValueError: A number is out of its range, a stop text is empty, there is nothing to
+            read before an answer, and no logits, or two of the settings contradict each other.
+
+    Example:
+        >>> Request(state, prompt, max_tokens=64, roles=("User", "Assistant"))  # doctest: +SKIP
     """
 
     base: RWKVState
@@ -107,7 +148,12 @@ class Request:
     stop: tuple[str, ...] = ()
     stop_ids: frozenset[int] = frozenset()
     strip: bool = True
+    roles: tuple[str, ...] = ()
+    settled: Sequence[int] | None = None
+    thought: Thought | None = None
+    continued: str = ""
     canonical: Callable[[str], Sequence[int]] | None = None
+    canonical_thought: Callable[[str, str], Sequence[int]] | None = None
     checkpoints: tuple[int, ...] = ()
     marks: tuple[int, ...] = ()
     on_mark: Callable[[int, RWKVState, torch.Tensor | None], None] | None = None
@@ -117,8 +163,10 @@ class Request:
     tokenizer: Tokenizer | None = None
 
     def __post_init__(self) -> None:
-        """Checks the ranges, and keeps the prompt from being changed from outside."""
+        """Checks the ranges, and keeps the ids from being changed from outside."""
         object.__setattr__(self, "prompt", tuple(self.prompt))
+        if self.settled is not None:
+            object.__setattr__(self, "settled", tuple(self.settled))
         _check(
             "max_tokens",
             self.max_tokens,
@@ -129,11 +177,13 @@ class Request:
         )
         if self.deadline is not None:
             _check("deadline", self.deadline, 0, math.inf, "seconds; None for no end")
-        _check_stop(self.stop)
+        _check_texts("stop", self.stop)
+        _check_texts("roles", self.roles)
         if self.max_tokens and not self.prompt and self.logits is None:
             raise ValueError(
                 "There is nothing to read before the answer: a prompt needs at least one id."
             )
+        self._check_thought()
         places = (*self.checkpoints, *self.marks)
         outside = [at for at in places if not 0 <= at <= len(self.prompt)]
         if outside:
@@ -141,13 +191,65 @@ class Request:
                 f"Checkpoints are positions in a prompt of {len(self.prompt)} ids, "
                 f"got {outside[0]}."
             )
+        beyond = [at for at in places if at > self.common]
+        if beyond:
+            raise ValueError(
+                f"The prompt and the settled ids part behind {self.common} ids, and what is read "
+                f"further on is not kept: checkpoints and marks end there, got {beyond[0]}."
+            )
+
+    @cached_property
+    def common(self) -> int:
+        """Number of ids with which `prompt` and `settled` begin alike."""
+        return len(self.prompt) if self.settled is None else common(self.prompt, self.settled)
+
+    def _check_thought(self) -> None:
+        if self.settled is not None and not self.max_tokens:
+            raise ValueError(
+                "Settled ids are what the state behind an answer covers, and max_tokens=0 asks for "
+                "none: make them the prompt."
+            )
+        if self.thought is not None and self.continued:
+            raise ValueError(
+                f"An answer that is continued (from {self.continued[:40]!r}) has no thought before "
+                "it: leave thought or continued out."
+            )
+        if self.continued and self.settled is None:
+            raise ValueError(
+                f"The prompt ends with the answer that is continued ({self.continued[:40]!r}), and "
+                "the state behind covers that as part of the whole answer: pass the ids before it "
+                "as settled."
+            )
+        if (self.canonical_thought is not None) != bool(self.thought and self.thought.keep):
+            raise ValueError(
+                "A thought that is kept (Thought(..., keep=True)) needs canonical_thought, the ids "
+                f"it stands for, and no other does, got thought={self.thought!r} and "
+                f"canonical_thought={self.canonical_thought!r}."
+            )
+
+
+def common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Returns with how many ids two sequences begin alike.
+
+    Example:
+        >>> common([1, 2, 3], [1, 2, 4, 5])
+        2
+    """
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 @dataclass(frozen=True)
 class Delta:
-    """A piece of the answer's text; the pieces joined are `Done.text`."""
+    """A piece of what is said: the pieces joined are `Done.text` and `Done.thought`.
+
+    Attributes:
+        text: Of the answer.
+        thought: Of the thought, which comes before any text.
+    """
 
     text: str
+    thought: str = ""
 
 
 @dataclass(frozen=True)
@@ -157,12 +259,16 @@ class Done:
     Attributes:
         text: The whole answer.
         finish_reason: ``stop`` (a stop text or token) or ``length`` (`max_tokens`).
-        state: The state that stands for base, prompt and exactly `text`.
-        prompt_tokens: Number of ids read.
-        answer_tokens: Number of ids sampled.
-        answer_ids: The ids that `text` stands for in `state` (the canonical ones).
+        state: The state that stands for base, prompt (or `Request.settled`) and exactly `text`.
+        prompt_tokens: Number of ids of the prompt.
+        answer_tokens: Number of ids that the model said, its thought's too.
+        answer_ids: The ids that `text` stands for in `state` (the canonical ones), with what it was
+            continued from and with the thought where that is kept.
         checkpoints: The states asked for, in order.
-        reread: Whether the answer was read again in its canonical ids.
+        reread: Whether the answer was read again because the model said it in other ids than the
+            canonical ones. What a thought or `Request.settled` makes be read again does not count.
+        thought: The thought, ``None`` where none was asked for.
+        thought_tokens: How many of `answer_tokens` belong to the thought, the tag behind it too.
     """
 
     text: str
@@ -173,6 +279,8 @@ class Done:
     answer_ids: tuple[int, ...]
     checkpoints: tuple[RWKVState, ...] = ()
     reread: bool = False
+    thought: str | None = None
+    thought_tokens: int = 0
 
 
 Event = Delta | Done
@@ -189,9 +297,9 @@ def check_ids(ids: Sequence[int], vocab_size: int, what: str) -> None:
         raise ValueError(f"Token ids lie in [0, {vocab_size}), {what} holds {wrong}.")
 
 
-def _check_stop(stop: object) -> None:
-    if not isinstance(stop, tuple) or not all(isinstance(text, str) and text for text in stop):
-        raise ValueError(f"stop must be a tuple of texts, none of them empty, got {stop!r}.")
+def _check_texts(name: str, texts: object) -> None:
+    if not isinstance(texts, tuple) or not all(isinstance(text, str) and text for text in texts):
+        raise ValueError(f"{name} must be a tuple of texts, none of them empty, got {texts!r}.")
 
 
 def _check(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,18 +14,46 @@ STOPS = st.lists(st.text("ab \n", min_size=1, max_size=4), max_size=3)
 TEXT = st.text("ab \né", max_size=24)
 
 
-def expected(text: str, stops: list[str], *, strip: bool) -> tuple[str, bool]:
-    """The whole-text rule: the stop text that ends first, of those the longest."""
-    for end in range(1, len(text) + 1):
-        starts = [end - len(stop) for stop in stops if text[:end].endswith(stop)]
-        if starts:
-            cut = text[: min(starts)]
-            return (cut.strip() if strip else cut), True
-    return (text.strip() if strip else text), False
+TURNS = st.lists(
+    st.sampled_from(["a", "\n", " ", "\t", "User", "Us", ":", "User:", "Bot:", "\n\n", "b", "\r"]),
+    max_size=14,
+).map("".join)
+ROLES = st.sampled_from([(), ("User",), ("User", "Bot", "Users")])
 
 
-def run(pieces: list[str], stops: list[str], *, strip: bool) -> tuple[list[str], bool]:
-    matcher = StopMatcher(stops, strip=strip)
+def ends(text: str, stops: list[str], roles: tuple[str, ...]) -> list[tuple[int, int]]:
+    """Where ends end, and where each begins, found line by line."""
+    found = [
+        (at + len(stop), at)
+        for stop in stops
+        for at in range(len(text))
+        if text.startswith(stop, at)
+    ]
+    lines = text.split("\n")
+    for number, line in enumerate(lines):
+        first = number
+        while first > 1 and not lines[first - 1].strip():
+            first -= 1
+        for role in roles:
+            if first < number and line.startswith(f"{role}:"):
+                start = len("\n".join(lines[:first]))
+                found.append((len("\n".join([*lines[:number], f"{role}:"])), start))
+    return found
+
+
+def expected(
+    text: str, stops: list[str], *, strip: bool, roles: tuple[str, ...] = ()
+) -> tuple[str, bool]:
+    """The whole-text rule: the end that ends first, of those the longest."""
+    end = min(ends(text, stops, roles), default=None)
+    cut = text if end is None else text[: end[1]]
+    return (cut.strip() if strip else cut), end is not None
+
+
+def run(
+    pieces: list[str], stops: list[str], *, strip: bool, roles: tuple[str, ...] = ()
+) -> tuple[list[str], bool]:
+    matcher = StopMatcher(stops, roles=roles, strip=strip)
     out = []
     for piece in pieces:
         out.append(matcher.push(piece))
@@ -31,12 +62,64 @@ def run(pieces: list[str], stops: list[str], *, strip: bool) -> tuple[list[str],
     return [*out, matcher.flush()], matcher.stopped
 
 
+def cut(text: str, data: st.DataObject) -> list[str]:
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
+    return [text[low:high] for low, high in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+
+
 @given(text=TEXT, stops=STOPS, strip=st.booleans(), data=st.data())
 def test_what_comes_out_does_not_depend_on_the_borders(text, stops, strip, data):
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
-    pieces = [text[low:high] for low, high in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-    out, stopped = run(pieces, stops, strip=strip)
+    out, stopped = run(cut(text, data), stops, strip=strip)
     assert ("".join(out), stopped) == expected(text, stops, strip=strip)
+
+
+@given(text=TURNS, stops=STOPS, roles=ROLES, strip=st.booleans(), data=st.data())
+def test_a_turn_is_found_wherever_the_text_is_cut(text, stops, roles, strip, data):
+    for pieces in (cut(text, data), list(text), [text]):
+        out, stopped = run(pieces, stops, strip=strip, roles=roles)
+        assert ("".join(out), stopped) == expected(text, stops, strip=strip, roles=roles)
+
+
+@given(text=TURNS)
+def test_only_what_may_become_a_turn_is_held_back(text):
+    matcher = StopMatcher([], roles=("User",), strip=False)
+    may_be = re.compile(r"\n(\s*\n)?[^\S\n]*|\n\s*\n(U|Us|Use|User)")
+    for character in text:
+        matcher.push(character)
+        if matcher.stopped:
+            return
+        assert not matcher.held or may_be.fullmatch(matcher.held)
+
+
+@given(before=TURNS, text=TURNS, strip=st.booleans(), data=st.data())
+def test_a_text_that_is_continued_is_not_said_again(before, text, strip, data):
+    roles = ("User", "Bot")
+    if ends(before, [], roles):
+        return  # it would have ended there
+    matcher = StopMatcher([], roles=roles, strip=strip, before=before)
+    out = "".join([*map(matcher.push, cut(text, data)), matcher.flush()])
+    whole, stopped = expected(before + text, [], strip=False, roles=roles)
+    new = whole[len(before) :]
+    if strip:
+        new = new.rstrip() if before else new.strip()
+    assert (out, matcher.stopped) == (new, stopped)
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("One.\n\nTwo.\n\nUser: no", "One.\n\nTwo."),
+        ("One.\nUser: a line", "One.\nUser: a line"),
+        ("One.\n \t\n\n  \nUser: no", "One."),
+        ("One.\n\n User: indented", "One.\n\n User: indented"),
+        ("One.\n\nUsers: many", "One.\n\nUsers: many"),
+        ("\n\nUser: at once", ""),
+        ("One.\r\n\r\nUser: no", "One."),
+    ],
+)
+def test_a_blank_line_and_a_role_end_an_answer_and_nothing_else(text, kept):
+    out, stopped = run(list(text), [], strip=True, roles=("User",))
+    assert ("".join(out), stopped) == (kept, kept != text)
 
 
 @given(text=TEXT, stops=STOPS, strip=st.booleans())

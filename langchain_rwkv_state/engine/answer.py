@@ -1,0 +1,87 @@
+"""Tells apart what a model says: its thought, its answer, and what ends either.
+
+It deals in text and knows no tokens. The easy mistake is to look for the tag behind a thought in
+what was let out: half a tag would be shown first, so the tag is held back as a stop text is, and
+half a tag at the very end is left out.
+"""
+
+from __future__ import annotations
+
+from langchain_rwkv_state.engine.request import Delta, Request, Thought
+from langchain_rwkv_state.engine.stop import StopMatcher
+
+
+class Answer:
+    """The text of one answer, as it comes.
+
+    Args:
+        request: Says how thought and answer are delimited.
+
+    Attributes:
+        text: The answer so far, without what it was continued from.
+        thought: The thought so far, ``None`` where there is to be none.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.text = ""
+        self.thought: str | None = None
+        self._tag: Thought | None = request.thought
+        self._opening = ""  # of the thought, as far as it was read
+        self._thinking: StopMatcher | None = None
+        if self._tag is not None:
+            self.thought = ""
+            self._thinking = StopMatcher([self._tag.closing], roles=request.roles, strip=True)
+        self._matcher = StopMatcher(
+            request.stop, roles=request.roles, strip=request.strip, before=request.continued
+        )
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the thought goes on."""
+        return self._thinking is not None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether an end was found; what comes after it is ignored."""
+        return self._matcher.stopped or (self._thinking is not None and self._thinking.stopped)
+
+    @property
+    def held(self) -> str:
+        """Text that is not let out yet."""
+        return self._opening + (self._thinking or self._matcher).held
+
+    def push(self, text: str) -> Delta | None:
+        """Takes the next piece and returns what is sure to belong to thought or answer."""
+        if self._thinking is None:
+            return self._let_out(text=self._matcher.push(text))
+        thought = self._thinking.push(self._behind_opening(text))
+        if self._tag is None or self._thinking.end != self._tag.closing:
+            return self._let_out(thought=thought)
+        rest, self._thinking = self._thinking.rest, None
+        return self._let_out(thought=thought, text=self._matcher.push(rest))
+
+    def flush(self) -> Delta | None:
+        """Returns what was held back, now that no more text comes."""
+        if self._thinking is None:
+            return self._let_out(text=self._matcher.flush())
+        self._opening = ""
+        return self._let_out(thought=self._thinking.flush(whole=False))
+
+    def _behind_opening(self, text: str) -> str:
+        """Returns a thought's text without the opening that it may begin with."""
+        if self._tag is None or not self._tag.opening:
+            return text
+        text, opening = self._opening + text, self._tag.opening
+        if len(text) < len(opening) and opening.startswith(text):
+            self._opening = text
+            return ""
+        self._opening, self._tag = "", Thought("", self._tag.closing, self._tag.keep)
+        return text.removeprefix(opening)
+
+    def _let_out(self, *, text: str = "", thought: str = "") -> Delta | None:
+        if not text and not thought:
+            return None
+        self.text += text
+        if thought:
+            self.thought = (self.thought or "") + thought
+        return Delta(text, thought)
