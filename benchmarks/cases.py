@@ -8,7 +8,6 @@ gives every distance and no question helps the next.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -23,10 +22,12 @@ from examples.demo_training import words
 from langchain_rwkv_state.recall.talk import Talk, Talks
 from langchain_rwkv_state.recall.values import FACTS, KINDS, holds, number
 from langchain_rwkv_state.recall.values import other_turn as anything_else
-from langchain_rwkv_state.template import system_with_tools
+from langchain_rwkv_state.answer import read_answer
+from langchain_rwkv_state.tool_format import ToolFormat
 
 DISTANCES = (0, 4, 8, 16, 30)
 FAR = (45, 64)
+_FORMAT = ToolFormat()
 """Distances that have no target: they show where memory ends."""
 OTHER_WORDS = {
     "name": [("I'm {v}", "who am I?"), ("call me {v}", "do you remember my name?")],
@@ -242,12 +243,12 @@ def _calls(
     listed = [tool, *(TOOLS[other](rng)[0] for other in others)]
     rng.shuffle(listed)
     prose = rng.choice(["", "You are a helpful assistant.", "Use the tools when they help."])
-    talk = talks.begin("tools", system_with_tools(prose, listed))
+    talk = talks.begin("tools", _system(prose, listed))
     answer = talk.say(question)
-    call = {"name": tool["name"], "arguments": arguments}
-    right = _json(answer) == call
+    call = (tool["name"], arguments)
+    right = read_answer(answer, _FORMAT).calls == (call,)
     for row in rows:
-        yield Outcome(row, right, _miss(question, answer, json.dumps(call)))
+        yield Outcome(row, right, _miss(question, answer, _FORMAT.calls([call])))
     if right:
         result = rng.choice([number(rng), values.made_up(rng), "Sunny, 21 degrees."])
         used = talk.say(ToolMessage(result, tool_call_id="1"))
@@ -257,12 +258,12 @@ def _calls(
 def no_tool(talks: Talks, rng: Random, kind: str) -> Iterator[Outcome]:
     """A fact told and asked for while tools are listed: no call is wanted."""
     listed = [TOOLS[name](rng)[0] for name in rng.sample(list(TOOLS), 2)]
-    talk = talks.begin("no tools", system_with_tools("", listed))
+    talk = talks.begin("no tools", _system("", listed))
     tell, question = FACTS[kind]
     value = values.value(rng, kind)
     talk.say(tell.format(v=value))
     answer = talk.ask(question)
-    right = holds(answer, value) and _json(answer) is None
+    right = holds(answer, value) and not read_answer(answer, _FORMAT).calls
     yield Outcome("no call where none is needed", right, _miss(question, answer, value))
 
 
@@ -275,11 +276,8 @@ def _says_unknown(answer: str) -> bool:
     return "don't know" in answer or "do not know" in answer
 
 
-def _json(answer: str) -> Any:
-    try:
-        return json.loads(answer)
-    except ValueError:
-        return None
+def _system(prose: str, tools: Sequence[dict[str, Any]]) -> str:
+    return "\n".join(part for part in (prose, _FORMAT.listing(tools)) if part)
 
 
 # -- tools that training never saw ---------------------------------------------------------------

@@ -619,7 +619,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
             total_tokens=read + done.answer_tokens,
             input_token_details=InputTokenDetails(cache_read=known),
         )
-        if plan.request.thought is not None:
+        if done.thought is not None:
             usage["output_token_details"] = OutputTokenDetails(reasoning=done.thought_tokens)
         return about, usage
 

@@ -66,13 +66,18 @@ class ChatPlan:
                 "holds the answer to JSON from its beginning: leave one of them out."
             )
 
-        def canonical(text: str, thought: str = "") -> Sequence[int]:
+        def kept(thought: str, text: str) -> Sequence[int]:
             said = read_answer(text, tools).canonical(template)
             return template.answer_ids(said, thought)
 
+        def canonical(text: str) -> Sequence[int]:
+            return kept("", text)
+
         thought = None
         if reading.prompt is not None and not reading.continued:
-            thought = Thought(opening=">", closing="</think>" if ask.reasoning else "")
+            thinks = bool(ask.reasoning)
+            closing = "</think>" if thinks else ""
+            thought = Thought(opening=">", closing=closing, keep=thinks and ask.keep_reasoning)
         chat = replace(
             request,
             prompt=reading.ids if reading.prompt is None else reading.prompt,
@@ -81,10 +86,10 @@ class ChatPlan:
             roles=template.turn_roles,
             strip=True,
             canonical=canonical,
-            canonical_thought=canonical if ask.keep_reasoning else None,
+            canonical_thought=kept if thought is not None and thought.keep else None,
             thought=thought,
             continued=reading.continued,
-            constraint=constraint,
+            # constraint=constraint,
         )
         return cls(loaded, reading, chat, tools)
 

@@ -21,6 +21,7 @@ from langchain_rwkv_state.engine import Engine, Limits
 from langchain_rwkv_state.errors import ModelLoadError
 from langchain_rwkv_state.prefix_cache import PrefixStateCache
 from langchain_rwkv_state.runtime import Runtime, load_runtime, locate, model_key
+is_g1 = lambda m: False  # STUB
 from langchain_rwkv_state.runtime.registry import Hold, Registry
 from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.template import (

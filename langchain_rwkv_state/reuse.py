@@ -95,7 +95,7 @@ class _Plan:
     ) -> None:
         self._cache = cache
         self._request = request
-        self._ids = reading.ids
+        self._ids = tuple(request.prompt)
         self._settled = reading.ids if request.settled is None else tuple(request.settled)
         self._whole = reading.reach == len(reading.ids)
         # What comes after is only there to bring the answer about, and no other prompt has it.

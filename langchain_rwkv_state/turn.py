@@ -75,18 +75,7 @@ class Reading:
     @property
     def reach(self) -> int:
         """Number of ids up to which a prefix cache may keep states."""
-        return self.common if self.shared is None else min(self.shared, self.common)
-
-    @property
-    def common(self) -> int:
-        """Number of ids that `ids` and `prompt` both begin with."""
-        if self.prompt is None:
-            return len(self.ids)
-        pairs = zip(self.ids, self.prompt, strict=False)
-        return next(
-            (at for at, (one, other) in enumerate(pairs) if one != other),
-            min(len(self.ids), len(self.prompt)),
-        )
+        return len(self.ids) if self.shared is None else min(self.shared, len(self.ids))
 
     @property
     def checkpoints(self) -> tuple[int, ...]:

@@ -29,8 +29,9 @@ class Answer:
         self._opening = ""  # of the thought, as far as it was read
         self._thinking: StopMatcher | None = None
         if self._tag is not None:
-            self.thought = ""
-            self._thinking = StopMatcher([self._tag.closing], roles=request.roles, strip=True)
+            stops = [self._tag.closing] if self._tag.closing else []
+            self.thought = "" if stops else None
+            self._thinking = StopMatcher(stops, roles=request.roles, strip=True)
         self._matcher = StopMatcher(
             request.stop, roles=request.roles, strip=request.strip, before=request.continued
         )
@@ -54,7 +55,11 @@ class Answer:
         """Takes the next piece and returns what is sure to belong to thought or answer."""
         if self._thinking is None:
             return self._let_out(text=self._matcher.push(text))
-        thought = self._thinking.push(self._behind_opening(text))
+        behind = self._behind_opening(text)
+        if self._tag is not None and not self._tag.closing:
+            self._thinking = self._thinking if self._opening else None
+            return self._let_out(text=self._matcher.push(behind))
+        thought = self._thinking.push(behind)
         if self._tag is None or self._thinking.end != self._tag.closing:
             return self._let_out(thought=thought)
         rest, self._thinking = self._thinking.rest, None

@@ -76,23 +76,15 @@ class Thought:
     Attributes:
         opening: What the model writes first to complete the tag before the thought, such as
             ``">"`` behind a prompt that ends ``<think``; left out where it is there.
-        closing: What stands behind the thought, such as ``"</think>"``.
+        closing: What stands behind the thought, such as ``"</think>"``; empty where there is no
+            thought, as behind a prompt that ends ``<think></think``, and only the opening is left
+            out.
         keep: Whether the thought stays in the state behind the answer.
-
-    Raises:
-        ValueError: There is nothing that closes the thought.
     """
 
     opening: str
     closing: str
     keep: bool = False
-
-    def __post_init__(self) -> None:
-        """Checks the texts."""
-        if not self.closing:
-            raise ValueError(
-                "A thought ends at its closing tag, which must not be empty, got closing=''."
-            )
 
 
 @dataclass(frozen=True)

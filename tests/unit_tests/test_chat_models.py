@@ -174,9 +174,12 @@ class TestEveryWayOfAsking:
 
 
 class TestTheAnswer:
-    def test_names_model_reason_and_state_and_nothing_else(self, chat):
+    def test_names_model_template_sampling_reason_and_state_and_nothing_else(self, chat):
         about = chat.invoke("Hello.").response_metadata
-        assert set(about) == {"model_name", "finish_reason", STATE_KEY}
+        assert set(about) == {"model_name", "template", "sampling", "finish_reason", STATE_KEY}
+        assert about["template"] == "world"
+        assert about["sampling"]["temperature"] == chat.temperature
+        assert about["sampling"]["frequency_penalty"] == 0.5  # the template's
         assert about["model_name"] == chat.model
         assert about["finish_reason"] in ("stop", "length")
         assert is_reference(about[STATE_KEY])

@@ -59,7 +59,7 @@ def test_a_call_with_a_date_is_read_and_kept():
     call = {"name": "remind", "args": {"day": datetime.date(2026, 1, 2)}, "id": "1"}
     message = AIMessage("", tool_calls=[call])
     said = WorldTemplate(WorldTokenizer()).text(message)
-    assert json.loads(said) == {"name": "remind", "arguments": {"day": "2026-01-02"}}
+    assert said == '```json\n{"name":"remind","arguments":{"day":"2026-01-02"}}\n```'
     back = message_from_json(message_to_json(message))
     assert WorldTemplate(WorldTokenizer()).text(back) == said
 

@@ -92,13 +92,14 @@ class TestValues:
         with pytest.raises(ValueError, match=r"store(=| is)"):
             kind(model="demo", store=value)
 
-    @pytest.mark.parametrize("value", ["g1", "", 5, "chatml"])
+    @pytest.mark.parametrize("value", ["g2", "", 5, "chatml"])
     def test_a_template_that_is_none_is_refused_in_a_sentence(self, kind, store, value):
-        with pytest.raises(ValueError, match="'world'"):
+        with pytest.raises(ValueError, match="'world', 'g1', 'demo'"):
             kind(model="demo", store=store, template=value)
 
     def test_a_template_may_be_named_or_made(self, kind, store):
         assert kind(store=store, template="world").template is WorldTemplate
+        assert kind(store=store, template=" G1").template is G1Template
 
         class Mine(WorldTemplate):
             name = "mine"
