@@ -30,6 +30,7 @@ from langchain_rwkv_state.engine.stats import EngineStats, Meter
 from langchain_rwkv_state.engine.ticket import Ticket
 from langchain_rwkv_state.errors import EngineBusy, EngineError
 from langchain_rwkv_state.runtime.base import Runtime
+from langchain_rwkv_state.runtime.native import sampling
 from langchain_rwkv_state.tokenizer import Tokenizer
 
 logger = logging.getLogger("langchain_rwkv_state.engine")
@@ -112,6 +113,7 @@ class Engine:
         self._closed = False
         self._prompt_tokens = self._decoded_tokens = self._rereads = 0
         self._meter = Meter()
+        sampling.compiled()  # built now if need be, rather than in somebody's first step
         self._begin_anew()
         _engines.add(self)
 
@@ -238,7 +240,7 @@ class Engine:
         ready = [
             row for row, (job, count) in enumerate(reads) if self._alone(job, job.advance, count)
         ]
-        looks = look_over(logits) if ready else []
+        looks = look_over(logits, {row: reads[row][0].sampler for row in ready}) if ready else []
         for row in ready:
             job, _ = reads[row]
             self._note_first_token(job)

@@ -98,6 +98,11 @@ class Job:
         return self._seat
 
     @property
+    def sampler(self) -> Sampler:
+        """Who chooses the next id, by the next logits and nothing else."""
+        return self._sampler
+
+    @property
     def n_prompt_read(self) -> int:
         """Number of the prompt's ids read."""
         return self._at if self._phase is _Phase.PREFILL else len(self._request.prompt)

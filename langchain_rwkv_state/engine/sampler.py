@@ -1,41 +1,33 @@
-"""Chooses the next token from logits: penalties, top-p, top-k, temperature, in this order.
+"""Chooses the next tokens of many requests: each request's counts and random numbers, one look.
 
-It follows `PIPELINE.sample_logits` and `PIPELINE.generate` of the `rwkv` package: top-p and top-k
-are decided *before* the temperature is applied (elsewhere often after), and tokens that are equal
-at top-p's border are all kept. It differs in two ways: a `top_p` that rounding never reaches keeps
-every token rather than one, and equal tokens at top-k's border go by their ids. The easy mistake
-is to sort all of 65,536 logits at each step: the border nearly always lies among the best few.
-
-What is done for many requests at once (`look_over`) is exact for each row, and everything that
-adds numbers up is done for one row alone: a sum over a batch may round otherwise than a sum over
-a row, and a seeded answer would depend on who else is there.
+How a token is chosen from a row is said in `choices`; this is who chooses. All rows of a step are
+looked over at once, and those whose choice needs nothing else are chosen from on the same occasion,
+by compiled code where there is a compiler (`runtime/native/sampling.py`). Both ways give the same
+token, and what is computed of a row never depends on the others: a seeded answer is the same in any
+crowd. The easy mistake is to take a random number for each look at a row: a choice takes one,
+whenever it was made.
 """
 
 from __future__ import annotations
 
 import random
-from typing import NamedTuple, TypeAlias
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from langchain_rwkv_state.engine import choices
 from langchain_rwkv_state.engine.request import Sampling
 from langchain_rwkv_state.errors import EngineError
+from langchain_rwkv_state.runtime.native.sampling import Draw, Floats, Words, compiled
 
-Floats: TypeAlias = npt.NDArray[np.floating]
-Ids: TypeAlias = npt.NDArray[np.int64]
-
-# Top-p's border nearly always lies within 4 nats of the best token, among a few hundred.
-_NEAR_NATS = 4.0
-_NEAR_TOKENS = 2048
-# Else tokens are told apart in bins, by how far they lie below the best, and one bin is sorted.
-_BINS_PER_NAT = 32
-_BINS = 2048
 _UNCOUNTED = b" \t0123456789"
 # Logits lie within some hundreds: a penalty of this says never again (or nothing else), as a larger
 # one does, and sums of such stay finite in fp32.
 _MOST_PENALTY = 1e6
+# Temperatures beyond fp32 are as good as its last ones.
+_LEAST, _MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 class Look(NamedTuple):
@@ -43,7 +35,7 @@ class Look(NamedTuple):
 
     Attributes:
         scores: The logits, ``[V]``.
-        best: The id of the highest, the first of equals.
+        best: The id of the highest, the first of equals; of no meaning if not all are finite.
         finite: Whether all are finite numbers.
     """
 
@@ -52,13 +44,36 @@ class Look(NamedTuple):
     finite: bool
 
 
-def look_over(logits: torch.Tensor) -> list[Look]:
+def look_over(
+    logits: torch.Tensor,
+    samplers: Mapping[int, Sampler] | None = None,
+    allowed: Mapping[int, Words] | None = None,
+) -> list[Look]:
     """Looks over the logits of many requests at once.
 
     Args:
         logits: ``[B, V]``, fp32, on the CPU; left as they are.
+        samplers: By row, who is to choose next, by these logits, if that is known by now: all of
+            them choose at once, and `Sampler.choose` hands over what came of it. It saves time and
+            changes nothing.
+        allowed: By row, what those may choose from, as `Sampler.choose` will be told: the same
+            array, unchanged.
     """
     scores = logits.detach().numpy()
+    choose, samplers, allowed = compiled(), samplers or {}, allowed or {}
+    if choose is None:
+        return _look_over(scores)
+    draws: list[Draw | None] = [None] * len(scores)
+    for row, sampler in samplers.items():
+        draws[row] = sampler.draw(scores.shape[1], allowed.get(row))
+    found = choose(scores, draws)
+    looks = [Look(row, each.best, each.finite) for row, each in zip(scores, found, strict=True)]
+    for row, sampler in samplers.items():
+        sampler.chose(looks[row], allowed.get(row), found[row].chosen)
+    return looks
+
+
+def _look_over(scores: Floats) -> list[Look]:
     best = scores.argmax(axis=1)  # the first NaN where there is one
     ends = scores[np.arange(len(scores)), best], scores.min(axis=1)
     finite = np.isfinite(ends[0]) & np.isfinite(ends[1])
@@ -82,6 +97,10 @@ class Sampler:
         self._sampling = sampling
         # Repeatable choices, not secrets; None takes fresh entropy.
         self._random = random.Random(_seed(sampling.seed))  # noqa: S311
+        self._bits: int | None = None  # of the next choice, once they are known
+        self._chosen: tuple[Look, Words | None, int] | None = None
+        temperature = sampling.temperature
+        self._temperature = temperature and min(max(temperature, _LEAST), _MOST)
         self._presence = _penalty(sampling.presence_penalty)
         self._frequency = _penalty(sampling.frequency_penalty)
         self._penalises = bool(self._presence or self._frequency)
@@ -100,29 +119,74 @@ class Sampler:
         """
         return self.choose(look_over(logits[None])[0])
 
-    def choose(self, look: Look) -> int:
-        """Returns the next token, as `pick` does, for a row that was looked over.
+    def choose(self, look: Look, allowed: Words | None = None) -> int:
+        """Returns the next token for a row that was looked over.
+
+        It may be asked again for the same row, with another mask or without one: each is a choice
+        of its own.
+
+        Args:
+            look: The row.
+            allowed: A bit for each id that may be chosen, bit ``i % 32`` of word ``i // 32``:
+                int32, ``[ceil(V / 32)]``, as llguidance makes them. The others are as if they were
+                not there, for top-p and top-k too; ``None`` allows all.
 
         Raises:
-            EngineError: A logit is infinite or not a number.
+            EngineError: A logit is infinite or not a number, allowed or not, or no id is allowed.
+            ValueError: The mask has another shape or dtype.
         """
         if not look.finite:
             raise EngineError(
                 "The model's logits are infinite or not numbers, as after an overflow: load it "
                 "with a wider dtype (strategy='cpu fp32' or 'cuda bf16'), and check its file."
             )
-        scores, greedy = look.scores, self._sampling.temperature == 0
-        if self._places:
-            scores = self._penalised(scores)
-        elif greedy:
-            return look.best
-        if greedy:
-            return int(scores.argmax())
-        ids, weights = choices(scores, self._sampling)
-        sums = np.cumsum(weights)
-        place = int(np.searchsorted(sums, self._random.random() * sums[-1], side="right"))
-        place = min(place, len(sums) - 1)
-        return place if ids is None else int(ids[place])
+        chosen, self._chosen = self._chosen, None
+        if chosen is not None and chosen[0] is look and chosen[1] is allowed:
+            token: int | None = chosen[2]
+        elif self._temperature == 0 and not self._places and allowed is None:
+            token = look.best
+        else:
+            draw, choose = self.draw(len(look.scores), allowed), compiled()
+            if choose is None:
+                token = choices.choose(look.scores, draw)
+            else:
+                token = choose(look.scores[None], [draw])[0].chosen
+        self._bits = None
+        if token is None:
+            raise EngineError(
+                f"None of the {len(look.scores)} ids is allowed here, so nothing can be chosen: "
+                "end the answer, or allow the id that ends it."
+            )
+        return token
+
+    def draw(self, vocab_size: int, allowed: Words | None) -> Draw:
+        """Returns how the next token is chosen: the same until it is chosen, or `saw` one.
+
+        Args:
+            vocab_size: Number of logits.
+            allowed: What may be chosen from.
+
+        Raises:
+            ValueError: The mask has another shape or dtype than `choose` says.
+        """
+        if allowed is not None:
+            _check(allowed, vocab_size)
+        if self._bits is None:
+            self._bits = self._random.getrandbits(64) if self._temperature else 0
+        known, sampling = len(self._places), self._sampling
+        return Draw(
+            self._temperature,
+            sampling.top_p,
+            min(sampling.top_k, vocab_size),
+            self._bits,
+            self._ids[:known],
+            self._presence + self._frequency * self._counts[:known],
+            allowed,
+        )
+
+    def chose(self, look: Look, allowed: Words | None, token: int | None) -> None:
+        """Takes note of what was chosen by `draw` before `choose` asks for it."""
+        self._chosen = None if token is None else (look, allowed, token)
 
     def saw(self, token: int, piece: bytes) -> None:
         """Counts a chosen token for the penalties.
@@ -132,6 +196,7 @@ class Sampler:
             piece: Its bytes; digits and blanks count nothing, as in the `rwkv` package, since
                 numbers repeat them of necessity (the presence penalty still holds).
         """
+        self._chosen = None
         if not self._penalises:
             return
         known = len(self._places)
@@ -142,13 +207,6 @@ class Sampler:
             self._counts = np.concatenate([self._counts, np.zeros_like(self._counts)])
         self._ids[place] = token
         self._counts[place] += 0.0 if piece in _UNCOUNTED else 1.0
-
-    def _penalised(self, scores: Floats) -> Floats:
-        known = len(self._places)
-        lowered = scores.copy()
-        counts = self._counts[:known]
-        lowered[self._ids[:known]] -= self._presence + self._frequency * counts
-        return lowered
 
 
 def _penalty(given: float) -> float:
@@ -162,54 +220,10 @@ def _seed(given: int | None) -> int | bytes | None:
     return given.to_bytes(given.bit_length() // 8 + 1, "big", signed=True)
 
 
-def choices(scores: Floats, sampling: Sampling) -> tuple[Ids | None, Floats]:
-    """Returns the tokens to choose from and their weights.
-
-    Args:
-        scores: Logits, ``[V]``, finite.
-        sampling: Top-p, top-k and a temperature above 0.
-
-    Returns:
-        The ids, in a fixed order (``None`` for all), and for each a weight (fp64) in proportion
-        to its probability.
-    """
-    # Next to no temperature leaves the best alone; logits may be as far apart as fp32 goes.
-    with np.errstate(over="ignore", under="ignore"):
-        ids = None if sampling.top_p >= 1 else _nucleus(scores, sampling.top_p)
-        if 0 < sampling.top_k < (len(scores) if ids is None else len(ids)):
-            ids = _best(scores, ids, sampling.top_k)
-        left = (scores if ids is None else scores[ids]).astype(np.float64)
-        return ids, np.exp((left - left.max()) / sampling.temperature)
-
-
-def _nucleus(scores: Floats, top_p: float) -> Ids:
-    """Returns the likeliest tokens that together reach `top_p`, by id."""
-    below = scores.max() - scores
-    masses = np.exp(-below)
-    goal = top_p * float(masses.sum(dtype=np.float64))
-    members, above = _around_border(below, masses, goal)
-    members = members[np.argsort(below[members])]
-    sums = above + np.cumsum(masses[members], dtype=np.float64)
-    place = min(int(np.searchsorted(sums, goal)), len(members) - 1)
-    return np.flatnonzero(below <= below[members[place]])
-
-
-def _around_border(below: Floats, masses: Floats, goal: float) -> tuple[Ids, float]:
-    """Returns tokens among which the masses' sum reaches `goal`, and the sum of those before."""
-    members = np.flatnonzero(below <= _NEAR_NATS)
-    if len(members) <= _NEAR_TOKENS and masses[members].sum(dtype=np.float64) >= goal:
-        return members, 0.0
-    bins = np.minimum(below * below.dtype.type(_BINS_PER_NAT), _BINS - 1).astype(np.intp)
-    sums = np.cumsum(np.bincount(bins, masses))
-    place = min(int(np.searchsorted(sums, goal)), len(sums) - 1)
-    return np.flatnonzero(bins == place), float(sums[place - 1]) if place else 0.0
-
-
-def _best(scores: Floats, ids: Ids | None, top_k: int) -> Ids:
-    """Returns the `top_k` likeliest of some tokens; of equal ones the lower ids, as argmax does."""
-    left = scores if ids is None else scores[ids]
-    border = np.partition(left, -top_k)[-top_k]
-    places = np.flatnonzero(left >= border)
-    order = np.argsort(-left[places], kind="stable")[:top_k]
-    kept = places[order]
-    return kept if ids is None else ids[kept]
+def _check(allowed: Words, vocab_size: int) -> None:
+    words = -(-vocab_size // 32)
+    if allowed.dtype != np.int32 or allowed.shape != (words,):
+        raise ValueError(
+            f"allowed must be {words} words of int32, a bit for each of {vocab_size} ids, got "
+            f"{allowed.dtype} of shape {allowed.shape}."
+        )
