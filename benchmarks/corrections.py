@@ -30,9 +30,8 @@ from langchain_rwkv_state.runtime import (
     load_runtime,
     text_loss,
 )
-from langchain_rwkv_state.runtime.checkpoint import Checkpoint
+from langchain_rwkv_state.runtime.checkpoint import Checkpoint, read_tensors
 from langchain_rwkv_state.runtime.clamp import HIGH, LOW, DecayClamp
-from langchain_rwkv_state.runtime.files import read_tensors
 from langchain_rwkv_state.runtime.half_life import static_half_life
 from langchain_rwkv_state.state import RWKVState, blend, decay, lossy, renormalise
 

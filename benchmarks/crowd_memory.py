@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from langchain_rwkv_state.runtime import load_runtime, open_slots
-from langchain_rwkv_state.runtime.files import read_tensors
+from langchain_rwkv_state.runtime.checkpoint import read_tensors
 from langchain_rwkv_state.runtime.slots import Slots
 from langchain_rwkv_state.state import RWKVState
 

@@ -17,8 +17,7 @@ import torch
 from benchmarks.peers.served import Run, serve, some_ids
 from langchain_rwkv_state import __version__
 from langchain_rwkv_state.runtime import Runtime, load_runtime, open_slots
-from langchain_rwkv_state.runtime.checkpoint import Checkpoint
-from langchain_rwkv_state.runtime.files import read_tensors
+from langchain_rwkv_state.runtime.checkpoint import Checkpoint, read_tensors
 from langchain_rwkv_state.runtime.handle import RuntimeHandle
 from langchain_rwkv_state.runtime.native.model import NativeModel
 from langchain_rwkv_state.runtime.strategy import Stage

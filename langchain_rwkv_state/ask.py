@@ -20,6 +20,7 @@ from langchain_rwkv_state.constraint import (
     calls_constraint,
     json_object_constraint,
     json_schema_constraint,
+    no_calls_constraint,
 )
 from langchain_rwkv_state.template import ChatTemplate, Reasoning
 from langchain_rwkv_state.tool_format import ToolFormat, function_of, parameters_of
@@ -133,12 +134,14 @@ class Ask:
             SchemaError: A schema has a keyword that decoding cannot be held to.
         """
         output = self.output
-        if not self.tools:
-            if output is None:
-                return None
+        if output is not None and not self.may_call:
             if output.schema is None:
                 return json_object_constraint()
             return json_schema_constraint(output.schema)
+        if not self.tools:
+            return None
+        if self.choice == "none":
+            return no_calls_constraint(f" {tools.opening}")
         known = [
             {"name": function["name"], "parameters": parameters_of(function)}
             for function in map(function_of, self.tools)

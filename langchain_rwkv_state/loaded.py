@@ -20,8 +20,7 @@ from langchain_rwkv_state.demo import MODEL_PATH
 from langchain_rwkv_state.engine import Engine, Limits
 from langchain_rwkv_state.errors import ModelLoadError
 from langchain_rwkv_state.prefix_cache import PrefixStateCache
-from langchain_rwkv_state.runtime import Runtime, load_runtime, locate, model_key
-is_g1 = lambda m: False  # STUB
+from langchain_rwkv_state.runtime import Runtime, is_g1, load_runtime, locate, model_key
 from langchain_rwkv_state.runtime.registry import Hold, Registry
 from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.template import (
@@ -30,7 +29,7 @@ from langchain_rwkv_state.template import (
     G1Template,
     WorldTemplate,
 )
-from langchain_rwkv_state.tokenizer import Tokenizer, load_tokenizer
+from langchain_rwkv_state.tokenizer import Tokenizer, load_tokenizer, tokenizer_beside
 
 MakeTemplate = Callable[[Tokenizer], ChatTemplate]
 
@@ -197,7 +196,7 @@ def _tokenizer_key(tokenizer: Any, model_path: Path) -> Hashable:
     if tokenizer is not None and not isinstance(tokenizer, str | os.PathLike):
         return _Same(tokenizer)
     named = None if tokenizer is None else os.fspath(tokenizer)
-    path = model_path.parent if named is None else Path(named).expanduser()
+    path = tokenizer_beside(model_path) if named is None else Path(named).expanduser()
     path = path / "tokenizer.json" if path.is_dir() else path
     try:
         about = path.stat()

@@ -318,8 +318,9 @@ def load_tokenizer(
     Args:
         tokenizer: A tokenizer; ``"world"``; the path of a ``tokenizer.json``, of its folder, or of
             a vocabulary in World's format; or ``None`` for the ``tokenizer.json`` beside the
-            model's file, else what its size tells.
-        model_path: The model's file.
+            model's file or in its folder, else what its size tells. A `Path` is always a path; a
+            text that is also a tokenizer's name is the name, so write ``./world`` for a file.
+        model_path: The model's file or folder.
         vocab_size: Number of the model's logits.
 
     Raises:
@@ -339,12 +340,14 @@ def _find(
     model_path: str | os.PathLike[str] | None,
     vocab_size: int,
 ) -> Tokenizer:
+    if isinstance(tokenizer, str) and tokenizer.lower() in _WORLD_NAMES:
+        return WorldTokenizer()
     if isinstance(tokenizer, str | os.PathLike):
-        return _named(os.fspath(tokenizer))
+        return _at(Path(tokenizer).expanduser())
     if tokenizer is not None:
         return tokenizer
     if model_path is not None:
-        beside = Path(model_path).with_name("tokenizer.json")
+        beside = tokenizer_beside(model_path)
         if beside.is_file():
             return JsonTokenizer(beside)
     if _WORLD_IDS <= vocab_size <= _WORLD_VOCAB:
@@ -360,13 +363,16 @@ def _find(
     )
 
 
-def _named(name: str) -> Tokenizer:
-    """Returns the tokenizer of that name, else that of the file there; its content says which."""
-    path = Path(name).expanduser()
+def tokenizer_beside(model_path: str | os.PathLike[str]) -> Path:
+    """Returns where a model's ``tokenizer.json`` would be: in its folder, or beside its file."""
+    path = Path(model_path)
+    return path / "tokenizer.json" if path.is_dir() else path.with_name("tokenizer.json")
+
+
+def _at(path: Path) -> Tokenizer:
+    """Returns the tokenizer of a file or a folder; its content says which."""
     if path.is_dir():
         return JsonTokenizer(path / "tokenizer.json")
-    if name.lower() in _WORLD_NAMES:
-        return WorldTokenizer()
     try:
         with path.open("rb") as file:
             is_json = file.read(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"{", b"")

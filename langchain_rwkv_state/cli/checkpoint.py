@@ -52,8 +52,7 @@ class Opened:
             ModelLoadError: It cannot be found or read.
         """
         from langchain_rwkv_state.runtime import locate
-        from langchain_rwkv_state.runtime.checkpoint import Checkpoint
-        from langchain_rwkv_state.runtime.files import read_tensors
+        from langchain_rwkv_state.runtime.checkpoint import Checkpoint, read_tensors
 
         path = locate(model)
         tensors = read_tensors(path, mapped=True)

@@ -1,4 +1,4 @@
-"""The command ``doctor``: what is installed, what would run, and whether the store is sound.
+"""The command ``doctor``: what is installed, what would run, whether model and store are sound.
 
 Each check gives findings and changes nothing but for a store that it opens. The easy mistake is to
 let one failed check hide the others: a check that raises is itself a finding.
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -50,9 +51,16 @@ class Finding:
 
 Check = Callable[[], Iterator[Finding]]
 
+LookedAtOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", show_default="none", help="A model to look into, without loading it."
+    ),
+]
 
-def doctor(store: StoreOption = None) -> None:
-    """Say what is installed, what would run, and whether the store is sound.
+
+def doctor(store: StoreOption = None, model: LookedAtOption = None) -> None:
+    """Say what is installed, what would run, and whether a model and the store are sound.
 
     The exit code is 1 when something is wrong.
     """
@@ -61,12 +69,14 @@ def doctor(store: StoreOption = None) -> None:
     def check_store() -> Iterator[Finding]:
         return _store(store)
 
-    checks: tuple[tuple[str, Check], ...] = (
+    checks: list[tuple[str, Check]] = [
         ("packages", _packages),
         ("device", _device),
         ("demo model", _demo),
         ("store", check_store),
-    )
+    ]
+    if model is not None:
+        checks.insert(3, ("model", lambda: _model(model)))
     wrong = 0
     for title, check in checks:
         table = Table.grid(padding=(0, 2))
@@ -136,6 +146,30 @@ def _demo() -> Iterator[Finding]:
         yield Finding("remembers", answer or "(an empty answer)", advice)
     finally:
         chat.unload()
+
+
+def _model(name: str) -> Iterator[Finding]:
+    """Says what a model's files are; nothing is loaded into a runtime."""
+    from langchain_rwkv_state.loaded import trained_on
+    from langchain_rwkv_state.runtime import locate
+    from langchain_rwkv_state.runtime.checkpoint import Checkpoint, read_contents
+    from langchain_rwkv_state.tokenizer import load_tokenizer
+
+    path = locate(name)
+    contents = read_contents(path, mapped=True)
+    yield Finding("form", contents.form)
+    sizes = sum(file.stat().st_size for file in contents.files)
+    files = f"{len(contents.files)} files in {path}" if path.is_dir() else str(path)
+    yield Finding("files", f"{files}, {output.size(sizes)}")
+    found = Checkpoint.of(contents.tensors, path)
+    dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in contents.tensors.values()})
+    shape = f"RWKV-{found.version}, {found.n_layer}x{found.n_embd}"
+    yield Finding("model", f"{shape}, {found.vocab_size:,} tokens, {' and '.join(dtypes)}")
+    yield Finding("weights", found.weights)
+    yield Finding("template", trained_on(name, path).name)
+    yield Finding(
+        "tokenizer", repr(load_tokenizer(None, model_path=path, vocab_size=found.vocab_size))
+    )
 
 
 def _store(directory: Path | None) -> Iterator[Finding]:

@@ -32,7 +32,7 @@ CreateOption = Annotated[
 ModelOption = Annotated[
     str,
     typer.Option(
-        "--model", "-m", help="demo, a .pth or .safetensors file, or org/repo/file.pth on a hub."
+        "--model", "-m", help="demo, a model's file or folder, or org/repo/file.pth on a hub."
     ),
 ]
 TokenizerOption = Annotated[

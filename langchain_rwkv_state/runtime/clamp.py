@@ -17,8 +17,7 @@ import safetensors.torch
 import torch
 
 from langchain_rwkv_state.runtime.base import Runtime
-from langchain_rwkv_state.runtime.checkpoint import Checkpoint
-from langchain_rwkv_state.runtime.files import read_tensors
+from langchain_rwkv_state.runtime.checkpoint import Checkpoint, read_tensors
 from langchain_rwkv_state.runtime.loader import load_changed, locate
 from langchain_rwkv_state.whole import require_new, write_whole
 

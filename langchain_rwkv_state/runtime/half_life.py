@@ -16,8 +16,7 @@ from pathlib import Path
 import torch
 
 from langchain_rwkv_state.demo.sample import SAMPLE_IDS, SAMPLE_TEXT
-from langchain_rwkv_state.runtime.checkpoint import Checkpoint
-from langchain_rwkv_state.runtime.files import read_tensors
+from langchain_rwkv_state.runtime.checkpoint import Checkpoint, read_tensors
 from langchain_rwkv_state.runtime.loader import DEMO, locate
 from langchain_rwkv_state.runtime.reference import ReferenceModel
 

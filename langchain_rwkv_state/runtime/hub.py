@@ -1,7 +1,7 @@
-"""Models from a hub: a name like ``org/repo/file.pth`` to a file in the hub's own cache.
+"""Models from a hub: a name like ``org/repo/file.pth`` to files in the hub's own cache.
 
 huggingface_hub does the work and is asked as it is configured (``HF_ENDPOINT``, ``HF_TOKEN``,
-``HF_HUB_OFFLINE``, ``HF_HOME``); here are the choice of a file and errors that say what to do. The
+``HF_HUB_OFFLINE``, ``HF_HOME``); here are the choice of files and errors that say what to do. The
 easy mistake is to promise more resuming than there is: a dropped connection goes on where it broke,
 but a process that was killed begins the file anew.
 """
@@ -9,9 +9,10 @@ but a process that was killed begins the file anew.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -22,41 +23,104 @@ from huggingface_hub.errors import (
 )
 
 from langchain_rwkv_state.errors import ModelLoadError
-from langchain_rwkv_state.runtime.files import SUFFIXES
+from langchain_rwkv_state.runtime.checkpoint.where import (
+    INDEX_SUFFIX,
+    SHARD,
+    STANDARD,
+    SUFFIXES,
+    find,
+)
 
 _LIBRARY = "langchain-rwkv-state"
+_BESIDE = ("config.json", "tokenizer.json")
 
 
 def download(repo: str, file: str | None = None) -> Path:
-    """Returns a file of a hub's repository, from the cache where it is there already.
+    """Returns a file of a hub's repository, or a folder of shards or of a Hugging Face model.
+
+    What is in the cache is taken from there.
 
     Args:
         repo: ``org/repo``.
-        file: Path inside the repository; ``None`` for its only checkpoint.
+        file: Path inside the repository, of a file or a folder; ``None`` for its only checkpoint.
 
     Raises:
         ModelLoadError: The hub cannot be reached, has no such file or does not give it, or the
             repository holds several checkpoints.
     """
     try:
-        name = file or _only_checkpoint(repo, _checkpoints(repo))
-        return Path(hf_hub_download(repo, name, library_name=_LIBRARY))
+        if file is not None and file.endswith(SUFFIXES):
+            return _fetched(repo, file)
+        names = _files(repo)
+        if file in names:
+            return _fetched(repo, str(file))
+        return _whole(repo, names, file)
     except ModelLoadError:
         raise
     except Exception as error:  # those of the hub, of its HTTP client and of the disk
-        raise _explained(repo, file, error) from error
+        cached = _cached(repo, file, error)
+        if cached is None:
+            raise _explained(repo, file, error) from error
+        return cached
 
 
-def _checkpoints(repo: str) -> list[str]:
-    """Returns the names of a repository's checkpoints."""
+def _fetched(repo: str, file: str) -> Path:
+    return Path(hf_hub_download(repo, file, library_name=_LIBRARY))
+
+
+def _files(repo: str) -> list[str]:
+    """Returns the names of a repository's files."""
     siblings = HfApi(library_name=_LIBRARY).model_info(repo).siblings or []
-    names = (sibling.rfilename for sibling in siblings)
-    return sorted(name for name in names if name.endswith(SUFFIXES))
+    return sorted(sibling.rfilename for sibling in siblings)
+
+
+def _whole(repo: str, names: Sequence[str], folder: str | None) -> Path:
+    """Returns the checkpoint of a repository or of one of its folders."""
+    start = "" if folder is None else f"{folder.rstrip('/')}/"
+    inside = [name for name in names if name.startswith(start)]
+    if folder is not None and not inside:
+        raise EntryNotFoundError(f"no file {folder}")
+    here = [name.removeprefix(start) for name in inside if "/" not in name.removeprefix(start)]
+    parts = _parts(here)
+    if not parts:
+        return _fetched(repo, _only_checkpoint(repo, [n for n in inside if n.endswith(SUFFIXES)]))
+    folders = {_fetched(repo, start + name).parent for name in parts}
+    if len(folders) > 1:
+        raise ModelLoadError(f"{repo} was changed while it was downloaded: load it again.")
+    return folders.pop()
+
+
+def _parts(names: Sequence[str]) -> list[str]:
+    """Returns the files of a folder that is taken whole; none where one file is the model."""
+    beside = [name for name in names if name in _BESIDE]
+    shards = [name for name in names if SHARD.fullmatch(name)]
+    if shards:
+        safe = [name for name in shards if name.endswith(".safetensors")]
+        suffix = Path((safe or shards)[0]).suffix
+        index = [n for n in names if n.endswith(f"{suffix}{INDEX_SUFFIX}")]
+        return [*(safe or shards), *index, *beside]
+    standard = next((name for name in STANDARD if name in names), None)
+    return [standard, *beside] if standard and "config.json" in beside else []
+
+
+def _cached(repo: str, file: str | None, error: Exception) -> Path | None:
+    """Returns what the cache has of a repository that cannot be asked; ``None`` for nothing."""
+    if isinstance(error, HfHubHTTPError | HFValidationError | EntryNotFoundError):
+        return None  # it could be asked, and said no
+    try:
+        folder = Path(snapshot_download(repo, local_files_only=True, library_name=_LIBRARY))
+        path = folder / (file or "")
+        find(path)
+    except Exception:  # noqa: BLE001  # the first error says what is wrong
+        return None
+    return path
 
 
 def _only_checkpoint(repo: str, names: list[str]) -> str:
     if not names:
-        raise ModelLoadError(f"{repo} holds no .pth or .safetensors file: is it an RWKV model?")
+        raise ModelLoadError(
+            f"{repo} holds no .pth, .safetensors or .gguf file: is it an RWKV model?"
+        )
     models = {Path(name).with_suffix("") for name in names}
     if len(models) > 1:
         listed = "\n  ".join(f"{repo}/{name}" for name in names)
@@ -67,7 +131,7 @@ def _only_checkpoint(repo: str, names: list[str]) -> str:
 def _near(repo: str, file: str | None) -> str:
     """Returns the end of a sentence that names files like the one that is missing."""
     try:
-        names = _checkpoints(repo)
+        names = [name for name in _files(repo) if name.endswith(SUFFIXES)]
     except Exception:  # noqa: BLE001  # the answer is only a hint
         names = []
     near = difflib.get_close_matches(file or "", names, n=3, cutoff=0.5) or names[:3]

@@ -18,8 +18,7 @@ from pathlib import Path
 from langchain_rwkv_state.errors import ModelLoadError
 from langchain_rwkv_state.runtime.base import Runtime
 from langchain_rwkv_state.runtime.change import Change
-from langchain_rwkv_state.runtime.checkpoint import Checkpoint
-from langchain_rwkv_state.runtime.files import SUFFIXES, read_tensors, require_file
+from langchain_rwkv_state.runtime.checkpoint import SUFFIXES, Checkpoint, find, read_tensors
 from langchain_rwkv_state.runtime.handle import Model, RuntimeHandle
 from langchain_rwkv_state.runtime.native.model import NativeModel
 from langchain_rwkv_state.runtime.package import PackageModel
@@ -41,8 +40,9 @@ def load_runtime(
     """Loads a model, or shares the one that this process has loaded already.
 
     Args:
-        model: A ``.pth`` or ``.safetensors`` file, ``"demo"`` for the built-in model, or a name on
-            the hub, ``"org/repo/file.pth"`` or ``"org/repo"``. A path that exists wins over a name.
+        model: A ``.pth``, ``.safetensors`` or ``.gguf`` file, a folder that holds one, its shards
+            or a Hugging Face RWKV-7; ``"demo"`` for the built-in model; or a name on the hub,
+            ``"org/repo/file.pth"`` or ``"org/repo"``. A path that exists wins over a name.
         strategy: ``"auto"`` (fp16 on a CUDA card, else fp32 on the CPU; RWKV-7 on the native
             runtime, older versions on the `rwkv` package); ``"native <device> <dtype>"`` for the
             native runtime by name; ``"cpu int8"`` for it with weights in 8 bits, which is lossy; or
@@ -114,11 +114,11 @@ def check_model(model: str | Path, strategy: str = "auto") -> None:
             "org/repo."
         ) from error
     if model != DEMO and is_path:
-        require_file(path)
+        find(path)
 
 
 def locate(model: str | Path) -> Path:
-    """Returns the file of a model, downloaded if need be.
+    """Returns the file or the folder of a model, downloaded if need be.
 
     Args:
         model: As for `load_runtime`.
@@ -130,7 +130,7 @@ def locate(model: str | Path) -> Path:
         return _demo_path()
     path = Path(model).expanduser()
     if isinstance(model, Path) or path.exists() or not _is_hub_name(model):
-        require_file(path)
+        find(path)
         return path
     # The hub's client takes a third of a second to import, for nothing where there is a file.
     from langchain_rwkv_state.runtime.hub import download
@@ -199,16 +199,19 @@ def model_key(model: str | Path, strategy: str = "auto") -> Hashable:
 
 
 def _key(path: Path, strategy: Strategy, change: Change | None) -> Hashable:
-    return (*_identity(path), strategy, _kernels(strategy), change)
+    return (_identity(path), strategy, _kernels(strategy), change)
 
 
 def _kernels(strategy: Strategy) -> bool:
     return os.environ.get("RWKV_CUDA_ON") == "1" and strategy.on_cuda
 
 
-def _identity(path: Path) -> tuple[str, int, int, int, int]:
-    stat = path.stat()
-    return str(path.resolve()), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+def _identity(path: Path) -> tuple[Hashable, ...]:
+    stats = [(file, file.stat()) for file in find(path).files]
+    return tuple(
+        (str(file.resolve()), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        for file, stat in stats
+    )
 
 
 def _on_a_thread(load: Callable[[], Model]) -> Model:

@@ -8,7 +8,7 @@ import torch
 
 from langchain_rwkv_state import ChatRWKV, DiskStateStore, MemoryStateStore
 from langchain_rwkv_state.runtime import locate
-from langchain_rwkv_state.runtime.files import read_tensors
+from langchain_rwkv_state.runtime.checkpoint import read_tensors
 from tests.helpers.checkpoints import write_checkpoint
 from tests.helpers.pages import ROOT, Reader, blocks, not_run
 

@@ -40,7 +40,7 @@ from benchmarks.rwkv4_words import KINDS, WORDS, filler, ids
 from langchain_rwkv_state import MemoryStateStore, RWKVState
 from langchain_rwkv_state.errors import SessionConflict
 from langchain_rwkv_state.runtime import clamp_decay, half_life, load_runtime, text_loss
-from langchain_rwkv_state.runtime.files import read_tensors
+from langchain_rwkv_state.runtime.checkpoint import read_tensors
 from langchain_rwkv_state.runtime.reference import ReferenceModel
 from langchain_rwkv_state.state import (
     blend,

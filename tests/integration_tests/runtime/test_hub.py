@@ -14,8 +14,9 @@ from huggingface_hub import constants, file_download
 
 from langchain_rwkv_state.errors import ModelLoadError
 from langchain_rwkv_state.runtime import load_runtime
-from tests.helpers.checkpoints import write_checkpoint
+from tests.helpers.checkpoints import random_checkpoint, write_checkpoint
 from tests.helpers.hub_server import HubServer, hub_server
+from tests.helpers.hugging_face import write_hugging_face
 
 NAME = "org/repo/RWKV-x070-tiny.pth"
 
@@ -83,6 +84,51 @@ def test_a_repository_without_a_checkpoint_is_told(hub: HubServer) -> None:
     del hub.files["RWKV-x070-tiny.pth"]
     with pytest.raises(ModelLoadError, match=r"org/repo holds no \.pth"):
         load_runtime("org/repo", "cpu fp32")
+
+
+@pytest.fixture
+def folder(hub: HubServer, tmp_path: Path) -> Path:
+    """A Hugging Face folder of two shards that the hub has beside a README."""
+    folder = write_hugging_face(tmp_path / "theirs", random_checkpoint(7, head_size=64), shards=2)
+    hub.files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    hub.files["README.md"] = b"# a model"
+    return folder
+
+
+def test_a_hugging_face_folder_of_shards_is_taken_whole(hub: HubServer, folder: Path) -> None:
+    first = load_and_close("org/repo")
+    assert first == load_and_close(str(folder))
+    assert len(hub.downloads()) == 4  # two shards, their index, config.json
+    assert load_and_close("org/repo") == first
+    assert len(hub.downloads()) == 4
+
+
+def test_a_folder_inside_a_repository_is_taken_whole(hub: HubServer, folder: Path) -> None:
+    hub.files = {f"small/{name}": content for name, content in hub.files.items()}
+    hub.files["other.pth"] = b"PK"
+    assert load_and_close("org/repo/small") == load_and_close(str(folder))
+    with pytest.raises(ModelLoadError, match="has no file 'large'"):
+        load_runtime("org/repo/large", "cpu fp32")
+
+
+def test_one_file_of_a_hugging_face_folder_brings_its_settings(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    tensors = random_checkpoint(7, head_size=64)
+    folder = write_hugging_face(tmp_path / "theirs", tensors, hidden_act="gelu")
+    hub.files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ModelLoadError, match="hidden_act is 'gelu'"):
+        load_runtime("org/repo", "cpu fp32")
+
+
+def test_a_folder_in_the_cache_needs_no_network(
+    hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = load_and_close("org/repo")
+    hub.shutdown()
+    hub.server_close()
+    huggingface_hub.close_session()
+    assert load_and_close("org/repo") == first
 
 
 def test_a_download_that_breaks_off_goes_on_where_it_broke(

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from langchain_rwkv_state.errors import ModelLoadError
-from langchain_rwkv_state.runtime.checkpoint import Checkpoint, in_loading_order
-from langchain_rwkv_state.runtime.files import read_tensors
+from langchain_rwkv_state.runtime.checkpoint import Checkpoint, in_loading_order, read_tensors
 from tests.helpers.checkpoints import VERSIONS, random_checkpoint, write_checkpoint
 
 PATH = Path("RWKV-x060-named-wrongly.pth")
@@ -46,7 +45,9 @@ def test_the_value_residual_of_the_first_layer_may_lack() -> None:
     whole = random_checkpoint(7)
     for name in ("v0", "v1", "v2"):
         del whole[f"blocks.0.att.{name}"]
-    assert Checkpoint.of(whole, PATH).version == "7"
+    found = Checkpoint.of(whole, PATH)
+    assert found.version == "7"
+    assert found.weights == Checkpoint.of(random_checkpoint(7), PATH).weights  # it is never used
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -20,8 +20,7 @@ from langchain_rwkv_state.runtime import (
     load_runtime,
     write_clamped,
 )
-from langchain_rwkv_state.runtime.checkpoint import Checkpoint
-from langchain_rwkv_state.runtime.files import read_tensors
+from langchain_rwkv_state.runtime.checkpoint import Checkpoint, read_tensors
 from langchain_rwkv_state.runtime.half_life import static_half_life
 from langchain_rwkv_state.runtime.registry import MODELS
 from langchain_rwkv_state.state import Fingerprint

@@ -16,8 +16,7 @@ import safetensors.torch
 import torch
 
 from langchain_rwkv_state.errors import ModelLoadError
-from langchain_rwkv_state.runtime import pth_file, safetensors_file
-from langchain_rwkv_state.runtime.files import read_tensors
+from langchain_rwkv_state.runtime.checkpoint import pth_file, read_tensors, safetensors_file
 from tests.helpers.checkpoints import random_checkpoint, write_checkpoint
 
 SUFFIXES = [".pth", ".safetensors"]
@@ -74,6 +73,23 @@ def test_tensors_that_share_memory_or_are_views_are_read(
         assert found[name].stride() == tensor.stride()
     assert found["turned"].data_ptr() == found["whole"].data_ptr()
     assert loads == [True]  # for the pickle alone: the numbers are read here
+
+
+def test_of_a_trainers_file_the_model_alone_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+
+    def watched(file: Any, place: int, mapped: torch.UntypedStorage) -> torch.UntypedStorage:
+        read.append(mapped.nbytes())
+        return storage(file, place, mapped)
+
+    storage = pth_file._storage
+    monkeypatch.setattr(pth_file, "_storage", watched)
+    optimizer = {"state": {0: torch.zeros(1_000_000)}}
+    torch.save({"optimizer": optimizer, "model": {"emb.weight": torch.ones(3, 5)}}, tmp_path / "m")
+    assert torch.equal(read_tensors(tmp_path / "m")["emb.weight"], torch.ones(3, 5))
+    assert read == [60]
 
 
 def test_an_archive_whose_storages_are_not_found_is_read_as_pytorch_reads_it(
@@ -149,8 +165,14 @@ def test_an_empty_file_is_named(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"GGUF" + bytes(100), "is a GGUF file"),
-        (b"<!DOCTYPE html><html>404</html>", "is no checkpoint.*Is the download whole"),
+        (b"GGUF" + bytes(100), "is not a whole GGUF file"),
+        (b"<!DOCTYPE html><html>404</html>", "is no checkpoint but a text.*Is the download whole"),
+        (b'{"model_type": "rwkv7"}', "is no checkpoint but a JSON file: pass the folder"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 382\n",
+            "is no checkpoint but a pointer.*git lfs pull",
+        ),
+        (bytes(range(256)), "is no checkpoint: an RWKV checkpoint is"),
         (b"PK\x03\x04" + bytes(100), "truncated or damaged"),
     ],
 )
@@ -163,9 +185,11 @@ def test_a_foreign_file_is_named(tmp_path: Path, content: bytes, message: str) -
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        ([torch.ones(1)], "holds no named tensors"),
+        ([torch.ones(1)], "a list of tensors.*how the rwkv package keeps a state.*import_tensors"),
+        (torch.ones(1), "holds no named tensors"),
         ({}, "holds no named tensors"),
-        ({"state_dict": {"emb.weight": torch.ones(1)}}, "dict 'state_dict' .the model may be"),
+        ({"net": {"emb.weight": torch.ones(1)}}, "dict 'net' .the model may be"),
+        ({"state_dict": {"step": 3}}, "holds int 'step' where a tensor should be"),
         ({"step": 3}, "holds int 'step' where a tensor should be"),
         ({"_strategy": "cpu fp32", "_version": "0.7"}, "converted .* for the strategy 'cpu fp32'"),
     ],
@@ -185,7 +209,10 @@ def test_a_missing_file_brings_near_matches(tmp_path: Path) -> None:
 
 
 def test_a_directory_brings_the_files_in_it(tmp_path: Path) -> None:
-    with pytest.raises(ModelLoadError, match=r"holds no \.pth or \.safetensors"):
+    with pytest.raises(ModelLoadError, match=r"holds no \.pth, \.safetensors or \.gguf"):
+        read_tensors(tmp_path)
+    (tmp_path / "m0.pth").touch()
+    with pytest.raises(ModelLoadError, match=r"m0\.pth is empty"):
         read_tensors(tmp_path)
     for number in range(10):
         (tmp_path / f"m{number}.pth").touch()
@@ -287,5 +314,6 @@ def test_what_the_library_writes_of_every_dtype_and_shape_is_read(tmp_path: Path
     found = read_tensors(path)
     assert found.keys() == tensors.keys()
     for name, tensor in tensors.items():
-        assert found[name].dtype == tensor.dtype
-        assert torch.equal(found[name], tensor)
+        kept = tensor.float() if tensor.dtype == torch.float64 else tensor
+        assert found[name].dtype == kept.dtype
+        assert torch.equal(found[name], kept)

@@ -18,7 +18,7 @@ import torch
 import langchain_rwkv_state.runtime.hub as hub
 from langchain_rwkv_state.errors import ModelLoadError
 from langchain_rwkv_state.runtime import Runtime, load_runtime, loader
-from langchain_rwkv_state.runtime.files import read_tensors
+from langchain_rwkv_state.runtime.checkpoint import read_tensors
 from langchain_rwkv_state.runtime.handle import RuntimeHandle
 from langchain_rwkv_state.runtime.registry import MODELS
 from tests.helpers.checkpoints import random_checkpoint, write_checkpoint
@@ -225,7 +225,18 @@ def test_names_of_the_hub_are_downloaded(
 
 
 @pytest.mark.parametrize(
-    "name", ["m.pth", "models/m.pth", "/org/repo", "./org/repo", "here/repo/m.pth", "C:\\m.pth", ""]
+    "name",
+    [
+        "m.pth",
+        "models/m.pth",
+        "models/m.gguf",
+        "models/m.st",
+        "/org/repo",
+        "./org/repo",
+        "here/repo/m.pth",
+        "C:\\m.pth",
+        "",
+    ],
 )
 def test_what_can_only_be_a_path_is_not_asked_of_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -247,8 +258,7 @@ def test_a_path_that_exists_wins_over_a_name_of_the_hub(
     (tmp_path / "org" / "repo").mkdir(parents=True)
     write_checkpoint("org/repo/m.pth", 4)
     assert loader.locate("org/repo/m.pth") == Path("org/repo/m.pth")
-    with pytest.raises(ModelLoadError, match=r"name one file, such as m\.pth"):
-        loader.locate("org/repo")
+    assert loader.locate("org/repo") == Path("org/repo")
 
 
 def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from langchain_rwkv_state.runtime import text_loss
-from langchain_rwkv_state.runtime.files import read_tensors
+from langchain_rwkv_state.runtime.checkpoint import read_tensors
 from langchain_rwkv_state.runtime.reference import ReferenceModel
 
 TOKENS = [3, 1, 4, 1, 5, 9, 2, 6]

@@ -15,8 +15,7 @@ import torch
 
 from langchain_rwkv_state.errors import StateMismatch
 from langchain_rwkv_state.runtime import Runtime, load_runtime, package
-from langchain_rwkv_state.runtime.checkpoint import Checkpoint
-from langchain_rwkv_state.runtime.files import read_tensors
+from langchain_rwkv_state.runtime.checkpoint import Checkpoint, read_tensors
 from langchain_rwkv_state.runtime.namespace import Namespace
 from langchain_rwkv_state.runtime.package import PackageModel
 from langchain_rwkv_state.runtime.strategy import Strategy

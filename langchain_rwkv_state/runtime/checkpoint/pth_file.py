@@ -17,32 +17,50 @@ from typing import BinaryIO
 
 import torch
 
-from langchain_rwkv_state.runtime.own_memory import own_memory, read_into
+from langchain_rwkv_state.runtime.checkpoint.names import unwrapped
+from langchain_rwkv_state.runtime.checkpoint.own_memory import own_memory, read_into
 
 _RECORD = re.compile(r"[^/]+/data/\d+")
 _LOCAL_HEADER_BYTES = 30
 _NAME_LENGTH_AT = 26
 
 
-def read_pth(path: Path) -> object:
-    """Returns what `torch.save` wrote: tensors in a mapping, or what else it is.
+def read_pth(path: Path, *, mapped: bool) -> tuple[object, str]:
+    """Reads what `torch.save` wrote.
+
+    Args:
+        path: The file.
+        mapped: Whether to map an archive, for a quick look.
+
+    Returns:
+        Tensors in a mapping, or what else it is; and the name that they stand under among other
+        things, which are not read.
 
     Raises:
         ValueError: It ends too early.
         Exception: As `torch.load` with ``weights_only``.
     """
-    if zipfile.is_zipfile(path):  # files of before PyTorch 1.6 are no archives
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if not isinstance(found, Mapping):
-            return found
-        tensors = [each for each in found.values() if isinstance(each, torch.Tensor)]
-        storages = {each.data_ptr(): each for each in (t.untyped_storage() for t in tensors)}
-        with path.open("rb", buffering=0) as file:
-            places = _places(file, {at: each.nbytes() for at, each in storages.items()})
-            if places is not None:
-                read = {at: _storage(file, place, storages[at]) for at, place in places.items()}
-                return {name: _moved(each, read) for name, each in found.items()}
-    return torch.load(path, map_location="cpu", weights_only=True)
+    if not zipfile.is_zipfile(path):  # files of before PyTorch 1.6 are no archives
+        return unwrapped(_loaded(path))
+    if path.suffix == ".safetensors":  # for which PyTorch would take it, and a name is all it maps
+        return unwrapped(_loaded(path))
+    found, name = unwrapped(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+    if mapped or not isinstance(found, Mapping):
+        return found, name
+    tensors = [each for each in found.values() if isinstance(each, torch.Tensor)]
+    storages = {each.data_ptr(): each for each in (t.untyped_storage() for t in tensors)}
+    with path.open("rb", buffering=0) as file:
+        places = _places(file, {at: each.nbytes() for at, each in storages.items()})
+        if places is None:
+            return unwrapped(_loaded(path))
+        read = {at: _storage(file, place, storages[at]) for at, place in places.items()}
+        return {key: _moved(each, read) for key, each in found.items()}, name
+
+
+def _loaded(path: Path) -> object:
+    """Returns what PyTorch reads all at once; from a file, so that it does not ask the name."""
+    with path.open("rb") as file:
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _places(file: BinaryIO, mapped: Mapping[int, int]) -> dict[int, int] | None:

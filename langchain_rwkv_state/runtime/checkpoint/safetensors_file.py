@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from langchain_rwkv_state.runtime.own_memory import own_memory, read_into
+from langchain_rwkv_state.runtime.checkpoint.own_memory import own_memory, read_into
 
 _LENGTH_BYTES = 8
 _LONGEST_HEADER_BYTES = 100_000_000  # the format's own limit

@@ -20,6 +20,7 @@ from typing import cast
 import torch
 
 from langchain_rwkv_state.errors import ModelLoadError
+from langchain_rwkv_state.runtime.checkpoint.where import shard_hint
 from langchain_rwkv_state.state import StateLayout, Version
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -100,7 +101,8 @@ _DEEP_EMBED = {
     "ffn.s1": "D*",
     "ffn.s2": "*F",
 }
-_OPTIONAL_7 = {"att.v0", "att.v1", "att.v2"}  # unused in the first layer and left out by some
+_UNUSED_7 = {f"blocks.0.att.v{n}" for n in range(3)}  # and left out by some
+_MARKS_7 = {"r_k", "k_k", "k_a", "w0", "a0", *(f"x_{letter}" for letter in "rwkvag")}
 
 
 @dataclass(frozen=True)
@@ -196,26 +198,36 @@ def in_loading_order(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
 
 
 def _version(tensors: Mapping[str, torch.Tensor], path: Path) -> str:
-    first = {name.removeprefix("blocks.0.att.") for name in tensors if "blocks.0.att." in name}
-    if "emb.weight" not in tensors or not first:
+    # All layers are looked at: in a shard the first may lack what tells the versions apart.
+    every = [match for match in map(_BLOCK.fullmatch, tensors) if match]
+    att = {m[2].removeprefix("att.") for m in every if m[2].startswith("att.")}
+    if not att or not every:
+        some = next(iter(tensors))
         hint = (
-            "its names are those of another format, such as Hugging Face's: use the checkpoint in "
-            "BlinkDL's format, or convert it"
+            "its names are those of another format, such as a Hugging Face model of another kind: "
+            "use an RWKV-7 in fla's names, or a checkpoint in BlinkDL's format"
             if any(_FOREIGN.search(name) for name in tensors)
             else "it should hold 'emb.weight', 'head.weight' and 'blocks.0.att...'"
         )
-        some = next(iter(tensors))
-        raise ModelLoadError(f"{path} is not an RWKV checkpoint (it holds {some!r}): {hint}.")
-    if "r_k" in first:
+        raise ModelLoadError(
+            f"{path} is not an RWKV checkpoint (it holds {some!r}): {hint}.{_hint(tensors, path)}"
+        )
+    if att & _MARKS_7:
         return "7"
-    if "time_maa_x" in first:
+    if any(name.startswith("time_maa") for name in att):
         return "6"
-    if "ln_x.weight" not in first:
+    if "ln_x.weight" not in att:
         return "4"
-    if "gate.weight" not in first:
+    if "gate.weight" not in att:
         return "5"
     decay = tensors.get("blocks.0.att.time_decay")
     return "5.2" if decay is not None and decay.ndim > 1 and decay.shape[1] > 1 else "5.1"
+
+
+def _hint(tensors: Mapping[str, torch.Tensor], path: Path) -> str:
+    """Returns what to do where tensors lack: nothing of use unless some are an RWKV's."""
+    known = any(name in ("emb.weight", "head.weight") or _BLOCK.match(name) for name in tensors)
+    return shard_hint(path) if known else ""
 
 
 def _sizes(tensors: Mapping[str, torch.Tensor], version: str, path: Path) -> dict[str, int]:
@@ -228,6 +240,7 @@ def _sizes(tensors: Mapping[str, torch.Tensor], version: str, path: Path) -> dic
     except (KeyError, ValueError, IndexError) as error:
         raise ModelLoadError(
             f"{path} is not a whole RWKV-{version} checkpoint: {error} is missing or misshapen."
+            f"{shard_hint(path)}"
         ) from error
     if att % heads or (version != "4" and att != width):
         raise ModelLoadError(
@@ -265,12 +278,14 @@ def _check(
 ) -> None:
     # From 5.1 on `time_first` is stored as it is used, under the name `time_faaaa`.
     known = {name.replace("time_faaaa", "time_first"): name for name in tensors}
-    spare = {f"blocks.0.{name}" for name in _OPTIONAL_7} if optional else set()
+    spare = _UNUSED_7 if optional else set()
     for name, letters in expected.items():
         if name in spare:
             continue
         if name not in known:
-            raise ModelLoadError(f"{path} is not a whole checkpoint: it lacks {name!r}.")
+            raise ModelLoadError(
+                f"{path} is not a whole checkpoint: it lacks {name!r}.{shard_hint(path)}"
+            )
         shape = tensors[known[name]].shape
         wanted = [sizes.get(letter, 0) for letter in letters]
         if not _fits([n for n in shape if n != 1], [n for n in wanted if n != 1]):
@@ -287,7 +302,7 @@ def _check(
         if tensor.dtype not in _FLOATS:
             raise ModelLoadError(
                 f"{path} holds {name!r} in {tensor.dtype}: weights must be in float32, float16 or "
-                "bfloat16, so use a checkpoint that is not quantised."
+                "bfloat16, so use a checkpoint that is not quantised, or a GGUF file."
             )
 
 
@@ -300,10 +315,11 @@ def _fits(shape: list[int], wanted: list[int]) -> bool:
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
     """Returns 32 hex digits over names, shapes, dtypes and samples: some 4 kB a tensor.
 
-    Of ``time_decay`` every byte counts.
+    Of ``time_decay`` every byte counts; of what is never used, none, since some formats leave it
+    out, and the model is the same.
     """
     digest = hashlib.sha256()
-    for name in sorted(tensors):
+    for name in sorted(tensors.keys() - _UNUSED_7):
         tensor = tensors[name]
         digest.update(f"{name}|{list(tensor.shape)}|{tensor.dtype}|".encode())
         flat = tensor.reshape(-1)
