@@ -19,10 +19,10 @@ from langchain_core.messages import (
 
 from benchmarks import values
 from examples.demo_training import words
+from langchain_rwkv_state.answer import read_answer
 from langchain_rwkv_state.recall.talk import Talk, Talks
 from langchain_rwkv_state.recall.values import FACTS, KINDS, holds, number
 from langchain_rwkv_state.recall.values import other_turn as anything_else
-from langchain_rwkv_state.answer import read_answer
 from langchain_rwkv_state.tool_format import ToolFormat
 
 DISTANCES = (0, 4, 8, 16, 30)

@@ -239,7 +239,8 @@ class ChatRWKV(RWKVModel, BaseChatModel):
             tools, tool_choice=tool_choice, parallel_tool_calls=parallel_tool_calls, strict=strict
         )
         self._check(options | kwargs)
-        return self.bind(**options, **kwargs)
+        bound: Runnable[LanguageModelInput, AIMessage] = self.bind(**options, **kwargs)
+        return bound
 
     def with_structured_output(
         self,

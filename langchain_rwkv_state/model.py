@@ -73,8 +73,8 @@ class RWKVModel(BaseModel):
     """``world``, the path of a ``tokenizer.json`` or a vocabulary in the format of World's, a
     `Tokenizer`, or ``None`` to find it."""
     template: Any = None
-    """``world``, ``g1``, ``demo``, a `ChatTemplate` class or a function of a tokenizer; ``None`` for
-    the one that the model was trained on: ``g1`` where its name says so, else ``world``."""
+    """``world``, ``g1``, ``demo``, a `ChatTemplate` class or a function of a tokenizer; ``None``
+    for the one that the model was trained on: ``g1`` where its name says so, else ``world``."""
     store_location: Any = Field(default=None, alias="store")
     """A `StateStore`, a directory, or ``None`` for the user's default store."""
     prefix_cache_setting: Any = Field(default=None, alias="prefix_cache")
@@ -356,7 +356,7 @@ class RWKVModel(BaseModel):
 
     def _sampling(self, template: ChatTemplate, overrides: Mapping[str, Any]) -> Sampling:
         """Returns the sampling of one call: what it sets, what the model sets, the template's."""
-        known = {**_SAMPLING, **template.sampling}
+        known: dict[str, Any] = {**_SAMPLING, **template.sampling}
         for source in (vars(self), overrides):
             known |= {
                 name: source[name] for name in SAMPLING_FIELDS if source.get(name) is not None
@@ -457,7 +457,7 @@ def _call_off(launching: asyncio.Future[Flight]) -> None:
         launching.result().ticket.cancel()
 
 
-_LANGCHAIN_OPTIONS = frozenset({"stream", "ls_structured_output_format", "output_version"})
+_LANGCHAIN_OPTIONS = frozenset({"stream", "ls_structured_output_format"})
 """Options that LangChain itself passes down to a model."""
 
 CALL_OPTIONS = (*SAMPLING_FIELDS, "max_tokens", "stop", "timeout", "cache_salt")

@@ -36,6 +36,7 @@ _ELSEWHERE = {
     "stop_sequences": "stop",
     "request_timeout": "timeout",
     "device": "strategy",
+    "output_version": "output_version, of the model itself: ChatRWKV(output_version='v1')",
     "system": "with_session, and a SystemMessage",
 }
 """Names of other integrations, the community class among them, with what they are called here."""

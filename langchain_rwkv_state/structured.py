@@ -1,4 +1,4 @@
-"""Structured output, as LangChain's partners have it: options of a call, and what parses its answer.
+"""Structured output, as LangChain's partners have it: options of a call, and who reads its answer.
 
 The constraint on decoding makes answers fit; this only asks for it and reads the result. The easy
 mistake is to trust LangChain's JSON parsers with an answer that `max_tokens` cut off: they mend it,
@@ -169,7 +169,7 @@ class _Whole(BaseOutputParser[T]):
                     "tokens, or for less.",
                     llm_output=first.text,
                 )
-        found: T = super().parse_result(result, partial=partial)  # type: ignore[safe-super]
+        found: T = super().parse_result(result, partial=partial)
         return found
 
 

@@ -176,12 +176,12 @@ def _type(schema: Mapping[str, Any], shared: Mapping[str, Any], depth: int) -> s
     if "$ref" in schema:
         name = str(schema["$ref"]).rsplit("/", 1)[-1]
         return inner(shared.get(name))
-    if "enum" in schema or "const" in schema:
-        values = schema["enum"] if "enum" in schema else [schema["const"]]
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
+    if values is not None:
         return " | ".join(_line(json.dumps(v, ensure_ascii=False, default=str)) for v in values)
-    for key in ("anyOf", "oneOf"):
-        if key in schema:
-            return _either(schema[key], inner)
+    cases = schema.get("anyOf") or schema.get("oneOf")
+    if cases:
+        return _either(cases, inner)
     if len(schema.get("allOf") or ()) == 1:
         return inner(schema["allOf"][0])
     kind = schema.get("type", "object" if "properties" in schema else "any")

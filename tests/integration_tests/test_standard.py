@@ -1,18 +1,10 @@
 """LangChain's standard integration tests, on the demo model.
 
-Left out (skipped by LangChain, since this release has neither tools nor structured output, and a
-text model reads text alone):
+Skipped by LangChain, since a text model reads text alone and a `ChatRWKV` is one model:
 
-- tools: `test_tool_calling`, `test_tool_calling_async`, `test_bind_runnables_as_tools`,
-  `test_tool_message_histories_string_content`, `test_tool_message_histories_list_content`,
-  `test_tool_choice`, `test_tool_calling_with_no_arguments`, `test_tool_message_error_status`,
-  `test_structured_few_shot_examples`, `test_agent_loop`, `test_unicode_tool_call_integration`;
-- structured output: `test_structured_output`, `test_structured_output_async`,
-  `test_structured_output_pydantic_2_v1`, `test_structured_output_optional_param`,
-  `test_json_mode`;
 - what is not text: `test_pdf_inputs`, `test_audio_inputs`, `test_image_inputs`,
   `test_image_tool_message`, `test_pdf_tool_message`, `test_anthropic_inputs`;
-- another model in a call (`test_*_with_model_override`): a `ChatRWKV` is one model;
+- another model in a call (`test_*_with_model_override`);
 - recorded network traffic (`test_stream_time`): there is none.
 """
 
@@ -43,16 +35,8 @@ class TestChatRWKV(ChatModelIntegrationTests):
         return {"model": "demo", "store": MemoryStateStore()}
 
     @property
-    def has_tool_calling(self) -> bool:
-        return False
-
-    @property
-    def has_tool_choice(self) -> bool:
-        return False
-
-    @property
-    def has_structured_output(self) -> bool:
-        return False
+    def supports_json_mode(self) -> bool:
+        return True
 
     @property
     def supports_model_override(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
 
 import pytest
@@ -34,7 +35,7 @@ def streamed(text: str, cuts: list[int]):
     stream = AnswerStream(FORMAT)
     places = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
     chunks = []
-    for start, end in zip(places, places[1:], strict=False):
+    for start, end in itertools.pairwise(places):
         chunks += stream.push(text[start:end])
     chunks += stream.end()
     return functools.reduce(operator.add, chunks) if chunks else None

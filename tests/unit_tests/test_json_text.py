@@ -4,7 +4,6 @@ import dataclasses
 import datetime
 import decimal
 import enum
-import json
 import pathlib
 import uuid
 

@@ -1,8 +1,6 @@
 """LangChain's standard unit tests, none of them overridden or expected to fail.
 
-Tool calling and structured output are not in this release (`bind_tools` and
-`with_structured_output` are there to say so), so the tests of these pass by doing nothing. Of the
-environment a model takes the directory of its default store alone.
+Of the environment a model takes the directory of its default store alone.
 """
 
 import importlib
@@ -42,16 +40,8 @@ class TestChatRWKV(ChatModelUnitTests):
         return {"model": "demo"}
 
     @property
-    def has_tool_calling(self) -> bool:
-        return False
-
-    @property
-    def has_tool_choice(self) -> bool:
-        return False
-
-    @property
-    def has_structured_output(self) -> bool:
-        return False
+    def supports_json_mode(self) -> bool:
+        return True
 
     @property
     def init_from_env_params(self) -> tuple[dict, dict, dict]:
