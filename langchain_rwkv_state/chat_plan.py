@@ -89,7 +89,7 @@ class ChatPlan:
             canonical_thought=kept if thought is not None and thought.keep else None,
             thought=thought,
             continued=reading.continued,
-            # constraint=constraint,
+            constraint=constraint,
         )
         return cls(loaded, reading, chat, tools)
 
