@@ -100,11 +100,16 @@ class Sampler:
         """
         return self.choose(look_over(logits[None])[0])
 
-    def choose(self, look: Look) -> int:
+    def choose(self, look: Look, allowed: npt.NDArray[np.int32] | None = None) -> int:
         """Returns the next token, as `pick` does, for a row that was looked over.
 
+        Args:
+            look: The row.
+            allowed: Bit ``i % 32`` of word ``i // 32`` says whether id i may be chosen; the others
+                count as not there at all. ``None`` for all.
+
         Raises:
-            EngineError: A logit is infinite or not a number.
+            EngineError: A logit is infinite or not a number, or no id is allowed.
         """
         if not look.finite:
             raise EngineError(
@@ -114,10 +119,24 @@ class Sampler:
         scores, greedy = look.scores, self._sampling.temperature == 0
         if self._places:
             scores = self._penalised(scores)
-        elif greedy:
+        elif greedy and allowed is None:
             return look.best
+        if allowed is not None:
+            return self._among(scores, allowed)
         if greedy:
             return int(scores.argmax())
+        return self._draw(scores)
+
+    def _among(self, scores: Floats, allowed: npt.NDArray[np.int32]) -> int:
+        known = np.unpackbits(allowed.view(np.uint8), bitorder="little", count=len(scores))
+        ids = np.flatnonzero(known)
+        if not len(ids):
+            raise EngineError("No id is allowed here, so there is none to choose.")
+        left = scores[ids]
+        greedy = self._sampling.temperature == 0
+        return int(ids[left.argmax() if greedy else self._draw(left)])
+
+    def _draw(self, scores: Floats) -> int:
         ids, weights = choices(scores, self._sampling)
         sums = np.cumsum(weights)
         place = int(np.searchsorted(sums, self._random.random() * sums[-1], side="right"))
