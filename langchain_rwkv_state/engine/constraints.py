@@ -36,7 +36,7 @@ from langchain_rwkv_state.tokenizer import Tokenizer
 Mask: TypeAlias = npt.NDArray[np.int32]
 
 _KEPT = 256  # compiled constraints of one tokenizer
-_FEW = 64  # ids: as many bytes may go on in the middle of a character
+_FEW = 2048  # ids: the middle of a character has 64, that of a number up to a thousand or so
 _WINDOW = 8  # ids before a choice that it is encoded with, at least
 _NO_TEXT = b"\xff"  # stands before a special token's name, which no text can hold
 _HINTS = {
@@ -97,7 +97,7 @@ class Grammars:
             if found is not None:
                 self._matchers.move_to_end(grammar)
                 return found.deep_copy()
-        matcher = _compiled(self._vocabulary.tables, grammar)
+        matcher = _compiled(self._vocabulary.tables.ids, grammar)
         with self._lock:
             self._matchers[grammar] = matcher
             while len(self._matchers) > _KEPT:
@@ -130,8 +130,8 @@ class Guide:
         self._fresh = matcher
         self._free = _Free(constraint, thought)
         self._held: _Held | None = None
-        if self._free.holds_at_once:
-            self._held = _Held(vocabulary, self._open(b""), ())
+        if self._free.holds_at_once and matcher is not None:
+            self._held = _Held(vocabulary, matcher)
 
     def choose(self, look: Look, sampler: Sampler) -> Choice:
         """Chooses what comes next.
@@ -156,7 +156,7 @@ class Guide:
 
     def _free_choice(self, token: int) -> Choice | None:
         """Takes an id of free text; ``None`` where it must not come."""
-        piece = self._vocabulary.piece(token)
+        piece = self._vocabulary.tables.pieces[token]
         after = self._free.after(piece)
         if after is None:
             return None
@@ -178,7 +178,7 @@ class Guide:
         if self._fresh is None:
             raise RuntimeError("There is no grammar to hold an answer to.")
         matcher = self._fresh.deep_copy()
-        ids = self._vocabulary.single(begun)
+        ids = [self._vocabulary.tables.single[byte] for byte in begun]
         return matcher if matcher.try_consume_tokens(ids) == len(ids) else None
 
 
@@ -241,16 +241,15 @@ class _Held:
     """
 
     def __init__(
-        self, vocabulary: _Vocabulary, matcher: LLMatcher | None, before: Sequence[int]
+        self, vocabulary: _Vocabulary, matcher: LLMatcher, before: Sequence[int] = ()
     ) -> None:
-        if matcher is None:
-            raise EngineError("The grammar does not begin with nothing, which cannot be.")
         self._vocabulary = vocabulary
+        self._pieces = vocabulary.tables.pieces
         self._matcher = matcher
-        self._said = list(before)
-        self._anchor = 0  # what was said from here on is canonical
+        # The last ids, which are canonical on their own, and their bytes.
+        self._recent = _Recent(list(before), b"".join(self._pieces[token] for token in before))
         self._mask: Mask | None = None
-        self._begun = False
+        self._begun = bool(before)
 
     @property
     def ended(self) -> bool:
@@ -259,9 +258,8 @@ class _Held:
 
     def choose(self, look: Look, sampler: Sampler) -> Choice:
         """Chooses an id, and those that are forced behind it."""
-        if not self._said and not self._begun and (forced := self.forced()):
+        if not self._begun and (forced := self.forced()):
             return Choice(tuple(forced), chosen=0, ended=self.ended)
-        self._begun = True
         allowed, first = self._allowed(), None
         while allowed.any():
             token = sampler.choose(look, allowed)
@@ -272,33 +270,32 @@ class _Held:
             if ids is not None:
                 return Choice(tuple(ids), ended=self.ended)
             _ban(allowed, token)
-        if first is None:
-            if self._matcher.is_accepting():
-                return Choice((), chosen=0, ended=True)
-            raise EngineError("The grammar allows no id of the model's here.")
-        # Nothing is canonical here: the answer will be read again, and goes on as if it were not.
-        self._consume([first])
-        self._said.append(first)
-        self._anchor = len(self._said)
-        return Choice((first, *self.forced()), ended=self.ended)
+        if first is not None:
+            # Nothing is canonical here: the answer will be read again, and goes on nevertheless.
+            self._consume([first])
+            self._recent = _Recent([], b"")
+            return Choice((first, *self.forced()), ended=self.ended)
+        if self._matcher.is_accepting():
+            return Choice((), chosen=0, ended=True)
+        raise EngineError("The grammar allows no id of the model's here.")
 
     def forced(self) -> list[int]:
         """Says what the grammar forces, as far as its ids are sure, and returns it."""
         self._begun = True
-        self._mask = None
         if self.ended:
             return []
         ids = self._matcher.compute_ff_tokens()
-        sure = self._sure(ids)
+        whole = self._recent.bytes + b"".join(self._pieces[token] for token in ids)
+        found = self._vocabulary.encode(whole.decode(errors="ignore")) if ids else []
+        sure = ids[: max(common(found, [*self._recent.ids, *ids]) - len(self._recent.ids), 0)]
         if sure:
             self._consume(sure)
-            self._said += sure
-            self._move_anchor()
+            self._add(sure)
         return sure
 
     def _try(self, token: int) -> list[int] | None:
         """Says an id and what it forces; ``None``, and nothing said, where it must not come."""
-        before = len(self._said)
+        before = self._recent
         self._consume([token])
         longer = self._fits(token, self._matcher.compute_ff_bytes())
         if longer is None:
@@ -307,13 +304,11 @@ class _Held:
         if longer != token:
             self._roll_back(1)
             self._consume([longer])
-        self._said.append(longer)
-        anchor = self._anchor
+        self._add([longer])
         ids = [longer, *self.forced()]
         if not self.ended and self._is_dead_end():
             self._roll_back(len(ids))
-            del self._said[before:]
-            self._anchor = anchor
+            self._recent = before
             return None
         return ids
 
@@ -324,61 +319,53 @@ class _Held:
             token: An id that the grammar allows.
             forced: What must come behind it.
         """
-        recent = self._said[self._anchor :]
-        piece = self._vocabulary.piece(token)
-        known = b"".join(map(self._vocabulary.piece, recent))
-        whole = known + piece + forced
+        recent, known = self._recent.ids, len(self._recent.ids)
+        piece = self._pieces[token]
+        whole = self._recent.bytes + piece + forced
         text = whole.decode(errors="ignore")
         found = self._vocabulary.encode(text)
-        agreed = common(found, [*recent, token])
-        if agreed > len(recent):
-            return token
-        if agreed == len(recent) and agreed < len(found):
-            grown = self._vocabulary.piece(found[agreed])
+        agreed = common(found, recent)
+        if agreed == known < len(found):
+            if found[known] == token:
+                return token
+            grown = self._pieces[found[known]]
             if len(grown) > len(piece) and (piece + forced).startswith(grown):
-                return found[agreed]
+                return found[known]
         # The end of a character that is not complete yet: nothing is known of its id.
         missing = len(whole) - len(text.encode())
-        at = len(b"".join(map(self._vocabulary.piece, [*recent, token][: agreed + 1])))
+        ids = [*recent, token][: agreed + 1]
+        at = sum(len(self._pieces[each]) for each in ids)
         return token if missing and at > len(whole) - missing else None
 
-    def _sure(self, ids: list[int]) -> list[int]:
-        """Returns as many forced ids as are canonical behind what was said."""
-        recent = self._said[self._anchor :]
-        pieces = b"".join(map(self._vocabulary.piece, [*recent, *ids]))
-        found = self._vocabulary.encode(pieces.decode(errors="ignore"))
-        agreed = common(found, [*recent, *ids])
-        return ids[: max(agreed - len(recent), 0)]
-
     def _is_dead_end(self) -> bool:
-        """Says whether few ids are allowed next, and each would change what was said."""
-        allowed = self._allowed()
-        if np.count_nonzero(allowed) > _FEW:
+        """Says whether few ids are allowed next, and each would change ids that were said."""
+        left = int.from_bytes(self._allowed().tobytes(), "little")
+        if left.bit_count() > _FEW:
             return False
-        few = np.flatnonzero(np.unpackbits(allowed.view(np.uint8), bitorder="little"))
-        fits = not 0 < len(few) <= _FEW
-        for token in few.tolist():
-            if fits or token in self._vocabulary.ends:
-                fits = True
-                break
-            self._consume([token])
-            fits = self._fits(token, self._matcher.compute_ff_bytes()) is not None
-            self._roll_back(1)
-        self._mask = allowed
-        return not fits
+        ends = self._vocabulary.ends
+        while left:
+            token = (left & -left).bit_length() - 1
+            if token in ends or self._fits(token, b"") is not None:
+                return False
+            left &= left - 1
+        return not self._matcher.is_accepting()
 
-    def _move_anchor(self) -> None:
-        """Lets go of ids that lie far behind, where what stays is canonical on its own."""
-        if len(self._said) - self._anchor <= 2 * _WINDOW:
+    def _add(self, ids: list[int]) -> None:
+        """Takes note of what was said, and lets go of what lies far behind."""
+        pieces = self._pieces
+        self._recent = recent = _Recent(
+            [*self._recent.ids, *ids], self._recent.bytes + b"".join(pieces[each] for each in ids)
+        )
+        if len(recent.ids) <= 2 * _WINDOW:
             return
-        start = len(self._said) - _WINDOW
-        recent = self._said[start:]
+        last = recent.ids[-_WINDOW:]
+        known = b"".join(pieces[each] for each in last)
         try:
-            text = b"".join(map(self._vocabulary.piece, recent)).decode()
+            found = self._vocabulary.encode(known.decode())
         except UnicodeDecodeError:
             return
-        if self._vocabulary.encode(text) == recent:
-            self._anchor = start
+        if found == last:
+            self._recent = _Recent(last, known)
 
     def _allowed(self) -> Mask:
         """Returns the ids that the grammar allows, for the caller to take others out."""
@@ -406,6 +393,13 @@ class _Held:
             )
 
 
+class _Recent(NamedTuple):
+    """The last ids of an answer."""
+
+    ids: list[int]
+    bytes: bytes
+
+
 class _Vocabulary:
     """Ids as bytes, and the ids of texts.
 
@@ -415,45 +409,28 @@ class _Vocabulary:
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
-        self._tokenizer = tokenizer
-        self._vocab_size = vocab_size
+        self._named = _Named(tokenizer, vocab_size)
+        self._n_words = -(-vocab_size // 32)
+        self._beyond = vocab_size % 32
         self.encode = tokenizer.encode
         self.ends = tokenizer.eos_ids
 
     @functools.cached_property
-    def tables(self) -> LLTokenizer:
-        """What llguidance knows of the ids; made at first use, once a process."""
-        return _tables(_Named(self._tokenizer, self._vocab_size))
-
-    def piece(self, token: int) -> bytes:
-        """Returns the bytes of an id."""
-        return self._tokenizer.decode_bytes((token,))
-
-    def single(self, text: bytes) -> list[int]:
-        """Returns ids of single bytes."""
-        return [self._bytes[byte] for byte in text]
+    def tables(self) -> _Tables:
+        """What is known of each id; made at first use, once a process."""
+        with _lock:
+            return _make_tables(self._named)
 
     def all_ids(self) -> Mask:
         """Returns a mask that allows every id."""
-        return np.full(-(-self._vocab_size // 32), -1, dtype=np.int32)
+        return np.full(self._n_words, -1, dtype=np.int32)
 
     def cut(self, mask: bytes) -> Mask:
         """Returns a mask of the model's ids."""
-        words = np.frombuffer(mask, dtype=np.int32)[: -(-self._vocab_size // 32)].copy()
-        if beyond := self._vocab_size % 32:
-            words.view(np.uint32)[-1] &= np.uint32((1 << beyond) - 1)
+        words = np.frombuffer(mask, dtype=np.int32)[: self._n_words].copy()
+        if self._beyond:
+            words.view(np.uint32)[-1] &= np.uint32((1 << self._beyond) - 1)
         return words
-
-    @functools.cached_property
-    def _bytes(self) -> list[int]:
-        found = {self.piece(token): token for token in range(self._tokenizer.vocab_size)}
-        lacking = [byte for byte in range(256) if bytes([byte]) not in found]
-        if any(byte < 0x80 for byte in lacking):
-            raise EngineError(
-                f"The tokenizer {self._tokenizer!r} has no id for the byte {lacking[0]:#04x} alone, "
-                "which a constraint needs: take a byte-level one."
-            )
-        return [found.get(bytes([byte]), 0) for byte in range(256)]
 
 
 class _Named:
@@ -471,39 +448,60 @@ class _Named:
         return hash(self._key)
 
 
+class _Tables(NamedTuple):
+    """A vocabulary.
+
+    Attributes:
+        ids: As llguidance knows it.
+        pieces: The bytes of each id; special and unknown ones have none.
+        single: The id of each byte.
+    """
+
+    ids: LLTokenizer
+    pieces: list[bytes]
+    single: list[int]
+
+
 class _Description:
     """A tokenizer as llguidance asks for it."""
 
-    def __init__(self, named: _Named) -> None:
-        tokenizer, known = named.tokenizer, named.tokenizer.vocab_size
-        ends = sorted(tokenizer.eos_ids)
-        self.tokens = [tokenizer.decode_bytes((token,)) for token in range(known)]
+    def __init__(self, named: _Named, pieces: list[bytes]) -> None:
         # Where no id ends a text, one beyond the model's does, which is never chosen.
-        self.special_token_ids = ends or [max(named.vocab_size, known)]
-        self.tokens += [b""] * (max(named.vocab_size, self.special_token_ids[-1] + 1) - known)
+        self.special_token_ids = sorted(named.tokenizer.eos_ids) or [len(pieces)]
+        self.tokens = [*pieces, *([b""] * (self.special_token_ids[-1] + 1 - len(pieces)))]
         for token in self.special_token_ids:
             self.tokens[token] = _NO_TEXT + b"<|end|>"
         self.eos_token_id = self.special_token_ids[0]
         self.bos_token_id = None
-        self._tokenizer = tokenizer
+        self._encode = named.tokenizer.encode
 
     def __call__(self, text: bytes) -> list[int]:
-        return self._tokenizer.encode(text.decode())
-
-
-_lock = threading.Lock()
-
-
-def _tables(named: _Named) -> LLTokenizer:
-    with _lock:
-        return _make_tables(named)
+        return self._encode(text.decode())
 
 
 @functools.lru_cache(maxsize=8)
-def _make_tables(named: _Named) -> LLTokenizer:
-    """Describes a vocabulary to llguidance: 20 MB and half a second for one of World's size."""
-    description = _Description(named)
-    return LLTokenizer(TokenizerWrapper(description), eos_token=description.special_token_ids)
+def _make_tables(named: _Named) -> _Tables:
+    """Describes a vocabulary: 20 MB and half a second for one of World's size."""
+    tokenizer, known = named.tokenizer, named.tokenizer.vocab_size
+    pieces = [tokenizer.decode_bytes((token,)) for token in range(known)]
+    pieces += [b""] * (named.vocab_size - known)
+    by_bytes = {piece: token for token, piece in enumerate(pieces)}
+    lacking = [byte for byte in range(256) if bytes([byte]) not in by_bytes]
+    # UTF-8 has no use for some; a tokenizer may know whole characters instead of others.
+    if lacking and min(lacking) < 0x80:
+        raise EngineError(
+            f"The tokenizer {tokenizer!r} has no id for the byte {lacking[0]:#04x}, which a "
+            "constraint needs: take a byte-level one."
+        )
+    described = _Description(named, pieces)
+    return _Tables(
+        LLTokenizer(TokenizerWrapper(described), eos_token=described.special_token_ids),
+        pieces,
+        [by_bytes.get(bytes([byte]), 0) for byte in range(256)],
+    )
+
+
+_lock = threading.Lock()
 
 
 def _renew_lock() -> None:
