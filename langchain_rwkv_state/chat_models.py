@@ -33,8 +33,7 @@ from pydantic import field_validator
 from langchain_rwkv_state import turn
 from langchain_rwkv_state.ask import ASK_OPTIONS, Ask, as_reasoning, as_tools, with_system
 from langchain_rwkv_state.chat_plan import ChatPlan
-from langchain_rwkv_state.constraint import check_constraint
-from langchain_rwkv_state.engine import Delta, Done, Request, in_own_context
+from langchain_rwkv_state.engine import Delta, Done, Request, check_constraint, in_own_context
 from langchain_rwkv_state.history import without_strangers
 from langchain_rwkv_state.line import WAIT_SECONDS
 from langchain_rwkv_state.loaded import Loaded

@@ -54,6 +54,10 @@ class DeadlineExceeded(EngineError):
     """A request was not served within its deadline."""
 
 
+class SchemaError(RWKVStateError, ValueError):
+    """A JSON schema has what an answer cannot be held to while it is decoded."""
+
+
 class MarkerError(RWKVStateError, ValueError):
     """A state marker among the messages is malformed, doubled or out of place."""
 

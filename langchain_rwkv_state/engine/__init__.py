@@ -1,6 +1,7 @@
 """The engine: one worker that owns a runtime and answers many requests at once."""
 
 from langchain_rwkv_state.engine.callbacks import in_own_context
+from langchain_rwkv_state.engine.constraints import check_constraint
 from langchain_rwkv_state.engine.engine import Engine, Limits
 from langchain_rwkv_state.engine.request import (
     Delta,
@@ -26,5 +27,6 @@ __all__ = [
     "Sampling",
     "Thought",
     "Ticket",
+    "check_constraint",
     "in_own_context",
 ]

@@ -1,4 +1,6 @@
-"""Who reads how much in one step: every decoding request one id, the others a share of a budget.
+"""Who reads how much in one step: every decoding request what it said, the others share a budget.
+
+What a request said is one id, or a few more that a constraint forced.
 
 Pure policy: it runs nothing and knows no slots. The easy mistake is to let a prompt be read in one
 go: all that decode wait as long as it takes, so what is read beside them is bounded (`budget`),
@@ -24,7 +26,7 @@ class Reader(Protocol):
 
     @property
     def decodes(self) -> bool:
-        """Whether it reads the id that was sampled last."""
+        """Whether it reads what was sampled last, and what was forced behind it."""
         ...
 
     @property
@@ -52,7 +54,7 @@ def plan(readers: Sequence[R], step: int, *, budget: int, idle_budget: int) -> l
     decoding = [reader for reader in readers if reader.decodes]
     others = sorted((r for r in readers if not r.decodes), key=lambda reader: reader.turn)
     shares = share_out([reader.wanted for reader in others], budget if decoding else idle_budget)
-    reads = [(reader, 1) for reader in decoding]
+    reads = [(reader, min(reader.wanted, budget)) for reader in decoding]
     reads += [(reader, share) for reader, share in zip(others, shares, strict=True) if share]
     for reader, _ in reads:
         reader.turn = step

@@ -20,8 +20,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from langchain_rwkv_state.constraint import Constraint
 from langchain_rwkv_state.engine.batch import plan
 from langchain_rwkv_state.engine.callbacks import begin_work, must_not_wait
+from langchain_rwkv_state.engine.constraints import Grammars
 from langchain_rwkv_state.engine.job import Job
 from langchain_rwkv_state.engine.request import Request, check_ids
 from langchain_rwkv_state.engine.sampler import look_over
@@ -111,7 +113,8 @@ class Engine:
             raise ValueError(f"prefill_chunk must be 1 or more, got {prefill_chunk}.")
         self._on_idle = on_idle
         self._closed = False
-        self._prompt_tokens = self._decoded_tokens = self._rereads = 0
+        self._prompt_tokens = self._decoded_tokens = self._forced_tokens = self._rereads = 0
+        self._grammars: dict[str, Grammars] = {}  # by the tokenizer's identity
         self._meter = Meter()
         sampling.compiled()  # built now if need be, rather than in somebody's first step
         self._begin_anew()
@@ -131,6 +134,7 @@ class Engine:
 
         Raises:
             ValueError: The prompt, or what is settled, holds an id that the model does not know.
+            SchemaError: The answer cannot be held to the constraint.
             EngineBusy: Too many requests wait.
             EngineError: The engine is closed.
         """
@@ -138,7 +142,10 @@ class Engine:
         check_ids(request.prompt, known, "the prompt")
         check_ids(request.settled or (), known, "what is settled")
         tokenizer = request.tokenizer or self._tokenizer
-        job = Job(request, tokenizer, Ticket(self._worker), known)
+        guide = None
+        if request.constraint is not None:
+            guide = self._grammars_of(tokenizer).guide(request.constraint, request.thought)
+        job = Job(request, tokenizer, Ticket(self._worker), known, guide)
         with self._wake:
             if self._closed:
                 raise EngineError("The engine is closed: load the model again.")
@@ -159,6 +166,30 @@ class Engine:
             self._wake.notify()
         return job.ticket
 
+    def prepare(self, constraint: Constraint, tokenizer: Tokenizer | None = None) -> None:
+        """Compiles a constraint and tries it, so that requests with an equal one begin at once.
+
+        The first constraint of a tokenizer also describes its vocabulary, which holds the
+        interpreter for half a second for one of World's size. Beside an event loop:
+        ``await asyncio.to_thread(engine.prepare, constraint)``.
+
+        Args:
+            constraint: What answers are to be held to.
+            tokenizer: That of the requests; ``None`` for the engine's own.
+
+        Raises:
+            SchemaError: An answer cannot be held to it; the message says to what of it, and why.
+        """
+        self._grammars_of(tokenizer or self._tokenizer).prepare(constraint)
+
+    def _grammars_of(self, tokenizer: Tokenizer) -> Grammars:
+        name = tokenizer.identity
+        with self._wake:
+            found = self._grammars.get(name)
+            if found is None:
+                found = self._grammars[name] = Grammars(tokenizer, self._runtime.vocab_size)
+            return found
+
     @property
     def is_here(self) -> bool:
         """Whether the caller is in a callback of the worker, which must wait for no answer."""
@@ -174,6 +205,7 @@ class Engine:
                 active=sum(not job.ticket.over for job in jobs),
                 prompt_tokens=self._prompt_tokens + sum(job.n_prompt_read for job in jobs),
                 decoded_tokens=self._decoded_tokens + sum(job.n_sampled for job in jobs),
+                forced_tokens=self._forced_tokens + sum(job.n_forced for job in jobs),
                 rereads=self._rereads + sum(job.reread for job in jobs),
                 steps=self._meter.steps,
                 slots=self._seats.count,
@@ -240,13 +272,15 @@ class Engine:
         ready = [
             row for row, (job, count) in enumerate(reads) if self._alone(job, job.advance, count)
         ]
-        looks = look_over(logits, {row: reads[row][0].sampler for row in ready}) if ready else []
+        samplers = {row: reads[row][0].sampler for row in ready if reads[row][0].chooses_freely}
+        looks = look_over(logits, samplers) if ready else []
+        said = 0
         for row in ready:
             job, _ = reads[row]
             self._note_first_token(job)
             self._alone(job, job.see_logits, logits[row])
-            self._alone(job, job.sample, looks[row])
-        self._note_step(time.monotonic() - started, prompt_ids, len(ready))
+            said += self._alone(job, job.sample, looks[row]) or 0
+        self._note_step(time.monotonic() - started, prompt_ids, said)
 
     def _await_work(self) -> bool:
         """Retires what has ended, and waits for a request; ``False`` ends the worker."""
@@ -275,6 +309,7 @@ class Engine:
         for job in ended:
             self._prompt_tokens += job.n_prompt_read
             self._decoded_tokens += job.n_sampled
+            self._forced_tokens += job.n_forced
             self._rereads += job.reread
             job.leave(self._seats)
         if ended:
@@ -348,6 +383,8 @@ class Engine:
         """Makes a forked child's copy usable: its worker stayed with the parent."""
         jobs = [*self._queue, *self._active]
         self._begin_anew()
+        for grammars in self._grammars.values():
+            grammars.renew_lock()
         for job in jobs:
             job.ticket.orphan()
 

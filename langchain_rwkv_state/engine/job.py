@@ -16,6 +16,7 @@ from enum import Enum, auto
 import torch
 
 from langchain_rwkv_state.engine.answer import Answer
+from langchain_rwkv_state.engine.constraints import Choice, Guide
 from langchain_rwkv_state.engine.request import (
     Delta,
     Done,
@@ -48,28 +49,37 @@ class Job:
         tokenizer: Turns sampled ids into text.
         ticket: Takes the events.
         vocab_size: Number of ids that the model knows.
+        guide: Chooses the ids of an answer that is held to a constraint.
 
     Attributes:
         ticket: Takes the events.
         turn: The step in which it read last, or came.
         submitted: When it came, on the monotonic clock.
-        n_sampled: Number of ids sampled.
+        n_sampled: Number of ids of the answer, the forced ones too.
+        n_forced: How many of them were forced.
         reread: Whether the answer is read again in its canonical ids.
     """
 
     def __init__(
-        self, request: Request, tokenizer: Tokenizer, ticket: Ticket, vocab_size: int
+        self,
+        request: Request,
+        tokenizer: Tokenizer,
+        ticket: Ticket,
+        vocab_size: int,
+        guide: Guide | None = None,
     ) -> None:
         self.ticket = ticket
         self.turn = 0
         self.submitted = time.monotonic()
         self.n_sampled = 0
+        self.n_forced = 0
         self.reread = False
         self._request = request
         self._seat: Seat | None = None
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._sampler = Sampler(request.sampling)
+        self._guide = guide
         self._decoder = StreamDecoder()
         self._answer = Answer(request)
         self._settled = request.prompt if request.settled is None else request.settled
@@ -103,6 +113,11 @@ class Job:
         return self._sampler
 
     @property
+    def chooses_freely(self) -> bool:
+        """Whether the sampler chooses among all ids, as far as is known now."""
+        return self._guide is None or not self._guide.holds
+
+    @property
     def n_prompt_read(self) -> int:
         """Number of the prompt's ids read."""
         return self._at if self._phase is _Phase.PREFILL else len(self._request.prompt)
@@ -114,7 +129,7 @@ class Job:
 
     @property
     def decodes(self) -> bool:
-        """Whether it reads the id that was sampled last."""
+        """Whether it reads what was sampled last, and what was forced behind it."""
         return self._phase is _Phase.DECODE
 
     @property
@@ -190,27 +205,42 @@ class Job:
         copied = torch.from_numpy(logits.detach().numpy().copy())
         request.on_mark(end, self._copies[-1][1], copied)
 
-    def sample(self, look: Look) -> None:
-        """Chooses the next id by the logits, and goes on to reading it, or to the end."""
-        token = self._sampler.choose(look)
-        self.n_sampled += 1
-        self._n_thought += self._answer.thinks
-        if token in self._request.stop_ids:
-            self._end("stop")
-            return
-        piece = self._tokenizer.decode_bytes((token,))
-        self._sampler.saw(token, piece)
-        self._ids.append(token)
-        between = not self._decoder.pending
-        text = self._decoder.push(piece)
-        self._emit(self._answer.push(text))
-        if self._answer.stopped:
-            self._end("stop")
-        elif self.n_sampled == self._request.max_tokens:
-            self._end("length")
+    def sample(self, look: Look) -> int:
+        """Chooses the next id by the logits, and goes on to reading it, or to the end.
+
+        Returns:
+            Number of ids that the answer grew by; a constraint may force some behind the chosen.
+        """
+        before = self.n_sampled
+        if self._guide is None:
+            choice = Choice((self._sampler.choose(look),))
         else:
-            self._keep_copy(opens=between and len(self._answer.held) <= len(text))
-            self._read(_Phase.DECODE, (token,))
+            choice = self._guide.choose(look, self._sampler)
+        between, text = not self._decoder.pending, ""
+        for place, token in enumerate(choice.ids):
+            self.n_sampled += 1
+            self.n_forced += place >= choice.chosen
+            self._n_thought += self._answer.thinks
+            if token in self._request.stop_ids:
+                self._end("stop")
+                return self.n_sampled - before
+            piece = self._tokenizer.decode_bytes((token,))
+            if place < choice.chosen:
+                self._sampler.saw(token, piece)
+            self._ids.append(token)
+            new = self._decoder.push(piece)
+            text += new
+            self._emit(self._answer.push(new))
+            ended = choice.ended and place == len(choice.ids) - 1
+            if self._answer.stopped or ended or self.n_sampled == self._request.max_tokens:
+                self._end("stop" if self._answer.stopped or ended else "length")
+                return self.n_sampled - before
+        if not choice.ids:
+            self._end("stop")
+            return 0
+        self._keep_copy(opens=between and len(self._answer.held) <= len(text))
+        self._read(_Phase.DECODE, choice.ids)
+        return self.n_sampled - before
 
     def _places(self) -> tuple[int, ...]:
         """Returns the positions in the prompt that are read up to, and not past in one go."""
@@ -245,7 +275,7 @@ class Job:
         """Keeps a copy of the state before an id whose text is held back.
 
         Args:
-            opens: Whether all that is held back came with the last id, which is not read yet.
+            opens: Whether all that is held back came with the last ids, which are not read yet.
         """
         if not self._lasts:
             return
@@ -302,6 +332,7 @@ class Job:
                 reread=self.reread,
                 thought=self._answer.thought,
                 thought_tokens=self._n_thought,
+                forced_tokens=self.n_forced,
             )
         )
 

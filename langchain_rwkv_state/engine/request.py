@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 
+from langchain_rwkv_state.constraint import Constraint
 from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.tokenizer import Tokenizer
 
@@ -105,6 +106,7 @@ class Request:
             is only there to bring the answer about (an opened thought, how hard to think);
             ``None`` for the same. What they begin with alike is read once.
         thought: How the thought is delimited that the answer begins with; ``None`` for none.
+        constraint: What the answer is held to, behind its thought; ``None`` for nothing.
         continued: What the answer begins with already, at the end of the prompt: it is continued
             in the middle, so white space before what follows is kept.
         canonical: The ids that the text of an answer (with `continued` before it) stands for; the
@@ -143,6 +145,7 @@ class Request:
     roles: tuple[str, ...] = ()
     settled: Sequence[int] | None = None
     thought: Thought | None = None
+    constraint: Constraint | None = None
     continued: str = ""
     canonical: Callable[[str], Sequence[int]] | None = None
     canonical_thought: Callable[[str, str], Sequence[int]] | None = None
@@ -206,6 +209,11 @@ class Request:
                 f"An answer that is continued (from {self.continued[:40]!r}) has no thought before "
                 "it: leave thought or continued out."
             )
+        if self.constraint is not None and (self.continued or not self.max_tokens):
+            raise ValueError(
+                "A constraint holds a whole answer: leave it out where an answer is continued "
+                f"({self.continued[:40]!r}) or none is asked for (max_tokens={self.max_tokens})."
+            )
         if self.continued and self.settled is None:
             raise ValueError(
                 f"The prompt ends with the answer that is continued ({self.continued[:40]!r}), and "
@@ -253,13 +261,14 @@ class Done:
         finish_reason: ``stop`` (a stop text or token) or ``length`` (`max_tokens`).
         state: The state that stands for base, prompt (or `Request.settled`) and exactly `text`.
         prompt_tokens: Number of ids of the prompt.
-        answer_tokens: Number of ids that the model said, its thought's too.
+        answer_tokens: Number of ids of the answer, its thought's and the forced ones too.
         answer_ids: The ids that `text` stands for in `state` (the canonical ones), with what it was
             continued from and with the thought where that is kept.
         checkpoints: The states asked for, in order.
         reread: Whether the answer was read again because the model said it in other ids than the
             canonical ones. What a thought or `Request.settled` makes be read again does not count.
         thought: The thought, ``None`` where none was asked for.
+        forced_tokens: How many of `answer_tokens` the constraint forced: the model was not asked.
         thought_tokens: How many of `answer_tokens` belong to the thought, the tag behind it too.
     """
 
@@ -273,6 +282,7 @@ class Done:
     reread: bool = False
     thought: str | None = None
     thought_tokens: int = 0
+    forced_tokens: int = 0
 
 
 Event = Delta | Done

@@ -22,13 +22,14 @@ class EngineStats:
         queued: Requests that wait.
         active: Requests that are being served.
         prompt_tokens: Ids of prompts read.
-        decoded_tokens: Ids sampled.
+        decoded_tokens: Ids of answers, the forced ones too.
+        forced_tokens: How many of them a constraint forced: the model was not asked.
         rereads: Answers read again in their canonical ids.
         steps: Passes over the model.
         slots: States that there is room for in the runtime now.
         max_slots: How many that may become.
         prefill_rate: Ids of prompts read a second, over the last 10 seconds of work.
-        decode_rate: Ids sampled a second, likewise.
+        decode_rate: Ids of answers a second, likewise.
         first_token_p50: Seconds from submission to the first sampled id, the median of the last
             512 requests; ``None`` before the first.
         first_token_p99: The same for the slowest hundredth.
@@ -39,6 +40,7 @@ class EngineStats:
     prompt_tokens: int
     decoded_tokens: int
     rereads: int
+    forced_tokens: int = 0
     steps: int = 0
     slots: int = 0
     max_slots: int = 0

@@ -1,0 +1,593 @@
+"""Compiled constraints, and the choice of ids under them: what is allowed, forced, and canonical.
+
+`Grammars` compiles for one tokenizer, once for equal constraints, on whatever thread asks. A
+`Guide` is one request's: it says which ids come next, by the sampler's choice among those that the
+grammar allows and that keep the answer in its canonical ids. It reads no state and calls no model.
+The easy mistake is to choose by the grammar's mask alone: nine of ten answers at random then stand
+in other ids than their text has, and would be read again.
+
+How ids are kept canonical, for any tokenizer: behind a chosen id comes what the grammar forces, and
+both are encoded with the last ids before them. If those change, the id is not chosen; if the id
+alone grows (``"`` to ``","``), the longer one is; and where few are allowed next, and each would
+change something, neither. Reading again stays the last resort.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+
+from langchain_rwkv_state.constraint import Constraint
+from langchain_rwkv_state.engine.request import Thought, common
+from langchain_rwkv_state.engine.sampler import Look, Sampler
+from langchain_rwkv_state.errors import EngineError, SchemaError
+from langchain_rwkv_state.schema import parts
+from langchain_rwkv_state.tokenizer import Tokenizer
+
+Mask: TypeAlias = npt.NDArray[np.int32]
+
+_KEPT = 256  # compiled constraints of one tokenizer
+_FEW = 2048  # ids: the middle of a character has 64, that of a number up to a thousand or so
+_WINDOW = 8  # ids before a choice that it is encoded with, at least
+_NO_TEXT = b"\xff"  # stands before a special token's name, which no text can hold
+_HINTS = {
+    "oneOf": "its cases overlap: take anyOf, or give each case a property with another const",
+    "look-around": "write the pattern without look-ahead and look-behind",
+    "backreferences": "write the pattern without backreferences",
+    "Unsatisfiable": "nothing fits it: see which of its keywords contradict each other",
+    "NoExtension": "nothing fits it: see which of its keywords contradict each other",
+}
+
+
+class Choice(NamedTuple):
+    """What comes next.
+
+    Attributes:
+        ids: The chosen id, and those that are forced behind it; only these where `chosen` is 0.
+        chosen: How many of them were sampled, 1 or 0.
+        ended: Whether the answer ends here, whatever else the model would say.
+    """
+
+    ids: tuple[int, ...]
+    chosen: int = 1
+    ended: bool = False
+
+
+class Grammars:
+    """The constraints of one tokenizer, compiled. All methods may be called on any thread.
+
+    Args:
+        tokenizer: Of the ids.
+        vocab_size: Number of the model's logits.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        self._vocabulary = _Vocabulary(tokenizer, vocab_size)
+        self._lock = threading.Lock()
+        self._matchers: OrderedDict[str, LLMatcher] = OrderedDict()
+
+    def prepare(self, constraint: Constraint) -> None:
+        """Compiles a constraint, unless an equal one is.
+
+        Raises:
+            SchemaError: An answer cannot be held to it; the message says to what of it, and why.
+        """
+        if constraint.grammar:
+            self._matcher(constraint.grammar)
+
+    def guide(self, constraint: Constraint, thought: Thought | None = None) -> Guide:
+        """Returns what guides one request; raises as `prepare` does."""
+        grammar = constraint.grammar
+        matcher = self._matcher(grammar) if grammar else None
+        return Guide(self._vocabulary, constraint, matcher, thought)
+
+    def _matcher(self, grammar: str) -> LLMatcher:
+        """Returns a fresh matcher: a matcher is one thread's at a time, a copy is another's."""
+        with self._lock:
+            found = self._matchers.get(grammar)
+            if found is not None:
+                self._matchers.move_to_end(grammar)
+                return found.deep_copy()
+        matcher = _compiled(self._vocabulary.tables.ids, grammar)
+        with self._lock:
+            self._matchers[grammar] = matcher
+            while len(self._matchers) > _KEPT:
+                self._matchers.popitem(last=False)
+            return matcher.deep_copy()
+
+    def renew_lock(self) -> None:
+        """Makes a forked child's copy usable: the parent's lock may have been held."""
+        self._lock = threading.Lock()
+
+
+def check_constraint(constraint: Constraint) -> None:
+    """Says whether answers can be held to a constraint, where no model is at hand to try it on.
+
+    Raises:
+        SchemaError: They cannot; the message says to what of it, and why.
+    """
+    Grammars(_Bytes(), _Bytes.vocab_size).prepare(constraint)
+
+
+class _Bytes:
+    """The tokenizer of bytes: id 0 ends a text."""
+
+    vocab_size = 257
+    bos_id = None
+    eos_ids = frozenset({0})
+    identity = "bytes"
+
+    def encode(self, text: str) -> list[int]:
+        return [byte + 1 for byte in text.encode()]
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        return bytes(each - 1 for each in ids if each)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self.decode_bytes(ids).decode(errors="replace")
+
+
+class Guide:
+    """One request's choices. One thread uses it.
+
+    Args:
+        vocabulary: The ids.
+        constraint: What the answer is held to.
+        matcher: A matcher of its grammar, for this guide alone.
+        thought: How the thought is delimited that the answer stands behind.
+    """
+
+    def __init__(
+        self,
+        vocabulary: _Vocabulary,
+        constraint: Constraint,
+        matcher: LLMatcher | None,
+        thought: Thought | None,
+    ) -> None:
+        self._vocabulary = vocabulary
+        self._fresh = matcher
+        self._free = _Free(constraint, thought)
+        self._held: _Held | None = None
+        if self._free.holds_at_once and matcher is not None:
+            self._held = _Held(vocabulary, matcher)
+
+    @property
+    def holds(self) -> bool:
+        """Whether what comes next is held to the grammar."""
+        return self._held is not None
+
+    def choose(self, look: Look, sampler: Sampler) -> Choice:
+        """Chooses what comes next.
+
+        Args:
+            look: The logits.
+            sampler: Chooses among what is allowed.
+
+        Raises:
+            EngineError: A logit is infinite or not a number, or the grammar grew beyond bounds.
+        """
+        if self._held is not None:
+            return self._held.choose(look, sampler)
+        allowed: Mask | None = None
+        while True:
+            token = sampler.choose(look, allowed)
+            choice = self._free_choice(token)
+            if choice is not None:
+                return choice
+            allowed = self._vocabulary.all_ids() if allowed is None else allowed
+            _ban(allowed, token)
+
+    def _free_choice(self, token: int) -> Choice | None:
+        """Takes an id of free text; ``None`` where it must not come."""
+        piece = self._vocabulary.tables.pieces[token]
+        after = self._free.after(piece)
+        if after is None:
+            return None
+        free, begun = after
+        if begun is None:
+            self._free = free
+            return Choice((token,))
+        matcher = self._open(begun)
+        if matcher is None:
+            return None
+        whole = self._free.is_in_answer and piece[:1].isascii()
+        held = _Held(self._vocabulary, matcher, (token,) if whole else ())
+        self._held = held
+        forced = held.forced()
+        return Choice((token, *forced), ended=held.ended)
+
+    def _open(self, begun: bytes) -> LLMatcher | None:
+        """Returns a matcher that has read how the held part begins, if it may begin so."""
+        if self._fresh is None:
+            raise RuntimeError("There is no grammar to hold an answer to.")
+        matcher = self._fresh.deep_copy()
+        ids = [self._vocabulary.tables.single[byte] for byte in begun]
+        return matcher if matcher.try_consume_tokens(ids) == len(ids) else None
+
+
+class _Free:
+    """The part of an answer that is not held to the grammar, as far as it was said."""
+
+    def __init__(self, constraint: Constraint, thought: Thought | None) -> None:
+        self._closing = thought.closing.encode() if thought is not None else b""
+        self._triggers = tuple(text.encode() for text in constraint.triggers)
+        self._forbid = tuple(text.encode() for text in constraint.forbid)
+        self._holds = bool(constraint.grammar and not constraint.triggers)
+        self._watched = max(map(len, (*self._triggers, *self._forbid)), default=1)
+        self._thinks = thought is not None
+        self._tail = b""
+
+    @property
+    def holds_at_once(self) -> bool:
+        """Whether there is no free part."""
+        return self._holds and not self._thinks
+
+    @property
+    def is_in_answer(self) -> bool:
+        """Whether the thought is over, so that the ids before stand in the answer."""
+        return not self._thinks
+
+    def after(self, piece: bytes) -> tuple[_Free, bytes | None] | None:
+        """Returns what comes of the next piece: the free part after it, and how the held begins.
+
+        ``None`` where the piece completes what must not be said.
+        """
+        text, thinks = self._tail + piece, self._thinks
+        if thinks:
+            at = text.find(self._closing)
+            if at < 0:
+                return self._with(text[len(text) - len(self._closing) + 1 :], thinks=True), None
+            text, thinks = text[at + len(self._closing) :], False
+        if self._holds:
+            return self._with(b"", thinks=False), text
+        if any(each in text for each in self._forbid):
+            return None
+        begun = [(text.find(each) + len(each), text.find(each)) for each in self._triggers]
+        found = min((place for place in begun if place[1] >= 0), default=None)
+        if found is not None:
+            return self._with(b"", thinks=False), text[found[1] :]
+        return self._with(text[max(len(text) - self._watched + 1, 0) :], thinks=False), None
+
+    def _with(self, tail: bytes, *, thinks: bool) -> _Free:
+        after = _Free.__new__(_Free)
+        after.__dict__ |= self.__dict__ | {"_tail": tail, "_thinks": thinks}
+        return after
+
+
+class _Held:
+    """The part of an answer that is held to the grammar.
+
+    Args:
+        vocabulary: The ids.
+        matcher: Stands where the answer does; used by nobody else.
+        before: The id that the held part begins in, if it does not begin with one.
+    """
+
+    def __init__(
+        self, vocabulary: _Vocabulary, matcher: LLMatcher, before: Sequence[int] = ()
+    ) -> None:
+        self._vocabulary = vocabulary
+        self._pieces = vocabulary.tables.pieces
+        self._matcher = matcher
+        # The last ids, which are canonical on their own, and their bytes.
+        self._recent = _Recent(list(before), b"".join(self._pieces[token] for token in before))
+        self._mask: Mask | None = None
+        self._begun = bool(before)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more can be said."""
+        return self._matcher.is_stopped()
+
+    def choose(self, look: Look, sampler: Sampler) -> Choice:
+        """Chooses an id, and those that are forced behind it."""
+        if not self._begun and (forced := self.forced()):
+            return Choice(tuple(forced), chosen=0, ended=self.ended)
+        allowed, first = self._allowed(), None
+        while allowed.any():
+            token = sampler.choose(look, allowed)
+            if token in self._vocabulary.ends:
+                return Choice((token,), ended=True)
+            first = token if first is None else first
+            ids = self._try(token)
+            if ids is not None:
+                return Choice(tuple(ids), ended=self.ended)
+            _ban(allowed, token)
+        if first is not None:
+            # Nothing is canonical here: the answer will be read again, and goes on nevertheless.
+            self._consume([first])
+            self._recent = _Recent([], b"")
+            return Choice((first, *self.forced()), ended=self.ended)
+        if self._matcher.is_accepting():
+            return Choice((), chosen=0, ended=True)
+        raise EngineError("The grammar allows no id of the model's here.")
+
+    def forced(self) -> list[int]:
+        """Says what the grammar forces, as far as its ids are sure, and returns it."""
+        self._begun = True
+        if self.ended:
+            return []
+        ids = self._matcher.compute_ff_tokens()
+        whole = self._recent.bytes + b"".join(self._pieces[token] for token in ids)
+        found = self._vocabulary.encode(whole.decode(errors="ignore")) if ids else []
+        sure = ids[: max(common(found, [*self._recent.ids, *ids]) - len(self._recent.ids), 0)]
+        if sure:
+            self._consume(sure)
+            self._add(sure)
+        return sure
+
+    def _try(self, token: int) -> list[int] | None:
+        """Says an id and what it forces; ``None``, and nothing said, where it must not come."""
+        before = self._recent
+        self._consume([token])
+        longer = self._fits(token, self._matcher.compute_ff_bytes())
+        if longer is None:
+            self._roll_back(1)
+            return None
+        if longer != token:
+            self._roll_back(1)
+            self._consume([longer])
+        self._add([longer])
+        ids = [longer, *self.forced()]
+        if not self.ended and self._is_dead_end():
+            self._roll_back(len(ids))
+            self._recent = before
+            return None
+        return ids
+
+    def _fits(self, token: int, forced: bytes) -> int | None:
+        """Returns the id to say for `token`, longer where it grows; ``None`` where it must not.
+
+        Args:
+            token: An id that the grammar allows.
+            forced: What must come behind it.
+        """
+        recent, known = self._recent.ids, len(self._recent.ids)
+        piece = self._pieces[token]
+        whole = self._recent.bytes + piece + forced
+        text = whole.decode(errors="ignore")
+        found = self._vocabulary.encode(text)
+        agreed = common(found, recent)
+        if agreed == known < len(found):
+            if found[known] == token:
+                return token
+            grown = self._pieces[found[known]]
+            if len(grown) > len(piece) and (piece + forced).startswith(grown):
+                return found[known]
+        # The end of a character that is not complete yet: nothing is known of its id.
+        missing = len(whole) - len(text.encode())
+        ids = [*recent, token][: agreed + 1]
+        at = sum(len(self._pieces[each]) for each in ids)
+        return token if missing and at > len(whole) - missing else None
+
+    def _is_dead_end(self) -> bool:
+        """Says whether few ids are allowed next, and each would change ids that were said."""
+        left = int.from_bytes(self._allowed().tobytes(), "little")
+        if left.bit_count() > _FEW:
+            return False
+        ends = self._vocabulary.ends
+        while left:
+            token = (left & -left).bit_length() - 1
+            if token in ends or self._fits(token, b"") is not None:
+                return False
+            left &= left - 1
+        return not self._matcher.is_accepting()
+
+    def _add(self, ids: list[int]) -> None:
+        """Takes note of what was said, and lets go of what lies far behind."""
+        pieces = self._pieces
+        self._recent = recent = _Recent(
+            [*self._recent.ids, *ids], self._recent.bytes + b"".join(pieces[each] for each in ids)
+        )
+        if len(recent.ids) <= 2 * _WINDOW:
+            return
+        last = recent.ids[-_WINDOW:]
+        known = b"".join(pieces[each] for each in last)
+        try:
+            found = self._vocabulary.encode(known.decode())
+        except UnicodeDecodeError:
+            return
+        if found == last:
+            self._recent = _Recent(last, known)
+
+    def _allowed(self) -> Mask:
+        """Returns the ids that the grammar allows, for the caller to take others out."""
+        if self._mask is None:
+            self._mask = self._vocabulary.cut(self._matcher.compute_bitmask())
+            self._check()
+        return self._mask
+
+    def _consume(self, ids: list[int]) -> None:
+        self._mask = None
+        self._matcher.consume_tokens(ids)
+        self._check()
+
+    def _roll_back(self, count: int) -> None:
+        self._mask = None
+        self._matcher.rollback(count)
+        self._check()
+
+    def _check(self) -> None:
+        """Raises what the matcher met: it would allow nothing but the end from now on."""
+        if self._matcher.is_error():
+            raise EngineError(
+                f"An answer could not be held to its grammar: {_reason(self._matcher)}. Simplify "
+                "the schema (shorter bounds, fewer choices)."
+            )
+
+
+class _Recent(NamedTuple):
+    """The last ids of an answer."""
+
+    ids: list[int]
+    bytes: bytes
+
+
+class _Vocabulary:
+    """Ids as bytes, and the ids of texts.
+
+    Args:
+        tokenizer: Of the ids.
+        vocab_size: Number of the model's logits.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        self._named = _Named(tokenizer, vocab_size)
+        self._n_words = -(-vocab_size // 32)
+        self._beyond = vocab_size % 32
+        self.encode = tokenizer.encode
+        self.ends = tokenizer.eos_ids
+
+    @functools.cached_property
+    def tables(self) -> _Tables:
+        """What is known of each id; made at first use, once a process."""
+        with _lock:
+            return _make_tables(self._named)
+
+    def all_ids(self) -> Mask:
+        """Returns a mask that allows every id."""
+        return np.full(self._n_words, -1, dtype=np.int32)
+
+    def cut(self, mask: bytes) -> Mask:
+        """Returns a mask of the model's ids."""
+        words = np.frombuffer(mask, dtype=np.int32)[: self._n_words].copy()
+        if self._beyond:
+            words.view(np.uint32)[-1] &= np.uint32((1 << self._beyond) - 1)
+        return words
+
+
+class _Named:
+    """A tokenizer by its vocabulary, for what is made once a process."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        self.tokenizer = tokenizer
+        self.vocab_size = vocab_size
+        self._key = (tokenizer.identity, tokenizer.vocab_size, vocab_size)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Named) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
+class _Tables(NamedTuple):
+    """A vocabulary.
+
+    Attributes:
+        ids: As llguidance knows it.
+        pieces: The bytes of each id; special and unknown ones have none.
+        single: The id of each byte.
+    """
+
+    ids: LLTokenizer
+    pieces: list[bytes]
+    single: list[int]
+
+
+class _Description:
+    """A tokenizer as llguidance asks for it."""
+
+    def __init__(self, named: _Named, pieces: list[bytes]) -> None:
+        # Where no id ends a text, one beyond the model's does, which is never chosen.
+        self.special_token_ids = sorted(named.tokenizer.eos_ids) or [len(pieces)]
+        self.tokens = [*pieces, *([b""] * (self.special_token_ids[-1] + 1 - len(pieces)))]
+        for token in self.special_token_ids:
+            self.tokens[token] = _NO_TEXT + b"<|end|>"
+        self.eos_token_id = self.special_token_ids[0]
+        self.bos_token_id = None
+        self._encode = named.tokenizer.encode
+
+    def __call__(self, text: bytes) -> list[int]:
+        return self._encode(text.decode())
+
+
+@functools.lru_cache(maxsize=8)
+def _make_tables(named: _Named) -> _Tables:
+    """Describes a vocabulary: 20 MB and half a second for one of World's size."""
+    tokenizer, known = named.tokenizer, named.tokenizer.vocab_size
+    pieces = [tokenizer.decode_bytes((token,)) for token in range(known)]
+    pieces += [b""] * (named.vocab_size - known)
+    by_bytes = {piece: token for token, piece in enumerate(pieces)}
+    lacking = [byte for byte in range(256) if bytes([byte]) not in by_bytes]
+    # UTF-8 has no use for some; a tokenizer may know whole characters instead of others.
+    if lacking and min(lacking) < 0x80:
+        raise EngineError(
+            f"The tokenizer {tokenizer!r} has no id for the byte {lacking[0]:#04x}, which a "
+            "constraint needs: take a byte-level one."
+        )
+    described = _Description(named, pieces)
+    return _Tables(
+        LLTokenizer(TokenizerWrapper(described), eos_token=described.special_token_ids),
+        pieces,
+        [by_bytes.get(bytes([byte]), 0) for byte in range(256)],
+    )
+
+
+_lock = threading.Lock()
+
+
+def _renew_lock() -> None:
+    global _lock  # the parent may have held it when it forked
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
+def _compiled(tables: LLTokenizer, grammar: str) -> LLMatcher:
+    """Compiles a grammar and tries it: some that compile fail at their first mask."""
+    matcher = LLMatcher(tables, grammar, log_level=0)
+    if not matcher.is_error():
+        matcher.compute_bitmask()
+    if matcher.is_error():
+        raise SchemaError(_refusal(tables, grammar, matcher))
+    matcher.reset()
+    return matcher
+
+
+def _refusal(tables: LLTokenizer, grammar: str, matcher: LLMatcher) -> str:
+    """Says why a grammar was refused, and which part of which schema is to blame."""
+    where, reason = "the grammar", _reason(matcher)
+    for part, schema in _schemas(grammar):
+        tried = LLMatcher(tables, f"start: %json {json.dumps(schema)}", log_level=0)
+        if not tried.is_error():
+            tried.compute_bitmask()
+        if tried.is_error():
+            where, reason = part, _reason(tried)
+    hint = next((hint for key, hint in _HINTS.items() if key in reason), "leave that out")
+    return f"An answer cannot be held to {where}: {reason}. What to do: {hint}."
+
+
+def _schemas(grammar: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the schemas in a grammar, and their parts, each on its own; the inner ones last."""
+    for line in grammar.splitlines():
+        name, _, text = line.partition(": %json ")
+        if not text:
+            continue
+        root = json.loads(text)
+        shared = {key: root[key] for key in ("$defs", "definitions") if key in root}
+        for place, part in parts(root):
+            yield f"the schema of {name!r} at {place!r}", {**shared, **part}
+
+
+def _reason(matcher: LLMatcher) -> str:
+    """Returns the line of an error that says what is wrong."""
+    lines = [line.strip() for line in matcher.get_error().splitlines()]
+    said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    first = lines[0].partition("failed to compile JSON schema: ")
+    return (said or [first[2] or first[0]])[0].rstrip(".:")
+
+
+def _ban(mask: Mask, token: int) -> None:
+    mask.view(np.uint32)[token >> 5] &= np.uint32(~(1 << (token & 31)) & 0xFFFFFFFF)
