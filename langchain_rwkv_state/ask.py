@@ -23,7 +23,7 @@ from langchain_rwkv_state.constraint import (
     no_calls_constraint,
 )
 from langchain_rwkv_state.template import ChatTemplate, Reasoning
-from langchain_rwkv_state.tool_format import ToolFormat, function_of, parameters_of
+from langchain_rwkv_state.tool_format import ToolFormat, function_of, parameters_of, signature
 
 ASK_OPTIONS = (
     "tools",
@@ -184,18 +184,19 @@ def as_tools(tools: Sequence[Any], *, strict: bool | None = None) -> tuple[dict[
         strict: Passed on in the schemas; arguments fit them either way.
 
     Raises:
-        ValueError: One is none of these, or two have one name.
+        ValueError: One is none of these, or two that differ have one name.
     """
     if isinstance(tools, Mapping | str) or not isinstance(tools, Sequence):
         raise ValueError(  # noqa: TRY004 # a value of a call's option
             f"tools is a list of tools, got {tools!r:.100}: pass [tool]."
         )
-    found = tuple(_as_tool(tool, strict) for tool in tools)
-    names = [function_of(tool)["name"] for tool in found]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"Two tools are called {twice!r}: give them names that differ.")
-    return found
+    found: dict[str, dict[str, Any]] = {}
+    for each in (_as_tool(tool, strict) for tool in tools):
+        name = function_of(each)["name"]
+        known = found.setdefault(name, each)
+        if signature(function_of(known)) != signature(function_of(each)):
+            raise ValueError(f"Two tools are called {name!r}: give them names that differ.")
+    return tuple(found.values())
 
 
 def as_reasoning(value: Any) -> Reasoning:

@@ -194,7 +194,7 @@ def test_tokens_are_counted_with_tools(scripted):
     [
         ([add], {"tool_choice": "sub"}, ValueError, r"tool_choice is 'sub'.*\(add\)"),
         ([], {"tool_choice": "any"}, ValueError, "there are no tools"),
-        ([add, add], {}, ValueError, "Two tools are called 'add'"),
+        ([add, {"name": "add", "parameters": {}}], {}, ValueError, "Two tools are called 'add'"),
         ([3], {}, ValueError, "A tool is 3"),
         (add, {}, ValueError, "tools is a list"),
         ([{"name": "f", "parameters": {"not": {}}}], {}, SchemaError, "not"),
