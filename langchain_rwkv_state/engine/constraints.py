@@ -245,7 +245,7 @@ class _Free:
         if thinks:
             at = text.find(self._closing)
             if at < 0:
-                return self._with(text[len(text) - len(self._closing) + 1 :], thinks=True), None
+                return self._with(_last(text, len(self._closing) - 1), thinks=True), None
             text, thinks = text[at + len(self._closing) :], False
         if self._holds:
             return self._with(b"", thinks=False), text
@@ -255,7 +255,7 @@ class _Free:
         found = min((place for place in begun if place[1] >= 0), default=None)
         if found is not None:
             return self._with(b"", thinks=False), text[found[1] :]
-        return self._with(text[max(len(text) - self._watched + 1, 0) :], thinks=False), None
+        return self._with(_last(text, self._watched - 1), thinks=False), None
 
     def _with(self, tail: bytes, *, thinks: bool) -> _Free:
         after = _Free.__new__(_Free)
@@ -371,16 +371,32 @@ class _Held:
 
     def _is_dead_end(self) -> bool:
         """Says whether few ids are allowed next, and each would change ids that were said."""
-        left = int.from_bytes(self._allowed().tobytes(), "little")
-        if left.bit_count() > _FEW:
+        allowed, ends = self._allowed(), self._vocabulary.ends
+        left = int.from_bytes(allowed.tobytes(), "little")
+        if left.bit_count() > _FEW or self._matcher.is_accepting():
             return False
-        ends = self._vocabulary.ends
         while left:
             token = (left & -left).bit_length() - 1
-            if token in ends or self._fits(token, b"") is not None:
+            if token in ends or (self._fits(token, b"") is not None and self._goes_on(token)):
+                self._mask = allowed
                 return False
             left &= left - 1
-        return not self._matcher.is_accepting()
+        return True
+
+    def _goes_on(self, token: int) -> bool:
+        """Says whether something can follow an id, where that ends within a character."""
+        before = self._recent
+        known = before.bytes + self._pieces[token]
+        try:
+            known.decode()
+        except UnicodeDecodeError:
+            self._consume([token])
+            self._recent = _Recent([*before.ids, token], known)
+            ends_here = self._is_dead_end()
+            self._roll_back(1)
+            self._recent = before
+            return not ends_here
+        return True
 
     def _add(self, ids: list[int]) -> None:
         """Takes note of what was said, and lets go of what lies far behind."""
@@ -587,6 +603,10 @@ def _reason(matcher: LLMatcher) -> str:
     said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     first = lines[0].partition("failed to compile JSON schema: ")
     return (said or [first[2] or first[0]])[0].rstrip(".:")
+
+
+def _last(text: bytes, count: int) -> bytes:
+    return text[max(len(text) - count, 0) :]
 
 
 def _ban(mask: Mask, token: int) -> None:
