@@ -19,6 +19,7 @@ from benchmarks import public_models
 from benchmarks.common import RESULTS
 from benchmarks.crowd import WAYS
 from benchmarks.recall import TARGETS
+from benchmarks.sampling import GREEDY
 from benchmarks.state_tables import (
     clamps,
     codecs,
@@ -248,6 +249,22 @@ def memory(report: dict[str, Any]) -> str:
     return table(["what", "bytes"], rows)
 
 
+def sampled(report: dict[str, Any]) -> str:
+    """Returns tokens a second, greedy, and what of them is left with each template's sampling."""
+    found: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
+    for row in report["results"]["rows"]:
+        found.setdefault((row["way"], row["n"]), {})[row["settings"]] = row
+    names = [name for name in report["settings"]["settings"] if name != GREEDY]
+    rows = [
+        [
+            *(way, str(n), f"{each[GREEDY]['tokens_a_second']:,.0f}"),
+            *(f"{each[name]['ratio']:.3f}" for name in names),
+        ]
+        for (way, n), each in found.items()
+    ]
+    return table(["through", "at once", "greedy, tokens a second", *names], rows)
+
+
 def divergence(report: dict[str, Any]) -> str:
     """Returns the divergence of 8 bits from fp32."""
     rows = [
@@ -359,6 +376,9 @@ TABLES: dict[str, tuple[str, Callable[..., str]]] = {
     "endurance machine": ("endurance", machine),
     "endured": ("endurance", endured),
     "endurance targets": ("endurance", targets),
+    "sampling machine": ("sampling", machine),
+    "sampled": ("sampling", sampled),
+    "sampling targets": ("sampling", targets),
     "divergence": ("int8", divergence),
     "int8 recall": ("int8", rounded_recall),
     "int8 targets": ("int8", targets),

@@ -23,7 +23,7 @@ from langchain_rwkv_state.tokenizer import WorldTokenizer
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPTS = (
-    *("recall", "conversation", "speed", "crowd", "int8"),
+    *("recall", "conversation", "speed", "crowd", "int8", "sampling"),
     *("corrections", "codecs", "retention", "prefix_cache", "staging", "endurance"),
 )
 OPTIONS = {"retention": ["-n", "1"]}
@@ -100,6 +100,7 @@ def test_the_page_takes_its_tables_from_the_json(results):
     assert "| answers compared with those alone |" in page
     assert f"| decode B=1 / {speed.PACKAGE} |" in page
     assert "| next-token KL, nats |" in page
+    assert "| ChatRWKV | 3 |" in page
 
 
 def test_pictures_are_drawn_from_results(results, tmp_path):
