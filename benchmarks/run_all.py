@@ -15,13 +15,13 @@ from benchmarks import common, tables
 
 BENCHMARKS = (
     *("recall", "conversation", "store", "speed", "crowd", "int8"),
-    *("sampling", "corrections", "codecs", "retention", "prefix_cache", "staging"),
+    *("sampling", "corrections", "codecs", "retention", "prefix_cache", "staging", "model_files"),
 )
 
 
 def main() -> int:
     parser = common.parser("Runs all benchmarks.")
-    parser.add_argument("--peer-python", help="an interpreter for the peers of `speed`")
+    parser.add_argument("--peer-python", help="an interpreter for the peers")
     arguments = parser.parse_args()
     options = ["--quick"] * arguments.quick + ["--check"] * arguments.check
     if arguments.out:
@@ -30,7 +30,7 @@ def main() -> int:
     for name in BENCHMARKS:
         print(f"--- {name}", flush=True)
         command = [sys.executable, "-m", f"benchmarks.{name}", *options]
-        if name == "speed" and arguments.peer_python:
+        if name in ("speed", "model_files") and arguments.peer_python:
             command += ["--peer-python", arguments.peer_python]
         if subprocess.run(command, check=False).returncode:
             failed.append(name)

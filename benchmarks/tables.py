@@ -274,6 +274,32 @@ def divergence(report: dict[str, Any]) -> str:
     return table(["next-token KL, nats", "mean", "99 %", "largest", "places"], rows)
 
 
+def loading(report: dict[str, Any]) -> str:
+    """Returns what each form of a checkpoint costs to load."""
+    rows = [
+        [
+            name,
+            f"{row['seconds']:.2f} s",
+            f"{row['seconds_ratio']:.2f}",
+            f"{row['bytes'] / 1e6:,.0f} MB",
+            f"{row['bytes_ratio']:.2f}",
+        ]
+        for name, row in report["results"]["loading"].items()
+    ]
+    return table(["form", "time", "times the .pth", "peak", "times the .pth"], rows)
+
+
+def beside_llama_cpp(report: dict[str, Any]) -> str:
+    """Returns how far logits are from llama.cpp's."""
+    found = report["results"]["llama.cpp"]
+    if isinstance(found, str):
+        return found
+    keys = ("same_file", "same_numbers", "llama_cpp_itself")
+    rows = [[name, *(f"{row[key]:.0e}" for key in keys)] for name, row in found.items()]
+    head = ["file", "llama.cpp on the same file", "llama.cpp on the numbers read, in f32"]
+    return table([*head, "between the two of llama.cpp"], rows)
+
+
 def rounded_recall(report: dict[str, Any]) -> str:
     """Returns what is remembered in fp32 and in 8 bits."""
     found = report["results"]["recall"]
@@ -382,6 +408,10 @@ TABLES: dict[str, tuple[str, Callable[..., str]]] = {
     "divergence": ("int8", divergence),
     "int8 recall": ("int8", rounded_recall),
     "int8 targets": ("int8", targets),
+    "model files machine": ("model_files", machine),
+    "loading": ("model_files", loading),
+    "beside llama.cpp": ("model_files", beside_llama_cpp),
+    "model files targets": ("model_files", targets),
     "corrections": ("corrections", corrections),
     "clamps": ("corrections", clamps),
     "codecs on the demo model": ("codecs", codecs("demo")),

@@ -30,6 +30,7 @@ _CHUNK_TOKENS_QUADRATIC = 128
 # Compiling takes half a second and keeps 5 to 10 MB for good, at each load: too much for a model
 # that is smaller than that.
 _SCRIPTED_FROM_BYTES = 64 << 20
+_FIRST = ("emb.weight", "blocks.0.ln0.weight", "blocks.0.ln0.bias")
 
 
 class PackageModel:
@@ -65,6 +66,9 @@ class PackageModel:
         ordered = in_loading_order(tensors)
         tensors.clear()
         self._is_7 = checkpoint.version == "7"
+        if strategy.stages[0].dtype == "fp32":
+            for name in _FIRST:  # which the package would norm in the file's dtype
+                ordered[name] = ordered[name].float()
         if scripted is None:
             scripted = _worth_scripting(devices, sum(t.nbytes for t in ordered.values()))
         namespace = Namespace(

@@ -25,6 +25,7 @@ ROOT = Path(__file__).parent.parent.parent
 SCRIPTS = (
     *("recall", "conversation", "speed", "crowd", "int8", "sampling"),
     *("corrections", "codecs", "retention", "prefix_cache", "staging", "endurance"),
+    "model_files",
 )
 OPTIONS = {"retention": ["-n", "1"]}
 

@@ -53,11 +53,13 @@ EXPECTED = {
     "docs/toolbox/start_states.md": ["Mirabel", "Your name is Orson.", "session donor"],
     "docs/toolbox/watch.md": ["absent", "1 turns; moved by None", "3 turns; moved by 0."],
     "docs/bundles.md": ["Wrote for-laptop.zip", "The session bob has"],
+    "docs/models.md": ["True False"],
     "docs/runtimes.md": ["64 "],
 }
 NOT_RUN = {
     "docs/benchmarks.md": 1,
     "docs/demo_model.md": 1,
+    "docs/models.md": 2,
     "docs/toolbox/codecs.md": 1,
     "docs/toolbox/recall.md": 2,
     "docs/toolbox/watch.md": 4,

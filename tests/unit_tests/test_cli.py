@@ -19,6 +19,8 @@ from langchain_rwkv_state.errors import StoreError
 from langchain_rwkv_state.messages import message_to_json
 from langchain_rwkv_state.state import StateLayout, zero_state
 from langchain_rwkv_state.store import DiskStateStore, disk_backend
+from tests.helpers.checkpoints import random_checkpoint, write_tokenizer
+from tests.helpers.hugging_face import write_hugging_face
 
 LAYOUT = StateLayout.of(7, n_layer=1, n_embd=64, head_size=64)
 
@@ -67,6 +69,26 @@ def test_every_command_has_help_and_takes_a_store(command):
     result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "120"})
     assert result.exit_code == 0
     assert "--store" in result.stdout
+
+
+def test_doctor_says_what_a_models_files_are(tmp_path, monkeypatch):
+    monkeypatch.setattr("langchain_rwkv_state.cli.doctor._demo", lambda: iter(()))
+    folder = write_hugging_face(tmp_path / "rwkv7-0.1B-g1", random_checkpoint(7, head_size=64))
+    write_tokenizer(folder / "tokenizer.json")
+    words = ["doctor", "--store", str(tmp_path / "none"), "--model"]
+    well = CliRunner().invoke(app, [*words, str(folder)], env={"COLUMNS": "300"})
+    for found in (
+        "a Hugging Face model in fla's names",
+        f"1 files in {folder}",
+        "RWKV-7, 2x128, 288 tokens, float32",
+        "named a G1 yes",
+        "JsonTokenizer",
+    ):
+        assert found in " ".join(well.stdout.split())
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+    ill = CliRunner().invoke(app, [*words, str(folder)], env={"COLUMNS": "300"})
+    assert ill.exit_code == 1
+    assert "git lfs pull" in " ".join(ill.stdout.split())
 
 
 def _commands(command, words=()):

@@ -206,6 +206,26 @@ class TestLoadTokenizer:
         found = load_tokenizer(None, model_path=tmp_path / "m.pth", vocab_size=65_536)
         assert isinstance(found, JsonTokenizer)
 
+    def test_a_models_folder_brings_its_own_or_world(self, tmp_path):
+        folder = tmp_path / "m"
+        folder.mkdir()
+        found = load_tokenizer(None, model_path=folder, vocab_size=65_536)
+        assert isinstance(found, WorldTokenizer)
+        write_tokenizer(tmp_path / "tokenizer.json")  # beside the folder, which is none of its own
+        found = load_tokenizer(None, model_path=folder, vocab_size=65_536)
+        assert isinstance(found, WorldTokenizer)
+        write_tokenizer(folder / "tokenizer.json")
+        found = load_tokenizer(None, model_path=folder, vocab_size=65_536)
+        assert isinstance(found, JsonTokenizer)
+
+    def test_a_path_is_a_path_whatever_it_is_called(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        _vocabulary(tmp_path / "world", "65530 '<|im_start|>' 12")
+        for path in (Path("world"), "./world"):
+            found = load_tokenizer(path, model_path=None, vocab_size=65_536)
+            assert found.encode("<|im_start|>") == [65_530]
+        assert load_tokenizer("world", model_path=None, vocab_size=65_536).vocab_size == 65_530
+
     @pytest.mark.parametrize("vocab_size", [50_277, 50_254])
     def test_a_pile_sized_model_asks_for_the_20b_tokenizer(self, tmp_path, vocab_size):
         with pytest.raises(ModelLoadError, match=r"20B_tokenizer\.json"):

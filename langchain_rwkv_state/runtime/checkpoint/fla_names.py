@@ -94,7 +94,13 @@ def from_fla(tensors: Tensors, config: Mapping[str, Any], path: Path) -> Tensors
             found[_TOP[name]] = tensor
             continue
         match = _BLOCK.fullmatch(name)
-        parts = _part(match[2], tensor) if match else None
+        try:
+            parts = _part(match[2], tensor) if match else None
+        except (RuntimeError, ValueError) as error:  # of a shape that does not fit
+            raise ModelLoadError(
+                f"{path} is damaged or of an unknown kind: {name!r} has the shape "
+                f"{list(tensor.shape)}."
+            ) from error
         if match is None or parts is None:
             raise ModelLoadError(
                 f"{path} holds {name!r}, which fla's RWKV-7 has not: it is a variant that would be "

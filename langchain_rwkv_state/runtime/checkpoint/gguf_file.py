@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
+import numpy as np
 import torch
 
 from langchain_rwkv_state.errors import ModelLoadError
@@ -113,6 +114,8 @@ def read_gguf(path: Path, *, mapped: bool) -> GGUF:
         tensors: dict[str, torch.Tensor] = {}
         in_file = in_memory = 0
         for entry in entries:
+            if entry.name in tensors:
+                raise ValueError(f"it holds {entry.name!r} twice")
             kind = types[entry.type]
             at, nbytes = start + entry.offset, kind.nbytes(entry)
             if at + nbytes > size:
@@ -231,7 +234,7 @@ class _Quantised:
 
     def nbytes(self, entry: _Entry) -> int:
         count = math.prod(entry.shape)
-        if not entry.shape or entry.shape[-1] % self._block:
+        if not count or entry.shape[-1] % self._block:
             raise ValueError(f"{entry.name!r} has rows that are no whole blocks of {self.name}")
         return count // self._block * self._block_bytes
 
@@ -240,7 +243,8 @@ class _Quantised:
         rows, step = memory.view(-1, row).numpy(), max(1, _CHUNK // shape[-1])
         found = own_memory(2 * math.prod(shape)).view(torch.float16).view(-1, shape[-1])
         for at in range(0, len(rows), step):
-            numbers = self._dequantize(rows[at : at + step], self._type)
+            with np.errstate(all="ignore"):  # of a damaged scale; infinities show in the logits
+                numbers = self._dequantize(rows[at : at + step], self._type)
             found[at : at + step] = torch.from_numpy(numbers)
         return found.view(shape)
 

@@ -102,28 +102,7 @@ def from_gguf(tensors: Tensors, metadata: Mapping[str, Any], path: Path) -> Tens
     Raises:
         ModelLoadError: It is another architecture, or a variant that would be computed wrongly.
     """
-    kind = metadata.get("general.architecture")
-    if kind is None:
-        raise ModelLoadError(
-            f"{path} is a GGUF file that does not say its architecture.{shard_hint(path)}"
-        )
-    if kind not in _RESHAPED:
-        raise ModelLoadError(
-            f"{path} is a GGUF file of the architecture {kind!r}, no RWKV: those of rwkv6 and "
-            "rwkv7 are read."
-        )
-    eps = metadata.get(f"{kind}.attention.layer_norm_epsilon", _NORM_EPS)
-    size = metadata.get(f"{kind}.wkv.head_size")
-    if not isinstance(size, int) or size < 1:
-        raise ModelLoadError(
-            f"{path} does not say the size of its heads ({kind}.wkv.head_size).{shard_hint(path)}"
-        )
-    if not math.isclose(eps, _NORM_EPS, rel_tol=1e-3):
-        raise ModelLoadError(
-            f"{path} is a variant of RWKV that would be computed wrongly: its layer norms have the "
-            f"epsilon {eps}, where only {_NORM_EPS} is computed."
-        )
-    every = metadata.get(f"{kind}.rescale_every_n_layers", 0)
+    kind, size, every = _described(metadata, path)
     found: Tensors = {}
     while tensors:
         name, tensor = tensors.popitem()
@@ -131,7 +110,13 @@ def from_gguf(tensors: Tensors, metadata: Mapping[str, Any], path: Path) -> Tens
             found[_TOP[name]] = tensor
             continue
         match = _BLOCK.fullmatch(name)
-        parts = _part(kind, match[2], tensor, size) if match else None
+        try:
+            parts = _part(kind, match[2], tensor, size) if match else None
+        except RuntimeError as error:  # PyTorch's own, of a shape that does not fit
+            raise ModelLoadError(
+                f"{path} is damaged or of an unknown kind: {name!r} has the shape "
+                f"{list(tensor.shape)} with heads of {size}."
+            ) from error
         if match is None or parts is None:
             raise ModelLoadError(
                 f"{path} holds {name!r}, which llama.cpp's {kind} has not: it is a variant that "
@@ -144,6 +129,35 @@ def from_gguf(tensors: Tensors, metadata: Mapping[str, Any], path: Path) -> Tens
             whole = each * 2 ** (layer // every) if every and part in _HALVED else each
             found[f"blocks.{layer}.{part}"] = whole
     return _narrowed(found)
+
+
+def _described(metadata: Mapping[str, Any], path: Path) -> tuple[str, int, int]:
+    """Returns architecture, size of a head, and after how many layers numbers are halved."""
+    kind = metadata.get("general.architecture")
+    if kind is None:
+        raise ModelLoadError(
+            f"{path} is a GGUF file that does not say its architecture.{shard_hint(path)}"
+        )
+    if kind not in _RESHAPED:
+        raise ModelLoadError(
+            f"{path} is a GGUF file of the architecture {kind!r}, no RWKV: those of rwkv6 and "
+            "rwkv7 are read."
+        )
+    eps = metadata.get(f"{kind}.attention.layer_norm_epsilon", _NORM_EPS)
+    every = metadata.get(f"{kind}.rescale_every_n_layers", 0)
+    size = metadata.get(f"{kind}.wkv.head_size")
+    if not isinstance(size, int) or size < 1:
+        raise ModelLoadError(
+            f"{path} does not say the size of its heads ({kind}.wkv.head_size).{shard_hint(path)}"
+        )
+    if not isinstance(every, int) or every < 0:
+        raise ModelLoadError(f"{path} says that it is rescaled every {every!r} layers.")
+    if not isinstance(eps, float) or not math.isclose(eps, _NORM_EPS, rel_tol=1e-3):
+        raise ModelLoadError(
+            f"{path} is a variant of RWKV that would be computed wrongly: its layer norms have the "
+            f"epsilon {eps}, where only {_NORM_EPS} is computed."
+        )
+    return kind, size, every
 
 
 def _part(kind: str, name: str, tensor: torch.Tensor, size: int) -> Tensors | None:

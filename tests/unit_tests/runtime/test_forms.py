@@ -3,6 +3,7 @@ fingerprint; and whatever is no whole model is an error that says what it is and
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import logging
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from benchmarks.peers.gguf_file import convert
 from langchain_rwkv_state.errors import ModelLoadError
@@ -488,6 +491,35 @@ def test_a_gguf_of_another_kind_is_named(tmp_path: Path, content: bytes, message
     (tmp_path / "m.gguf").write_bytes(content)
     with pytest.raises(ModelLoadError, match=message):
         read_tensors(tmp_path / "m.gguf")
+
+
+@pytest.fixture(scope="module")
+def a_gguf(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    folder = tmp_path_factory.mktemp("gguf")
+    plain = write_checkpoint(folder / "m.pth", tensors=model(n_layer=1, n_embd=64, vocab=64))
+    convert(str(plain), str(folder / "m.gguf"), "q8")
+    return (folder / "m.gguf").read_bytes()
+
+
+@needs_gguf
+@given(place=st.floats(0, 1), changed=st.integers(0, 255))
+@settings(max_examples=60, deadline=None)
+def test_a_gguf_with_a_changed_header_is_read_or_an_error_of_ours(
+    a_gguf: bytes, tmp_path_factory: pytest.TempPathFactory, place: float, changed: int
+) -> None:
+    end = a_gguf.rindex(b"time_mix_ln.bias") + 60  # the last of its tensors' places
+    at = round(place * end)
+    path = tmp_path_factory.getbasetemp() / "changed.gguf"
+    path.write_bytes(a_gguf[:at] + bytes([changed]) + a_gguf[at + 1 :])
+    with contextlib.suppress(ModelLoadError):
+        Checkpoint.of(read_tensors(path, mapped=True), path)
+
+
+@pytest.mark.parametrize("name", ["attn.w_lora.lora.0.weight", "attn.x_x"])
+def test_a_misshapen_hugging_face_tensor_is_named(tmp_path: Path, name: str) -> None:
+    tensors = fla_tensors(model()) | {f"model.layers.1.{name}": torch.ones(2, 3, 4)}
+    with pytest.raises(ModelLoadError, match=r"has the shape \[2, 3, 4\]"):
+        read_tensors(write_shards(tmp_path / "m", tensors, 1))
 
 
 @needs_gguf
