@@ -5,6 +5,7 @@ python examples/structured.py
 
 from __future__ import annotations
 
+from langchain_core.language_models import LanguageModelInput
 from pydantic import BaseModel
 from rich.console import Console
 
@@ -23,7 +24,10 @@ def main() -> None:
     """Fills the model from sentences, in both ways."""
     console = Console()
     chat = ChatRWKV(model="demo", temperature=0, store=MemoryStateStore())
-    sentences = ["Marlow is 31 years old and lives in Lisbon.", "Tilda, aged 58, from Oslo."]
+    sentences: list[LanguageModelInput] = [
+        "Marlow is 31 years old and lives in Lisbon.",
+        "Tilda, aged 58, from Oslo.",
+    ]
     for method in ("json_schema", "function_calling"):
         read = chat.with_structured_output(Person, method=method)
         for sentence, person in zip(sentences, read.batch(sentences), strict=True):

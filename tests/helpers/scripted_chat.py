@@ -27,7 +27,11 @@ class ScriptedChat:
 
     def __init__(self, template: type[ChatTemplate] = G1Template, **settings: Any) -> None:
         self.runtime = FakeRuntime(65_536)
-        known = {"store": MemoryStateStore(), "prefix_cache": False, "temperature": 0}
+        known: dict[str, Any] = {
+            "store": MemoryStateStore(),
+            "prefix_cache": False,
+            "temperature": 0,
+        }
         known |= {"presence_penalty": 0.0, "frequency_penalty": 0.0}
         self.chat = ChatRWKV(model="demo", **known | settings)
         self.engine = Engine(self.runtime, WORLD)

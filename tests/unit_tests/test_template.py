@@ -77,7 +77,8 @@ def template(tokenizer: Tokenizer) -> ChatTemplate:
 @pytest.fixture(scope="module", params=[WorldTemplate, G1Template])
 def free(tokenizer: Tokenizer, request: pytest.FixtureRequest) -> ChatTemplate:
     """One whose answers may hold blank lines."""
-    return request.param(tokenizer)
+    template: ChatTemplate = request.param(tokenizer)
+    return template
 
 
 def ids_of(segments: list[Segment]) -> list[int]:

@@ -103,7 +103,7 @@ def test_a_thought_is_a_block_where_content_is_blocks():
     answer = scripted.chat.invoke("Hi.", reasoning=True)
     chunks = list(scripted.chat.stream("Hi.", reasoning=True))
     for message in (answer, functools.reduce(operator.add, chunks)):
-        assert [block["type"] for block in message.content] == ["reasoning", "text"]
+        assert [block["type"] for block in message.content_blocks] == ["reasoning", "text"]
         assert message.text == SAID
     with pytest.raises(ValueError, match="of the model itself"):
         scripted.chat.invoke("Hi.", output_version="v1")

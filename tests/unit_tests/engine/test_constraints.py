@@ -17,7 +17,7 @@ from langchain_rwkv_state.constraint import (
     no_calls_constraint,
 )
 from langchain_rwkv_state.engine import Delta, Done, Engine, Request, Sampling, Thought
-from langchain_rwkv_state.engine import constraints as module
+from langchain_rwkv_state.engine.sampler import Sampler
 from langchain_rwkv_state.errors import EngineError, SchemaError
 from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.tokenizer import JsonTokenizer, Tokenizer
@@ -221,7 +221,7 @@ class TestForced:
         request = ask(
             runtime, ANY, f" {CALL}", sampling=Sampling(temperature=0, presence_penalty=1)
         )
-        sampler = module.Sampler
+        sampler = Sampler
         saw = sampler.saw
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sampler, "saw", lambda self, token, piece: seen.append(token))
@@ -379,7 +379,7 @@ class TestCompiling:
 
     def test_a_matcher_that_fails_on_its_way_is_an_error(self, engine, runtime, monkeypatch):
         # As after a limit of the parser's: it would allow nothing but the end from there on.
-        monkeypatch.setattr(module.Sampler, "choose", lambda *_: WORLD.encode("?")[0])
+        monkeypatch.setattr(Sampler, "choose", lambda *_: WORLD.encode("?")[0])
         with pytest.raises(EngineError, match=r"could not be held to its grammar: .*Simplify"):
             engine.submit(ask(runtime, Constraint('start: " " ("a" | "b")'))).result()
         monkeypatch.undo()
@@ -395,7 +395,7 @@ class TestCompiling:
 
         runtime, tokenizer = FakeRuntime(small.vocab_size + 40), Endless()
         constraint = Constraint('start: " " /[ab]{2}/')
-        done = random_answers(runtime, tokenizer, constraint, 5)  # type: ignore[arg-type]
+        done = random_answers(runtime, tokenizer, constraint, 5)
         assert all(one.finish_reason == "stop" and len(one.text) == 2 for one in done)
 
 
