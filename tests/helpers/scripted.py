@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from langchain_rwkv_state.engine import Request, Sampling
-from langchain_rwkv_state.template import WorldTemplate
+from langchain_rwkv_state.template import DemoTemplate
 from langchain_rwkv_state.tokenizer import WorldTokenizer
 from tests.helpers.fake_runtime import FakeRuntime
 
 WORLD = WorldTokenizer()
-TEMPLATE = WorldTemplate(WORLD)
+TEMPLATE = DemoTemplate(WORLD)
 GREEDY = Sampling(temperature=0)
 
 

@@ -17,6 +17,7 @@ from langchain_rwkv_state.constraint import (
     no_calls_constraint,
 )
 from langchain_rwkv_state.engine import Delta, Done, Engine, Request, Sampling, Thought
+from langchain_rwkv_state.engine import constraints as module
 from langchain_rwkv_state.engine.sampler import Sampler
 from langchain_rwkv_state.errors import EngineError, SchemaError
 from langchain_rwkv_state.state import RWKVState

@@ -319,11 +319,6 @@ def test_settings_that_contradict_each_other_are_refused(runtime, given_, messag
         ask(runtime, [], **given_)
 
 
-def test_a_thought_that_nothing_closes_is_refused():
-    with pytest.raises(ValueError, match="must not be empty"):
-        Thought(">", "")
-
-
 def test_settled_ids_that_the_model_does_not_know_are_refused(
     engine: Engine, runtime: FakeRuntime
 ) -> None:
