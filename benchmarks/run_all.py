@@ -15,7 +15,7 @@ from benchmarks import common, tables
 
 BENCHMARKS = (
     *("recall", "conversation", "store", "speed", "crowd", "int8"),
-    *("corrections", "codecs", "retention", "prefix_cache", "staging"),
+    *("corrections", "codecs", "retention", "prefix_cache", "staging", "constraints"),
 )
 
 
