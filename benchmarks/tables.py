@@ -376,6 +376,47 @@ def machine(report: dict[str, Any]) -> str:
     )
 
 
+def held_schemas(report: dict[str, Any]) -> str:
+    """Returns what came of answers that were held to random schemas."""
+    found = report["results"]["schemas"]
+    rows = [
+        ["schemas", f"{found['schemas']:,}"],
+        ["answers that finished", f"{found['finished']:,}"],
+        ["of these, parse and fit their schema", f"{found['finished'] - found['wrong']:,}"],
+        ["cut off by `max_tokens`", f"{found['cut']:,}"],
+        ["read again because of their ids", f"{found['reread']:,}"],
+        ["ids, of which forced", f"{found['ids']:,}, {found['forced']:,}"],
+        ["compiling a schema, median", f"{found['compile_ms_median']:.1f} ms"],
+    ]
+    return table(["what", "figure"], rows)
+
+
+def held_share(report: dict[str, Any]) -> str:
+    """Returns the constraint's share of a decode step."""
+    rows = [
+        [
+            name,
+            f"{row['step_ms']:.1f} ms",
+            f"{row['share_percent']:.1f} %",
+            f"{row['share_without_drawing_percent']:.1f} %",
+            f"{row['draws_a_choice']:.2f}",
+        ]
+        for name, row in report["results"]["share"].items()
+    ]
+    head = ["rows", "a step", "constraint's share", "without drawing ids", "ids drawn a choice"]
+    return table(head, rows)
+
+
+def held_forced(report: dict[str, Any]) -> str:
+    """Returns what forced ids save."""
+    found = report["results"]["forced"]
+    rows = [
+        ["ids of a call that are forced", f"{found['forced_percent']:.0f} %"],
+        ["time saved, against asking for each", f"{found['time_saved_percent']:.0f} %"],
+    ]
+    return table(["what", "figure"], rows)
+
+
 TABLES: dict[str, tuple[str, Callable[..., str]]] = {
     "machine": ("conversation", machine),
     "recall targets": ("recall", targets),
@@ -412,6 +453,11 @@ TABLES: dict[str, tuple[str, Callable[..., str]]] = {
     "loading": ("model_files", loading),
     "beside llama.cpp": ("model_files", beside_llama_cpp),
     "model files targets": ("model_files", targets),
+    "constraints machine": ("constraints", machine),
+    "held schemas": ("constraints", held_schemas),
+    "held share": ("constraints", held_share),
+    "held forced": ("constraints", held_forced),
+    "constraint targets": ("constraints", targets),
     "corrections": ("corrections", corrections),
     "clamps": ("corrections", clamps),
     "codecs on the demo model": ("codecs", codecs("demo")),

@@ -139,6 +139,14 @@ def _check(part: dict[str, Any], where: str) -> None:
             raise SchemaError(
                 f"{where.format(repr(keyword))}, which decoding cannot be held to: {instead}."
             )
+    if part.get("minProperties", 0) > len(part.get("required") or ()) and not (
+        part.get("additionalProperties") is False and "patternProperties" not in part
+    ):
+        raise SchemaError(
+            f"{where.format(repr('minProperties'))} of an object with names of its own choice, and "
+            "one may come twice, so that decoding cannot be held to it: list the properties and set "
+            "additionalProperties: false, or check the number yourself."
+        )
     given, kind = part.get("format"), part.get("type", "string")
     if given is None or given in _FORMATS:
         return

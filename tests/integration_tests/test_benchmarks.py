@@ -26,6 +26,7 @@ SCRIPTS = (
     *("recall", "conversation", "speed", "crowd", "int8", "sampling"),
     *("corrections", "codecs", "retention", "prefix_cache", "staging", "endurance"),
     "model_files",
+    "constraints",
 )
 OPTIONS = {"retention": ["-n", "1"]}
 
@@ -85,6 +86,12 @@ def test_a_crowd_answers_as_each_conversation_alone(results):
     found = results.of("crowd")["results"]
     assert not found["storm"]["wrong"]
     assert found["talks"]["answers_as_the_engine_alone"]["sessions"] == 100
+
+
+def test_answers_that_are_held_fit_their_schemas(results):
+    checks = {check["name"]: check for check in results.of("constraints")["checks"]}
+    assert checks["finished answers that parse and fit"]["passed"]
+    assert checks["answers read again for their ids"]["passed"]
 
 
 def test_a_target_is_missed_below_its_ratio():

@@ -53,6 +53,7 @@ def test_what_is_refused_is_what_the_grammar_refuses():
         (object_of(x={"$ref": "#"}), "refers to itself without end"),
         (object_of(x={"type": "array", "minItems": 1, "items": {"$ref": "#"}}), "without end"),
         (object_of(x={"anyOf": [{"$ref": "#"}, {"allOf": [{"$ref": "#"}]}]}), "without end"),
+        ({"type": "object", "minProperties": 1}, "'minProperties' at '#'.*may come twice"),
         ({"const": float("nan")}, "is not JSON"),
         ({"const": object()}, "is not JSON"),
         ("string", "must be a JSON schema, an object, got 'string'"),
@@ -92,7 +93,7 @@ def test_an_object_that_lists_its_properties_gets_no_others():
     [
         {**object_of(a={}), "additionalProperties": True},
         {**object_of(a={}), "patternProperties": {"^x": {}}},
-        {**object_of(a={}), "minProperties": 2},
+        {**object_of(a={}), "minProperties": 1},
         {**object_of(a={}), "required": ["a", "b"]},
         {"allOf": [object_of(a={}), object_of(b={})]},
         {"$defs": {"A": object_of(a={})}, "allOf": [{"$ref": "#/$defs/A"}, object_of(b={})]},

@@ -42,6 +42,11 @@ def test_every_decoding_request_reads_one_id_beside_the_budget():
     assert plan(readers[-1:], 0, budget=64, idle_budget=256) == [(readers[-1], 256)]
 
 
+def test_what_was_forced_is_read_in_one_go_within_the_budget():
+    readers = [Reader(1, decodes=True), Reader(7, decodes=True), Reader(100, decodes=True)]
+    assert [n for _, n in plan(readers, 0, budget=64, idle_budget=256)] == [1, 7, 64]
+
+
 @given(wants=st.lists(st.integers(1, 90), min_size=1, max_size=40), budget=BUDGET)
 def test_nobody_is_passed_over_twice_before_all_others_had_a_turn(wants, budget):
     readers = [Reader(want) for want in wants]
