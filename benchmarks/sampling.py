@@ -32,26 +32,13 @@ from langchain_rwkv_state import ChatRWKV
 from langchain_rwkv_state.engine import Engine, Request, Sampling
 from langchain_rwkv_state.runtime import load_runtime
 from langchain_rwkv_state.runtime.native import sampling as native
+from langchain_rwkv_state.template import TEMPLATES
 from langchain_rwkv_state.tokenizer import WorldTokenizer
 
 GREEDY = "greedy"
 SETTINGS: dict[str, dict[str, Any]] = {
     GREEDY: {"temperature": 0},
-    "demo": {"temperature": 1, "top_p": 0.7},
-    "World": {
-        "temperature": 1,
-        "top_p": 0.3,
-        "presence_penalty": 0.5,
-        "frequency_penalty": 0.5,
-        "penalty_decay": 0.996,
-    },
-    "G1": {
-        "temperature": 1,
-        "top_p": 0.5,
-        "presence_penalty": 2,
-        "frequency_penalty": 0.1,
-        "penalty_decay": 0.99,
-    },
+    **{template.name: dict(template.sampling) for template in TEMPLATES.values()},
 }
 TARGET = 0.95
 

@@ -277,21 +277,17 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         return wanted.chain(self.bind(**wanted.options, **kwargs), include_raw=include_raw)
 
     def _check(self, options: Mapping[str, Any]) -> None:
-        """Compiles what decoding is to be held to, before anything is asked.
+        """Tries what decoding is to be held to, before anything is asked.
+
+        It is tried on bytes, in milliseconds: neither is a model loaded for it, nor does an event
+        loop wait for the description of a vocabulary.
 
         Raises:
             ValueError: Something in it cannot be had.
         """
-        ask = self._ask(options)
-        loaded = self._loaded
-        tools = ChatTemplate.tools if loaded is None else loaded.template.tools
-        constraint = ask.constraint(tools)
-        if constraint is None:
-            return
-        if loaded is None:
+        constraint = self._ask(options).constraint(ChatTemplate.tools)
+        if constraint is not None:
             check_constraint(constraint)
-        else:
-            loaded.engine.prepare(constraint, loaded.tokenizer)
 
     def _ask(self, options: Mapping[str, Any]) -> Ask:
         return Ask.of(options, reasoning=self.reasoning, keep_reasoning=self.keep_reasoning)
