@@ -31,7 +31,7 @@ def main() -> None:
     for method in ("json_schema", "function_calling"):
         read = chat.with_structured_output(Person, method=method)
         for sentence, person in zip(sentences, read.batch(sentences), strict=True):
-            console.print(f"{method}: {sentence} -> {person!r}", markup=False)
+            console.print(f"{method}: {sentence} -> {person!r}", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ EXPECTED = {
     "warm_state.py": ["Mirabel", "known from the state"],
     "llm.py": ["' Marlow.'", "' Ottilie.'"],
     "many_users.py": ["u1  Your name is Marlow. You live in Lisbon.", "Ottilie", "Ruben", "Kyoto"],
+    "tools.py": ["get_weather({'city': 'Lisbon'})", "Sunny, 18 degrees", "391", "Good morning"],
+    "structured.py": ["Person(name='Marlow', age=31, city='Lisbon')", "name='Tilda', age=58"],
     "demo.py": [
         "It recalled 3 of 3 facts.",
         "tokens, in 6 turns",
