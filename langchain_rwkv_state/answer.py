@@ -32,12 +32,12 @@ class Answer:
     Attributes:
         text: What is said in words.
         calls: Names and arguments of tools that are called.
-        cut: Name and JSON text so far of a call that was cut off.
+        cut: Name and JSON text so far of a call that was cut off; without a name, all of it.
     """
 
     text: str
     calls: tuple[tuple[str, dict[str, object]], ...] = ()
-    cut: tuple[str, str] | None = None
+    cut: tuple[str | None, str] | None = None
 
     def message(self, *, thought: str | None = None) -> AIMessage:
         """Returns the answer as LangChain has it; each call gets an id of its own."""
@@ -77,7 +77,7 @@ def read_answer(text: str, tools: ToolFormat | None) -> Answer:
         return Answer(text)
     reader = CallReader(tools)
     said = reader.push(text) + reader.end()
-    if not reader.calls and reader.open_call is None:
+    if not reader.inside:
         return Answer(said)
     calls = tuple((name, json.loads(arguments)) for name, arguments in reader.calls)
     return Answer(said.rstrip(), calls, reader.open_call)
@@ -104,9 +104,17 @@ class CallReader:
         self._scan = _Scan()
 
     @property
-    def open_call(self) -> tuple[str, str] | None:
-        """Name and arguments so far of a call that is not whole."""
-        return None if self._name is None else (self._name, self._body)
+    def inside(self) -> bool:
+        """Whether a call was begun."""
+        return self._inside
+
+    @property
+    def open_call(self) -> tuple[str | None, str] | None:
+        """Name and arguments so far of a call that is not whole; without a name, all of it."""
+        if self._name is not None:
+            return self._name, self._body
+        begun = self._body if self._inside and not self.calls else ""
+        return (None, begun) if begun else None
 
     def push(self, text: str) -> str:
         """Takes the next piece; returns what of it is sure to be text."""
@@ -128,8 +136,7 @@ class CallReader:
 
     def end(self) -> str:
         """Returns text that was held back, now that no more comes."""
-        told = bool(self.calls) or self._name is not None
-        rest, self._text = "" if told else self._text, ""
+        rest, self._text = "" if self._inside else self._text, ""
         return rest
 
     def _find(self) -> tuple[int, int] | None:
@@ -256,7 +263,7 @@ class AnswerStream:
         known = [*reader.calls, *([] if open_call is None else [open_call])]
         chunks = []
         for index, (name, arguments) in enumerate(known):
-            if index < len(self._begun) - 1:
+            if name is None or index < len(self._begun) - 1:
                 continue
             if index == len(self._begun):
                 self._begun.append(_call_id())

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from langchain_core.messages import BaseMessage, SystemMessage
+from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
+from langchain_core.utils.pydantic import is_basemodel_subclass
 
 from langchain_rwkv_state.constraint import (
     Constraint,
@@ -220,6 +222,10 @@ def _as_tool(tool: Any, strict: bool | None) -> dict[str, Any]:
     convert: Callable[..., dict[str, Any]] = convert_to_openai_tool
     try:
         found = convert(tool) if strict is None else convert(tool, strict=strict)
+        model = _model_of(tool)
+        if model is not None and "$defs" in (schema := pydantic_schema(model)):
+            # LangChain writes out what is shared, and of what refers to itself it writes nothing.
+            found["function"]["parameters"] = schema
         function_of(found)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
@@ -228,6 +234,20 @@ def _as_tool(tool: Any, strict: bool | None) -> dict[str, Any]:
             "LangChain tool."
         ) from error
     return found
+
+
+def pydantic_schema(model: Any) -> dict[str, Any]:
+    """Returns the JSON schema of a pydantic model, with what it shares under ``$defs``."""
+    whole: dict[str, Any] = (
+        model.model_json_schema() if hasattr(model, "model_json_schema") else model.schema()
+    )
+    return {"title": model.__name__, **whole}
+
+
+def _model_of(tool: Any) -> Any:
+    """Returns the pydantic model of a tool's arguments, where it has one."""
+    found = tool.tool_call_schema if isinstance(tool, BaseTool) else tool
+    return found if isinstance(found, type) and is_basemodel_subclass(found) else None
 
 
 def _choice(given: Any, tools: Sequence[Mapping[str, Any]]) -> str:

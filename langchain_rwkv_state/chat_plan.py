@@ -56,7 +56,8 @@ class ChatPlan:
             constraint: What decoding is held to.
 
         Raises:
-            ValueError: An answer that is to be continued cannot be held to JSON.
+            ValueError: An answer that is to be continued cannot be held to JSON, or a stop text
+                leaves no call of a tool.
         """
         template = loaded.template
         tools = template.tools if ask.may_call else None
@@ -65,6 +66,16 @@ class ChatPlan:
                 "The last message is an answer's beginning, and tool_choice or response_format "
                 "holds the answer to JSON from its beginning: leave one of them out."
             )
+
+        stop = tuple(dict.fromkeys((*template.stops, *request.stop)))
+        if constraint is not None and constraint.triggers:
+            opening = f'{template.tools.opening}{{"name":"'
+            taken = next((text for text in request.stop if text in opening), None)
+            if taken is not None:
+                raise ValueError(
+                    f"The stop text {taken!r} stands in what calls of tools begin with "
+                    f"({opening!r}), so that none could be made: leave it out, or the tools."
+                )
 
         def kept(thought: str, text: str) -> Sequence[int]:
             said = read_answer(text, tools).canonical(template)
@@ -82,7 +93,7 @@ class ChatPlan:
             request,
             prompt=reading.ids if reading.prompt is None else reading.prompt,
             settled=None if reading.prompt is None else reading.ids,
-            stop=tuple(dict.fromkeys((*template.stops, *request.stop))),
+            stop=stop,
             roles=template.turn_roles,
             strip=True,
             canonical=canonical,

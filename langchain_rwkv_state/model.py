@@ -378,8 +378,10 @@ class RWKVModel(BaseModel):
         sampling = self._sampling(loaded.template, options)
         max_tokens = options.get("max_tokens")
         max_tokens = self.max_tokens if max_tokens is None else max_tokens
-        if max_tokens == 0:
-            raise ValueError("max_tokens must be 1 or more, got 0: use prefill() to read only.")
+        if isinstance(max_tokens, int) and max_tokens < 1:
+            raise ValueError(
+                f"max_tokens must be 1 or more, got {max_tokens}: use prefill() to read only."
+            )
         timeout = options.get("timeout")
         for name in options:
             if name not in self._call_options and name not in _LANGCHAIN_OPTIONS:

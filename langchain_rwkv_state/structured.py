@@ -29,7 +29,7 @@ from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
-from langchain_rwkv_state.ask import as_tools
+from langchain_rwkv_state.ask import as_tools, pydantic_schema
 from langchain_rwkv_state.tool_format import function_of
 
 Method: TypeAlias = Literal["json_schema", "function_calling", "json_mode"]
@@ -100,6 +100,7 @@ class Structured:
             )
         if tools is not None and method != "json_schema":
             raise ValueError(f"tools= goes with method='json_schema', not with {method!r}.")
+        schema = _unwrapped(schema)
         traced = {"kwargs": {"method": method, "strict": strict}, "schema": schema}
         options: dict[str, Any] = {"ls_structured_output_format": traced}
         model = schema if isinstance(schema, type) and is_basemodel_subclass(schema) else None
@@ -143,9 +144,21 @@ class Structured:
         return RunnableMap(raw=llm) | fallback
 
 
+def _unwrapped(schema: Any) -> Any:
+    """Returns the schema in OpenAI's ``{"name", "schema", "strict"}``, and any other as it is."""
+    if isinstance(schema, Mapping) and isinstance(schema.get("schema"), Mapping):
+        if "name" in schema and not {"type", "properties"} & {*schema}:
+            return {"title": schema["name"], **schema["schema"]}
+    return schema
+
+
 def _as_schema(schema: Any) -> dict[str, Any]:
+    if isinstance(schema, type) and is_basemodel_subclass(schema):
+        return pydantic_schema(schema)
+    if isinstance(schema, Mapping) and "$ref" in schema and "title" not in schema:
+        schema = {"title": str(schema["$ref"]).rsplit("/", 1)[-1], **schema}
     try:
-        return convert_to_json_schema(schema)
+        return dict(schema) if "$defs" in schema else convert_to_json_schema(schema)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"The schema is {schema!r:.100}, which cannot be read ({error}): pass a pydantic "

@@ -344,5 +344,7 @@ def _forged_turn(roles: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def _unfinished(name: str | None, arguments: str | None) -> str:
-    """Returns a call that was cut off, as far as it came."""
-    return f'{{"name":{json.dumps(name or "", ensure_ascii=False)},"arguments":{arguments or ""}'
+    """Returns a call that was cut off, as far as it came; without a name it is all there."""
+    if name is None:
+        return arguments or ""
+    return f'{{"name":{json.dumps(name, ensure_ascii=False)},"arguments":{arguments or ""}'

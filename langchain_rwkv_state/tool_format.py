@@ -66,6 +66,7 @@ class ToolFormat:
             name: What it is called.
             schema: A JSON schema.
         """
+        schema = resolved(schema)
         if schema.get("properties"):
             function = {
                 "name": name,
@@ -127,7 +128,7 @@ def signature(function: Mapping[str, Any]) -> str:
         >>> print(signature({"name": "weather", "parameters": {"properties": {"unit": unit}}}))
         weather(unit?: "celsius" | "fahrenheit" (of the answer))
     """
-    schema = parameters_of(function)
+    schema = resolved(parameters_of(function))
     inside = _members(schema, _shared(schema), 0)
     description = _line(function.get("description") or "")
     return f"{_line(function['name'])}({inside})" + (f" - {description}" if description else "")
@@ -141,6 +142,12 @@ def type_text(schema: Mapping[str, Any]) -> str:
         '{x?: number}[]'
     """
     return _type(schema, _shared(schema), 0)
+
+
+def resolved(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns a schema, or what it refers to as a whole, with what is shared."""
+    named = _shared(schema).get(str(schema.get("$ref", "")).rsplit("/", 1)[-1])
+    return {**schema, **named} if isinstance(named, Mapping) else schema
 
 
 def _shared(schema: Mapping[str, Any]) -> Mapping[str, Any]:

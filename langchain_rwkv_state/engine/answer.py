@@ -65,6 +65,10 @@ class Answer:
         rest, self._thinking = self._thinking.rest, None
         return self._let_out(thought=thought, text=self._matcher.push(rest))
 
+    def ignore_stops(self) -> None:
+        """Lets no stop text end the answer any more: it is held to a form from here on."""
+        self._matcher.ignore_stops()
+
     def flush(self) -> Delta | None:
         """Returns what was held back, now that no more text comes."""
         if self._thinking is None:

@@ -216,6 +216,8 @@ class Job:
             choice = Choice((self._sampler.choose(look),))
         else:
             choice = self._guide.choose(look, self._sampler)
+            if self._guide.holds:
+                self._answer.ignore_stops()
         between, text = not self._decoder.pending, ""
         for place, token in enumerate(choice.ids):
             self.n_sampled += 1

@@ -209,10 +209,12 @@ class Request:
                 f"An answer that is continued (from {self.continued[:40]!r}) has no thought before "
                 "it: leave thought or continued out."
             )
-        if self.constraint is not None and (self.continued or not self.max_tokens):
+        held = self.constraint is not None and self.constraint.holds_at_once
+        if (held and self.continued) or (self.constraint is not None and not self.max_tokens):
             raise ValueError(
-                "A constraint holds a whole answer: leave it out where an answer is continued "
-                f"({self.continued[:40]!r}) or none is asked for (max_tokens={self.max_tokens})."
+                "A constraint that holds a whole answer leaves nothing to continue, and none holds "
+                "what is not asked for: leave it out, or the answer's beginning "
+                f"({self.continued[:40]!r}), or ask for more than {self.max_tokens} tokens."
             )
         if self.continued and self.settled is None:
             raise ValueError(

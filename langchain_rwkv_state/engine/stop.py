@@ -81,6 +81,10 @@ class StopMatcher:
         """Text that is not let out yet."""
         return self._held[self._known :]
 
+    def ignore_stops(self) -> None:
+        """Lets no stop text end what comes from here on; what is held back may still be text."""
+        self._stops = ()
+
     def push(self, text: str) -> str:
         """Takes the next piece and returns what is sure to belong to the answer."""
         if self.stopped or not text:
