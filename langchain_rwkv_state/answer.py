@@ -22,7 +22,7 @@ from langchain_rwkv_state.template import ChatTemplate
 from langchain_rwkv_state.tool_format import ToolFormat
 
 _NAME = re.compile(r'\{"name":("(?:[^"\\]|\\.)*"),"arguments":')
-_CUT = "the answer was cut off at max_tokens before the call's end"
+_CUT = "the answer ended before the call did, or Python reads no such JSON"
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,13 @@ class Answer:
         )
 
 
-def read_answer(text: str, tools: ToolFormat | None) -> Answer:
+def read_answer(text: str, tools: ToolFormat | None, *, called: bool = False) -> Answer:
     r"""Takes an answer apart.
 
     Args:
         text: All of it.
         tools: How calls are written; ``None`` where none is to be looked for.
+        called: Whether words were not possible, so that half an opening is none.
 
     Example:
         >>> read_answer('Well.\n```json\n{"name":"f","arguments":{"x":1}}\n```', ToolFormat())
@@ -78,9 +79,14 @@ def read_answer(text: str, tools: ToolFormat | None) -> Answer:
     reader = CallReader(tools)
     said = reader.push(text) + reader.end()
     if not reader.inside:
-        return Answer(said)
-    calls = tuple((name, json.loads(arguments)) for name, arguments in reader.calls)
-    return Answer(said.rstrip(), calls, reader.open_call)
+        return Answer("" if called and tools.begun(said) else said)
+    calls = []
+    for name, arguments in reader.calls:
+        try:
+            calls.append((name, json.loads(arguments)))
+        except (ValueError, RecursionError):  # a number of thousands of digits, a list without end
+            return Answer(said.rstrip(), tuple(calls), (name, arguments))
+    return Answer(said.rstrip(), tuple(calls), reader.open_call)
 
 
 class CallReader:
@@ -95,7 +101,7 @@ class CallReader:
 
     def __init__(self, tools: ToolFormat) -> None:
         self.calls: list[tuple[str, str]] = []
-        self._openings = tuple(f'{tools.opening}{lead}{{"name":"' for lead in ("", "["))
+        self._openings = tools.begins
         self._text = ""  # not handed on: it may become an opening, or did
         self._begun = False  # whether text was handed on, so that a call needs a line of its own
         self._inside = False
@@ -224,10 +230,13 @@ class AnswerStream:
     Args:
         tools: How calls are written; ``None`` where none is to be looked for.
         begun: Text that the answer begins with, to be handed on with its first piece.
+        called: Whether words are not possible, so that half an opening is none.
     """
 
-    def __init__(self, tools: ToolFormat | None, begun: str = "") -> None:
+    def __init__(self, tools: ToolFormat | None, begun: str = "", *, called: bool = False) -> None:
         self._lead = begun
+        self._tools = tools
+        self._called = called
         self._reader = None if tools is None else CallReader(tools)
         self._begun: list[str] = []  # ids of the calls
         self._sent = 0  # characters of the last call's arguments
@@ -253,6 +262,8 @@ class AnswerStream:
         chunks = self.push("") if self._lead else []
         rest = "" if self._reader is None else self._reader.end()
         text = self._held + rest if rest else ""
+        if self._called and self._tools is not None and self._tools.begun(text):
+            text = ""
         return [*chunks, AIMessageChunk(content=text)] if text.strip() else chunks
 
     def _calls(self) -> list[AIMessageChunk]:

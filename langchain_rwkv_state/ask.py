@@ -24,8 +24,9 @@ from langchain_rwkv_state.constraint import (
     json_schema_constraint,
     no_calls_constraint,
 )
+from langchain_rwkv_state.content import text_of
 from langchain_rwkv_state.template import ChatTemplate, Reasoning
-from langchain_rwkv_state.tool_format import ToolFormat, function_of, parameters_of, signature
+from langchain_rwkv_state.tool_format import ToolFormat, function_of, parameters_of
 
 ASK_OPTIONS = (
     "tools",
@@ -93,17 +94,19 @@ class Ask:
         Raises:
             ValueError: One has a value that it cannot have.
         """
-        tools = as_tools(options.get("tools") or ())
+        tools = as_tools(() if options.get("tools") is None else options["tools"])
+        if options.get("strict") is not None:
+            _flag("strict", options["strict"])
         given = options.get("reasoning")
         kept = options.get("keep_reasoning")
         parallel = options.get("parallel_tool_calls")
         return cls(
             tools=tools,
             choice=_choice(options.get("tool_choice"), tools),
-            parallel=True if parallel is None else bool(parallel),
+            parallel=True if parallel is None else _flag("parallel_tool_calls", parallel),
             output=_output(options.get("response_format")),
             reasoning=reasoning if given is None else as_reasoning(given),
-            keep_reasoning=keep_reasoning if kept is None else bool(kept),
+            keep_reasoning=keep_reasoning if kept is None else _flag("keep_reasoning", kept),
         )
 
     @property
@@ -149,6 +152,11 @@ class Ask:
             for function in map(function_of, self.tools)
         ]
         also: Mapping[str, Any] | None = None
+        if output is not None and self.choice != "auto":
+            raise ValueError(
+                "response_format asks for JSON and tool_choice for a call, and an answer is one or "
+                "the other: leave one of them out."
+            )
         if output is not None:
             also = {"type": "object"} if output.schema is None else output.schema
         return calls_constraint(
@@ -173,8 +181,7 @@ def with_system(messages: Sequence[BaseMessage], lines: str) -> list[BaseMessage
         count += 1
     if not count:
         return [SystemMessage(lines), *messages]
-    last = messages[count - 1]
-    text = "\n".join(part for part in (str(last.text).strip(), lines) if part)
+    text = "\n".join(part for part in (text_of(messages[count - 1]).strip(), lines) if part)
     return [*messages[: count - 1], SystemMessage(text), *messages[count:]]
 
 
@@ -196,7 +203,7 @@ def as_tools(tools: Sequence[Any], *, strict: bool | None = None) -> tuple[dict[
     for each in (_as_tool(tool, strict) for tool in tools):
         name = function_of(each)["name"]
         known = found.setdefault(name, each)
-        if signature(function_of(known)) != signature(function_of(each)):
+        if _untitled(known) != _untitled(each):
             raise ValueError(f"Two tools are called {name!r}: give them names that differ.")
     return tuple(found.values())
 
@@ -236,6 +243,14 @@ def _as_tool(tool: Any, strict: bool | None) -> dict[str, Any]:
     return found
 
 
+def _untitled(schema: Any) -> Any:
+    """Returns a schema without titles, which some ways of writing one have and others not."""
+    if isinstance(schema, Mapping):
+        kept = {key: _untitled(value) for key, value in schema.items()}
+        return {k: v for k, v in kept.items() if k != "title" or not isinstance(v, str)}
+    return [_untitled(each) for each in schema] if isinstance(schema, list) else schema
+
+
 def pydantic_schema(model: Any) -> dict[str, Any]:
     """Returns the JSON schema of a pydantic model, with what it shares under ``$defs``."""
     whole: dict[str, Any] = (
@@ -250,12 +265,21 @@ def _model_of(tool: Any) -> Any:
     return found if isinstance(found, type) and is_basemodel_subclass(found) else None
 
 
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(  # noqa: TRY004 # a value of a call's option
+            f"{name} is True, False or None, got {value!r}."
+        )
+    return value
+
+
 def _choice(given: Any, tools: Sequence[Mapping[str, Any]]) -> str:
     if given is None or given is False:
         return "auto"
     if isinstance(given, Mapping):
-        function = given.get("function")
-        given = function.get("name") if isinstance(function, Mapping) else given.get("name")
+        function = given.get("function", given)
+        named = function.get("name") if isinstance(function, Mapping) else None
+        given = named or given.get("type")
     if given is True:
         given = "any"
     names = [str(function_of(tool)["name"]) for tool in tools]
@@ -277,7 +301,7 @@ def _output(given: Any) -> Output | None:
     kind = given.get("type") if isinstance(given, Mapping) else None
     if kind == "text":
         return None
-    if kind == "json_object":
+    if kind == "json_object" and set(given) == {"type"}:
         return Output("object", None)
     inner = given.get("json_schema") if kind == "json_schema" else None
     if isinstance(inner, Mapping) and isinstance(inner.get("schema"), Mapping):

@@ -26,7 +26,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.prompt_values import PromptValue
-from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 from langchain_core.runnables.config import ensure_config, merge_configs
 from pydantic import field_validator
 
@@ -266,15 +266,25 @@ class ChatRWKV(RWKVModel, BaseChatModel):
             A chain that gives a pydantic object for a pydantic model, else a dict.
 
         Raises:
-            ValueError: A schema or method cannot be had.
+            ValueError: A schema or method cannot be had, or `kwargs` hold what the method sets.
             SchemaError: The schema has a keyword that decoding cannot be held to; it names it.
 
         Example:
             >>> chat.with_structured_output(Person).invoke("Ann is 31.")  # doctest: +SKIP
         """
         wanted = Structured.of(schema, method=method, strict=strict, tools=tools)
+        twice = sorted(wanted.options.keys() & kwargs.keys())
+        if twice:
+            raise ValueError(
+                f"{', '.join(twice)} of a call is what method={method!r} sets: leave it out, or "
+                "bind it to a model without structured output."
+            )
         self._check(wanted.options | kwargs)
         return wanted.chain(self.bind(**wanted.options, **kwargs), include_raw=include_raw)
+
+    def bind(self, **kwargs: Any) -> Any:
+        """Binds options to every call; a session of what comes back keeps them."""
+        return _Bound(bound=self, kwargs=seen(kwargs), config={})
 
     def _check(self, options: Mapping[str, Any]) -> None:
         """Tries what decoding is to be held to, before anything is asked.
@@ -570,6 +580,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
             store=self.answer_store,
             zero=loaded.zero,
             answer=answer,
+            thoughts=self.keep_reasoning,
         )
 
     def _prepare(
@@ -632,6 +643,29 @@ class ChatRWKV(RWKVModel, BaseChatModel):
             content="", response_metadata=about, usage_metadata=usage, chunk_position="last"
         )
         return ChatGenerationChunk(message=message)
+
+
+class _Bound(RunnableBinding[LanguageModelInput, AIMessage]):
+    """A chat model with options bound to it: a session of it keeps them."""
+
+    @classmethod
+    def lc_id(cls) -> list[str]:
+        """Is what it stands for, to whoever loads it."""
+        return RunnableBinding.lc_id()
+
+    def with_session(self, session: str, **kwargs: Any) -> Runnable[LanguageModelInput, AIMessage]:
+        """Returns `ChatRWKV.with_session` of the model, with the same options.
+
+        Raises:
+            TypeError: What the options are bound to is no model alone, as after `with_retry`.
+        """
+        chat = self.bound
+        if not isinstance(chat, ChatRWKV):
+            raise TypeError(
+                f"A session is a model's, and this is {type(chat).__name__}: take the session "
+                "first, chat.with_session(...), and what else is wanted behind it."
+            )
+        return chat.with_session(session, **kwargs).bind(**self.kwargs)
 
 
 class _Prefill:

@@ -17,6 +17,7 @@ from langchain_rwkv_state.ask import Ask
 from langchain_rwkv_state.constraint import Constraint
 from langchain_rwkv_state.engine import Done, Request, Thought
 from langchain_rwkv_state.loaded import Loaded
+from langchain_rwkv_state.template import ChatTemplate
 from langchain_rwkv_state.tool_format import ToolFormat
 from langchain_rwkv_state.turn import Reading
 
@@ -69,7 +70,7 @@ class ChatPlan:
 
         stop = tuple(dict.fromkeys((*template.stops, *request.stop)))
         if constraint is not None and constraint.triggers:
-            opening = f'{template.tools.opening}{{"name":"'
+            opening = template.tools.begins[0]
             taken = next((text for text in request.stop if text in opening), None)
             if taken is not None:
                 raise ValueError(
@@ -77,18 +78,16 @@ class ChatPlan:
                     f"({opening!r}), so that none could be made: leave it out, or the tools."
                 )
 
+        called = constraint is not None and constraint.holds_at_once
+
         def kept(thought: str, text: str) -> Sequence[int]:
-            said = read_answer(text, tools).canonical(template)
+            said = read_answer(text, tools, called=called).canonical(template)
             return template.answer_ids(said, thought)
 
         def canonical(text: str) -> Sequence[int]:
             return kept("", text)
 
-        thought = None
-        if reading.prompt is not None and not reading.continued:
-            thinks = bool(ask.reasoning)
-            closing = "</think>" if thinks else ""
-            thought = Thought(opening=">", closing=closing, keep=thinks and ask.keep_reasoning)
+        thought = _thought(reading, ask, template, constraint)
         chat = replace(
             request,
             prompt=reading.ids if reading.prompt is None else reading.prompt,
@@ -107,8 +106,30 @@ class ChatPlan:
     def message(self, done: Done) -> AIMessage:
         """Returns the whole answer."""
         text = self.reading.continued + done.text
-        return read_answer(text, self.tools).message(thought=done.thought)
+        answer = read_answer(text, self.tools, called=self._called)
+        return answer.message(thought=done.thought)
 
     def stream(self) -> AnswerStream:
         """Returns what makes chunks of the answer's pieces."""
-        return AnswerStream(self.tools, self.reading.continued)
+        return AnswerStream(self.tools, self.reading.continued, called=self._called)
+
+    @property
+    def _called(self) -> bool:
+        constraint = self.request.constraint
+        return constraint is not None and constraint.holds_at_once
+
+
+def _thought(
+    reading: Reading, ask: Ask, template: ChatTemplate, constraint: Constraint | None
+) -> Thought | None:
+    """Returns how a thought is delimited that may stand before the answer."""
+    if reading.continued or not template.thinks:
+        return None
+    if reading.prompt is not None:
+        thinks = bool(ask.reasoning)
+        closing = "</think>" if thinks else ""
+        return Thought(opening=">", closing=closing, keep=thinks and ask.keep_reasoning)
+    if constraint is not None and constraint.holds_at_once:
+        return None
+    # Nobody asked; these models may think all the same.
+    return Thought("<think>", "</think>", keep=ask.keep_reasoning, asked=False)

@@ -92,7 +92,8 @@ def thought_of(message: AIMessage) -> str:
     if isinstance(message.content, str):
         return ""
     blocks = [block for block in message.content if isinstance(block, Mapping)]
-    texts = (block.get("reasoning") for block in blocks if block.get("type") == "reasoning")
+    kinds = ("reasoning", "thinking")
+    texts = (block.get(kind) for block in blocks if (kind := block.get("type")) in kinds)
     return "".join(text for text in texts if isinstance(text, str))
 
 

@@ -146,9 +146,9 @@ class Structured:
 
 def _unwrapped(schema: Any) -> Any:
     """Returns the schema in OpenAI's ``{"name", "schema", "strict"}``, and any other as it is."""
-    if isinstance(schema, Mapping) and isinstance(schema.get("schema"), Mapping):
-        if "name" in schema and not {"type", "properties"} & {*schema}:
-            return {"title": schema["name"], **schema["schema"]}
+    wrapped = isinstance(schema, Mapping) and isinstance(schema.get("schema"), Mapping)
+    if wrapped and "name" in schema and not {"type", "properties"} & {*schema}:
+        return {"title": schema["name"], **schema["schema"]}
     return schema
 
 
@@ -158,7 +158,8 @@ def _as_schema(schema: Any) -> dict[str, Any]:
     if isinstance(schema, Mapping) and "$ref" in schema and "title" not in schema:
         schema = {"title": str(schema["$ref"]).rsplit("/", 1)[-1], **schema}
     try:
-        return dict(schema) if "$defs" in schema else convert_to_json_schema(schema)
+        shares = isinstance(schema, Mapping) and "$defs" in schema
+        return dict(schema) if shares else convert_to_json_schema(schema)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"The schema is {schema!r:.100}, which cannot be read ({error}): pass a pydantic "

@@ -244,7 +244,7 @@ class ChatTemplate:
         return self.clean_answer("\n".join([text, *written] if text else written))
 
     def _with_thought(self, text: str, thought: str) -> str:
-        said = self.clean_answer(thought)
+        said = self.clean_answer(thought).replace("</think>", "")
         return f"<think>{said}</think>\n{text}".rstrip() if said else text
 
     def _pieces(self, message: BaseMessage, *, thoughts: bool) -> tuple[str, str, list[int]]:

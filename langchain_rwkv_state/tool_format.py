@@ -47,6 +47,15 @@ class ToolFormat:
     result_lead: ClassVar[str] = "Function output:\n"
     """Stands before a result where it comes as a turn of the user."""
 
+    @property
+    def begins(self) -> tuple[str, ...]:
+        """What calls begin with, one or several."""
+        return tuple(f'{self.opening}{lead}{{"name":"' for lead in ("", "["))
+
+    def begun(self, text: str) -> bool:
+        """Says whether a text is the first part of what calls begin with."""
+        return any(each.startswith(text) for each in self.begins)
+
     def listing(self, tools: Sequence[Mapping[str, Any]]) -> str:
         """Returns the lines by which a system prompt lists tools.
 

@@ -404,8 +404,9 @@ def _changed(now: str | None, then: str | None) -> bool:
         return False
     warnings.warn(
         "The messages before the state marker (the system prompt, for example, or the tools that "
-        "it lists) are not those that the conversation began with: they are read now, as new text behind it, and stay in the "
-        "state. Keep text that changes from turn to turn behind the marker.",
+        "it lists) are not those that the conversation began with: they are read now, as new text "
+        "behind it, and stay in the state. Keep text that changes from turn to turn behind the "
+        "marker.",
         stacklevel=2,
     )
     return True

@@ -7,6 +7,8 @@ half a tag at the very end is left out.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from langchain_rwkv_state.engine.request import Delta, Request, Thought
 from langchain_rwkv_state.engine.stop import StopMatcher
 
@@ -30,7 +32,7 @@ class Answer:
         self._thinking: StopMatcher | None = None
         if self._tag is not None:
             stops = [self._tag.closing] if self._tag.closing else []
-            self.thought = "" if stops else None
+            self.thought = "" if stops and self._tag.asked else None
             self._thinking = StopMatcher(stops, roles=request.roles, strip=True)
         self._matcher = StopMatcher(
             request.stop, roles=request.roles, strip=request.strip, before=request.continued
@@ -56,6 +58,9 @@ class Answer:
         if self._thinking is None:
             return self._let_out(text=self._matcher.push(text))
         behind = self._behind_opening(text)
+        if behind is None:
+            known, self._opening, self._thinking = self._opening + text, "", None
+            return self._let_out(text=self._matcher.push(known))
         if self._tag is not None and not self._tag.closing:
             self._thinking = self._thinking if self._opening else None
             return self._let_out(text=self._matcher.push(behind))
@@ -69,23 +74,40 @@ class Answer:
         """Lets no stop text end the answer any more: it is held to a form from here on."""
         self._matcher.ignore_stops()
 
-    def flush(self) -> Delta | None:
-        """Returns what was held back, now that no more text comes."""
+    def flush(self, *, cut: bool) -> Delta | None:
+        """Returns what was held back, now that no more text comes.
+
+        Args:
+            cut: Whether more would have come: half an opening then is no text.
+        """
         if self._thinking is None:
             return self._let_out(text=self._matcher.flush())
+        if self.thought is None:  # nothing but what may have become the opening
+            rest, self._opening, self._thinking = self._opening, "", None
+            rest = "" if cut and rest.strip() else rest
+            said = self._matcher.push(rest)
+            return self._let_out(text=said + self._matcher.flush())
         self._opening = ""
         return self._let_out(thought=self._thinking.flush(whole=False))
 
-    def _behind_opening(self, text: str) -> str:
-        """Returns a thought's text without the opening that it may begin with."""
+    def _behind_opening(self, text: str) -> str | None:
+        """Returns a thought's text without the opening that it may begin with.
+
+        ``None`` where nobody asked for a thought, and the model began none.
+        """
         if self._tag is None or not self._tag.opening:
             return text
-        text, opening = self._opening + text, self._tag.opening
-        if len(text) < len(opening) and opening.startswith(text):
-            self._opening = text
+        known, opening = self._opening + text, self._tag.opening
+        said = known if self._tag.asked else known.lstrip()
+        if len(said) < len(opening) and opening.startswith(said):
+            self._opening = known
             return ""
-        self._opening, self._tag = "", Thought("", self._tag.closing, self._tag.keep)
-        return text.removeprefix(opening)
+        if not self._tag.asked:
+            if not said.startswith(opening):
+                return None
+            self.thought = ""
+        self._opening, self._tag = "", replace(self._tag, opening="")
+        return said.removeprefix(opening)
 
     def _let_out(self, *, text: str = "", thought: str = "") -> Delta | None:
         if not text and not thought:

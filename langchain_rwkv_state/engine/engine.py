@@ -144,7 +144,10 @@ class Engine:
         tokenizer = request.tokenizer or self._tokenizer
         guide = None
         if request.constraint is not None:
-            guide = self._grammars_of(tokenizer).guide(request.constraint, request.thought)
+            guide = self._grammars_of(tokenizer).guide(
+                request.constraint,
+                request.thought if request.thought is not None and request.thought.asked else None,
+            )
         job = Job(request, tokenizer, Ticket(self._worker), known, guide)
         with self._wake:
             if self._closed:

@@ -94,7 +94,7 @@ class Job:
         self._n_read = 0  # ids, the prompt's and sampled ones, that the seat's own state has read
         # Whether what is read behind the prompt can stand in the state behind the answer.
         self._lasts = request.common == min(len(request.prompt), len(self._settled)) and not (
-            request.thought and not request.thought.keep
+            request.thought and request.thought.asked and not request.thought.keep
         )
         self._finish_reason: FinishReason = "length"
         self._answer_ids: tuple[int, ...] = ()
@@ -293,13 +293,14 @@ class Job:
 
         A character that is incomplete at the end is left out of the text.
         """
-        self._emit(self._answer.flush())
+        self._emit(self._answer.flush(cut=reason == "length"))
         self._finish_reason = reason
         answer = self._answer_ids = tuple(self._canonical())
         check_ids(answer, self._vocab_size, "what an answer's text stands for")
         wanted = (*self._settled, *answer)
         agreed = common((*self._request.prompt, *self._ids), wanted)
         self.reread = agreed < len(wanted) and self._settled == self._request.prompt and self._lasts
+        self.reread = self.reread and not self._answer.thought
         if self._n_read <= agreed:
             read, state = self._n_read, None
         else:
@@ -333,7 +334,7 @@ class Job:
                 checkpoints=tuple(self._kept[at] for at in request.checkpoints),
                 reread=self.reread,
                 thought=self._answer.thought,
-                thought_tokens=self._n_thought,
+                thought_tokens=0 if self._answer.thought is None else self._n_thought,
                 forced_tokens=self.n_forced,
             )
         )

@@ -81,11 +81,14 @@ class Thought:
             thought, as behind a prompt that ends ``<think></think``, and only the opening is left
             out.
         keep: Whether the thought stays in the state behind the answer.
+        asked: Whether the prompt asks for it. Where it does not, there is a thought only if the
+            model's first words are the opening, white space before it left out; else all is answer.
     """
 
     opening: str
     closing: str
     keep: bool = False
+    asked: bool = True
 
 
 @dataclass(frozen=True)

@@ -101,11 +101,21 @@ def test_the_prompt_asks_for_it(scripted):
         ({"type": "object"}, {}, ValueError, "title"),
         ({**SCHEMA, "not": {}}, {}, SchemaError, "not"),
         (Person, {"method": "json_mode", "tools": []}, ValueError, "tools="),
+        (Person, {"method": "function_calling", "tool_choice": "none"}, ValueError, "sets"),
     ],
 )
 def test_what_cannot_be_had_says_why(scripted, schema, options, error, match):
     with pytest.raises(error, match=match):
         scripted.chat.with_structured_output(schema, **options)
+
+
+@pytest.mark.parametrize("method", list(SAID))
+def test_a_stop_text_cuts_nothing_off(scripted, method):
+    chain = asked(scripted, Person, method)
+    for stop in (',"age"', "A", "```", "\n"):
+        bound = scripted.chat.with_structured_output(Person, method=method)
+        assert bound.invoke("Hi.", stop=[stop]) == Person(name="Ann", age=31)
+    assert chain.invoke("Hi.") == Person(name="Ann", age=31)
 
 
 def test_no_schema_in_json_mode(scripted):

@@ -135,6 +135,37 @@ def test_a_thought_that_is_switched_off_leaves_no_trace(g1, said):
     )
 
 
+@pytest.mark.parametrize("spelling", [WORLD.encode, in_bytes])
+def test_a_thought_that_nobody_asked_for_is_told_apart_too(g1, spelling):
+    g1.will_say(spelling(" <think>Hm.</think>\nYes."))
+    answer = g1.chat.invoke("Hi.")
+    assert answer.content == "Yes."
+    assert answer.additional_kwargs["reasoning_content"] == "Hm."
+    bare = g1.chat.prefill([HumanMessage("Hi."), AIMessage("Yes.")])
+    assert answer.response_metadata[STATE_KEY] == bare
+    streamed = functools.reduce(operator.add, g1.chat.stream("Hi."))
+    assert (streamed.content, streamed.additional_kwargs["reasoning_content"]) == ("Yes.", "Hm.")
+    for most in range(1, 12):
+        assert "<" not in g1.chat.invoke("Hi.", max_tokens=most).content
+
+
+@pytest.mark.parametrize("said", ["<thin", "<thing> it is", "Well, <think>Hm.</think>", "<"])
+def test_what_is_no_thought_is_text(g1, said):
+    g1.will_say(in_bytes(f" {said}"))
+    answer = g1.chat.invoke("Hi.")
+    assert (answer.content, answer.additional_kwargs) == (said, {})
+    assert "".join(chunk.content for chunk in g1.chat.stream("Hi.")) == said
+
+
+def test_prefill_reads_the_thoughts_that_are_kept():
+    scripted = ScriptedChat(keep_reasoning=True)
+    scripted.will_say(THOUGHT, reasoning=True)
+    answer = scripted.chat.invoke("Hi.", reasoning=True)
+    ref = scripted.chat.prefill([HumanMessage("Hi."), answer])
+    assert answer.response_metadata[STATE_KEY] == ref
+    scripted.close()
+
+
 def test_the_models_own_setting_holds_and_a_call_overrides_it():
     scripted = ScriptedChat(reasoning="high")
     assert prompt_of(scripted, [HumanMessage("Hi.")]).endswith("(think a lot)\n\nAssistant: <think")

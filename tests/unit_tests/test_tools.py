@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import operator
 from typing import Literal, TypedDict
 
@@ -11,9 +12,11 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, Tool
 from langchain_core.tools import tool
 from pydantic import BaseModel
 
-from langchain_rwkv_state.errors import SchemaError
+from langchain_rwkv_state.answer import read_answer
+from langchain_rwkv_state.errors import SchemaError, UnsupportedContentError
 from langchain_rwkv_state.messages import STATE_KEY, marker
 from langchain_rwkv_state.template import DemoTemplate, G1Template, WorldTemplate
+from langchain_rwkv_state.tool_format import ToolFormat
 from tests.helpers.scripted_chat import WORLD, ScriptedChat, in_bytes
 
 
@@ -49,6 +52,7 @@ SEARCH = {
     "required": ["query"],
 }
 TOOLS = [add, now, Paint, Note, SEARCH]
+JSON = {"type": "json_object"}
 ADD = '{"name":"add","arguments":{"a":3,"b":4}}'
 NOW = '{"name":"now","arguments":{}}'
 
@@ -138,7 +142,8 @@ def test_calls_are_streamed_as_they_are_written(scripted):
 
 def test_what_the_model_would_say_else_is_no_call_where_one_is_asked_for(scripted):
     words = " I would rather not."
-    answer = bound(scripted, words, messages="A?", tool_choice="any").invoke("A?", max_tokens=2000)
+    asked = bound(scripted, words, tools=[now], messages="A?", tool_choice="any")
+    answer = asked.invoke("A?", max_tokens=200)
     assert len(answer.tool_calls) >= 1
     assert answer.content == ""
     named = bound(scripted, fenced(ADD), messages="B?", tool_choice="now").invoke("B?")
@@ -163,7 +168,43 @@ def test_a_call_that_is_cut_off_is_none(scripted):
         assert calls == [("now", {}), ("add", {"a": 3, "b": 4})][: len(calls)]
         if answer.response_metadata["finish_reason"] == "length":
             seen.add((len(calls), len(answer.invalid_tool_calls)))
-    assert {(0, 0), (1, 1)} <= seen
+    assert {(0, 0), (0, 1), (1, 1)} <= seen
+
+
+def test_what_is_cut_off_early_is_not_told_as_words(scripted):
+    runnable = bound(scripted, fenced(ADD), messages="Cut?", tool_choice="any")
+    for most in range(1, 12):
+        answer = runnable.invoke("Cut?", max_tokens=most)
+        assert answer.content == ""
+        listing = SystemMessage(ToolFormat().listing(runnable.kwargs["tools"]))
+        ref = scripted.chat.prefill([listing, HumanMessage("Cut?"), answer])
+        assert answer.response_metadata[STATE_KEY] == ref
+        chunks = list(runnable.stream("Cut?", max_tokens=most))
+        assert "".join(chunk.content for chunk in chunks) == ""
+
+
+def test_stop_texts_end_words_alone(scripted):
+    runnable = bound(scripted, fenced(ADD), messages="Stop?", tool_choice="any")
+    for stop in ("\n", "```", ',"b"', "add"):
+        assert runnable.invoke("Stop?", stop=[stop]).tool_calls[0]["args"] == {"a": 3, "b": 4}
+    free = bound(scripted, f" Well.\n{fenced(ADD).strip()}", messages="Stop.")
+    assert free.invoke("Stop.", stop=['"b"']).tool_calls[0]["args"] == {"a": 3, "b": 4}
+    assert free.invoke("Stop.", stop=["l."]).content == "Wel"
+    with pytest.raises(ValueError, match=r"'\\n' stands in what calls of tools begin with"):
+        free.invoke("Stop.", stop=["\n"])
+
+
+def test_an_answer_that_was_begun_goes_on_with_tools(scripted):
+    given = [HumanMessage("Go?"), AIMessage("We")]
+    runnable = bound(scripted, f"ll.\n{fenced(ADD).strip()}", messages=given)
+    answer = runnable.invoke(given)
+    assert answer.content == "Well."
+    assert answer.tool_calls[0]["args"] == {"a": 3, "b": 4}
+    listing = SystemMessage(ToolFormat().listing(runnable.kwargs["tools"]))
+    ref = scripted.chat.prefill([listing, HumanMessage("Go?"), answer])
+    assert answer.response_metadata[STATE_KEY] == ref
+    with pytest.raises(ValueError, match="holds the answer to JSON from its beginning"):
+        runnable.invoke(given, tool_choice="any")
 
 
 def test_a_conversation_reads_its_tools_once(scripted):
@@ -194,6 +235,9 @@ def test_tokens_are_counted_with_tools(scripted):
     [
         ([add], {"tool_choice": "sub"}, ValueError, r"tool_choice is 'sub'.*\(add\)"),
         ([], {"tool_choice": "any"}, ValueError, "there are no tools"),
+        ([add], {"tool_choice": "any", "response_format": JSON}, ValueError, "one or the other"),
+        ([add], {"parallel_tool_calls": "no"}, ValueError, "parallel_tool_calls is True, False"),
+        ([add], {"response_format": {**JSON, "schema": {}}}, ValueError, "response_format is"),
         ([add, {"name": "add", "parameters": {}}], {}, ValueError, "Two tools are called 'add'"),
         ([3], {}, ValueError, "A tool is 3"),
         (add, {}, ValueError, "tools is a list"),
@@ -210,8 +254,15 @@ def test_an_unknown_option_is_an_error(scripted):
         scripted.chat.bind_tools([add], parallel_tool_cals=True).invoke("Hi.")
 
 
-def test_a_session_takes_tools_and_reads_results_alone(scripted):
-    talk = scripted.chat.with_session("tools", ttl=60).bind_tools([add])
+@pytest.mark.parametrize(
+    "ways",
+    [
+        lambda chat: chat.with_session("tools", ttl=60).bind_tools([add]),
+        lambda chat: chat.bind_tools([add]).with_session("tools", ttl=60),
+    ],
+)
+def test_a_session_takes_tools_and_reads_results_alone(scripted, ways):
+    talk = ways(scripted.chat)
     said = [HumanMessage("3 and 4?")]
     scripted.will_say(fenced(ADD), said, **talk.kwargs)
     answer = talk.invoke(said)
@@ -220,6 +271,43 @@ def test_a_session_takes_tools_and_reads_results_alone(scripted):
     scripted.will_say(" 7.", [*said, answer, result], **talk.kwargs)
     assert talk.invoke([result]).content == "7."
     scripted.chat.store.delete_session("tools")
+
+
+def test_what_python_does_not_read_is_no_call(scripted):
+    class Big(BaseModel):
+        n: int = 0
+
+    huge = "9" * 5000
+    said = fenced(f'{{"name":"Big","arguments":{{"n":{huge}}}}}')
+    answer = read_answer(said.strip(), ToolFormat())
+    assert (answer.calls, answer.cut) == ((), ("Big", f'{{"n":{huge}}}'))
+
+
+def test_a_picture_in_a_system_prompt_is_refused_with_tools_too(scripted):
+    said = [SystemMessage([{"type": "image_url", "image_url": "x"}]), HumanMessage("Hi.")]
+    with pytest.raises(UnsupportedContentError, match="image_url"):
+        scripted.chat.bind_tools([add]).invoke(said)
+
+
+class Node(BaseModel):
+    """A node."""
+
+    n: int
+    children: list[Node] = []
+
+
+def test_a_schema_that_refers_to_itself_is_held(scripted):
+    said = '{"n":1,"children":[{"n":2,"children":[]}]}'
+    call = fenced(f'{{"name":"Node","arguments":{said}}}')
+    runnable = bound(scripted, call, tools=[Node], messages="Node?", tool_choice="Node")
+    assert runnable.invoke("Node?").tool_calls[0]["args"] == json.loads(said)
+    chain = scripted.chat.with_structured_output(Node)
+    scripted.will_say(f" {said}", "Node?", **chain.first.kwargs)
+    assert chain.invoke("Node?") == Node.model_validate_json(said)
+    for schema in (Node.model_json_schema(), {"name": "Node", "schema": Node.model_json_schema()}):
+        chain = scripted.chat.with_structured_output(schema)
+        scripted.will_say(f" {said}", "Node?", **chain.first.kwargs)
+        assert chain.invoke("Node?") == json.loads(said)
 
 
 def test_a_history_commits_the_call_that_was_answered(scripted):

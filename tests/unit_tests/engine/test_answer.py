@@ -51,7 +51,7 @@ def test_thought_and_text_do_not_depend_on_the_borders(said, stops, thought, dat
             deltas.append(answer.push(piece))
             if answer.stopped:
                 break
-        deltas.append(answer.flush())
+        deltas.append(answer.flush(cut=False))
         shown = [delta for delta in deltas if delta is not None]
         assert (answer.thought, answer.text, answer.stopped) == want
         assert "".join(delta.thought for delta in shown) == answer.thought
@@ -78,7 +78,7 @@ def test_a_stop_text_counts_in_the_answer_only():
 def test_half_a_tag_at_the_end_is_left_out():
     answer = Answer(request(thought=THOUGHT))
     answer.push(">a < b </thin")
-    answer.flush()
+    answer.flush(cut=False)
     assert (answer.thought, answer.text) == ("a < b", "")
 
 
