@@ -144,7 +144,7 @@ def _check(part: dict[str, Any], where: str) -> None:
     ):
         raise SchemaError(
             f"{where.format(repr('minProperties'))} of an object with names of its own choice, and "
-            "one may come twice, so that decoding cannot be held to it: list the properties and set "
+            "one may come twice, so that no answer can be held to it: list the properties and set "
             "additionalProperties: false, or check the number yourself."
         )
     given, kind = part.get("format"), part.get("type", "string")

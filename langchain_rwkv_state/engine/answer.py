@@ -7,7 +7,7 @@ half a tag at the very end is left out.
 
 from __future__ import annotations
 
-from langchain_rwkv_state.engine.request import Delta, Request, Thought
+from langchain_rwkv_state.engine.request import Delta, Request
 from langchain_rwkv_state.engine.stop import StopMatcher
 
 
@@ -25,12 +25,13 @@ class Answer:
     def __init__(self, request: Request) -> None:
         self.text = ""
         self.thought: str | None = None
-        self._tag: Thought | None = request.thought
-        self._opening = ""  # of the thought, as far as it was read
+        self._opening = request.thought.opening if request.thought else ""  # until it was said
+        self._begun = ""  # as much of it as was said
+        self._closing = request.thought.closing if request.thought else ""
         self._thinking: StopMatcher | None = None
-        if self._tag is not None:
+        if self._closing:
             self.thought = ""
-            self._thinking = StopMatcher([self._tag.closing], roles=request.roles, strip=True)
+            self._thinking = StopMatcher([self._closing], roles=request.roles, strip=True)
         self._matcher = StopMatcher(
             request.stop, roles=request.roles, strip=request.strip, before=request.continued
         )
@@ -48,34 +49,34 @@ class Answer:
     @property
     def held(self) -> str:
         """Text that is not let out yet."""
-        return self._opening + (self._thinking or self._matcher).held
+        return self._begun + (self._thinking or self._matcher).held
 
     def push(self, text: str) -> Delta | None:
         """Takes the next piece and returns what is sure to belong to thought or answer."""
+        if self._opening:
+            text = self._behind_opening(text)
         if self._thinking is None:
             return self._let_out(text=self._matcher.push(text))
-        thought = self._thinking.push(self._behind_opening(text))
-        if self._tag is None or self._thinking.end != self._tag.closing:
+        thought = self._thinking.push(text)
+        if self._thinking.end != self._closing:
             return self._let_out(thought=thought)
         rest, self._thinking = self._thinking.rest, None
         return self._let_out(thought=thought, text=self._matcher.push(rest))
 
     def flush(self) -> Delta | None:
         """Returns what was held back, now that no more text comes."""
+        self._begun = ""
         if self._thinking is None:
             return self._let_out(text=self._matcher.flush())
-        self._opening = ""
         return self._let_out(thought=self._thinking.flush(whole=False))
 
     def _behind_opening(self, text: str) -> str:
-        """Returns a thought's text without the opening that it may begin with."""
-        if self._tag is None or not self._tag.opening:
-            return text
-        text, opening = self._opening + text, self._tag.opening
+        """Returns the text without the opening that may stand before it."""
+        text, opening = self._begun + text, self._opening
         if len(text) < len(opening) and opening.startswith(text):
-            self._opening = text
+            self._begun = text
             return ""
-        self._opening, self._tag = "", Thought("", self._tag.closing, self._tag.keep)
+        self._begun = self._opening = ""
         return text.removeprefix(opening)
 
     def _let_out(self, *, text: str = "", thought: str = "") -> Delta | None:

@@ -75,13 +75,14 @@ class Thought:
     """How the thought is delimited that an answer begins with, where the prompt asks for one.
 
     Attributes:
-        opening: What the model writes first to complete the tag before the thought, such as
-            ``">"`` behind a prompt that ends ``<think``; left out where it is there.
-        closing: What stands behind the thought, such as ``"</think>"``.
+        opening: What the model writes first to complete the tag that the prompt leaves open, such
+            as ``">"`` behind a prompt that ends ``<think``; left out where it is there.
+        closing: What stands behind the thought, such as ``"</think>"``; empty where no thought is
+            to come, and only the tag of an empty one is completed (behind ``<think></think``).
         keep: Whether the thought stays in the state behind the answer.
 
     Raises:
-        ValueError: There is nothing that closes the thought.
+        ValueError: It has neither opening nor closing, or there is no thought to be kept.
     """
 
     opening: str
@@ -89,10 +90,11 @@ class Thought:
     keep: bool = False
 
     def __post_init__(self) -> None:
-        """Checks the texts."""
-        if not self.closing:
+        """Checks that there is something to delimit."""
+        if not self.closing and (self.keep or not self.opening):
             raise ValueError(
-                "A thought ends at its closing tag, which must not be empty, got closing=''."
+                "Without a closing tag there is no thought, only an opening that is left out: "
+                f"keep={self.keep} needs closing, got opening={self.opening!r} and closing=''."
             )
 
 
@@ -275,7 +277,7 @@ class Done:
         checkpoints: The states asked for, in order.
         reread: Whether the answer was read again because the model said it in other ids than the
             canonical ones. What a thought or `Request.settled` makes be read again does not count.
-        thought: The thought, ``None`` where none was asked for.
+        thought: The thought, ``None`` where none was to come.
         forced_tokens: How many of `answer_tokens` the constraint forced: the model was not asked.
         thought_tokens: How many of `answer_tokens` belong to the thought, the tag behind it too.
     """

@@ -308,6 +308,14 @@ class TestBehindAThought:
         done = check(runtime, request, list(engine.submit(request)))
         assert (done.thought, done.text) == ("Hm.", "yes")
 
+    @pytest.mark.parametrize("said", ["> {", ">\n", " Hi"])
+    def test_the_tag_of_an_empty_thought_comes_first(self, engine, runtime, said):
+        given = {**self.SPECIAL, "thought": Thought(">", "")}
+        request = ask(runtime, JSON, said, **given)
+        done = check(runtime, request, list(engine.submit(request)))
+        Draft202012Validator(SCHEMA).validate(json.loads(done.text))
+        assert done.thought is None
+
     def test_calls_by_choice_and_none_hold_there_too(self, engine, runtime):
         said = f"> I could {CALL}.</think>\n{CALL}"
         request = ask(runtime, AUTO, said, **self.SPECIAL)
