@@ -7,8 +7,6 @@ half a tag at the very end is left out.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from langchain_rwkv_state.engine.request import Delta, Request, Thought
 from langchain_rwkv_state.engine.stop import StopMatcher
 
@@ -28,6 +26,7 @@ class Answer:
         self.text = ""
         self.thought: str | None = None
         self._tag: Thought | None = request.thought
+        self._awaited = "" if self._tag is None else self._tag.opening  # until it was said
         self._opening = ""  # of the thought, as far as it was read
         self._thinking: StopMatcher | None = None
         if self._tag is not None:
@@ -62,7 +61,7 @@ class Answer:
             known, self._opening, self._thinking = self._opening + text, "", None
             return self._let_out(text=self._matcher.push(known))
         if self._tag is not None and not self._tag.closing:
-            self._thinking = self._thinking if self._opening else None
+            self._thinking = self._thinking if self._awaited else None
             return self._let_out(text=self._matcher.push(behind))
         thought = self._thinking.push(behind)
         if self._tag is None or self._thinking.end != self._tag.closing:
@@ -95,9 +94,9 @@ class Answer:
 
         ``None`` where nobody asked for a thought, and the model began none.
         """
-        if self._tag is None or not self._tag.opening:
+        if self._tag is None or not self._awaited:
             return text
-        known, opening = self._opening + text, self._tag.opening
+        known, opening = self._opening + text, self._awaited
         said = known if self._tag.asked else known.lstrip()
         if len(said) < len(opening) and opening.startswith(said):
             self._opening = known
@@ -106,7 +105,7 @@ class Answer:
             if not said.startswith(opening):
                 return None
             self.thought = ""
-        self._opening, self._tag = "", replace(self._tag, opening="")
+        self._opening = self._awaited = ""
         return said.removeprefix(opening)
 
     def _let_out(self, *, text: str = "", thought: str = "") -> Delta | None:

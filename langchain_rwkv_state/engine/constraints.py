@@ -20,6 +20,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -155,9 +156,9 @@ class Guide:
     ) -> None:
         self._vocabulary = vocabulary
         self._fresh = matcher
-        self._free = _Free(constraint, thought)
+        self._free = _Free.before(constraint, thought)
         self._held: _Held | None = None
-        if self._free.holds_at_once and matcher is not None:
+        if self._free.is_over and matcher is not None:
             self._held = _Held(vocabulary, matcher)
 
     @property
@@ -214,53 +215,75 @@ class Guide:
         return matcher if matcher.try_consume_tokens(ids) == len(ids) else None
 
 
+@dataclass(frozen=True)
 class _Free:
-    """The part of an answer that is not held to the grammar, as far as it was said."""
+    """The part of an answer that is not held to the grammar, as far as it was said.
 
-    def __init__(self, constraint: Constraint, thought: Thought | None) -> None:
-        self._closing = thought.closing.encode() if thought is not None else b""
-        self._triggers = tuple(text.encode() for text in constraint.triggers)
-        self._forbid = tuple(text.encode() for text in constraint.forbid)
-        self._holds = bool(constraint.grammar and not constraint.triggers)
-        self._watched = max(map(len, (*self._triggers, *self._forbid)), default=1)
-        self._thinks = thought is not None
-        self._tail = b""
+    Attributes:
+        tag: What must come first, to complete a tag that the prompt leaves open.
+        closing: What ends the thought; empty once it is over.
+        holds: Whether all of the answer is held, and so only tag and thought are free.
+        triggers: What the held part begins with.
+        forbid: What must not be said.
+        tail: The last bytes, in which one of these may have begun.
+    """
+
+    tag: bytes
+    closing: bytes
+    holds: bool
+    triggers: tuple[bytes, ...]
+    forbid: tuple[bytes, ...]
+    tail: bytes = b""
+
+    @classmethod
+    def before(cls, constraint: Constraint, thought: Thought | None) -> _Free:
+        """Returns the free part that a constrained answer begins with."""
+        closing = thought.closing.encode() if thought else b""
+        return cls(
+            tag=thought.opening.encode() if thought and not closing else b"",
+            closing=closing,
+            holds=bool(constraint.grammar and not constraint.triggers),
+            triggers=tuple(text.encode() for text in constraint.triggers),
+            forbid=tuple(text.encode() for text in constraint.forbid),
+        )
 
     @property
-    def holds_at_once(self) -> bool:
-        """Whether there is no free part."""
-        return self._holds and not self._thinks
+    def is_over(self) -> bool:
+        """Whether the held part begins with what comes next."""
+        return self.holds and self.is_in_answer
 
     @property
     def is_in_answer(self) -> bool:
-        """Whether the thought is over, so that the ids before stand in the answer."""
-        return not self._thinks
+        """Whether tag and thought are over, so that the ids before stand in the answer."""
+        return not self.tag and not self.closing
 
     def after(self, piece: bytes) -> tuple[_Free, bytes | None] | None:
         """Returns what comes of the next piece: the free part after it, and how the held begins.
 
-        ``None`` where the piece completes what must not be said.
+        ``None`` where the piece must not be said.
         """
-        text, thinks = self._tail + piece, self._thinks
-        if thinks:
-            at = text.find(self._closing)
+        text, now = self.tail + piece, self
+        if self.tag and len(text) < len(self.tag) and self.tag.startswith(text):
+            return replace(self, tail=text), None
+        if self.tag:
+            if not text.startswith(self.tag):
+                return None
+            text, now = text[len(self.tag) :], replace(self, tag=b"")
+        if self.closing:
+            at = text.find(self.closing)
             if at < 0:
-                return self._with(_last(text, len(self._closing) - 1), thinks=True), None
-            text, thinks = text[at + len(self._closing) :], False
-        if self._holds:
-            return self._with(b"", thinks=False), text
-        if any(each in text for each in self._forbid):
+                return replace(self, tail=_last(text, len(self.closing) - 1)), None
+            text, now = text[at + len(self.closing) :], replace(self, closing=b"")
+        if self.holds:
+            return now, text
+        if any(each in text for each in self.forbid):
             return None
-        begun = [(text.find(each) + len(each), text.find(each)) for each in self._triggers]
+        begun = [(text.find(each) + len(each), text.find(each)) for each in self.triggers]
         found = min((place for place in begun if place[1] >= 0), default=None)
         if found is not None:
-            return self._with(b"", thinks=False), text[found[1] :]
-        return self._with(_last(text, self._watched - 1), thinks=False), None
-
-    def _with(self, tail: bytes, *, thinks: bool) -> _Free:
-        after = _Free.__new__(_Free)
-        after.__dict__ |= self.__dict__ | {"_tail": tail, "_thinks": thinks}
-        return after
+            return now, text[found[1] :]
+        watched = max(map(len, (*self.triggers, *self.forbid)))
+        return replace(now, tail=_last(text, watched - 1)), None
 
 
 class _Held:

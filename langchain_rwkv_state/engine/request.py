@@ -83,12 +83,23 @@ class Thought:
         keep: Whether the thought stays in the state behind the answer.
         asked: Whether the prompt asks for it. Where it does not, there is a thought only if the
             model's first words are the opening, white space before it left out; else all is answer.
+
+    Raises:
+        ValueError: It has neither opening nor closing, or there is no thought to be kept.
     """
 
     opening: str
     closing: str
     keep: bool = False
     asked: bool = True
+
+    def __post_init__(self) -> None:
+        """Checks that there is something to delimit."""
+        if not self.closing and (self.keep or not self.opening):
+            raise ValueError(
+                "Without a closing tag there is no thought, only an opening that is left out: "
+                f"keep={self.keep} needs closing, got opening={self.opening!r} and closing=''."
+            )
 
 
 @dataclass(frozen=True)
@@ -272,7 +283,7 @@ class Done:
         checkpoints: The states asked for, in order.
         reread: Whether the answer was read again because the model said it in other ids than the
             canonical ones. What a thought or `Request.settled` makes be read again does not count.
-        thought: The thought, ``None`` where none was asked for.
+        thought: The thought, ``None`` where none was to come.
         forced_tokens: How many of `answer_tokens` the constraint forced: the model was not asked.
         thought_tokens: How many of `answer_tokens` belong to the thought, the tag behind it too.
     """

@@ -82,6 +82,17 @@ def test_half_a_tag_at_the_end_is_left_out():
     assert (answer.thought, answer.text) == ("a < b", "")
 
 
+@pytest.mark.parametrize(("said", "text"), [("> a", "a"), (">", ""), ("a >", "a >"), ("", "")])
+def test_an_opening_alone_is_left_out(said, text):
+    for opening in (">", "?>"):
+        answer = Answer(request(thought=Thought(opening, "")))
+        whole = said.replace(">", opening, 1) if said.startswith(">") else said
+        for character in whole:
+            answer.push(character)
+        answer.flush(cut=False)
+        assert (answer.text, answer.thought) == (text, None)
+
+
 def test_without_a_thought_all_is_text():
     answer = Answer(request())
     assert answer.push("> a</think> b") == Delta("> a</think> b")

@@ -308,6 +308,14 @@ class TestBehindAThought:
         done = check(runtime, request, list(engine.submit(request)))
         assert (done.thought, done.text) == ("Hm.", "yes")
 
+    @pytest.mark.parametrize("said", ["> {", ">\n", " Hi"])
+    def test_the_tag_of_an_empty_thought_comes_first(self, engine, runtime, said):
+        given = {**self.SPECIAL, "thought": Thought(">", "")}
+        request = ask(runtime, JSON, said, **given)
+        done = check(runtime, request, list(engine.submit(request)))
+        Draft202012Validator(SCHEMA).validate(json.loads(done.text))
+        assert done.thought is None
+
     def test_calls_by_choice_and_none_hold_there_too(self, engine, runtime):
         said = f"> I could {CALL}.</think>\n{CALL}"
         request = ask(runtime, AUTO, said, **self.SPECIAL)
@@ -408,5 +416,5 @@ class TestCompiling:
     "given", [{"max_tokens": 0}, {"continued": "a", "settled": (1,), "prompt": (1, 2)}]
 )
 def test_a_constraint_holds_a_whole_answer(runtime, given):
-    with pytest.raises(ValueError, match="A constraint holds a whole answer"):
+    with pytest.raises(ValueError, match="leaves nothing to continue"):
         ask(runtime, JSON, **given)

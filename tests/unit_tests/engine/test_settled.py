@@ -319,6 +319,23 @@ def test_settings_that_contradict_each_other_are_refused(runtime, given_, messag
         ask(runtime, [], **given_)
 
 
+@pytest.mark.parametrize(("opening", "keep"), [("", False), (">", True)])
+def test_a_thought_that_nothing_closes_is_refused(opening, keep):
+    with pytest.raises(ValueError, match="Without a closing tag there is no thought"):
+        Thought(opening, "", keep=keep)
+
+
+@pytest.mark.parametrize("said", ["> Four.", ">\nFour.", " Four."])
+def test_the_tag_of_an_empty_thought_is_completed_and_left_out(engine, runtime, said):
+    prompt = [*BEFORE, *WORLD.encode(" <think></think")]
+    given_: dict[str, Any] = {"prompt": prompt, "settled": BEFORE, "thought": Thought(">", "")}
+    request = ask(runtime, [*WORLD.encode(said), 0], **given_)
+    done = check(runtime, request, list(engine.submit(request)), answer_ids("Four."))
+    assert (done.text, done.thought, done.thought_tokens) == ("Four.", None, 0)
+    cut = ask(runtime, WORLD.encode(said), **given_, max_tokens=1)
+    assert check(runtime, cut, list(engine.submit(cut))).text in ("", "Four")
+
+
 def test_settled_ids_that_the_model_does_not_know_are_refused(
     engine: Engine, runtime: FakeRuntime
 ) -> None:
