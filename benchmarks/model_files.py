@@ -1,6 +1,7 @@
 """Every form of a checkpoint beside the plain ``.pth``: its loading, and its logits by llama.cpp.
 
-Each load is in a process of its own, and the forms take turns. Where llama.cpp is there, it runs
+Each load is in a process of its own, and the forms take turns; time is the processor's, which other
+programs on the machine disturb less than the clock's. Where llama.cpp is there, it runs
 the same GGUF files; it rounds what it multiplies with f16 and q8_0 weights to f16 and 8 bits, which
 this package does not, so that it is also given the very numbers that were read, in f32. The easy
 mistake is to blame the reading for llama.cpp's rounding: the second comparison tells them apart.
@@ -65,12 +66,12 @@ def write_forms(directory: Path, *, quick: bool) -> dict[str, Path]:
 
 
 def load_one(path: str) -> None:
-    """Loads a model and prints seconds and the growth of this process's memory at its peak."""
+    """Loads a model; prints the processor's seconds, and by how much memory grew at its peak."""
     process = psutil.Process()
     Path("/proc/self/clear_refs").write_text("5", "ascii")  # the peak so far is forgotten
-    before, start = process.memory_info().rss, time.perf_counter()
+    before, start = process.memory_info().rss, time.process_time()
     runtime = load_runtime(path)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     peak = next(
         int(line.split()[1]) * 1024
         for line in Path("/proc/self/status").read_text("ascii").splitlines()
