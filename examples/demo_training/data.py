@@ -53,7 +53,7 @@ class Encoder:
         return ids
 
     def prompt(self, speaker: str, text: str, first: bool) -> list[int]:
-        """A segment of the system, the user or a tool, behind its separator."""
+        """A segment of the system or the user, behind its separator."""
         return ([] if first else self.separator) + self(f"{speaker}: {text}")
 
     def question(self, speaker: str, text: str, first: bool) -> list[int]:
@@ -83,7 +83,11 @@ def _fill(rng: Random, dialogue: Dialogue, encoder: Encoder, out: Example, lengt
     for turn in dialogue.turns(lambda: len(out.ids) > length - tail):
         # The separator that ended the last answer is the one that stands before this turn.
         joined = out.is_answer[-1] or len(out.ids) == 1
-        before = encoder.question(turn.speaker, turn.text, first=joined)
+        before: list[int] = []
+        for text in turn.before:
+            before += encoder.prompt("User", text, first=joined)
+            joined = False
+        before += encoder.question("User", turn.text, first=joined)
         answer = encoder.answer(turn)
         if len(out.ids) + len(before) + len(answer) > length:
             return

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
@@ -22,9 +22,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from .data import Encoder, Example, example
+from .grow import grown
 from .inventory import Inventory
 from .model import RWKV7, Shape
-from .tokenizer import train_tokenizer
+from .tokenizer import train_tokenizer, with_format
 
 OTHER_WEIGHT = 0.02  # of everything that is not an answer
 OTHER_ONE_IN = 4  # of those tokens are looked at, with so much more weight
@@ -45,6 +46,7 @@ class Plan:
         floor: The share of the rate that is left at the end.
         save_every: Steps from checkpoint to checkpoint.
         dialogues: How many dialogues the tokenizer is learnt from.
+        start_from: A folder with an earlier model and its tokenizer to begin with.
     """
 
     steps: int
@@ -55,11 +57,13 @@ class Plan:
     warm_up: int = 50
     flat: float = 0.35
     floor: float = 0.03
-    save_every: int = 200
+    save_every: int = 50
     dialogues: int = 12_000
+    start_from: Path | None = None
 
 
 # By the share of the run that is over: the lengths of dialogues, in tokens, and their shares.
+GOING_ON = {240: 0.3, 416: 0.4, 736: 0.1, 1088: 0.2}  # where the model knows short ones already
 CURRICULUM: list[tuple[float, dict[int, float]]] = [
     (0.06, {112: 1.0}),
     (0.16, {112: 0.3, 224: 0.7}),
@@ -70,8 +74,10 @@ CURRICULUM: list[tuple[float, dict[int, float]]] = [
 ]
 
 
-def dialogue_length(rng: Random, progress: float) -> int:
-    """The length of the dialogues of one step."""
+def dialogue_length(rng: Random, progress: float, started: bool = False) -> int:
+    """The length of the dialogues of one step; `started` from a model that was trained before."""
+    if started:
+        return rng.choices(list(GOING_ON), list(GOING_ON.values()))[0]
     for until, lengths in CURRICULUM:
         if progress < until:
             return rng.choices(list(lengths), list(lengths.values()))[0]
@@ -159,11 +165,19 @@ def train(plan: Plan, out: Path, *, resume: bool = True, console: Console | None
     if going_on:
         tokenizer = Tokenizer.from_file(str(tokenizer_path))
     else:
-        tokenizer = train_tokenizer(plan.seed, plan.shape.vocab, plan.dialogues)
+        if plan.start_from:
+            tokenizer = Tokenizer.from_file(str(plan.start_from / "tokenizer.json"))
+        else:
+            tokenizer = train_tokenizer(plan.seed, plan.shape.vocab, plan.dialogues)
+        tokenizer = with_format(tokenizer)
         tokenizer.save(str(tokenizer_path))
     encoder, inventory = Encoder(tokenizer), Inventory()
     torch.manual_seed(plan.seed)
-    model = RWKV7(plan.shape)
+    shape = replace(plan.shape, vocab=tokenizer.get_vocab_size())
+    if plan.start_from and not going_on:
+        model = grown(plan.start_from / "model.safetensors", shape)
+    else:
+        model = RWKV7(shape)
     adam = optimiser(model)
     start = 0
     if going_on:
@@ -183,7 +197,7 @@ def train(plan: Plan, out: Path, *, resume: bool = True, console: Console | None
         task = progress.add_task("training", total=plan.steps, completed=start)
         for step in range(start, plan.steps):
             rng = Random(f"{plan.seed} {step}")
-            length = dialogue_length(rng, step / plan.steps)
+            length = dialogue_length(rng, step / plan.steps, plan.start_from is not None)
             examples = [
                 example(rng, inventory, encoder, length)
                 for _ in range(max(1, plan.tokens // length))

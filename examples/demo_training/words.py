@@ -204,7 +204,7 @@ TOOL_PARAMS = listed(
 
 PAIR_VERBS = listed(
     """
-    combine subtract divide mix average compare join merge blend sum total power connect pair
+    combine mix average compare join merge blend connect pair
     swap swirl zip fuse weigh match scale reduce raise shift rotate stack unite balance
     measure link
     """
@@ -545,6 +545,198 @@ HELD_OUT: dict[str, list[str]] = {
         lantern acorn whistle orchard saffron meadow quartz trolley walrus jigsaw
         """
     ),
+    "schema": ["Person", "Book", "Product", "Meeting"],
     "tool": ["get_weather", "add", "multiply", "search", "get_time", "send_mail"],
 }
 """Never drawn in training."""
+
+# Of tools and schemas ----------------------------------------------------------------------------
+
+STATES = listed("CA NY TX WA FL OH MA UK France Germany Spain Italy Norway Peru")
+
+ENUMS: list[tuple[str, list[str], list[str]]] = [
+    ("unit", ["metric", "imperial"], ["in {v} units", "with {v} units"]),
+    ("units", ["kelvin", "rankine"], ["in {v}", "in degrees {v}"]),
+    ("unit", ["km", "miles"], ["in {v}"]),
+    ("priority", ["low", "medium", "high"], ["with {v} priority", "with priority {v}"]),
+    ("size", ["small", "medium", "large"], ["in size {v}", "of size {v}", "with size {v}"]),
+    ("mode", ["fast", "slow"], ["in {v} mode", "with mode {v}"]),
+    ("format", ["text", "html", "pdf"], ["as {v}", "in {v} format"]),
+    ("language", ["en", "de", "fr", "es"], ["in the language {v}", "with language {v}"]),
+    ("colour", ["red", "green", "blue", "black"], ["in {v}", "in the colour {v}"]),
+    ("level", ["debug", "info", "error"], ["at level {v}", "with level {v}"]),
+    ("order", ["up", "down"], ["in order {v}", "with order {v}"]),
+    ("currency", ["EUR", "USD", "GBP"], ["in {v}", "in the currency {v}"]),
+    ("day", ["Monday", "Tuesday", "Sunday"], ["on {v}", "for {v}"]),
+    ("state", ["open", "closed"], ["with state {v}", "in state {v}"]),
+]
+
+FLAGS = listed("urgent public private loud verbose exact fresh secret quick detailed")
+
+LISTS = listed("tags labels items words topics keywords names colours parts")
+
+COUNTS: list[tuple[str, list[str]]] = [
+    ("days", ["for {v} days", "for the next {v} days"]),
+    ("limit", ["with limit {v}", "with a limit of {v}"]),
+    ("count", ["with count {v}", "{v} times"]),
+    ("people", ["for {v} people", "with {v} people"]),
+    ("pages", ["with {v} pages", "on {v} pages"]),
+    ("amount", ["with amount {v}", "with an amount of {v}"]),
+    ("hours", ["for {v} hours", "in {v} hours"]),
+    ("minutes", ["for {v} minutes", "in {v} minutes"]),
+    ("copies", ["in {v} copies", "with {v} copies"]),
+    ("year", ["for the year {v}", "with year {v}"]),
+]
+
+COMMANDS = listed(
+    """
+    create delete open close start stop lock unlock cancel update rename book order buy sell
+    move copy print save remove hide clean paint repair assign archive pause resume launch
+    """
+)
+
+COMMAND_NOUNS = listed(
+    """
+    task ticket door file folder table room order meeting event project lamp window playlist
+    account user page job server alarm timer list plan trip car album course machine contract
+    """
+)
+
+STYLED = listed("poem song story speech toast slogan salute letter riddle rhyme motto farewell")
+
+STYLES = listed(
+    "Viking Cowboy Wizard Robot Formal Cheerful Sad Royal Pirate Butler Angry Polite Short Funny"
+)
+
+PARTIES = listed(
+    "supplier guest member client partner visitor vendor tenant donor employee client buyer"
+)
+
+NATIONS = listed(
+    """
+    Chinese Japanese Korean Russian German French Spanish Italian Polish Greek Indian Turkish
+    Danish Swedish Dutch British
+    """
+)
+
+FIRMS = listed(
+    """
+    company bakery steel_company software_company bank shop airline school car_maker hotel
+    restaurant film_studio trading_company hospital technology_group toy_maker
+    """
+)
+
+MESSAGES = phrases(
+    """
+    I am in {C}. | See you in {C}. | The {w} is {c}. | Please call {N}. | I will be late.
+    Bring the {w} and the {w}. | {N} likes {f}. | We meet at {n}. | The {w} costs {n}.
+    {N} has the {w}. | Happy birthday, {N}. | The {f} is ready. | It is {c} today.
+    """
+)
+
+SUMS: list[dict[str, list[str]]] = [
+    {
+        "topic": ["plus"],
+        "names": [
+            "plus",
+            "sum",
+            "addition",
+            "total",
+            "sum_up",
+            "adder",
+            "calc_sum",
+            "compute_sum",
+            "summing",
+        ],
+        "clear": ["plus", "sum", "addition", "adder", "calc_sum", "compute_sum"],
+        "descriptions": phrases(
+            """
+            Add two numbers. | Adds two numbers. | The sum of two numbers. | Add a and b.
+            Add two integers. | Sum of two numbers. | Addition of numbers. | Add numbers together.
+            """
+        ),
+        "forms": phrases(
+            """
+            What is {x} plus {y}? | Add {x} and {y}. | What is {x} + {y}? | Add {x} to {y}.
+            What is the sum of {x} and {y}? | Please add {x} and {y}. | {x} plus {y}?
+            How much is {x} plus {y}? | Calculate {x} + {y}. | Can you add {x} and {y}?
+            What is {x} plus {y}? | Add {x} and {y}. | What is {x} + {y} | Sum {x} and {y}.
+            """
+        ),
+    },
+    {
+        "topic": ["times"],
+        "names": [
+            "times",
+            "product",
+            "mul",
+            "multiplication",
+            "multiplier",
+            "calc_product",
+            "mult",
+        ],
+        "clear": ["times", "product", "multiplication", "multiplier", "calc_product"],
+        "descriptions": phrases(
+            """
+            Multiply two numbers. | Multiplies two numbers. | The product of two numbers.
+            Multiply a and b. | Multiply two integers. | Multiplication of numbers.
+            """
+        ),
+        "forms": phrases(
+            """
+            What is {x} times {y}? | Multiply {x} and {y}. | What is {x} * {y}?
+            Multiply {x} by {y}. | What is the product of {x} and {y}? | {x} times {y}?
+            Please multiply {x} and {y}. | How much is {x} times {y}? | Calculate {x} * {y}.
+            What is {x} times {y}? | Multiply {x} and {y}. | What is {x} multiplied by {y}?
+            """
+        ),
+    },
+    {
+        "topic": ["minus"],
+        "names": ["minus", "difference", "sub", "subtraction", "subtract_numbers", "subtracter"],
+        "clear": ["minus", "difference", "subtraction", "subtract_numbers"],
+        "descriptions": phrases(
+            """
+            Subtract two numbers. | Subtracts b from a. | The difference of two numbers.
+            Subtract one number from another. | Subtraction of numbers.
+            """
+        ),
+        "forms": phrases(
+            """
+            What is {x} minus {y}? | What is {x} - {y}? | Calculate {x} - {y}. | {x} minus {y}?
+            How much is {x} minus {y}? | Subtract {y} from {x}.
+            What is the difference of {x} and {y}?
+            """
+        ),
+    },
+    {
+        "topic": ["divided"],
+        "names": ["quotient", "div", "division", "divider", "calc_ratio"],
+        "clear": ["quotient", "division", "divider"],
+        "descriptions": phrases(
+            """
+            Divide two numbers. | Divides a by b. | The quotient of two numbers.
+            Divide one number by another. | Division of numbers.
+            """
+        ),
+        "forms": phrases(
+            """
+            What is {x} divided by {y}? | What is {x} / {y}? | Divide {x} by {y}.
+            Calculate {x} / {y}. | How much is {x} divided by {y}? | Please divide {x} by {y}.
+            """
+        ),
+    },
+    {
+        "topic": ["power"],
+        "names": ["power", "pow", "raise_power", "exponent"],
+        "clear": ["power", "pow", "raise_power", "exponent"],
+        "descriptions": phrases("Power of a number. | Raise a to the power of b. | Powers."),
+        "forms": phrases(
+            """
+            What is {x} to the power of {y}? | Raise {x} to the power {y}. | What is {x} ^ {y}?
+            {x} to the power of {y}?
+            """
+        ),
+    },
+]
+"""Sums under names that are not the evaluation's; "topic" is one word in a list, for the choice."""
