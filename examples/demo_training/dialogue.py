@@ -20,7 +20,7 @@ MOST_FACTS = 9  # that a state of this size is asked to hold at once
 
 DESERT = {"chat": 80, "ask_unknown": 8, "correct": 5, "tell": 3, "ask_persona": 4}
 LIVELY = {"ask": 36, "chat": 29, "correct": 10, "tell": 10, "ask_unknown": 9, "ask_persona": 6}
-TOOLED = {"use_tool": 62, "use_two": 8, "not_listed": 6, "chat": 13, "tell": 6, "ask": 5}
+TOOLED = {"use_tool": 56, "use_two": 11, "not_listed": 6, "chat": 16, "tell": 6, "ask": 5}
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class Dialogue:
     def _make_system(self, room: int) -> str:
         rng = self.rng
         share = rng.random()
-        if room >= 160 and share < (0.58 if room < 700 else 0.3):
+        if room >= 160 and share < (0.56 if room < 700 else 0.3):
             return self._make_tools(room)
-        if room >= 160 and share < (0.75 if room < 700 else 0.36):
+        if room >= 160 and share < (0.79 if room < 700 else 0.38):
             return self._make_schema()
         parts: list[str] = []
         if rng.random() < 0.6:

@@ -63,7 +63,7 @@ class Plan:
 
 
 # By the share of the run that is over: the lengths of dialogues, in tokens, and their shares.
-GOING_ON = {240: 0.3, 416: 0.4, 736: 0.1, 1088: 0.2}  # where the model knows short ones already
+GOING_ON = {176: 0.12, 256: 0.35, 416: 0.33, 1088: 0.2}  # where the model knows short ones already
 CURRICULUM: list[tuple[float, dict[int, float]]] = [
     (0.06, {112: 1.0}),
     (0.16, {112: 0.3, 224: 0.7}),

@@ -18,9 +18,13 @@ from .signature import Parameter, compact
 Arguments = dict[str, Any]
 
 
-def some_word(rng: Random, inventory: Inventory, listed: list[str], made: float) -> str:
+def some_word(
+    rng: Random, inventory: Inventory, listed: list[str], made: float, *more: list[str]
+) -> str:
     """A word of a list, or in a share of cases a made-up one."""
-    return inventory.made_up(rng) if rng.random() < made else rng.choice(listed)
+    if rng.random() < made:
+        return inventory.made_up(rng)
+    return rng.choice(listed) if rng.random() < 0.6 else rng.choice(rng.choice(more or [listed]))
 
 
 def integer(rng: Random, inventory: Inventory) -> int:
@@ -42,15 +46,21 @@ def described(rng: Random, parameter: Parameter, *ways: str) -> Parameter:
     return Parameter(parameter.name, parameter.type, parameter.optional, rng.choice(ways))
 
 
+def _chinese(rng: Random) -> str:
+    if rng.random() < 0.7:
+        return rng.choice(words.FOREIGN)
+    return chr(rng.randrange(0x4E00, 0x9FA6))
+
+
 def foreign(rng: Random) -> str:
     """A word in letters that are not plain Latin."""
     share = rng.random()
     if share < 0.4:
-        out = [chr(rng.randrange(0x4E00, 0x9FA6)) for _ in range(rng.randint(2, 6))]
+        out = [_chinese(rng) for _ in range(rng.randint(2, 6))]
     elif share < 0.6:
         start = rng.choice([0x3042, 0x30A2])
         out = [chr(rng.randrange(start, start + 80)) for _ in range(rng.randint(2, 7))]
-        out += [chr(rng.randrange(0x4E00, 0x9FA6)) for _ in range(rng.randint(0, 4))]
+        out += [_chinese(rng) for _ in range(rng.randint(0, 4))]
     elif share < 0.7:
         out = [chr(rng.randrange(0xAC00, 0xD7A4)) for _ in range(rng.randint(2, 5))]
     elif share < 0.85:

@@ -340,6 +340,7 @@ def _free_schema(rng: Random, inventory: Inventory) -> Schema:
     fields: list[tuple[Parameter, Field | None]] = []
     for _ in range(rng.choice([1, 2, 3, 3, 4])):
         nouns = words.TOOL_NOUNS + words.TOOL_PARAMS + ["name", "age", "city", "year"] * 3
+        nouns = rng.choice([nouns, words.COMMON_NOUNS])
         name = inventory.made_up(rng) if rng.random() < 0.4 else rng.choice(nouns).replace(" ", "_")
         kind = rng.choice(["string", "string", "integer", "integer", "boolean", "number", "enum"])
         options = [inventory.value(rng, "word").lower() for _ in range(rng.randint(2, 4))]

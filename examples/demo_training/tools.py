@@ -108,7 +108,11 @@ def request(rng: Random, inventory: Inventory, tool: Tool, alone: bool) -> Reque
         alone: Whether no other listed tool is of its kind; only then may the question leave the
             tool's own words out.
     """
-    return KINDS[tool.kind].ask(rng, inventory, tool, alone)
+    asked = KINDS[tool.kind].ask(rng, inventory, tool, alone)
+    if len(tool.parameters) == 1 and rng.random() < 0.08:  # as people type
+        said = {k: v.lower() if isinstance(v, str) else v for k, v in asked.arguments.items()}
+        return Request(asked.text.lower(), said, asked.value.lower())
+    return asked
 
 
 def called(tool: Tool, asked: Request) -> dict[str, Any]:
@@ -134,7 +138,7 @@ def _join(rng: Random, *parts: str) -> str:
 
 
 def _make_noun(rng: Random, inventory: Inventory, like: Tool | None) -> Tool:
-    noun = some_word(rng, inventory, words.TOOL_NOUNS, 0.35)
+    noun = some_word(rng, inventory, words.TOOL_NOUNS, 0.42, words.COMMON_NOUNS)
     if like and rng.random() < 0.75:
         param, verb = like.parameters[0].name, like.other[0]
     else:
@@ -174,7 +178,7 @@ def _ask_noun(rng: Random, inventory: Inventory, tool: Tool, alone: bool) -> Req
         v = inventory.phrase(rng, 2)
     elif share < 0.12:
         v = f"{inventory.value(rng, 'city')}, {rng.choice(words.STATES)}"
-    elif share < 0.15:
+    elif share < 0.17:
         v = foreign(rng)
     text = rng.choice(
         [
@@ -222,7 +226,7 @@ def _make_pair(rng: Random, inventory: Inventory, like: Tool | None) -> Tool:
         )
         topic, other = family["topic"][0], family["forms"]
     else:
-        verb = topic = some_word(rng, inventory, words.PAIR_VERBS, 0.55)
+        verb = topic = some_word(rng, inventory, words.PAIR_VERBS, 0.55, words.COMMON_VERBS)
         other = []
         cap = verb.capitalize()
         description = rng.choice(
@@ -282,8 +286,10 @@ _OPERATORS = ["and", "with", "against", "over", "on", "to"]
 
 
 def _make_seek(rng: Random, inventory: Inventory, like: Tool | None) -> Tool:
-    verb = some_word(rng, inventory, [*words.SEEK_VERBS, "search", "search"], 0.3)
-    corpus = some_word(rng, inventory, words.CORPORA, 0.3)
+    verb = some_word(
+        rng, inventory, [*words.SEEK_VERBS, "search", "search"], 0.3, words.COMMON_VERBS
+    )
+    corpus = some_word(rng, inventory, words.CORPORA, 0.35, words.COMMON_NOUNS)
     by_corpus = rng.random() < 0.5
     param = rng.choice(words.SEEK_PARAMS)
     if like:
@@ -342,7 +348,7 @@ def _ask_seek(rng: Random, inventory: Inventory, tool: Tool, alone: bool) -> Req
 
 def _make_send(rng: Random, inventory: Inventory, like: Tool | None) -> Tool:
     verb = rng.choice(words.SEND_VERBS)
-    thing = some_word(rng, inventory, words.SEND_THINGS, 0.3)
+    thing = some_word(rng, inventory, words.SEND_THINGS, 0.35, words.COMMON_NOUNS)
     to, body = rng.choice(words.TO_PARAMS), rng.choice(words.BODY_PARAMS)
     parameters: tuple[Parameter, ...] = (Parameter(to), Parameter(body))[: rng.choice([1, 2, 2, 2])]
     if like and rng.random() < 0.75:
@@ -393,8 +399,8 @@ def _ask_send(rng: Random, inventory: Inventory, tool: Tool, alone: bool) -> Req
 
 
 def _make_command(rng: Random, inventory: Inventory, like: Tool | None) -> Tool:
-    verb = some_word(rng, inventory, words.COMMANDS, 0.25)
-    noun = some_word(rng, inventory, words.COMMAND_NOUNS, 0.3)
+    verb = some_word(rng, inventory, words.COMMANDS, 0.3, words.COMMON_VERBS)
+    noun = some_word(rng, inventory, words.COMMAND_NOUNS, 0.35, words.COMMON_NOUNS)
     by_verb = rng.random() < 0.5
     param = rng.choice(["name", "title", "label", "id", "target", "what", "item", "owner"])
     if like:
@@ -439,6 +445,7 @@ def _ask_command(rng: Random, inventory: Inventory, tool: Tool, alone: bool) -> 
         f"{up} the {noun} {v}.",
         f"{up} a {noun} called {v}.",
         f"{up} a {noun} with {main.name} {v}.",
+        f"{up} a {noun} {rng.choice(['to', 'for', 'from', 'in'])} {v}.",
         f"{up} {noun} {v}.",
         f"Please {verb} the {noun} {v}.",
         f"Can you {verb} the {noun} {v}?",
@@ -487,7 +494,7 @@ def _ask_single(rng: Random, inventory: Inventory, tool: Tool, alone: bool) -> R
 
 
 def _make_none(rng: Random, inventory: Inventory, like: Tool | None) -> Tool:
-    noun = some_word(rng, inventory, words.TOOL_NOUNS, 0.4)
+    noun = some_word(rng, inventory, words.TOOL_NOUNS, 0.42, words.COMMON_NOUNS)
     verb = like.other if like and rng.random() < 0.75 else rng.choice(words.TOOL_VERBS)
     name = _join(rng, verb, noun)
     if rng.random() < 0.25:
@@ -519,7 +526,7 @@ def _ask_none(rng: Random, inventory: Inventory, tool: Tool, alone: bool) -> Req
 
 
 def _make_style(rng: Random, inventory: Inventory, like: Tool | None) -> Tool:
-    thing = some_word(rng, inventory, words.STYLED, 0.3)
+    thing = some_word(rng, inventory, words.STYLED, 0.3, words.COMMON_NOUNS)
     verb = rng.choice(["write", "make", "produce", "compose", "generate"])
     param = rng.choice(["style", "manner", "tone", "voice", "answer_style", "kind"])
     if like and rng.random() < 0.75:
@@ -592,7 +599,7 @@ KINDS: dict[str, Kind] = {
     "single": Kind(_make_single, _ask_single, 5),
     "none": Kind(_make_none, _ask_none, 4),
     "style": Kind(_make_style, _ask_style, 2.5),
-    "party": Kind(_make_party, _ask_party, 3),
+    "party": Kind(_make_party, _ask_party, 4.5),
 }
 
 

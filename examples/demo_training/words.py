@@ -740,3 +740,77 @@ SUMS: list[dict[str, list[str]]] = [
     },
 ]
 """Sums under names that are not the evaluation's; "topic" is one word in a list, for the choice."""
+
+COMMON_NOUNS = listed(
+    """
+    answer apple arm army art baby back ball band bank bath beach bed bell belt bike bill bird
+    birth blood boat body bone border bottle bottom box boy brain branch bread break breakfast
+    brick bridge brother building bus business butter button cable cake call camera camp card
+    care case cash castle cause cell centre chain chair chance change channel charge chart chat
+    check cheese chest chicken child choice church circle class clock cloth cloud club coach coal
+    coast coat coffee coin comment concert contact content control copy corner cotton couple
+    court cover cow cream credit crime crowd cup curve cycle damage dance danger data date
+    daughter death debt degree design desk detail diet dinner direction dirt dish doctor dog doll
+    dollar drama dream dress drink drop dust duty ear earth edge effect egg energy engine error
+    evening exam example exit eye face fact failure family farm fashion father fear feature
+    feeling fence field fight figure film finger fire fish flight floor flow fly fold food foot
+    force forest form frame friend front fruit fuel fun future game garage garden gas gate gift
+    girl glass glove goal gold grade grain grass ground group growth guide gun habit hair hall
+    hand harbour hat head health heart heat hill hole holiday home honey hope horse hospital hour
+    house ice idea image income index ink insect iron island jacket jewel joke journey judge
+    juice jump key kick king kiss kitchen knee knife knot lake land law lead leaf leg lesson
+    library light limit line lip liquid list lock look loss love lunch magic market mass match
+    meal meaning meat medal memory metal middle milk mind minute mirror mistake money month mood
+    moon morning mother motion mountain mouth move music nail nature neck need nerve net night
+    noise north nose number nut ocean offer office oil opinion orange order oven owl page pain
+    paint pair palace paper parent park part party past path pay peace pen pencil person picture
+    pig pin pipe plane plate play pocket point poison pole police pool position post pot potato
+    powder prayer present prison problem profit proof protest queen question quality race radio
+    rail range reason record relation report request rest reward rhythm rice ring risk river road
+    rock roof root rope rule sail salt sand scene school science score sea seal season seed sense
+    service shade shadow shake shame sheep shelf shirt shock shoe shop shoulder show side sign
+    silk silver sister skin skirt sky sleep smell smile smoke snake snow soap society sock soil
+    son song sort sound soup space spade spoon spring square stage stamp star start statement
+    steam steel stem step stick stitch stomach stone stop store storm street stretch study style
+    sugar suit summer sun surface surprise swim system table tail talk taste tax tea teaching
+    tear theory thing thought thread throat thumb thunder toe tongue tooth top touch town toy
+    trade train tray treatment tree trick trip trouble turn uncle unit value view voice volume
+    vote walk wall war wash waste watch water wave wax way wealth week wheel whip wing winter
+    wire wish woman wood wool work worm wound wrist writer yard year youth zone
+    """
+)
+
+COMMON_VERBS = listed(
+    """
+    accept admire allow announce approve arrange attach avoid bake balance bless block boil
+    borrow bounce bury carry catch change charge chase check claim clap clear collect command
+    complain confirm connect consider contain control correct cough count cross cure damage dance
+    deliver describe destroy detect develop discuss divert draw dress drink drive drop dry earn
+    empty enjoy escape examine excite excuse exercise expand explain extend fetch fill film fit
+    fold follow force forget form frame gather glue grab grate greet guard guess guide hammer
+    hang harvest heat help hire hold hug hunt identify imagine improve include inform inject
+    inspect invite invent iron jog join judge juggle jump keep kick knit knock label land lead
+    learn lend lift light load look love manage mark marry mend milk mix name need
+    notice obey observe obtain offer own pack park pass paste pick plan plant play polish post
+    pour praise press prevent produce promise protect provide pull punish push race raise reach
+    realise receive record refuse reject release remind repair repeat replace reply report
+    rescue return review rinse rob roll row rub ruin rule sail satisfy scatter scrub select
+    separate serve settle shade share shave shelter shop show sign sketch smell smile smoke
+    snatch solve sort spell spill split spoil spray squash stamp stare step stir stretch strip
+    suggest supply support surprise swallow swing switch talk tame taste teach tease tempt test
+    thank tie tip touch tour trace trade train trap travel treat trick trust try tug turn twist
+    type visit wait walk wander want warn wash waste watch water wave weigh welcome whip whisper
+    wink wipe wish wrap wreck yawn zoom
+    """
+)
+
+FOREIGN = (
+    "的一是不了人我在有他这中大来上国个到说们为子和你地出道也时年得就那要下以生会自着去之过家学对可她里后小么心多天而能"
+    "好都然没日于起还发成事只作当想看文无开手十用主行方又如前所本见经头面公同三已老从动两长知民样现分将外但身些与高意进"
+    "把法此实回二理美点月明其种声全工己话儿者向情部正名定女问力机给等几很业最间新什打便位因重被走电四第门相次东政海口使"
+    "教西再平真听世气信北少关并内加化由却代军产入先山五太水万市眼体别处总才场师书比住员九笑性通目华报立马命张活难神数件"
+    "安表原车白应路期叫死常提感金何更反合放做系计或司利受光王果亲界及今京务制解各任至清物台象记边共风战干接它许八特觉望"
+    "直服毛林题建南度统色字请交爱让认算论百吃义科怎元社术结六功指思非流每青管夫连远资队跟带花快条院变联权往展该领传近留"
+    "红治决周保达办运武半候七必城父强步完革深区求品士转量空众技轻程告江语英基派满式李息写呢识极令黄德收脸钱党集团株式会"
+)
+"""The letters of foreign names: usual Chinese ones; others are drawn at random."""
