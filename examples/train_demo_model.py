@@ -43,7 +43,7 @@ def main() -> None:
     else:
         plan = Plan(steps=args.steps, seed=args.seed, start_from=args.start_from)
         if args.start_from:
-            plan = replace(plan, rate=2e-3, flat=0.5)
+            plan = replace(plan, rate=1.8e-3, flat=0.4, tokens=4608)
     train(plan, args.out, resume=not args.fresh)
 
 

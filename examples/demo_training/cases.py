@@ -261,6 +261,16 @@ def one_of_twins(rng: Random) -> Case:
     return _calls(text, _list(rng, [name, other, third]), [(name, arguments)])
 
 
+def made_up_tools(rng: Random) -> Case:
+    """One of three tools of any kind, most of them with made-up names and made-up words."""
+    listed = tools.make_tools(rng, HELD_OUT, 3)
+    tool = rng.choice(listed)
+    alone = sum(t.kind == tool.kind for t in listed) == 1
+    asked = tools.request(rng, HELD_OUT, tool, alone)
+    system = tool_list([t.line() for t in listed])
+    return _calls(asked.text, system, [(tool.name, asked.arguments)])
+
+
 def two_calls(rng: Random) -> Case:
     """A question that needs two calls, in one case of four of one tool."""
     names = rng.sample(list(TOOLS), 2)
@@ -438,6 +448,7 @@ def suite() -> dict[str, Callable[[Random], Case]]:
         out[f"unseen tool {n}, alone"] = partial(tool_call, name=n, others=0)
     out["unseen tool among three"] = one_of_three
     out["unseen tool among three, two of a kind"] = one_of_twins
+    out["made-up tool among three of any kind"] = made_up_tools
     out["two calls in one answer"] = two_calls
     out["an enum argument said"] = partial(_optional, said=True)
     out["an optional argument left out"] = partial(_optional, said=False)

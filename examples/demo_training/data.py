@@ -18,19 +18,22 @@ SEPARATOR = "\n\n"
 END_OF_TEXT_ID = 0
 TURN_TOKENS = 26  # of a question and its answer, about
 MOST_REMEMBERED = 200_000
+NAME_WEIGHT = 4.0  # of a called tool's name in the loss: which one it is is the hardest choice
 
 
 @dataclass
 class Example:
-    """Ids of a dialogue, and for each id whether it belongs to an answer."""
+    """Ids of a dialogue, and for each id whether it belongs to an answer and how much it counts."""
 
     ids: list[int] = field(default_factory=lambda: [END_OF_TEXT_ID])
     is_answer: list[bool] = field(default_factory=lambda: [False])
+    weights: list[float] = field(default_factory=lambda: [0.0])
 
-    def add(self, ids: list[int], *, answer: bool) -> None:
+    def add(self, ids: list[int], *, answer: bool, weights: list[float] | None = None) -> None:
         """Appends ids of one sort."""
         self.ids += ids
         self.is_answer += [answer] * len(ids)
+        self.weights += weights or [1.0] * len(ids)
 
 
 class Encoder:
@@ -40,6 +43,8 @@ class Encoder:
         self._tokenizer = tokenizer
         self._known: dict[str, list[int]] = {}
         self.separator = self(SEPARATOR)
+        self._before_name = [self(text) for text in ('{"name":"', '[{"name":"')]
+        self._after_name = self('","')[0]
         if len(self.separator) != 1:
             raise ValueError(f"the separator must be one token, not {self.separator}")
 
@@ -63,6 +68,15 @@ class Encoder:
     def answer(self, turn: Turn) -> list[int]:
         """The answer and the separator that ends it."""
         return self(" " + turn.answer) + self.separator
+
+    def weights(self, answer: list[int]) -> list[float]:
+        """How much each id of an answer counts: the names of called tools count more."""
+        out, inside = [], False
+        for i, token in enumerate(answer):
+            inside = inside and token != self._after_name
+            out.append(NAME_WEIGHT if inside else 1.0)
+            inside = inside or answer[max(0, i - 2) : i + 1] in self._before_name
+        return out
 
 
 def example(rng: Random, inventory: Inventory, encoder: Encoder, length: int) -> Example:
@@ -92,4 +106,4 @@ def _fill(rng: Random, dialogue: Dialogue, encoder: Encoder, out: Example, lengt
         if len(out.ids) + len(before) + len(answer) > length:
             return
         out.add(before, answer=False)
-        out.add(answer, answer=True)
+        out.add(answer, answer=True, weights=encoder.weights(answer))

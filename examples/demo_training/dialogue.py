@@ -20,7 +20,7 @@ MOST_FACTS = 9  # that a state of this size is asked to hold at once
 
 DESERT = {"chat": 80, "ask_unknown": 8, "correct": 5, "tell": 3, "ask_persona": 4}
 LIVELY = {"ask": 36, "chat": 29, "correct": 10, "tell": 10, "ask_unknown": 9, "ask_persona": 6}
-TOOLED = {"use_tool": 56, "use_two": 11, "not_listed": 6, "chat": 16, "tell": 6, "ask": 5}
+TOOLED = {"use_tool": 58, "use_two": 16, "not_listed": 5, "chat": 12, "tell": 5, "ask": 4}
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Dialogue:
         self.schema: records.Schema | None = None
         self.bare = False  # whether the object is the whole answer, and not a call
         self.system = ""
-        if not plain and rng.random() < (0.75 if room < 700 else 0.58):
+        if not plain and rng.random() < (0.82 if room < 700 else 0.58):
             self.system = self._make_system(room)
 
     # The system prompt ---------------------------------------------------------------------------
@@ -61,9 +61,9 @@ class Dialogue:
     def _make_system(self, room: int) -> str:
         rng = self.rng
         share = rng.random()
-        if room >= 160 and share < (0.56 if room < 700 else 0.3):
+        if room >= 160 and share < (0.66 if room < 700 else 0.3):
             return self._make_tools(room)
-        if room >= 160 and share < (0.79 if room < 700 else 0.38):
+        if room >= 160 and share < (0.86 if room < 700 else 0.38):
             return self._make_schema()
         parts: list[str] = []
         if rng.random() < 0.6:
@@ -83,8 +83,8 @@ class Dialogue:
         return prompt
 
     def _make_tools(self, room: int) -> str:
-        counts = [1] if room < 220 else [1, 2, 3, 4, 5]
-        count = self.rng.choices(counts, [18, 20, 32, 17, 13][: len(counts)])[0]
+        counts = [1] if room < 200 else [1, 2, 3, 4, 5]
+        count = self.rng.choices(counts, [12, 28, 40, 12, 8][: len(counts)])[0]
         self.tools = tools.make_tools(self.rng, self.inventory, count)
         return tool_list([t.line() for t in self.tools])
 
@@ -223,10 +223,10 @@ class Dialogue:
         asked = self._request(tool)
         yield Turn(self._unstopped(asked.text), call_text([tools.called(tool, asked)]))
         share = rng.random()
-        if share < 0.68:
+        if share < 0.33:
             back = tools.result(rng, self.inventory, tool, asked)
             yield self.say(result_text(back), f"The result is: {back}")
-        elif share < 0.76:
+        elif share < 0.39:
             why = tools.failure(rng, self.inventory, tool)
             yield self.say(result_text(f"Error: {why}"), f"The tool failed: {why}")
 
@@ -244,7 +244,7 @@ class Dialogue:
             text = f"{texts[0]} {texts[1]}"
         calls = [tools.called(t, a) for t, a in zip(chosen, asked, strict=True)]
         yield Turn(self._unstopped(text), call_text(calls))
-        if rng.random() < 0.75:
+        if rng.random() < 0.5:
             back = [
                 tools.result(rng, self.inventory, t, a) for t, a in zip(chosen, asked, strict=True)
             ]

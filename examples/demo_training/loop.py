@@ -63,7 +63,11 @@ class Plan:
 
 
 # By the share of the run that is over: the lengths of dialogues, in tokens, and their shares.
-GOING_ON = {176: 0.12, 256: 0.35, 416: 0.33, 1088: 0.2}  # where the model knows short ones already
+# The same for a model that knows dialogues already: first what is new, then far back again too.
+GOING_ON: list[tuple[float, dict[int, float]]] = [
+    (0.62, {208: 0.3, 288: 0.4, 416: 0.2, 1088: 0.1}),
+    (1.01, {208: 0.12, 288: 0.25, 416: 0.2, 1088: 0.43}),
+]
 CURRICULUM: list[tuple[float, dict[int, float]]] = [
     (0.06, {112: 1.0}),
     (0.16, {112: 0.3, 224: 0.7}),
@@ -76,9 +80,7 @@ CURRICULUM: list[tuple[float, dict[int, float]]] = [
 
 def dialogue_length(rng: Random, progress: float, started: bool = False) -> int:
     """The length of the dialogues of one step; `started` from a model that was trained before."""
-    if started:
-        return rng.choices(list(GOING_ON), list(GOING_ON.values()))[0]
-    for until, lengths in CURRICULUM:
+    for until, lengths in GOING_ON if started else CURRICULUM:
         if progress < until:
             return rng.choices(list(lengths), list(lengths.values()))[0]
     raise ValueError(f"progress must be at most 1, not {progress}")
@@ -106,7 +108,7 @@ def batch(examples: list[Example], rng: Random) -> tuple[Tensor, Tensor, Tensor,
         ids[row, :n] = torch.tensor(e.ids[:-1])
         for i in range(n):
             if e.is_answer[i + 1]:
-                weights.append(1.0)
+                weights.append(e.weights[i + 1])
             elif rng.random() < 1 / OTHER_ONE_IN:
                 weights.append(OTHER_WEIGHT * OTHER_ONE_IN)
             else:
@@ -208,7 +210,7 @@ def train(plan: Plan, out: Path, *, resume: bool = True, console: Console | None
             x, _ = model.hidden(ids, model.zero_state(len(examples)))
             logits = model.logits(x.reshape(-1, plan.shape.width)[where])
             losses = functional.cross_entropy(logits, targets, reduction="none")
-            answers = weights == 1.0
+            answers = weights >= 1.0
             loss = (losses * weights).sum() / answers.sum()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

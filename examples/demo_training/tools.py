@@ -77,7 +77,7 @@ class Kind:
 def make_tools(rng: Random, inventory: Inventory, count: int) -> list[Tool]:
     """A list of tools whose names the evaluation does not hold; half of the lists are of a kind."""
     kinds, shares = list(KINDS), [k.share for k in KINDS.values()]
-    like = rng.choices(kinds, shares)[0] if rng.random() < 0.5 else ""
+    like = rng.choices(kinds, shares)[0] if rng.random() < 0.38 else ""
     out: list[Tool] = []
     for _ in range(20 + 6 * count):
         kind = like or rng.choices(kinds, shares)[0]
@@ -85,11 +85,15 @@ def make_tools(rng: Random, inventory: Inventory, count: int) -> list[Tool]:
             kind = rng.choices(kinds, shares)[0]
         same = next((t for t in out if t.kind == kind), None)
         tool = KINDS[kind].make(rng, inventory, same)
-        if tool.name not in words.HELD_OUT["tool"] and fits(tool, out):
+        if not _held_out(tool.name) and fits(tool, out):
             out.append(tool)
         if len(out) == count:
             break
     return out
+
+
+def _held_out(name: str) -> bool:
+    return name.replace("_", "").lower() in {n.replace("_", "") for n in words.HELD_OUT["tool"]}
 
 
 def fits(tool: Tool, others: list[Tool]) -> bool:
@@ -138,7 +142,7 @@ def _join(rng: Random, *parts: str) -> str:
 
 
 def _make_noun(rng: Random, inventory: Inventory, like: Tool | None) -> Tool:
-    noun = some_word(rng, inventory, words.TOOL_NOUNS, 0.42, words.COMMON_NOUNS)
+    noun = some_word(rng, inventory, words.TOOL_NOUNS, 0.25, words.COMMON_NOUNS)
     if like and rng.random() < 0.75:
         param, verb = like.parameters[0].name, like.other[0]
     else:
@@ -163,7 +167,7 @@ def _make_noun(rng: Random, inventory: Inventory, like: Tool | None) -> Tool:
             "",
         ]
     )
-    extras = some_extras(rng, inventory, {param}, [75, 20, 5])
+    extras = some_extras(rng, inventory, {param}, [78, 19, 3])
     first = described(rng, Parameter(param), f"the {param}", f"Name of the {param}")
     parameters = (first, *(e.parameter for e in extras))
     return Tool(name, "noun", parameters, description, noun, (verb, extras))
@@ -226,7 +230,7 @@ def _make_pair(rng: Random, inventory: Inventory, like: Tool | None) -> Tool:
         )
         topic, other = family["topic"][0], family["forms"]
     else:
-        verb = topic = some_word(rng, inventory, words.PAIR_VERBS, 0.55, words.COMMON_VERBS)
+        verb = topic = some_word(rng, inventory, words.PAIR_VERBS, 0.35, words.COMMON_VERBS)
         other = []
         cap = verb.capitalize()
         description = rng.choice(
@@ -408,7 +412,7 @@ def _make_command(rng: Random, inventory: Inventory, like: Tool | None) -> Tool:
         param = like.parameters[0].name if rng.random() < 0.7 else param
         if rng.random() < 0.8:
             verb, noun = (verb, like.other[1]) if by_verb else (like.other[0], noun)
-    extras = some_extras(rng, inventory, {param}, [30, 45, 25])
+    extras = some_extras(rng, inventory, {param}, [42, 40, 18])
     main = Parameter(param)
     if rng.random() < 0.15:
         main = Parameter(param, "integer")
@@ -494,7 +498,7 @@ def _ask_single(rng: Random, inventory: Inventory, tool: Tool, alone: bool) -> R
 
 
 def _make_none(rng: Random, inventory: Inventory, like: Tool | None) -> Tool:
-    noun = some_word(rng, inventory, words.TOOL_NOUNS, 0.42, words.COMMON_NOUNS)
+    noun = some_word(rng, inventory, words.TOOL_NOUNS, 0.25, words.COMMON_NOUNS)
     verb = like.other if like and rng.random() < 0.75 else rng.choice(words.TOOL_VERBS)
     name = _join(rng, verb, noun)
     if rng.random() < 0.25:

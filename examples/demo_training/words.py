@@ -184,7 +184,7 @@ TOOL_NOUNS = listed(
     website email invoice order parcel ticket seat booking room hotel restaurant museum
     profile account password version license size shape material brand model warranty review
     discount tax opening_hours phone_number exchange_rate air_quality room_number bus_stop
-    train_time ship_position file_size last_name
+    train_time ship_position file_size last_name weather weather weather time time
     """
 )
 
@@ -243,7 +243,7 @@ SEND_VERBS = listed("send write post deliver forward mail")
 SEND_THINGS = listed(
     """
     note letter message text card report invitation reminder parcel postcard telegram fax memo
-    greeting
+    greeting mail mail email
     """
 )
 
