@@ -18,6 +18,7 @@ SEPARATOR = "\n\n"
 END_OF_TEXT_ID = 0
 TURN_TOKENS = 26  # of a question and its answer, about
 MOST_REMEMBERED = 200_000
+KEY_WEIGHT = 2.0  # of an object's keys in the loss
 NAME_WEIGHT = 4.0  # of a called tool's name in the loss: which one it is is the hardest choice
 
 
@@ -44,7 +45,8 @@ class Encoder:
         self._known: dict[str, list[int]] = {}
         self.separator = self(SEPARATOR)
         self._before_name = [self(text) for text in ('{"name":"', '[{"name":"')]
-        self._after_name = self('","')[0]
+        self._closing = {self(text)[0] for text in ('","', '":"', '":', '":{"', "}")}
+        self._before_key = {self(text)[0] for text in ('{"', '","', ',"', '":{"')}
         if len(self.separator) != 1:
             raise ValueError(f"the separator must be one token, not {self.separator}")
 
@@ -70,12 +72,16 @@ class Encoder:
         return self(" " + turn.answer) + self.separator
 
     def weights(self, answer: list[int]) -> list[float]:
-        """How much each id of an answer counts: the names of called tools count more."""
-        out, inside = [], False
+        """How much each id of an answer counts: names of called tools and keys count more."""
+        out, weight = [], 1.0
         for i, token in enumerate(answer):
-            inside = inside and token != self._after_name
-            out.append(NAME_WEIGHT if inside else 1.0)
-            inside = inside or answer[max(0, i - 2) : i + 1] in self._before_name
+            if token in self._closing:
+                weight = 1.0
+            out.append(weight)
+            if answer[max(0, i - 2) : i + 1] in self._before_name:
+                weight = NAME_WEIGHT
+            elif token in self._before_key:
+                weight = KEY_WEIGHT
         return out
 
 
