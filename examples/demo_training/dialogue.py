@@ -333,7 +333,7 @@ class Dialogue:
     def _remember(self, near_end: Callable[[], bool]) -> Iterator[Turn]:
         """Facts told, other turns, and at the end what was told long ago asked for."""
         rng = self.rng
-        if not self.system and rng.random() < 0.16:
+        if not self.system and rng.random() < 0.26:
             for _ in range(3):
                 yield self.fill_keys()
         shares = DESERT if rng.random() < 0.4 else LIVELY

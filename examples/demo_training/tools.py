@@ -222,7 +222,7 @@ def _make_pair(rng: Random, inventory: Inventory, like: Tool | None) -> Tool:
     kind = rng.choice(["integer", "integer", "integer", "number"])
     if like and rng.random() < 0.75:
         (first, second), kind = (p.name for p in like.parameters), like.parameters[0].type
-    if rng.random() < 0.5:
+    if rng.random() < 0.72:
         family = rng.choice(words.SUMS)
         verb = rng.choice(family["names"])
         description = rng.choice(
@@ -596,7 +596,7 @@ def _ask_party(rng: Random, inventory: Inventory, tool: Tool, alone: bool) -> Re
 
 KINDS: dict[str, Kind] = {
     "noun": Kind(_make_noun, _ask_noun, 28),
-    "pair": Kind(_make_pair, _ask_pair, 22),
+    "pair": Kind(_make_pair, _ask_pair, 30),
     "seek": Kind(_make_seek, _ask_seek, 13),
     "send": Kind(_make_send, _ask_send, 14),
     "command": Kind(_make_command, _ask_command, 14),
