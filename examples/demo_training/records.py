@@ -288,6 +288,8 @@ def _subject(rng: Random, inventory: Inventory, sort: str) -> str:
         subject = subject.capitalize()
     if sort == "book" and rng.random() < 0.4:
         subject = f"The {inventory.value(rng, 'word').capitalize()}"
+    if sort == "person" and rng.random() < 0.2:
+        subject = f"{subject} {inventory.value(rng, 'name')}"
     return foreign(rng) if rng.random() < 0.04 else subject
 
 
