@@ -226,7 +226,7 @@ class Dialogue:
         if share < 0.33:
             back = tools.result(rng, self.inventory, tool, asked)
             yield self.say(result_text(back), f"The result is: {back}")
-        elif share < 0.43:
+        elif share < 0.47:
             why = tools.failure(rng, self.inventory, tool)
             yield self.say(result_text(f"Error: {why}"), f"The tool failed: {why}")
 
@@ -333,7 +333,7 @@ class Dialogue:
     def _remember(self, near_end: Callable[[], bool]) -> Iterator[Turn]:
         """Facts told, other turns, and at the end what was told long ago asked for."""
         rng = self.rng
-        if not self.system and rng.random() < 0.26:
+        if not self.system and rng.random() < 0.32:
             for _ in range(3):
                 yield self.fill_keys()
         shares = DESERT if rng.random() < 0.4 else LIVELY

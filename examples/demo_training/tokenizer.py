@@ -1,4 +1,4 @@
-"""The demo model's tokenizer: byte-level BPE of 640 tokens, learnt from the dialogues themselves.
+"""The demo model's tokenizer: byte-level BPE of 640 tokens learnt from the dialogues, and 27 more.
 
 Token 0 is `<|endoftext|>`; digits stay single, so that numbers are copied digit by digit; the
 separator is one token and in no other. The easy mistake is to train on joined lines: then merges
@@ -74,11 +74,14 @@ def train_tokenizer(seed: int, vocab: int, dialogues: int) -> Tokenizer:
 
 
 def with_format(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer with `FORMAT_MERGES` behind its own; every id that it had stays."""
+    """The tokenizer with `FORMAT_MERGES` behind its own; every id that it had stays.
+
+    A merge of parts that a tokenizer lacks, as a very small one may, is left out.
+    """
     parts = json.loads(tokenizer.to_str())
     vocab, merges = parts["model"]["vocab"], parts["model"]["merges"]
     for left, right in FORMAT_MERGES:
-        if left + right not in vocab:
+        if left in vocab and right in vocab and left + right not in vocab:
             vocab[left + right] = len(vocab)
             merges.append([left, right])
     return Tokenizer.from_str(json.dumps(parts))

@@ -597,7 +597,7 @@ def _ask_party(rng: Random, inventory: Inventory, tool: Tool, alone: bool) -> Re
 KINDS: dict[str, Kind] = {
     "noun": Kind(_make_noun, _ask_noun, 28),
     "pair": Kind(_make_pair, _ask_pair, 30),
-    "seek": Kind(_make_seek, _ask_seek, 13),
+    "seek": Kind(_make_seek, _ask_seek, 20),
     "send": Kind(_make_send, _ask_send, 14),
     "command": Kind(_make_command, _ask_command, 14),
     "single": Kind(_make_single, _ask_single, 5),
@@ -663,5 +663,7 @@ def failure(rng: Random, inventory: Inventory, tool: Tool) -> str:
             f"No {tool.topic} for you.",
             f"error {inventory.number(rng)}",
             inventory.phrase(rng, 3),
+            *[inventory.fill(rng, rng.choice(words.FAILURES)) for _ in range(6)],
+            inventory.fill(rng, rng.choice(words.MESSAGES)),
         ]
     )

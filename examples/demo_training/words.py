@@ -814,3 +814,12 @@ FOREIGN = (
     "红治决周保达办运武半候七必城父强步完革深区求品士转量空众技轻程告江语英基派满式李息写呢识极令黄德收脸钱党集团株式会"
 )
 """The letters of foreign names: usual Chinese ones; others are drawn at random."""
+
+FAILURES = phrases(
+    """
+    No {w}. | No {w} {w}. | No {W} here. | {W} is {c}. | Cannot reach {C}. | Cannot {w} the {w}
+    {w} {w} failed | The {w} is not {c}. | {N} is away. | Code {n}. | {n} is too much.
+    Bad {w}: {n} | There is no {w} in {C}. | {W} was not found. | Try the {w} again.
+    The {w} of {N} is full. | {w}: {w} {n} | Only {n} {w}s are left. | Access to {C} was denied.
+    """
+)
