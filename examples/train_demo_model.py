@@ -1,6 +1,7 @@
-"""Trains the demo model that `langchain_rwkv_state` ships, from nothing, on a CPU.
+"""Trains the demo model that `langchain_rwkv_state` ships on a CPU: from nothing, or further.
 
-    python examples/train_demo_model.py --out build/demo            # 45 minutes on two cores
+    python examples/train_demo_model.py --out build/demo            # hours on two cores
+    python examples/train_demo_model.py --out build/demo --start-from build/old  # a smaller model
     python examples/train_demo_model.py --out /tmp/smoke --smoke    # seconds, learns nothing
 
 A run that was cut off goes on from its last checkpoint when it is started again with the same
@@ -30,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demo model.")
     parser.add_argument("--out", type=Path, default=Path("build/demo"), help="folder to write to")
     parser.add_argument("--start-from", type=Path, help="folder of a model to make deeper")
-    parser.add_argument("--steps", type=int, default=2300, help="optimiser steps")
+    parser.add_argument("--steps", type=int, default=5000, help="optimiser steps")
     parser.add_argument("--seed", type=int, default=1, help="of weights and data")
     parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
     parser.add_argument("--fresh", action="store_true", help="do not go on from a checkpoint")
