@@ -2,7 +2,7 @@
 
 It measures the demo model's memory and the package's states together: the control reads the whole
 transcript again and must answer the same. It measures no speed. The easy mistake is to read the
-percentages as RWKV's: they are those of a model of a million parameters.
+percentages as RWKV's: they are those of a model of 1.5 million parameters.
 
     python -m benchmarks.recall [--quick] [--check] [-n 300] [--workers 2]
 """

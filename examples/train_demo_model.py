@@ -1,6 +1,7 @@
-"""Trains the demo model that `langchain_rwkv_state` ships, from nothing, on a CPU.
+"""Trains the demo model that `langchain_rwkv_state` ships on a CPU: from nothing, or further.
 
-    python examples/train_demo_model.py --out build/demo            # 45 minutes on two cores
+    python examples/train_demo_model.py --out build/demo            # hours on two cores
+    python examples/train_demo_model.py --out build/demo --start-from build/old  # a smaller model
     python examples/train_demo_model.py --out /tmp/smoke --smoke    # seconds, learns nothing
 
 A run that was cut off goes on from its last checkpoint when it is started again with the same
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,7 +30,8 @@ def main() -> None:
     """Reads the arguments and trains."""
     parser = argparse.ArgumentParser(description="Train the demo model.")
     parser.add_argument("--out", type=Path, default=Path("build/demo"), help="folder to write to")
-    parser.add_argument("--steps", type=int, default=2300, help="optimiser steps")
+    parser.add_argument("--start-from", type=Path, help="folder of a model to make deeper")
+    parser.add_argument("--steps", type=int, default=5000, help="optimiser steps")
     parser.add_argument("--seed", type=int, default=1, help="of weights and data")
     parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
     parser.add_argument("--fresh", action="store_true", help="do not go on from a checkpoint")
@@ -39,7 +42,9 @@ def main() -> None:
         shape = Shape(vocab=384, layers=2, width=64, lora=(8, 8, 8, 8), ffn=128)
         plan = Plan(steps=5, seed=args.seed, shape=shape, tokens=512, dialogues=300)
     else:
-        plan = Plan(steps=args.steps, seed=args.seed)
+        plan = Plan(steps=args.steps, seed=args.seed, start_from=args.start_from)
+        if args.start_from:
+            plan = replace(plan, rate=1.8e-3, flat=0.4, tokens=4608)
     train(plan, args.out, resume=not args.fresh)
 
 

@@ -18,19 +18,23 @@ SEPARATOR = "\n\n"
 END_OF_TEXT_ID = 0
 TURN_TOKENS = 26  # of a question and its answer, about
 MOST_REMEMBERED = 200_000
+KEY_WEIGHT = 2.0  # of an object's keys in the loss
+NAME_WEIGHT = 4.0  # of a called tool's name in the loss: which one it is is the hardest choice
 
 
 @dataclass
 class Example:
-    """Ids of a dialogue, and for each id whether it belongs to an answer."""
+    """Ids of a dialogue, and for each id whether it belongs to an answer and how much it counts."""
 
     ids: list[int] = field(default_factory=lambda: [END_OF_TEXT_ID])
     is_answer: list[bool] = field(default_factory=lambda: [False])
+    weights: list[float] = field(default_factory=lambda: [0.0])
 
-    def add(self, ids: list[int], *, answer: bool) -> None:
+    def add(self, ids: list[int], *, answer: bool, weights: list[float] | None = None) -> None:
         """Appends ids of one sort."""
         self.ids += ids
         self.is_answer += [answer] * len(ids)
+        self.weights += weights or [1.0] * len(ids)
 
 
 class Encoder:
@@ -40,6 +44,9 @@ class Encoder:
         self._tokenizer = tokenizer
         self._known: dict[str, list[int]] = {}
         self.separator = self(SEPARATOR)
+        self._before_name = [self(text) for text in ('{"name":"', '[{"name":"')]
+        self._closing = {self(text)[0] for text in ('","', '":"', '":', '":{"', "}")}
+        self._before_key = {self(text)[0] for text in ('{"', '","', ',"', '":{"')}
         if len(self.separator) != 1:
             raise ValueError(f"the separator must be one token, not {self.separator}")
 
@@ -53,7 +60,7 @@ class Encoder:
         return ids
 
     def prompt(self, speaker: str, text: str, first: bool) -> list[int]:
-        """A segment of the system, the user or a tool, behind its separator."""
+        """A segment of the system or the user, behind its separator."""
         return ([] if first else self.separator) + self(f"{speaker}: {text}")
 
     def question(self, speaker: str, text: str, first: bool) -> list[int]:
@@ -63,6 +70,19 @@ class Encoder:
     def answer(self, turn: Turn) -> list[int]:
         """The answer and the separator that ends it."""
         return self(" " + turn.answer) + self.separator
+
+    def weights(self, answer: list[int]) -> list[float]:
+        """How much each id of an answer counts: names of called tools and keys count more."""
+        out, weight = [], 1.0
+        for i, token in enumerate(answer):
+            if token in self._closing:
+                weight = 1.0
+            out.append(weight)
+            if answer[max(0, i - 2) : i + 1] in self._before_name:
+                weight = NAME_WEIGHT
+            elif token in self._before_key:
+                weight = KEY_WEIGHT
+        return out
 
 
 def example(rng: Random, inventory: Inventory, encoder: Encoder, length: int) -> Example:
@@ -83,9 +103,13 @@ def _fill(rng: Random, dialogue: Dialogue, encoder: Encoder, out: Example, lengt
     for turn in dialogue.turns(lambda: len(out.ids) > length - tail):
         # The separator that ended the last answer is the one that stands before this turn.
         joined = out.is_answer[-1] or len(out.ids) == 1
-        before = encoder.question(turn.speaker, turn.text, first=joined)
+        before: list[int] = []
+        for text in turn.before:
+            before += encoder.prompt("User", text, first=joined)
+            joined = False
+        before += encoder.question("User", turn.text, first=joined)
         answer = encoder.answer(turn)
         if len(out.ids) + len(before) + len(answer) > length:
             return
         out.add(before, answer=False)
-        out.add(answer, answer=True)
+        out.add(answer, answer=True, weights=encoder.weights(answer))

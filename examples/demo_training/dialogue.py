@@ -7,27 +7,29 @@ until the end, so that the state has to carry a fact over everything between.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
 
-from . import facts, tools, words
+from . import facts, records, tools, words
 from .inventory import Inventory
+from .signature import call_text, compact, result_text, tool_list
 
 MOST_FACTS = 9  # that a state of this size is asked to hold at once
 
 DESERT = {"chat": 80, "ask_unknown": 8, "correct": 5, "tell": 3, "ask_persona": 4}
 LIVELY = {"ask": 36, "chat": 29, "correct": 10, "tell": 10, "ask_unknown": 9, "ask_persona": 6}
-TOOLED = {"use_tool": 66, "chat": 18, "tell": 8, "ask": 8}
+TOOLED = {"use_tool": 58, "use_two": 16, "not_listed": 5, "chat": 12, "tell": 5, "ask": 4}
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What the user (or a tool) says, and the answer."""
+    """What the user says, and the answer; `before` are turns of the user's without an answer."""
 
     text: str
     answer: str
-    speaker: str = "User"
+    before: tuple[str, ...] = ()
 
 
 class Dialogue:
@@ -48,16 +50,21 @@ class Dialogue:
         self.persona: str | None = None
         self.prefix, self.suffix = "", ""
         self.tools: list[tools.Tool] = []
+        self.schema: records.Schema | None = None
+        self.bare = False  # whether the object is the whole answer, and not a call
         self.system = ""
-        if not plain and rng.random() < 0.58:
+        if not plain and rng.random() < (0.82 if room < 700 else 0.58):
             self.system = self._make_system(room)
 
     # The system prompt ---------------------------------------------------------------------------
 
     def _make_system(self, room: int) -> str:
         rng = self.rng
-        if room >= 160 and rng.random() < (0.4 if room < 700 else 0.25):
+        share = rng.random()
+        if room >= 160 and share < (0.66 if room < 700 else 0.3):
             return self._make_tools(room)
+        if room >= 160 and share < (0.86 if room < 700 else 0.38):
+            return self._make_schema()
         parts: list[str] = []
         if rng.random() < 0.6:
             most = 1 if room < 160 else 4 if room < 300 else 12
@@ -76,12 +83,25 @@ class Dialogue:
         return prompt
 
     def _make_tools(self, room: int) -> str:
-        count = self.rng.choices([1, 2, 3, 4], [40, 27, 20, 13])[0] if room >= 220 else 1
-        for _ in range(count):
-            tool = tools.make_tool(self.rng, self.inventory)
-            if all(t.topic != tool.topic and t.name != tool.name for t in self.tools):
-                self.tools.append(tool)
-        return "\n".join(["Tools:", *(t.line() for t in self.tools)])
+        counts = [1] if room < 200 else [1, 2, 3, 4, 5]
+        count = self.rng.choices(counts, [12, 28, 40, 12, 8][: len(counts)])[0]
+        self.tools = tools.make_tools(self.rng, self.inventory, count)
+        return tool_list([t.line() for t in self.tools])
+
+    def _make_schema(self) -> str:
+        rng = self.rng
+        self.schema = records.make_schema(rng, self.inventory)
+        self.bare = rng.random() < 0.5
+        lines = []
+        if rng.random() < 0.3:
+            lines.append(" ".join(rng.sample(words.PROSE, rng.choice([1, 1, 2]))))
+            lines = [self.inventory.fill(rng, line) for line in lines]
+        if not self.bare:
+            return "\n".join([*lines, tool_list([self.schema.line()])])
+        if rng.random() < 0.1:
+            self.tools = tools.make_tools(rng, self.inventory, rng.choice([1, 2]))
+            lines.append(tool_list([t.line() for t in self.tools]))
+        return "\n".join([*lines, f"Return only JSON: {self.schema.line()}"])
 
     def _make_manner(self) -> str:
         rng = self.rng
@@ -111,9 +131,9 @@ class Dialogue:
 
     # Turns ---------------------------------------------------------------------------------------
 
-    def say(self, text: str, answer: str, speaker: str = "User") -> Turn:
+    def say(self, text: str, answer: str, before: tuple[str, ...] = ()) -> Turn:
         """A turn whose answer has the manner that the system prompt asked for."""
-        return Turn(text, f"{self.prefix}{answer}{self.suffix}", speaker)
+        return Turn(text, f"{self.prefix}{answer}{self.suffix}", before)
 
     def tell(self) -> Turn:
         """A fact, or two, that the user had not told before."""
@@ -191,10 +211,7 @@ class Dialogue:
                 return self.ask_persona()
             text = rng.choice(words.SMALL_TALK[answer])
         elif share < 0.85:
-            asks = _SAFE_WITH_TOOLS if self.tools else words.OFF_TOPIC
-            text, answer = self.inventory.fill(rng, rng.choice(asks)), words.OUT
-        elif any(t.kind == "record" for t in self.tools):  # a remark would be a record to file
-            return self.ask_unknown()
+            text, answer = self._off_topic(), words.OUT
         else:
             text, answer = self.inventory.fill(rng, rng.choice(words.REMARKS)), words.REMARK
         return self.say(self._noise(text, rng.random() < 0.1), answer)
@@ -203,15 +220,98 @@ class Dialogue:
         """A question that needs a tool, the call, and mostly the result."""
         rng = self.rng
         tool = rng.choice(self.tools)
+        asked = self._request(tool)
+        yield Turn(self._unstopped(asked.text), call_text([tools.called(tool, asked)]))
+        share = rng.random()
+        if share < 0.33:
+            back = tools.result(rng, self.inventory, tool, asked)
+            yield self.say(result_text(back), f"The result is: {back}")
+        elif share < 0.47:
+            why = tools.failure(rng, self.inventory, tool)
+            yield self.say(result_text(f"Error: {why}"), f"The tool failed: {why}")
+
+    def use_two(self) -> Iterator[Turn]:
+        """A question that needs two calls, of one tool or of two."""
+        rng = self.rng
+        chosen = rng.choices(self.tools, k=2)
+        asked = [self._request(t) for t in chosen]
+        texts = [a.text for a in asked]
+        if rng.random() < 0.75:
+            second = texts[1] if texts[1].startswith("I ") else texts[1][0].lower() + texts[1][1:]
+            joint = rng.choice([" and ", ", and ", ", then ", " and then ", " and also "])
+            text = texts[0].rstrip(".?") + joint + second
+        else:
+            text = f"{texts[0]} {texts[1]}"
+        calls = [tools.called(t, a) for t, a in zip(chosen, asked, strict=True)]
+        yield Turn(self._unstopped(text), call_text(calls))
+        if rng.random() < 0.5:
+            back = [
+                tools.result(rng, self.inventory, t, a) for t, a in zip(chosen, asked, strict=True)
+            ]
+            before = (result_text(back[0]),)
+            yield self.say(
+                result_text(back[1]), f"The results are: {back[0]} and {back[1]}", before
+            )
+
+    def not_listed(self) -> Turn:
+        """A question that needs a tool that there is not."""
+        rng = self.rng
+        for _ in range(20):
+            [other] = tools.make_tools(rng, self.inventory, 1)
+            like = [t for t in self.tools if t.kind == other.kind]
+            if other.kind not in ("single", "style", "party") and tools.fits(other, self.tools):
+                if other.kind == "seek" and like:
+                    continue
+                text = tools.request(rng, self.inventory, other, alone=False).text
+                if not self._about_tools(text):
+                    return self.say(self._unstopped(text), words.OUT)
+        return self.chat()
+
+    def fill(self) -> Turn:
+        """A sentence, and the object that the system prompt wants of it."""
+        assert self.schema is not None
+        filled = records.fill(self.rng, self.inventory, self.schema)
+        answer = compact(filled.value)
+        if not self.bare:
+            answer = call_text([{"name": self.schema.name, "arguments": filled.value}])
+        return Turn(self._unstopped(filled.text), answer)
+
+    def fill_keys(self) -> Turn:
+        """A sentence, and the object with the keys that the user asks for."""
+        while True:
+            schema = records.make_schema(self.rng, self.inventory)
+            if all("boolean" not in p.type for p, _ in schema.fields):
+                filled = records.fill(self.rng, self.inventory, schema)
+                if filled.value:
+                    break
+        return Turn(records.with_keys(self.rng, filled), compact(filled.value))
+
+    def _request(self, tool: tools.Tool) -> tools.Request:
         alone = sum(t.kind == tool.kind for t in self.tools) == 1
-        asked = tools.request(rng, self.inventory, tool, alone)
-        text = asked.text
-        if text.endswith((".", "?")) and not text.endswith("tool.") and rng.random() < 0.12:
-            text = text[:-1]
-        yield Turn(text, tools.call_text(tool.name, asked.arguments))
-        if rng.random() < 0.8:
-            back, answer = tools.result(rng, self.inventory, tool, asked)
-            yield self.say(back, answer, "Tool")
+        return tools.request(self.rng, self.inventory, tool, alone)
+
+    def _off_topic(self) -> str:
+        for _ in range(40):
+            text = self.inventory.fill(self.rng, self.rng.choice(words.OFF_TOPIC))
+            if not self.tools or not self._about_tools(text):
+                return text
+        return "Can you sing?"
+
+    def _about_tools(self, text: str) -> bool:
+        """Whether a text might be taken for a question to a tool of the list."""
+        said = set(_WORD.findall(text.lower()))
+        if any(said & {*t.topic.lower().split(), *t.name.lower().split("_")} for t in self.tools):
+            return True
+        kinds = {t.kind for t in self.tools}
+        return bool(
+            (kinds & {"pair", "single"} and any(c.isdigit() for c in text))
+            or ("seek" in kinds and said & {"find", "search", "look", "about", "show"})
+        )
+
+    def _unstopped(self, text: str) -> str:
+        if text.endswith((".", "?")) and not text.endswith("tool.") and self.rng.random() < 0.12:
+            return text[:-1]
+        return text
 
     def turns(self, near_end: Callable[[], bool]) -> Iterator[Turn]:
         """Turns without end; the caller stops when the dialogue is long enough.
@@ -220,9 +320,22 @@ class Dialogue:
             near_end: Whether only a few turns are left; then what was told long ago is asked for.
         """
         rng = self.rng
-        if self.tools and rng.random() < 0.75:
+        while self.schema:
+            if self.tools and rng.random() < 0.4:
+                yield from self.use_tool()
+            else:
+                yield self.fill()
+        if self.tools and rng.random() < 0.85:
             while True:
                 yield from self._turn(_draw(rng, TOOLED))
+        yield from self._remember(near_end)
+
+    def _remember(self, near_end: Callable[[], bool]) -> Iterator[Turn]:
+        """Facts told, other turns, and at the end what was told long ago asked for."""
+        rng = self.rng
+        if not self.system and rng.random() < 0.32:
+            for _ in range(3):
+                yield self.fill_keys()
         shares = DESERT if rng.random() < 0.4 else LIVELY
         if self.persona and rng.random() < 0.5:
             yield self.ask_persona()
@@ -240,8 +353,10 @@ class Dialogue:
             yield self.ask_unknown()
 
     def _turn(self, what: str) -> Iterator[Turn]:
-        if what == "use_tool" or (what == "chat" and self.tools and self.rng.random() < 0.3):
+        if what == "use_tool" or (what == "chat" and self.tools and self.rng.random() < 0.2):
             yield from self.use_tool()
+        elif what == "use_two":
+            yield from self.use_two()
         elif what == "tell" and len(self.known) >= MOST_FACTS:
             yield self.ask()
         else:
@@ -289,5 +404,4 @@ def _draw(rng: Random, shares: dict[str, int]) -> str:
     return rng.choices(list(shares), list(shares.values()))[0]
 
 
-_WITH_TOOLS_UNCLEAR = ("{n}", "of {", "Call", "Find", "in {C}", "joke", "price", "Write")
-_SAFE_WITH_TOOLS = [t for t in words.OFF_TOPIC if not any(s in t for s in _WITH_TOOLS_UNCLEAR)]
+_WORD = re.compile(r"\w+")

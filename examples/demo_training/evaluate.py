@@ -22,7 +22,7 @@ from rich.table import Table
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from .cases import Case, suite
+from .cases import NEXT_TURN, Case, suite
 from .data import END_OF_TEXT_ID, Encoder
 from .model import RWKV7, LayerState, Shape
 
@@ -96,9 +96,12 @@ def run(model: RWKV7, tokenizer: Tokenizer, cases: list[Case]) -> float:
     for turn in range(len(cases[0].turns)):
         rows = []
         for i, case in enumerate(cases):
-            speaker, text = case.turns[turn]
             first = turn == 0 and not case.system
-            before = enc.question(speaker, text, first)
+            before: list[int] = []
+            *earlier, text = case.turns[turn].split(NEXT_TURN)
+            for said in earlier:
+                before += enc.prompt("User", said, first)
+            before += enc.question("User", text, first)
             rows.append((opening[i] if turn == 0 else []) + before)
         for case, answer in zip(cases, talk.answer(rows), strict=True):
             case.answers.append(answer)
@@ -146,7 +149,7 @@ def main() -> None:
     for name, (share, misses) in results.items():
         table.add_row(name, str(args.cases), f"{share:.1%}")
         for case in misses[: args.misses]:
-            told = " / ".join(text for _, text in case.turns)
+            told = " / ".join(case.turns)
             console.print(f"[{name}] {case.system} || {told} => {case.answers}", markup=False)
     console.print(table)
 

@@ -49,7 +49,7 @@ _LISTS = {
     "word": words.WORDS,
 }
 _LISTED = {w.lower() for ws in _LISTS.values() for w in ws}
-_LISTED_HELD_OUT = {w.lower() for k, ws in words.HELD_OUT.items() if k != "tool" for w in ws}
+_LISTED_HELD_OUT = {w.lower() for k in _LISTS for w in words.HELD_OUT[k]}
 _LOWER_KINDS = {"colour", "food", "job", "word"}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
@@ -22,9 +22,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from .data import Encoder, Example, example
+from .grow import grown
 from .inventory import Inventory
 from .model import RWKV7, Shape
-from .tokenizer import train_tokenizer
+from .tokenizer import train_tokenizer, with_format
 
 OTHER_WEIGHT = 0.02  # of everything that is not an answer
 OTHER_ONE_IN = 4  # of those tokens are looked at, with so much more weight
@@ -45,6 +46,7 @@ class Plan:
         floor: The share of the rate that is left at the end.
         save_every: Steps from checkpoint to checkpoint.
         dialogues: How many dialogues the tokenizer is learnt from.
+        start_from: A folder with an earlier model and its tokenizer to begin with.
     """
 
     steps: int
@@ -55,11 +57,17 @@ class Plan:
     warm_up: int = 50
     flat: float = 0.35
     floor: float = 0.03
-    save_every: int = 200
+    save_every: int = 50
     dialogues: int = 12_000
+    start_from: Path | None = None
 
 
 # By the share of the run that is over: the lengths of dialogues, in tokens, and their shares.
+# The same for a model that knows dialogues already: first what is new, then far back again too.
+GOING_ON: list[tuple[float, dict[int, float]]] = [
+    (0.62, {208: 0.3, 288: 0.4, 416: 0.2, 1088: 0.1}),
+    (1.01, {208: 0.12, 288: 0.25, 416: 0.2, 1088: 0.43}),
+]
 CURRICULUM: list[tuple[float, dict[int, float]]] = [
     (0.06, {112: 1.0}),
     (0.16, {112: 0.3, 224: 0.7}),
@@ -70,9 +78,9 @@ CURRICULUM: list[tuple[float, dict[int, float]]] = [
 ]
 
 
-def dialogue_length(rng: Random, progress: float) -> int:
-    """The length of the dialogues of one step."""
-    for until, lengths in CURRICULUM:
+def dialogue_length(rng: Random, progress: float, started: bool = False) -> int:
+    """The length of the dialogues of one step; `started` from a model that was trained before."""
+    for until, lengths in GOING_ON if started else CURRICULUM:
         if progress < until:
             return rng.choices(list(lengths), list(lengths.values()))[0]
     raise ValueError(f"progress must be at most 1, not {progress}")
@@ -100,7 +108,7 @@ def batch(examples: list[Example], rng: Random) -> tuple[Tensor, Tensor, Tensor,
         ids[row, :n] = torch.tensor(e.ids[:-1])
         for i in range(n):
             if e.is_answer[i + 1]:
-                weights.append(1.0)
+                weights.append(e.weights[i + 1])
             elif rng.random() < 1 / OTHER_ONE_IN:
                 weights.append(OTHER_WEIGHT * OTHER_ONE_IN)
             else:
@@ -159,11 +167,19 @@ def train(plan: Plan, out: Path, *, resume: bool = True, console: Console | None
     if going_on:
         tokenizer = Tokenizer.from_file(str(tokenizer_path))
     else:
-        tokenizer = train_tokenizer(plan.seed, plan.shape.vocab, plan.dialogues)
+        if plan.start_from:
+            tokenizer = Tokenizer.from_file(str(plan.start_from / "tokenizer.json"))
+        else:
+            tokenizer = train_tokenizer(plan.seed, plan.shape.vocab, plan.dialogues)
+        tokenizer = with_format(tokenizer)
         tokenizer.save(str(tokenizer_path))
     encoder, inventory = Encoder(tokenizer), Inventory()
     torch.manual_seed(plan.seed)
-    model = RWKV7(plan.shape)
+    shape = replace(plan.shape, vocab=tokenizer.get_vocab_size())
+    if plan.start_from and not going_on:
+        model = grown(plan.start_from / "model.safetensors", shape)
+    else:
+        model = RWKV7(shape)
     adam = optimiser(model)
     start = 0
     if going_on:
@@ -183,7 +199,7 @@ def train(plan: Plan, out: Path, *, resume: bool = True, console: Console | None
         task = progress.add_task("training", total=plan.steps, completed=start)
         for step in range(start, plan.steps):
             rng = Random(f"{plan.seed} {step}")
-            length = dialogue_length(rng, step / plan.steps)
+            length = dialogue_length(rng, step / plan.steps, plan.start_from is not None)
             examples = [
                 example(rng, inventory, encoder, length)
                 for _ in range(max(1, plan.tokens // length))
@@ -194,7 +210,7 @@ def train(plan: Plan, out: Path, *, resume: bool = True, console: Console | None
             x, _ = model.hidden(ids, model.zero_state(len(examples)))
             logits = model.logits(x.reshape(-1, plan.shape.width)[where])
             losses = functional.cross_entropy(logits, targets, reduction="none")
-            answers = weights == 1.0
+            answers = weights >= 1.0
             loss = (losses * weights).sum() / answers.sum()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

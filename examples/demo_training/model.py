@@ -40,7 +40,7 @@ class Shape:
     """
 
     vocab: int = 640
-    layers: int = 4
+    layers: int = 6
     width: int = 128
     head: int = 64
     lora: tuple[int, int, int, int] = (16, 16, 16, 32)

@@ -1,4 +1,4 @@
-"""The demo model's tokenizer: byte-level BPE of 640 tokens, learnt from the dialogues themselves.
+"""The demo model's tokenizer: byte-level BPE of 640 tokens learnt from the dialogues, and 27 more.
 
 Token 0 is `<|endoftext|>`; digits stay single, so that numbers are copied digit by digit; the
 separator is one token and in no other. The easy mistake is to train on joined lines: then merges
@@ -7,6 +7,7 @@ reach over the places where the template joins segments.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from random import Random
 
@@ -18,6 +19,16 @@ from .inventory import Inventory
 
 END_OF_TEXT = "<|endoftext|>"
 
+# Merges of the words that stand in every tool list and every call; those of the dialogues come
+# first, so that no text without these words has other ids than before.
+FORMAT_MERGES = [
+    *(("`", "`"), ("``", "`"), ("Ġ", "```"), ("j", "s"), ("js", "on")),
+    *(("{", '"'), ('":', '"'), ('",', '"'), ('":', '{"'), (",", '"'), ('"', "}"), ("[", '{"')),
+    *(("ct", "ion"), ("un", "ction"), ("ĠF", "unction"), ("Ġf", "unction")),
+    *(("p", "ut"), ("out", "put"), ("Ġ", "output"), ("ur", "n"), ("et", "urn"), ("R", "eturn")),
+    *(("l", "y"), ("Ġon", "ly"), ("S", "O"), ("SO", "N"), ("ĠJ", "SON")),
+]
+
 
 def segments(seed: int, count: int) -> Iterator[str]:
     """The segments of `count` short dialogues, as the template encodes them."""
@@ -28,8 +39,9 @@ def segments(seed: int, count: int) -> Iterator[str]:
             yield f"System: {dialogue.system}"
             yield SEPARATOR
         for n, turn in enumerate(dialogue.turns(lambda: False)):
-            yield f"{turn.speaker}: {turn.text}"
-            yield SEPARATOR
+            for text in (*turn.before, turn.text):
+                yield f"User: {text}"
+                yield SEPARATOR
             yield "Assistant:"
             yield " " + turn.answer
             if n == 9:
@@ -59,3 +71,17 @@ def train_tokenizer(seed: int, vocab: int, dialogues: int) -> Tokenizer:
             f"the separator must be one token and in no other, but these hold it: {holding}"
         )
     return tokenizer
+
+
+def with_format(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer with `FORMAT_MERGES` behind its own; every id that it had stays.
+
+    A merge of parts that a tokenizer lacks, as a very small one may, is left out.
+    """
+    parts = json.loads(tokenizer.to_str())
+    vocab, merges = parts["model"]["vocab"], parts["model"]["merges"]
+    for left, right in FORMAT_MERGES:
+        if left in vocab and right in vocab and left + right not in vocab:
+            vocab[left + right] = len(vocab)
+            merges.append([left, right])
+    return Tokenizer.from_str(json.dumps(parts))

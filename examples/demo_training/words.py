@@ -184,7 +184,7 @@ TOOL_NOUNS = listed(
     website email invoice order parcel ticket seat booking room hotel restaurant museum
     profile account password version license size shape material brand model warranty review
     discount tax opening_hours phone_number exchange_rate air_quality room_number bus_stop
-    train_time ship_position file_size last_name
+    train_time ship_position file_size last_name weather weather weather time time
     """
 )
 
@@ -204,7 +204,7 @@ TOOL_PARAMS = listed(
 
 PAIR_VERBS = listed(
     """
-    combine subtract divide mix average compare join merge blend sum total power connect pair
+    combine mix average compare join merge blend connect pair
     swap swirl zip fuse weigh match scale reduce raise shift rotate stack unite balance
     measure link
     """
@@ -243,7 +243,7 @@ SEND_VERBS = listed("send write post deliver forward mail")
 SEND_THINGS = listed(
     """
     note letter message text card report invitation reminder parcel postcard telegram fax memo
-    greeting
+    greeting mail mail email
     """
 )
 
@@ -545,6 +545,281 @@ HELD_OUT: dict[str, list[str]] = {
         lantern acorn whistle orchard saffron meadow quartz trolley walrus jigsaw
         """
     ),
+    "schema": ["Person", "Book", "Product", "Meeting"],
     "tool": ["get_weather", "add", "multiply", "search", "get_time", "send_mail"],
 }
 """Never drawn in training."""
+
+# Of tools and schemas ----------------------------------------------------------------------------
+
+STATES = listed("CA NY TX WA FL OH MA UK France Germany Spain Italy Norway Peru")
+
+ENUMS: list[tuple[str, list[str], list[str]]] = [
+    ("unit", ["metric", "imperial"], ["in {v} units", "with {v} units"]),
+    ("units", ["kelvin", "rankine"], ["in {v}", "in degrees {v}"]),
+    ("unit", ["km", "miles"], ["in {v}"]),
+    ("priority", ["low", "medium", "high"], ["with {v} priority", "with priority {v}"]),
+    ("size", ["small", "medium", "large"], ["in size {v}", "of size {v}", "with size {v}"]),
+    ("mode", ["fast", "slow"], ["in {v} mode", "with mode {v}"]),
+    ("format", ["text", "html", "pdf"], ["as {v}", "in {v} format"]),
+    ("language", ["en", "de", "fr", "es"], ["in the language {v}", "with language {v}"]),
+    ("colour", ["red", "green", "blue", "black"], ["in {v}", "in the colour {v}"]),
+    ("level", ["debug", "info", "error"], ["at level {v}", "with level {v}"]),
+    ("order", ["up", "down"], ["in order {v}", "with order {v}"]),
+    ("currency", ["EUR", "USD", "GBP"], ["in {v}", "in the currency {v}"]),
+    ("day", ["Monday", "Tuesday", "Sunday"], ["on {v}", "for {v}"]),
+    ("state", ["open", "closed"], ["with state {v}", "in state {v}"]),
+]
+
+FLAGS = listed("urgent public private loud verbose exact fresh secret quick detailed")
+
+LISTS = listed("tags labels items words topics keywords names colours parts")
+
+COUNTS: list[tuple[str, list[str]]] = [
+    ("days", ["for {v} days", "for the next {v} days"]),
+    ("limit", ["with limit {v}", "with a limit of {v}"]),
+    ("count", ["with count {v}", "{v} times"]),
+    ("people", ["for {v} people", "with {v} people"]),
+    ("pages", ["with {v} pages", "on {v} pages"]),
+    ("amount", ["with amount {v}", "with an amount of {v}"]),
+    ("hours", ["for {v} hours", "in {v} hours"]),
+    ("minutes", ["for {v} minutes", "in {v} minutes"]),
+    ("copies", ["in {v} copies", "with {v} copies"]),
+    ("year", ["for the year {v}", "with year {v}"]),
+]
+
+COMMANDS = listed(
+    """
+    create delete open close start stop lock unlock cancel update rename book order buy sell
+    move copy print save remove hide clean paint repair assign archive pause resume launch
+    """
+)
+
+COMMAND_NOUNS = listed(
+    """
+    task ticket door file folder table room order meeting event project lamp window playlist
+    account user page job server alarm timer list plan trip car album course machine contract
+    """
+)
+
+STYLED = listed("poem song story speech toast slogan salute letter riddle rhyme motto farewell")
+
+STYLES = listed(
+    "Viking Cowboy Wizard Robot Formal Cheerful Sad Royal Pirate Butler Angry Polite Short Funny"
+)
+
+PARTIES = listed(
+    "supplier guest member client partner visitor vendor tenant donor employee client buyer"
+)
+
+NATIONS = listed(
+    """
+    Chinese Japanese Korean Russian German French Spanish Italian Polish Greek Indian Turkish
+    Danish Swedish Dutch British
+    """
+)
+
+FIRMS = listed(
+    """
+    company bakery steel_company software_company bank shop airline school car_maker hotel
+    restaurant film_studio trading_company hospital technology_group toy_maker
+    """
+)
+
+MESSAGES = phrases(
+    """
+    I am in {C}. | See you in {C}. | The {w} is {c}. | Please call {N}. | I will be late.
+    Bring the {w} and the {w}. | {N} likes {f}. | We meet at {n}. | The {w} costs {n}.
+    {N} has the {w}. | Happy birthday, {N}. | The {f} is ready. | It is {c} today.
+    """
+)
+
+SUMS: list[dict[str, list[str]]] = [
+    {
+        "topic": ["plus"],
+        "names": [
+            "plus",
+            "sum",
+            "addition",
+            "total",
+            "sum_up",
+            "adder",
+            "calc_sum",
+            "compute_sum",
+            "summing",
+        ],
+        "clear": ["plus", "sum", "addition", "adder", "calc_sum", "compute_sum"],
+        "descriptions": phrases(
+            """
+            Add two numbers. | Adds two numbers. | The sum of two numbers. | Add a and b.
+            Add two integers. | Sum of two numbers. | Addition of numbers. | Add numbers together.
+            """
+        ),
+        "forms": phrases(
+            """
+            What is {x} plus {y}? | Add {x} and {y}. | What is {x} + {y}? | Add {x} to {y}.
+            What is the sum of {x} and {y}? | Please add {x} and {y}. | {x} plus {y}?
+            How much is {x} plus {y}? | Calculate {x} + {y}. | Can you add {x} and {y}?
+            What is {x} plus {y}? | Add {x} and {y}. | What is {x} + {y} | Sum {x} and {y}.
+            """
+        ),
+    },
+    {
+        "topic": ["times"],
+        "names": [
+            "times",
+            "product",
+            "mul",
+            "multiplication",
+            "multiplier",
+            "calc_product",
+            "mult",
+        ],
+        "clear": ["times", "product", "multiplication", "multiplier", "calc_product"],
+        "descriptions": phrases(
+            """
+            Multiply two numbers. | Multiplies two numbers. | The product of two numbers.
+            Multiply a and b. | Multiply two integers. | Multiplication of numbers.
+            """
+        ),
+        "forms": phrases(
+            """
+            What is {x} times {y}? | Multiply {x} and {y}. | What is {x} * {y}?
+            Multiply {x} by {y}. | What is the product of {x} and {y}? | {x} times {y}?
+            Please multiply {x} and {y}. | How much is {x} times {y}? | Calculate {x} * {y}.
+            What is {x} times {y}? | Multiply {x} and {y}. | What is {x} multiplied by {y}?
+            """
+        ),
+    },
+    {
+        "topic": ["minus"],
+        "names": ["minus", "difference", "sub", "subtraction", "subtract_numbers", "subtracter"],
+        "clear": ["minus", "difference", "subtraction", "subtract_numbers"],
+        "descriptions": phrases(
+            """
+            Subtract two numbers. | Subtracts b from a. | The difference of two numbers.
+            Subtract one number from another. | Subtraction of numbers.
+            """
+        ),
+        "forms": phrases(
+            """
+            What is {x} minus {y}? | What is {x} - {y}? | Calculate {x} - {y}. | {x} minus {y}?
+            How much is {x} minus {y}? | Subtract {y} from {x}.
+            What is the difference of {x} and {y}?
+            """
+        ),
+    },
+    {
+        "topic": ["divided"],
+        "names": ["quotient", "div", "division", "divider", "calc_ratio"],
+        "clear": ["quotient", "division", "divider"],
+        "descriptions": phrases(
+            """
+            Divide two numbers. | Divides a by b. | The quotient of two numbers.
+            Divide one number by another. | Division of numbers.
+            """
+        ),
+        "forms": phrases(
+            """
+            What is {x} divided by {y}? | What is {x} / {y}? | Divide {x} by {y}.
+            Calculate {x} / {y}. | How much is {x} divided by {y}? | Please divide {x} by {y}.
+            """
+        ),
+    },
+    {
+        "topic": ["power"],
+        "names": ["power", "pow", "raise_power", "exponent"],
+        "clear": ["power", "pow", "raise_power", "exponent"],
+        "descriptions": phrases("Power of a number. | Raise a to the power of b. | Powers."),
+        "forms": phrases(
+            """
+            What is {x} to the power of {y}? | Raise {x} to the power {y}. | What is {x} ^ {y}?
+            {x} to the power of {y}?
+            """
+        ),
+    },
+]
+"""Sums under names that are not the evaluation's; "topic" is one word in a list, for the choice."""
+
+COMMON_NOUNS = listed(
+    """
+    answer apple arm army art baby back ball band bank bath beach bed bell belt bike bill bird
+    birth blood boat body bone border bottle bottom box boy brain branch bread break breakfast
+    brick bridge brother building bus business butter button cable cake call camera camp card
+    care case cash castle cause cell centre chain chair chance change channel charge chart chat
+    check cheese chest chicken child choice church circle class clock cloth cloud club coach coal
+    coast coat coffee coin comment concert contact content control copy corner cotton couple
+    court cover cow cream credit crime crowd cup curve cycle damage dance danger data date
+    daughter death debt degree design desk detail diet dinner direction dirt dish doctor dog doll
+    dollar drama dream dress drink drop dust duty ear earth edge effect egg energy engine error
+    evening exam example exit eye face fact failure family farm fashion father fear feature
+    feeling fence field fight figure film finger fire fish flight floor flow fly fold food foot
+    force forest form frame friend front fruit fuel fun future game garage garden gas gate gift
+    girl glass glove goal gold grade grain grass ground group growth guide gun habit hair hall
+    hand harbour hat head health heart heat hill hole holiday home honey hope horse hospital hour
+    house ice idea image income index ink insect iron island jacket jewel joke journey judge
+    juice jump key kick king kiss kitchen knee knife knot lake land law lead leaf leg lesson
+    library light limit line lip liquid list lock look loss love lunch magic market mass match
+    meal meaning meat medal memory metal middle milk mind minute mirror mistake money month mood
+    moon morning mother motion mountain mouth move music nail nature neck need nerve net night
+    noise north nose number nut ocean offer office oil opinion orange order oven owl page pain
+    paint pair palace paper parent park part party past path pay peace pen pencil person picture
+    pig pin pipe plane plate play pocket point poison pole police pool position post pot potato
+    powder prayer present prison problem profit proof protest queen question quality race radio
+    rail range reason record relation report request rest reward rhythm rice ring risk river road
+    rock roof root rope rule sail salt sand scene school science score sea seal season seed sense
+    service shade shadow shake shame sheep shelf shirt shock shoe shop shoulder show side sign
+    silk silver sister skin skirt sky sleep smell smile smoke snake snow soap society sock soil
+    son song sort sound soup space spade spoon spring square stage stamp star start statement
+    steam steel stem step stick stitch stomach stone stop store storm street stretch study style
+    sugar suit summer sun surface surprise swim system table tail talk taste tax tea teaching
+    tear theory thing thought thread throat thumb thunder toe tongue tooth top touch town toy
+    trade train tray treatment tree trick trip trouble turn uncle unit value view voice volume
+    vote walk wall war wash waste watch water wave wax way wealth week wheel whip wing winter
+    wire wish woman wood wool work worm wound wrist writer yard year youth zone
+    """
+)
+
+COMMON_VERBS = listed(
+    """
+    accept admire allow announce approve arrange attach avoid bake balance bless block boil
+    borrow bounce bury carry catch change charge chase check claim clap clear collect command
+    complain confirm connect consider contain control correct cough count cross cure damage dance
+    deliver describe destroy detect develop discuss divert draw dress drink drive drop dry earn
+    empty enjoy escape examine excite excuse exercise expand explain extend fetch fill film fit
+    fold follow force forget form frame gather glue grab grate greet guard guess guide hammer
+    hang harvest heat help hire hold hug hunt identify imagine improve include inform inject
+    inspect invite invent iron jog join judge juggle jump keep kick knit knock label land lead
+    learn lend lift light load look love manage mark marry mend milk mix name need
+    notice obey observe obtain offer own pack park pass paste pick plan plant play polish post
+    pour praise press prevent produce promise protect provide pull punish push race raise reach
+    realise receive record refuse reject release remind repair repeat replace reply report
+    rescue return review rinse rob roll row rub ruin rule sail satisfy scatter scrub select
+    separate serve settle shade share shave shelter shop show sign sketch smell smile smoke
+    snatch solve sort spell spill split spoil spray squash stamp stare step stir stretch strip
+    suggest supply support surprise swallow swing switch talk tame taste teach tease tempt test
+    thank tie tip touch tour trace trade train trap travel treat trick trust try tug turn twist
+    type visit wait walk wander want warn wash waste watch water wave weigh welcome whip whisper
+    wink wipe wish wrap wreck yawn zoom
+    """
+)
+
+FOREIGN = (
+    "的一是不了人我在有他这中大来上国个到说们为子和你地出道也时年得就那要下以生会自着去之过家学对可她里后小么心多天而能"
+    "好都然没日于起还发成事只作当想看文无开手十用主行方又如前所本见经头面公同三已老从动两长知民样现分将外但身些与高意进"
+    "把法此实回二理美点月明其种声全工己话儿者向情部正名定女问力机给等几很业最间新什打便位因重被走电四第门相次东政海口使"
+    "教西再平真听世气信北少关并内加化由却代军产入先山五太水万市眼体别处总才场师书比住员九笑性通目华报立马命张活难神数件"
+    "安表原车白应路期叫死常提感金何更反合放做系计或司利受光王果亲界及今京务制解各任至清物台象记边共风战干接它许八特觉望"
+    "直服毛林题建南度统色字请交爱让认算论百吃义科怎元社术结六功指思非流每青管夫连远资队跟带花快条院变联权往展该领传近留"
+    "红治决周保达办运武半候七必城父强步完革深区求品士转量空众技轻程告江语英基派满式李息写呢识极令黄德收脸钱党集团株式会"
+)
+"""The letters of foreign names: usual Chinese ones; others are drawn at random."""
+
+FAILURES = phrases(
+    """
+    No {w}. | No {w} {w}. | No {W} here. | {W} is {c}. | Cannot reach {C}. | Cannot {w} the {w}
+    {w} {w} failed | The {w} is not {c}. | {N} is away. | Code {n}. | {n} is too much.
+    Bad {w}: {n} | There is no {w} in {C}. | {W} was not found. | Try the {w} again.
+    The {w} of {N} is full. | {w}: {w} {n} | Only {n} {w}s are left. | Access to {C} was denied.
+    """
+)

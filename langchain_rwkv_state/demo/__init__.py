@@ -1,4 +1,4 @@
-"""The demo model: a trained RWKV-7 of a million parameters that remembers what it is told.
+"""The demo model: a trained RWKV-7 of 1.5 million parameters that remembers what it is told.
 
 Three files and their paths, nothing else; `docs/demo_model.md` says what it knows and how it was
 trained. The easy mistake is to expect talk: it gives back facts, follows a manner of speech, calls

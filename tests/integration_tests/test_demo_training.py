@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -16,6 +17,7 @@ from torch.nn import functional
 from examples.demo_training import fast
 from examples.demo_training.cases import nothing_told, recall
 from examples.demo_training.evaluate import Conversations, load, run
+from examples.demo_training.grow import grown
 from examples.demo_training.model import wkv_chunked, wkv_naive
 from langchain_rwkv_state.demo import MODEL_PATH
 from tests.helpers.reference import Logits, reference_logits
@@ -74,6 +76,21 @@ def test_the_plain_package_computes_the_same_logits(
         logits = model.logits(x[0, -1])
     for way in ("sequence", "steps", "mixed"):
         torch.testing.assert_close(logits, expected[way], rtol=1e-3, atol=1e-3)
+
+
+def test_a_deeper_model_computes_what_the_shallower_one_does(smoke: Path) -> None:
+    model, tokenizer = load(smoke)
+    shape = replace(model.shape, layers=4, vocab=model.shape.vocab + 3)
+    with torch.no_grad():
+        deeper = grown(smoke / "model.safetensors", shape, new=(1, 3)).eval()
+        got, _ = deeper.hidden(torch.tensor([TOKENS]), deeper.zero_state(1))
+        want, _ = model.hidden(torch.tensor([TOKENS]), model.zero_state(1))
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(
+        deeper.logits(got)[..., : tokenizer.get_vocab_size()], model.logits(want)
+    )
+    with pytest.raises(ValueError, match="2 blocks"):
+        grown(smoke / "model.safetensors", replace(shape, layers=3), new=())
 
 
 def test_padded_pieces_leave_the_state_as_the_whole_does() -> None:

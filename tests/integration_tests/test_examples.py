@@ -22,7 +22,7 @@ EXPECTED = {
     "demo.py": [
         "It recalled 3 of 3 facts.",
         "tokens, in 6 turns",
-        "135,168 bytes",
+        "202,752 bytes",
         "time to live",
         "No transcript is stored",
     ],

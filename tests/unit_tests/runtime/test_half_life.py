@@ -102,7 +102,7 @@ def test_the_demo_model_brings_a_text_and_says_so():
     assert found.text == SAMPLE_TEXT
     assert found.n_tokens == len(SAMPLE_IDS)
     assert "built-in conversation" in found.source
-    tokenizer = load_tokenizer(TOKENIZER_PATH, model_path=MODEL_PATH, vocab_size=640)
+    tokenizer = load_tokenizer(TOKENIZER_PATH, model_path=MODEL_PATH, vocab_size=667)
     assert tokenizer.encode(SAMPLE_TEXT) == list(SAMPLE_IDS)
     own = half_life("demo", SAMPLE_IDS)
     assert own.text == ""
