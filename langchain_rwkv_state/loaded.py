@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from langchain_rwkv_state.demo import MODEL_PATH
+from langchain_rwkv_state.demo import MODEL_PATH, TOKENIZER_PATH
 from langchain_rwkv_state.engine import Engine, Limits
 from langchain_rwkv_state.errors import ModelLoadError
 from langchain_rwkv_state.prefix_cache import PrefixStateCache
@@ -186,9 +186,18 @@ def trained_on(model: str, path: Path) -> type[ChatTemplate]:
         model: Its name, as a user gave it.
         path: Its file or folder.
     """
-    if path == MODEL_PATH:
+    if path == MODEL_PATH or _has_demos_tokenizer(path):
         return DemoTemplate
     return G1Template if is_g1(model) or is_g1(path) else WorldTemplate
+
+
+def _has_demos_tokenizer(path: Path) -> bool:
+    """Says whether a model is the demo model's copy, or was trained as it was."""
+    beside = tokenizer_beside(path)
+    try:
+        return beside is not None and beside.read_bytes() == TOKENIZER_PATH.read_bytes()
+    except OSError:
+        return False
 
 
 def _tokenizer_key(tokenizer: Any, model_path: Path) -> Hashable:

@@ -30,7 +30,7 @@ EXPECTED = {
     "docs/prefix_cache.md": ["hits=1", "('lamps',)", "sums: "],
     "docs/toolbox/blend.md": ["Your name is Beatrice.", "You live in Lisbon.", "session both"],
     "docs/toolbox/clamp_decay.md": ["+clamp(-8,-0.1)/fp32", "before,"],
-    "docs/toolbox/codecs.md": ["exact 136", "int8 36", "Your name is Beatrice."],
+    "docs/toolbox/codecs.md": ["exact 203", "int8 53", "Your name is Beatrice."],
     "docs/toolbox/decay.md": ["1.0 Your name is Beatrice.", "0.1 I don't know", "session fading"],
     "docs/toolbox/distance.md": ["nats apart", "LAYER"],
     "docs/toolbox/half_life.md": [
@@ -41,7 +41,7 @@ EXPECTED = {
     "docs/toolbox/inspect.md": [
         "Finite: no NaN",
         "Sound: all sizes",
-        "(4, 2) layers and heads",
+        "(6, 2) layers and heads",
         "differ most",
         "LAYER",
     ],
@@ -93,8 +93,8 @@ def desk(tmp_path_factory):
     for name in ("model.pth", "rwkv-7.pth", "m.pth"):
         torch.save(read_tensors(demo), desk / name)
     shutil.copy(demo.with_name("tokenizer.json"), desk)
-    write_checkpoint(desk / "rwkv-4.pth", 4, vocab=640)
-    tuned = {f"blocks.{n}.att.time_state": 0.01 * torch.randn(2, 64, 64) for n in range(4)}
+    write_checkpoint(desk / "rwkv-4.pth", 4, vocab=667)
+    tuned = {f"blocks.{n}.att.time_state": 0.01 * torch.randn(2, 64, 64) for n in range(6)}
     torch.save(tuned, desk / "tuned.pth")
     for name in ("book.txt", "manual.txt"):
         (desk / name).write_text("User: The ladder is in the attic.\n\nAssistant: I see.\n\n")
@@ -132,7 +132,9 @@ def test_a_block_of_the_readme_runs_by_itself_and_again(number, tmp_path):
     found = [block for block in blocks("README.md") if block.kind == "python"]
     assert len(found) == len(README)
     assert len(found[number].code.splitlines()) <= 24
-    for _ in range(2):  # in one home and one directory, as a reader tries it again
+    for _ in range(
+        2 * found[number].is_run
+    ):  # in one home and one directory, as a reader tries it again
         printed = Reader(tmp_path, tmp_path / "home").run(found[number], "README.md")
         assert README[number] in printed
 
