@@ -141,6 +141,11 @@ def parts(root: dict[str, Any], what: str = "The schema") -> Iterator[tuple[str,
                 left.append((inner, value))
 
 
+def size_of(schema: Mapping[str, Any]) -> int:
+    """Returns how many parts and values of ``enum`` a schema has."""
+    return sum(1 + len(part.get("enum") or ()) for _, part in parts(dict(schema)))
+
+
 def _inside(place: str, part: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     for name in _NAMED:
         if isinstance(part.get(name), dict):
