@@ -195,5 +195,6 @@ def _require_small(what: str, sizes: Iterable[int]) -> None:
     if total > _MOST:
         raise SchemaError(
             f"{what} is more than can be compiled in time: {total} parts and values of "
-            f"'enum', of at most {_MOST}. Bind fewer tools, or take a text for a long 'enum' and check it yourself."
+            f"'enum', of at most {_MOST}. Bind fewer tools, or take a text for a "
+            "long 'enum' and check it yourself."
         )

@@ -115,7 +115,7 @@ def held_schema(schema: Mapping[str, Any], what: str = "The schema") -> dict[str
         ) from error
     found = list(parts(copied, what))
     for place, part in found:
-        _check(part, f"{what} has {{}} at {place!r}")
+        _check(part, _where(what, place))
     endless = _endless(copied, found)
     if endless is not None:
         raise SchemaError(
@@ -139,6 +139,11 @@ def parts(root: dict[str, Any], what: str = "The schema") -> Iterator[tuple[str,
             if isinstance(value, dict) and inner not in seen:
                 seen.add(inner)
                 left.append((inner, value))
+
+
+def _where(what: str, place: str) -> str:
+    """Returns what a message begins with, to be formatted with what is there."""
+    return f"{what} has \0 at {place!r}".replace("{", "{{").replace("}", "}}").replace("\0", "{}")
 
 
 def size_of(schema: Mapping[str, Any]) -> int:
@@ -308,7 +313,7 @@ def _close(root: dict[str, Any], found: list[tuple[str, dict[str, Any]]], what: 
             joined.update(id(each) for each in _merged(root, part)[1:])
     known: list[tuple[dict[str, Any], list[str] | None]] = []
     for place, part in found:
-        where = f"{what} has {{}} at {place!r}"
+        where = _where(what, place)
         is_joined = id(part) in joined
         if part.get("patternProperties"):
             if is_joined or _joins(part):

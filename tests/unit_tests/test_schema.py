@@ -78,6 +78,7 @@ def test_what_is_refused_is_what_the_grammar_refuses():
         ({"type": "array", "minItems": "2"}, "'minItems' at '#' as '2', where a whole number"),
         ({"type": "array", "minItems": True}, "'minItems' at '#' as True"),
         ({"$defs": [1], "$ref": "#/$defs/0"}, r"'\$defs' at '#' as \[1\], where an object"),
+        (object_of(**{"{x}": {"not": {}}}), "'not' at '#/properties/{x}', which"),
         ({"required": "a"}, "'required' at '#' as 'a'"),
         ({"properties": {"a": 1}}, "'properties' at '#' as"),
         ({"anyOf": {}}, "'anyOf' at '#' as"),
