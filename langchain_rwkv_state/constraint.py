@@ -9,14 +9,15 @@ the answer begins with that blank.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from langchain_rwkv_state.errors import SchemaError
-from langchain_rwkv_state.schema import held_schema
+from langchain_rwkv_state.schema import held_schema, size_of
 
 _OPENING, _CLOSING = " ```json\n", "\n```"
+_MOST = 10_000  # parts and values of enums: compiling these takes up to a second
 _CALL_BEGINS = ('{"name":"', '[{"name":"')
 
 
@@ -115,6 +116,9 @@ def calls_constraint(
         <BLANKLINE>
     """
     names = [str(tool["name"]) for tool in tools]
+    for name in names:
+        if not name.isascii() and any("\ud800" <= char <= "\udfff" for char in name):
+            raise SchemaError(f"The tool {name!r} is named by half a character: name it in text.")
     if not names or len({*names}) < len(names):
         raise ValueError(f"Tools need names, each another one, got {names!r}.")
     if choice not in ("any", "auto", *names):
@@ -129,8 +133,13 @@ def calls_constraint(
         rules[0] += ' | " " answer'
         rules.append(f"answer: {_json(also, 'The response format')}")
     rules.append("call: " + " | ".join(f"call_{at}" for at in range(len(chosen))))
+    sizes: dict[str, int] = {}
     for at, tool in enumerate(chosen):
-        rules += _call(at, str(tool["name"]), tool.get("parameters"))
+        name, parameters = str(tool["name"]), tool.get("parameters")
+        rules += _call(at, name, parameters)
+        sizes[name] = size_of(parameters or {})
+    largest = max(sizes, key=sizes.__getitem__)
+    _require_small(f"What all tools take (the largest is that of {largest!r})", sizes.values())
     return Constraint("\n".join([*rules, ""]), _begins(opening) if free else ())
 
 
@@ -157,6 +166,8 @@ def _call(at: int, name: str, parameters: Mapping[str, Any] | None) -> list[str]
     """Returns the rules of one tool's calls."""
     head = f'{{"name":{json.dumps(name, ensure_ascii=False)},"arguments":'
     what = f"The schema of the tool {name!r}"
+    if parameters is not None and not isinstance(parameters, Mapping):
+        raise SchemaError(f"{what} must be that of an object, got {parameters!r:.100}.")
     if not parameters:
         return [f"call_{at}: {_text(head + '{}}')}"]
     if parameters.get("type", "object") != "object":
@@ -172,5 +183,18 @@ def _text(text: str) -> str:
 
 
 def _json(schema: Mapping[str, Any], what: str) -> str:
-    held = {**held_schema(schema, what), "x-guidance": {"whitespace_flexible": False}}
+    held = held_schema(schema, what)
+    _require_small(what, [size_of(held)])
+    held = {**held, "x-guidance": {"whitespace_flexible": False}}
     return f"%json {json.dumps(held, ensure_ascii=False)}"
+
+
+def _require_small(what: str, sizes: Iterable[int]) -> None:
+    """Refuses what would hold up a process while it is compiled."""
+    total = sum(sizes)
+    if total > _MOST:
+        raise SchemaError(
+            f"{what} is more than can be compiled in time: {total} parts and values of "
+            f"'enum', of at most {_MOST}. Bind fewer tools, or take a text for a "
+            "long 'enum' and check it yourself."
+        )

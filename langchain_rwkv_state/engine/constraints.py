@@ -42,8 +42,6 @@ _WINDOW = 8  # ids before a choice that it is encoded with, at least
 _NO_TEXT = b"\xff"  # stands before a special token's name, which no text can hold
 _HINTS = {
     "oneOf": "its cases overlap: take anyOf, or give each case a property with another const",
-    "look-around": "write the pattern without look-ahead and look-behind",
-    "backreferences": "write the pattern without backreferences",
     "Unsatisfiable": "nothing fits it: see which of its keywords contradict each other",
     "NoExtension": "nothing fits it: see which of its keywords contradict each other",
 }

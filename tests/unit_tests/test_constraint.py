@@ -171,3 +171,28 @@ def test_a_schema_that_cannot_be_held_is_that_of_its_tool():
 def test_what_is_no_constraint_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         Constraint(**given)
+
+
+@pytest.mark.parametrize(
+    ("tool", "message"),
+    [
+        ({"name": "f", "parameters": [1]}, r"tool 'f' must be that of an object, got \[1\]"),
+        ({"name": "f\ud800"}, "half a character"),
+        (
+            {"name": "f", "parameters": {"properties": {"a": {"enum": [*range(10_001)]}}}},
+            r"tool 'f' is more than can be compiled in time: 10003 parts and values of 'enum'",
+        ),
+    ],
+)
+def test_a_tool_that_cannot_be_taken_is_named(tool, message):
+    with pytest.raises(SchemaError, match=message):
+        calls_constraint([tool], choice="any", parallel=False)
+
+
+def test_tools_that_are_too_many_together_are_refused_and_the_largest_named():
+    tools = [
+        {"name": f"f{at}", "parameters": {"properties": {"a": {"enum": [*range(2_000 + at)]}}}}
+        for at in range(6)
+    ]
+    with pytest.raises(SchemaError, match=r"largest is that of 'f5'.*12027 parts"):
+        calls_constraint(tools, choice="any", parallel=False)

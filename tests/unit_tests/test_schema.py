@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
 from llguidance import LLMatcher
 
+from langchain_rwkv_state.constraint import json_schema_constraint
 from langchain_rwkv_state.errors import RWKVStateError, SchemaError
 from langchain_rwkv_state.schema import _DO, _FORMATS, held_schema, parts
+from tests.unit_tests.test_constraint import fits
 
 
 def object_of(**properties: Any) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": [*properties]}
+
+
+INT, TEXT = {"type": "integer"}, {"type": "string"}
+A, B = object_of(a=INT), object_of(b=TEXT)
 
 
 @pytest.mark.parametrize("keyword", sorted(_DO))
@@ -57,6 +64,26 @@ def test_what_is_refused_is_what_the_grammar_refuses():
         ({"const": float("nan")}, "is not JSON"),
         ({"const": object()}, "is not JSON"),
         ("string", "must be a JSON schema, an object, got 'string'"),
+        ({"pattern": r"\p{L}"}, r"the pattern '.*' at '#', which.*Python's syntax"),
+        ({"patternProperties": {"(?i)a": {}}}, r"the pattern '\(\?i\)a' at '#', which.*flags"),
+        (
+            {"patternProperties": {"a": {}, "b": {"type": "null"}}},
+            "'patternProperties' at '#' of several",
+        ),
+        (
+            {"allOf": [{"patternProperties": {"a": {}}}, A]},
+            "'patternProperties' at '#/allOf/0' beside other",
+        ),
+        (object_of(n={"multipleOf": 0.1}), r"'multipleOf' at '#/properties/n' of 0.1.*0.3 is none"),
+        ({"type": "array", "minItems": "2"}, "'minItems' at '#' as '2', where a whole number"),
+        ({"type": "array", "minItems": True}, "'minItems' at '#' as True"),
+        ({"$defs": [1], "$ref": "#/$defs/0"}, r"'\$defs' at '#' as \[1\], where an object"),
+        (object_of(**{"{x}": {"not": {}}}), "'not' at '#/properties/{x}', which"),
+        ({"required": "a"}, "'required' at '#' as 'a'"),
+        ({"properties": {"a": 1}}, "'properties' at '#' as"),
+        ({"anyOf": {}}, "'anyOf' at '#' as"),
+        ({"items": [{}], "prefixItems": [{}]}, "take one of them"),
+        ({"const": "\ud800"}, "is not JSON.*surrogates"),
     ],
 )
 def test_a_refusal_says_what_to_do(schema, message):
@@ -89,19 +116,58 @@ def test_an_object_that_lists_its_properties_gets_no_others():
 
 
 @pytest.mark.parametrize(
-    "schema",
+    ("schema", "good", "bad"),
     [
-        {**object_of(a={}), "additionalProperties": True},
-        {**object_of(a={}), "patternProperties": {"^x": {}}},
-        {**object_of(a={}), "minProperties": 1},
-        {**object_of(a={}), "required": ["a", "b"]},
-        {"allOf": [object_of(a={}), object_of(b={})]},
-        {"$defs": {"A": object_of(a={})}, "allOf": [{"$ref": "#/$defs/A"}, object_of(b={})]},
-        {**object_of(a={}), "anyOf": [object_of(b={}), {"type": "object"}]},
+        ({**A, "additionalProperties": TEXT}, '{"a":1}', '{"a":1,"\\u0061":"x"}'),
+        ({**A, "additionalProperties": True}, '{"a":1}', '{"a":1,"a":"x"}'),
+        ({**A, "patternProperties": {"^x": TEXT}}, '{"a":1}', '{"a":1,"xa":1}'),
+        ({**A, "patternProperties": {"^a": {"maximum": 3}}}, '{"a":1}', '{"a":4}'),
+        ({**A, "minProperties": 1}, '{"a":1}', '{"a":1,"a":"x"}'),
+        ({**A, "required": ["a", "b"]}, '{"a":1,"b":[]}', '{"a":1}'),
+        (
+            {**A, "required": ["a", "b"], "additionalProperties": TEXT},
+            '{"a":1,"b":"x"}',
+            '{"a":1,"b":1}',
+        ),
+        ({"allOf": [A, B]}, '{"a":1,"b":"x"}', '{"a":1,"b":"x","\\u0061":"x"}'),
+        (
+            {"$defs": {"A": A}, "allOf": [{"$ref": "#/$defs/A"}, B]},
+            '{"a":1,"b":"x"}',
+            '{"a":1,"b":"x","a":"x"}',
+        ),
+        (
+            {
+                "$defs": {"A": A},
+                **object_of(x={"allOf": [{"$ref": "#/$defs/A"}, B]}, y={"$ref": "#/$defs/A"}),
+            },
+            '{"x":{"a":1,"b":"x"},"y":{"a":1}}',
+            '{"x":{"a":1,"b":"x"},"y":{"a":1,"\\u0061":"x"}}',
+        ),
+        ({**A, "anyOf": [B, {"type": "object"}]}, '{"a":1}', '{"a":1,"\\u0061":"x"}'),
+        ({**A, "anyOf": [B, {"type": "object"}]}, '{"a":1,"b":"x"}', '{"a":1,"c":1}'),
+        ({"anyOf": [A, {"type": "null"}]}, "null", '{"a":1,"\\u0061":"x"}'),
+        (
+            {"type": ["object", "null"], "properties": {"a": INT}},
+            '{"a":1}',
+            '{"a":1,"\\u0061":"x"}',
+        ),
+        ({"type": "object", "patternProperties": {"^x": INT}}, '{"xy":1}', '{"\\u0078":"a"}'),
+        (
+            {
+                "type": "object",
+                "patternProperties": {"^x": INT, "y$": INT},
+                "additionalProperties": TEXT,
+            },
+            '{"xy":1,"ay":2}',
+            '{"z":"a"}',
+        ),
+        ({"type": "object", "additionalProperties": INT}, '{"a":1,"b":2}', '{"a":"x"}'),
     ],
 )
-def test_an_object_that_may_need_others_gets_them(schema):
-    assert held_schema(schema) == schema
+def test_no_name_can_come_twice_with_another_value(schema, good, bad):
+    assert fits(json_schema_constraint(schema, lead=""), good)
+    Draft202012Validator(schema).validate(json.loads(good))
+    assert not fits(json_schema_constraint(schema, lead=""), bad)
 
 
 def test_what_means_nothing_is_dropped():
@@ -110,3 +176,11 @@ def test_what_means_nothing_is_dropped():
     assert held["properties"] == {"n": {"type": "integer"}, "a": {}}
     assert schema["properties"]["n"]["format"] == "int64"  # the caller's is as it was
     Draft202012Validator.check_schema(held)
+
+
+def test_a_tuple_of_draft_7():
+    schema = {"type": "array", "items": [INT, TEXT], "additionalItems": False, "minItems": 2}
+    constraint = json_schema_constraint(schema, lead="")
+    assert fits(constraint, '[1,"x"]')
+    for wrong in ('["x",1]', '[1,"x",1]', "[1]"):
+        assert not fits(constraint, wrong), wrong

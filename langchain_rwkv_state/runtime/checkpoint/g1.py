@@ -25,9 +25,10 @@ _CONFIG_KEYS = ("_name_or_path", "name")
 def is_g1(model: str | Path) -> bool:
     """Says whether a model is called a G1.
 
-    Looked at are a name on a hub as a whole; of a path the last part, where a link leads, and the
-    names in a GGUF's metadata or a folder's ``config.json``. A path that does not exist, or cannot
-    be read, is judged by its name alone: whoever loads it says what is wrong.
+    Looked at are a name on a hub as a whole, unless its last part says World; of a path the last
+    part, where a link leads, and the names in a GGUF's metadata or a folder's ``config.json``. A
+    path that does not exist, or cannot be read, is judged by its name alone: whoever loads it says
+    what is wrong.
 
     Args:
         model: A file, a folder, or a name on a hub.
@@ -41,10 +42,16 @@ def is_g1(model: str | Path) -> bool:
     return any(_G1.search(name) for name in _names(model))
 
 
+def _of_hub(name: str) -> str:
+    """Returns what of a name on a hub to look at: its last part where that says World."""
+    last = name.rpartition("/")[2]
+    return last if "world" in last.lower() else name
+
+
 def _names(model: str | Path) -> Iterator[str]:
     path = Path(model).expanduser()
     if not path.exists():
-        yield str(model) if isinstance(model, str) and not path.is_absolute() else path.name
+        yield _of_hub(model) if isinstance(model, str) and not path.is_absolute() else path.name
         return
     yield path.absolute().name
     yield path.resolve().name

@@ -31,6 +31,11 @@ from langchain_rwkv_state.runtime.checkpoint.where import find
 
 Tensors = dict[str, torch.Tensor]
 
+# What PyTorch raises on a pickle whose objects are of other types than it thinks.
+_DAMAGE = (
+    *(RuntimeError, EOFError, OSError, ValueError, TypeError),
+    *(AttributeError, LookupError, ArithmeticError, AssertionError, MemoryError),
+)
 _FOREIGN_OBJECT = re.compile(r"unsupported (global|class)", re.IGNORECASE)  # in PyTorch's words
 
 
@@ -227,7 +232,7 @@ def _read_pth(path: Path, *, mapped: bool) -> tuple[object, str]:
             "read, so it was refused and nothing of it was run: get the weights as .safetensors, "
             "or as a .pth of tensors alone."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
+    except _DAMAGE as error:
         raise _damaged(path, error) from error
 
 

@@ -137,6 +137,18 @@ def _indexed(index: Path) -> list[Path]:
             f"{index.parent} lacks {', '.join(lacking[:_NAMED])}: {len(lacking)} of the "
             f"{len(names)} shards that {index.name} names. Download them."
         )
+    named = {(m["stem"], m["total"], m["suffix"]) for m in map(SHARD.fullmatch, names) if m}
+    beside = [m for m in (SHARD.fullmatch(p.name) for p in sorted(index.parent.iterdir())) if m]
+    unnamed = [
+        match[0]
+        for match in beside
+        if match[0] not in names and (match["stem"], match["total"], match["suffix"]) in named
+    ]
+    if unnamed:
+        raise ModelLoadError(
+            f"{index} does not name {', '.join(unnamed[:_NAMED])}, a shard that lies beside those "
+            "that it names: download the index again."
+        )
     return [index.parent / name for name in names]
 
 

@@ -317,3 +317,13 @@ def test_what_the_library_writes_of_every_dtype_and_shape_is_read(tmp_path: Path
         kept = tensor.float() if tensor.dtype == torch.float64 else tensor
         assert found[name].dtype == kept.dtype
         assert torch.equal(found[name], kept)
+
+
+def test_a_pickle_that_confuses_pytorch_is_damaged(tmp_path: Path, monkeypatch) -> None:
+    def load(*_: object, **__: object) -> object:
+        return ().dtype  # type: ignore[attr-defined]  # as it happened with a fuzzed file
+
+    path = write_checkpoint(tmp_path / "m.pth", 7)
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(ModelLoadError, match=r"damaged .*'tuple' object has no attribute 'dtype'"):
+        read_tensors(path)

@@ -361,6 +361,15 @@ def _two_models(at: Path) -> Path:
     return at
 
 
+def _half_named(folder: Path) -> Path:
+    write_hugging_face(folder, random_checkpoint(7), shards=2)
+    index = folder / "model.safetensors.index.json"
+    places = json.loads(index.read_text())["weight_map"]
+    first = {name: file for name, file in places.items() if "00001" in file}
+    index.write_text(json.dumps({"weight_map": first}))
+    return folder
+
+
 def _with_index(at: Path, content: object) -> Path:
     (at / "model.safetensors.index.json").write_text(json.dumps(content))
     return at
@@ -388,6 +397,7 @@ def _doubled(at: Path) -> Path:
         (_doubled, "as another shard beside it does"),
         (_two_models, r"several checkpoints: name one file, such as a\.pth, b\.pth"),
         (lambda at: at, r"holds no \.pth, \.safetensors or \.gguf file"),
+        (_half_named, "does not name model-00002-of-00002.safetensors, a shard that lies beside"),
         (lambda at: _with_index(at, []), "is no index of shards"),
         (lambda at: _with_index(at, {"weight_map": {}}), "names 'nothing' where"),
         (lambda at: _with_index(at, {"weight_map": {"a": "../m.pth"}}), "names '../m.pth' where"),

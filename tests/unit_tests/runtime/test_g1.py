@@ -35,6 +35,7 @@ OTHERS = [
     "rwkv7g1.pth",
     "fla-hub/rwkv7-0.1B-world",
     "/models/g1/RWKV-x070-World.pth",
+    "my-g1-stuff/RWKV-x070-World-0.4B.pth",
 ]
 
 
