@@ -195,7 +195,7 @@ def _has_demos_tokenizer(path: Path) -> bool:
     """Says whether a model is the demo model's copy, or was trained as it was."""
     beside = tokenizer_beside(path)
     try:
-        return beside is not None and beside.read_bytes() == TOKENIZER_PATH.read_bytes()
+        return beside.read_bytes() == TOKENIZER_PATH.read_bytes()
     except OSError:
         return False
 

@@ -132,9 +132,8 @@ def test_a_block_of_the_readme_runs_by_itself_and_again(number, tmp_path):
     found = [block for block in blocks("README.md") if block.kind == "python"]
     assert len(found) == len(README)
     assert len(found[number].code.splitlines()) <= 24
-    for _ in range(
-        2 * found[number].is_run
-    ):  # in one home and one directory, as a reader tries it again
+    # In one home and one directory, as a reader tries it again.
+    for _ in range(2 * found[number].is_run):
         printed = Reader(tmp_path, tmp_path / "home").run(found[number], "README.md")
         assert README[number] in printed
 
