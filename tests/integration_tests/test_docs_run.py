@@ -89,7 +89,7 @@ def desk(tmp_path_factory):
         torch.save(read_tensors(demo), desk / name)
     shutil.copy(demo.with_name("tokenizer.json"), desk)
     write_checkpoint(desk / "rwkv-4.pth", 4, vocab=640)
-    tuned = {f"blocks.{n}.att.time_state": 0.01 * torch.randn(2, 64, 64) for n in range(4)}
+    tuned = {f"blocks.{n}.att.time_state": 0.01 * torch.randn(2, 64, 64) for n in range(6)}
     torch.save(tuned, desk / "tuned.pth")
     for name in ("book.txt", "manual.txt"):
         (desk / name).write_text("User: The ladder is in the attic.\n\nAssistant: I see.\n\n")
