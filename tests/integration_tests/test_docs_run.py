@@ -29,7 +29,7 @@ EXPECTED = {
     "docs/prefix_cache.md": ["hits=1", "('lamps',)", "sums: "],
     "docs/toolbox/blend.md": ["Your name is Beatrice.", "You live in Lisbon.", "session both"],
     "docs/toolbox/clamp_decay.md": ["+clamp(-8,-0.1)/fp32", "before,"],
-    "docs/toolbox/codecs.md": ["exact 136", "int8 36", "Your name is Beatrice."],
+    "docs/toolbox/codecs.md": ["exact 203", "int8 36", "Your name is Beatrice."],
     "docs/toolbox/decay.md": ["1.0 Your name is Beatrice.", "0.1 I don't know", "session fading"],
     "docs/toolbox/distance.md": ["nats apart", "LAYER"],
     "docs/toolbox/half_life.md": [
@@ -40,7 +40,7 @@ EXPECTED = {
     "docs/toolbox/inspect.md": [
         "Finite: no NaN",
         "Sound: all sizes",
-        "(4, 2) layers and heads",
+        "(6, 2) layers and heads",
         "differ most",
         "LAYER",
     ],
@@ -88,7 +88,7 @@ def desk(tmp_path_factory):
     for name in ("model.pth", "rwkv-7.pth", "m.pth"):
         torch.save(read_tensors(demo), desk / name)
     shutil.copy(demo.with_name("tokenizer.json"), desk)
-    write_checkpoint(desk / "rwkv-4.pth", 4, vocab=640)
+    write_checkpoint(desk / "rwkv-4.pth", 4, vocab=667)
     tuned = {f"blocks.{n}.att.time_state": 0.01 * torch.randn(2, 64, 64) for n in range(6)}
     torch.save(tuned, desk / "tuned.pth")
     for name in ("book.txt", "manual.txt"):
