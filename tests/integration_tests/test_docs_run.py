@@ -29,7 +29,7 @@ EXPECTED = {
     "docs/prefix_cache.md": ["hits=1", "('lamps',)", "sums: "],
     "docs/toolbox/blend.md": ["Your name is Beatrice.", "You live in Lisbon.", "session both"],
     "docs/toolbox/clamp_decay.md": ["+clamp(-8,-0.1)/fp32", "before,"],
-    "docs/toolbox/codecs.md": ["exact 203", "int8 36", "Your name is Beatrice."],
+    "docs/toolbox/codecs.md": ["exact 203", "int8 53", "Your name is Beatrice."],
     "docs/toolbox/decay.md": ["1.0 Your name is Beatrice.", "0.1 I don't know", "session fading"],
     "docs/toolbox/distance.md": ["nats apart", "LAYER"],
     "docs/toolbox/half_life.md": [
