@@ -24,8 +24,9 @@ from examples.demo_training.signature import (
 )
 from examples.demo_training.tokenizer import with_format
 from langchain_rwkv_state.demo import MODEL_PATH, TOKENIZER_PATH
-from langchain_rwkv_state.template import WorldTemplate
+from langchain_rwkv_state.template import DemoTemplate
 from langchain_rwkv_state.tokenizer import JsonTokenizer
+from langchain_rwkv_state.tool_format import ToolFormat
 
 KINDS = ("name", "city", "pet", "colour", "food", "job", "word", "number")
 
@@ -36,8 +37,8 @@ def encoder() -> Encoder:
 
 
 @pytest.fixture(scope="module")
-def template() -> WorldTemplate:
-    return WorldTemplate(JsonTokenizer(TOKENIZER_PATH))
+def template() -> DemoTemplate:
+    return DemoTemplate(JsonTokenizer(TOKENIZER_PATH))
 
 
 def test_every_statement_and_every_answer_holds_the_value_literally() -> None:
@@ -103,6 +104,21 @@ def test_tools_and_calls_are_written_in_the_g1_format() -> None:
     assert call_text(calls[:1]) == f"```json\n{one}\n```"
     assert call_text(calls) == f"```json\n[{one},{one}]\n```"
     assert result_text("21") == "Function output:\n21"
+
+
+def test_the_package_writes_tools_and_calls_as_training_does() -> None:
+    package = ToolFormat()
+    unit = {"enum": ["a", "b"], "description": "of it"}
+    properties = {"city": {"type": "string"}, "unit": unit}
+    parameters = {"type": "object", "properties": properties, "required": ["city"]}
+    schema = {"name": "get_x", "description": "X of a city.", "parameters": parameters}
+    known = (Parameter("city"), Parameter("unit", '"a" | "b"', True, "of it"))
+    line = signature("get_x", known, "X of a city.")
+    assert package.listing([schema]) == tool_list([line])
+    for calls in ([("f", {"x": 1})], [("f", {"x": 1}), ("g", {"y": "é"})]):
+        assert package.calls(calls) == call_text(
+            [{"name": name, "arguments": arguments} for name, arguments in calls]
+        )
 
 
 def test_a_call_has_its_arguments_from_the_question() -> None:
@@ -201,7 +217,7 @@ def test_the_words_of_the_format_have_new_ids_and_no_old_id_is_another() -> None
 
 @pytest.mark.parametrize("seed", range(12))
 def test_ids_of_training_equal_those_of_the_template(
-    encoder: Encoder, template: WorldTemplate, seed: int
+    encoder: Encoder, template: DemoTemplate, seed: int
 ) -> None:
     made = example(Random(seed), Inventory(), encoder, 400)
     text = Tokenizer.from_file(str(TOKENIZER_PATH)).decode(made.ids[1:])
