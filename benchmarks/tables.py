@@ -398,7 +398,7 @@ def held_share(report: dict[str, Any]) -> str:
             name,
             f"{row['step_ms']:.1f} ms",
             f"{row['share_percent']:.1f} %",
-            f"{row['share_without_drawing_percent']:.1f} %",
+            f"{row['undrawn_percent']:.1f} %",
             f"{row['draws_a_choice']:.2f}",
         ]
         for name, row in report["results"]["share"].items()

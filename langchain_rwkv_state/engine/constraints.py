@@ -301,7 +301,7 @@ class _Held:
         self._matcher = matcher
         # The last ids, which are canonical on their own, and their bytes.
         self._recent = _Recent(list(before), b"".join(self._pieces[token] for token in before))
-        self._mask: Mask | None = None
+        self._mask: bytes | None = None
         self._begun = bool(before)
 
     @property
@@ -313,8 +313,13 @@ class _Held:
         """Chooses an id, and those that are forced behind it."""
         if not self._begun and (forced := self.forced()):
             return Choice(tuple(forced), chosen=0, ended=self.ended)
-        allowed, first = self._allowed(), None
-        while allowed.any():
+        if self._allowed() == self._vocabulary.nothing:  # where no id of the model's ends a text
+            if self._matcher.is_accepting():
+                return Choice((), chosen=0, ended=True)
+            raise EngineError("The grammar allows no id of the model's here.")
+        allowed = np.frombuffer(self._allowed(), dtype=np.int32).copy()
+        first: int | None = None
+        while first is None or allowed.any():
             token = sampler.choose(look, allowed)
             if token in self._vocabulary.ends:
                 return Choice((token,), ended=True)
@@ -323,14 +328,10 @@ class _Held:
             if ids is not None:
                 return Choice(tuple(ids), ended=self.ended)
             _ban(allowed, token)
-        if first is not None:
-            # Nothing is canonical here: the answer will be read again, and goes on nevertheless.
-            self._consume([first])
-            self._recent = _Recent([], b"")
-            return Choice((first, *self.forced()), ended=self.ended)
-        if self._matcher.is_accepting():
-            return Choice((), chosen=0, ended=True)
-        raise EngineError("The grammar allows no id of the model's here.")
+        # Nothing is canonical here: the answer will be read again, and goes on nevertheless.
+        self._consume([first])
+        self._recent = _Recent([], b"")
+        return Choice((first, *self.forced()), ended=self.ended)
 
     def forced(self) -> list[int]:
         """Says what the grammar forces, as far as its ids are sure, and returns it."""
@@ -340,7 +341,9 @@ class _Held:
         ids = self._matcher.compute_ff_tokens()
         whole = self._recent.bytes + b"".join(self._pieces[token] for token in ids)
         found = self._vocabulary.encode(whole.decode(errors="ignore")) if ids else []
-        sure = ids[: max(common(found, [*self._recent.ids, *ids]) - len(self._recent.ids), 0)]
+        all_ids = [*self._recent.ids, *ids]
+        agreed = len(all_ids) if found[: len(all_ids)] == all_ids else common(found, all_ids)
+        sure = ids[: max(agreed - len(self._recent.ids), 0)]
         if sure:
             self._consume(sure)
             self._add(sure)
@@ -350,15 +353,17 @@ class _Held:
         """Says an id and what it forces; ``None``, and nothing said, where it must not come."""
         before = self._recent
         self._consume([token])
-        longer = self._fits(token, self._matcher.compute_ff_bytes())
+        behind = self._matcher.compute_ff_bytes()
+        longer = self._fits(token, behind)
         if longer is None:
             self._roll_back(1)
             return None
         if longer != token:
             self._roll_back(1)
             self._consume([longer])
+        self._begun = True
         self._add([longer])
-        ids = [longer, *self.forced()]
+        ids = [longer, *(self.forced() if behind else ())]
         if not self.ended and self._is_dead_end():
             self._roll_back(len(ids))
             self._recent = before
@@ -377,8 +382,7 @@ class _Held:
         whole = self._recent.bytes + piece + forced
         text = whole.decode(errors="ignore")
         found = self._vocabulary.encode(text)
-        agreed = common(found, recent)
-        if agreed == known < len(found):
+        if known < len(found) and found[:known] == recent:
             if found[known] == token:
                 return token
             grown = self._pieces[found[known]]
@@ -386,14 +390,18 @@ class _Held:
                 return found[known]
         # The end of a character that is not complete yet: nothing is known of its id.
         missing = len(whole) - len(text.encode())
-        ids = [*recent, token][: agreed + 1]
-        at = sum(len(self._pieces[each]) for each in ids)
-        return token if missing and at > len(whole) - missing else None
+        if not missing:
+            return None
+        ids = [*recent, token]
+        at = sum(len(self._pieces[each]) for each in ids[: common(found, ids) + 1])
+        return token if at > len(whole) - missing else None
 
     def _is_dead_end(self) -> bool:
         """Says whether few ids are allowed next, and each would change ids that were said."""
         allowed, ends = self._allowed(), self._vocabulary.ends
-        left = int.from_bytes(allowed.tobytes(), "little")
+        if int.from_bytes(allowed[:_FEW], "little").bit_count() > _FEW:
+            return False  # as in a text, where there is no need to count further
+        left = int.from_bytes(allowed, "little")
         if left.bit_count() > _FEW or self._matcher.is_accepting():
             return False
         while left:
@@ -436,8 +444,8 @@ class _Held:
         if found == last:
             self._recent = _Recent(last, known)
 
-    def _allowed(self) -> Mask:
-        """Returns the ids that the grammar allows, for the caller to take others out."""
+    def _allowed(self) -> bytes:
+        """Returns the ids that the grammar allows, a bit each."""
         if self._mask is None:
             self._mask = self._vocabulary.cut(self._matcher.compute_bitmask())
             self._check()
@@ -481,6 +489,7 @@ class _Vocabulary:
         self._named = _Named(tokenizer, vocab_size)
         self._n_words = -(-vocab_size // 32)
         self._beyond = vocab_size % 32
+        self.nothing = bytes(4 * self._n_words)
         self.encode = tokenizer.encode
         self.ends = tokenizer.eos_ids
 
@@ -494,12 +503,14 @@ class _Vocabulary:
         """Returns a mask that allows every id."""
         return np.full(self._n_words, -1, dtype=np.int32)
 
-    def cut(self, mask: bytes) -> Mask:
-        """Returns a mask of the model's ids."""
-        words = np.frombuffer(mask, dtype=np.int32)[: self._n_words].copy()
+    def cut(self, allowed: bytes) -> bytes:
+        """Returns a bit for each of the model's ids, in whole words."""
+        if len(allowed) == 4 * self._n_words and not self._beyond:
+            return allowed
+        words = np.frombuffer(allowed, dtype=np.uint32)[: self._n_words].copy()
         if self._beyond:
-            words.view(np.uint32)[-1] &= np.uint32((1 << self._beyond) - 1)
-        return words
+            words[-1] &= np.uint32((1 << self._beyond) - 1)
+        return words.tobytes()
 
 
 class _Named:

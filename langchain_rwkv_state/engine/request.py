@@ -12,7 +12,6 @@ import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import takewhile
 from typing import Any, Literal
 
 import torch
@@ -251,8 +250,10 @@ def common(one: Sequence[int], other: Sequence[int]) -> int:
         >>> common([1, 2, 3], [1, 2, 4, 5])
         2
     """
-    pairs = zip(one, other, strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    for place, (this, that) in enumerate(zip(one, other, strict=False)):
+        if this != that:
+            return place
+    return min(len(one), len(other))
 
 
 @dataclass(frozen=True)
