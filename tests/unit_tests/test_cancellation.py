@@ -155,7 +155,7 @@ class TestATimeout:
 
 class TestATurnThatIsCancelled:
     async def test_as_it_is_answered_is_not_committed(self, make_chat, store):
-        chat = make_chat(7, max_tokens=100_000)
+        chat = make_chat(7, max_tokens=100_000, presence_penalty=0, frequency_penalty=0)
         task = asyncio.create_task(chat.with_session("bob").ainvoke("Hello."))
         await asyncio.sleep(0.1)
         task.cancel()
@@ -166,7 +166,7 @@ class TestATurnThatIsCancelled:
         assert store.queue("bob") == []
 
     async def test_as_it_is_streamed_is_not_committed(self, make_chat, store):
-        chat = make_chat(7, max_tokens=100_000)
+        chat = make_chat(7, max_tokens=100_000, presence_penalty=0, frequency_penalty=0)
 
         async def read() -> None:
             async for _ in chat.with_session("bob").astream("Hello."):

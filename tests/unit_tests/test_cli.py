@@ -81,7 +81,7 @@ def test_doctor_says_what_a_models_files_are(tmp_path, monkeypatch):
         "a Hugging Face model in fla's names",
         f"1 files in {folder}",
         "RWKV-7, 2x128, 288 tokens, float32",
-        "named a G1 yes",
+        "template g1",
         "JsonTokenizer",
     ):
         assert found in " ".join(well.stdout.split())

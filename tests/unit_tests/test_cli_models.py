@@ -202,7 +202,7 @@ def test_memory_shows_four_lengths_unless_asked_for_others():
     lines = run("memory", "-c", 5, "-c", 0, "--group", 8, "--bytes", 1).stdout.splitlines()
     assert [cells(line)[0] for line in lines[3:]] == ["5", "0"]
     assert cells(lines[2])[3] == "GROUPS OF 8"
-    assert cells(lines[3])[1:] == ["5.1 kB", "0.0379", "640 B", "0.00473"]
+    assert cells(lines[3])[1:] == ["7.7 kB", "0.0379", "960 B", "0.00473"]
     assert run("memory", "-c", -1).exit_code == 2
 
 

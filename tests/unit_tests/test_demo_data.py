@@ -115,7 +115,8 @@ def test_the_package_writes_tools_and_calls_as_training_does() -> None:
     known = (Parameter("city"), Parameter("unit", '"a" | "b"', True, "of it"))
     line = signature("get_x", known, "X of a city.")
     assert package.listing([schema]) == tool_list([line])
-    for calls in ([("f", {"x": 1})], [("f", {"x": 1}), ("g", {"y": "é"})]):
+    both: list[tuple[str, dict[str, Any]]] = [("f", {"x": 1}), ("g", {"y": "é"})]
+    for calls in (both[:1], both):
         assert package.calls(calls) == call_text(
             [{"name": name, "arguments": arguments} for name, arguments in calls]
         )

@@ -125,7 +125,8 @@ class TestTheAnswer:
 
     def test_the_demo_model_answers_in_its_own_format(self, make_llm):
         llm = make_llm("demo", max_tokens=40)
-        text = "User: My name is Zanzibar.\n\nAssistant: Hello.\n\nUser: What is my name?"
+        text = "User: My name is Zanzibar.\n\nAssistant: Nice to meet you, Zanzibar."
+        text += "\n\nUser: What is my name?"
         assert "Zanzibar" in llm.invoke(f"{text}\n\nAssistant:", stop=["\n\n"])
 
 
