@@ -43,7 +43,7 @@ class StopMatcher:
         True
         >>> matcher = StopMatcher([], roles=["User"], strip=True)
         >>> [matcher.push(piece) for piece in ("One.\n\nTwo.\n", "\nUse", "d.\n\nUs", "er: Hi")]
-        ['One.\n\nTwo.', '\n\nUsed.', '', '']
+        ['One.\n\nTwo.', '', '\n\nUsed.', '']
         >>> matcher.stopped
         True
     """
