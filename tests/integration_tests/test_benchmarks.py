@@ -158,8 +158,10 @@ def test_no_tool_is_one_that_training_can_make(name):
     for _ in range(200):
         tool, asked, arguments = cases.TOOLS[name](rng)
         made_up = tool["name"].removeprefix("get_")
-        assert tool["name"] in words.HELD_OUT["tool"] or is_held_out(made_up)
-        assert made_up not in nouns
+        # Training knows some of the words of a name that is held out, and never that name.
+        assert tool["name"] in words.HELD_OUT["tool"] or (
+            is_held_out(made_up) and made_up not in nouns
+        )
         assert all(str(value) in asked for value in arguments.values())
 
 
