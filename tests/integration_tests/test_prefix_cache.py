@@ -264,7 +264,8 @@ class TestTogether:
         system = SystemMessage("Word. " * 300)
         stream = chat.stream([system, human("One?")])
         reader = threading.Thread(target=lambda: next(stream, None))
-        loaded, reading, request = chat._prepare([system, human("One?")], None, {})
+        plan = chat._prepare([system, human("One?")], None, {})
+        loaded, reading, request = plan.loaded, plan.reading, plan.request
         flight = chat._launch(loaded, reading, request, {})
         reader.start()
         flight.ticket.cancel()
@@ -280,7 +281,8 @@ class TestTogether:
         watched = watch(chat)
         watched.delay_seconds = 0.2
         system = SystemMessage("Word. " * 300)
-        loaded, reading, request = chat._prepare([system, human("One?")], None, {})
+        plan = chat._prepare([system, human("One?")], None, {})
+        loaded, reading, request = plan.loaded, plan.reading, plan.request
         flight = chat._launch(loaded, reading, request, {})
         with pytest.raises(RWKVStateError, match="deadline"):
             chat.invoke([system, human("One?")], timeout=0.1)
