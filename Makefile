@@ -9,7 +9,9 @@ PACKAGES := langchain_rwkv_state examples benchmarks tests
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
 
-test: lint typing unit integration
+# The two halves of the tests beside each other, each with its output in one piece.
+test: lint typing
+	$(MAKE) -j2 --output-sync=target unit integration
 
 # The faces to LangChain on the oldest langchain-core that pyproject.toml allows: everything else is
 # that of $(VENV), which this one stands upon, so that PyTorch is not installed twice.
