@@ -18,7 +18,8 @@ test: lint typing
 OLDEST := .venv-oldest
 OLDEST_CORE := 1.7.2
 FACES := $(wildcard $(addprefix tests/unit_tests/test_, chat_models*.py llms*.py history*.py session*.py \
-	messages*.py turn*.py standard.py imports.py)) tests/integration_tests/test_standard.py
+	messages*.py turn*.py standard.py imports.py \
+	tools.py structured.py thinking.py)) tests/integration_tests/test_standard.py
 
 test-oldest: $(OLDEST)/.dev
 	$(OLDEST)/bin/python -m pytest $(FACES) -q
