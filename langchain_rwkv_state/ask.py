@@ -25,6 +25,7 @@ from langchain_rwkv_state.constraint import (
     no_calls_constraint,
 )
 from langchain_rwkv_state.content import text_of
+from langchain_rwkv_state.messages import leading_system
 from langchain_rwkv_state.template import ChatTemplate, Reasoning
 from langchain_rwkv_state.tool_format import ToolFormat, function_of, parameters_of
 
@@ -176,9 +177,7 @@ def with_system(messages: Sequence[BaseMessage], lines: str) -> list[BaseMessage
     """
     if not lines:
         return list(messages)
-    count = 0
-    while count < len(messages) and messages[count].type == "system":
-        count += 1
+    count = leading_system(messages)
     if not count:
         return [SystemMessage(lines), *messages]
     text = "\n".join(part for part in (text_of(messages[count - 1]).strip(), lines) if part)

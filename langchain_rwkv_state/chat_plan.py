@@ -31,12 +31,14 @@ class ChatPlan:
         reading: What is read.
         request: What the engine is asked for.
         tools: How calls are written, where an answer may hold some.
+        held: Whether the answer is held to a form from its first token on.
     """
 
     loaded: Loaded
     reading: Reading
     request: Request
     tools: ToolFormat | None
+    held: bool
 
     @classmethod
     def of(
@@ -62,7 +64,8 @@ class ChatPlan:
         """
         template = loaded.template
         tools = template.tools if ask.may_call else None
-        if constraint is not None and constraint.holds_at_once and reading.continued:
+        held = constraint is not None and constraint.holds_at_once
+        if held and reading.continued:
             raise ValueError(
                 "The last message is an answer's beginning, and tool_choice or response_format "
                 "holds the answer to JSON from its beginning: leave one of them out."
@@ -78,16 +81,14 @@ class ChatPlan:
                     f"({opening!r}), so that none could be made: leave it out, or the tools."
                 )
 
-        called = constraint is not None and constraint.holds_at_once
-
         def kept(thought: str, text: str) -> Sequence[int]:
-            said = read_answer(text, tools, called=called).canonical(template)
+            said = read_answer(text, tools, called=held).canonical(template)
             return template.answer_ids(said, thought)
 
         def canonical(text: str) -> Sequence[int]:
             return kept("", text)
 
-        thought = _thought(reading, ask, template, constraint)
+        thought = _thought(reading, ask, template, held=held)
         chat = replace(
             request,
             prompt=reading.ids if reading.prompt is None else reading.prompt,
@@ -101,27 +102,20 @@ class ChatPlan:
             continued=reading.continued,
             constraint=constraint,
         )
-        return cls(loaded, reading, chat, tools)
+        return cls(loaded, reading, chat, tools, held)
 
     def message(self, done: Done) -> AIMessage:
         """Returns the whole answer."""
         text = self.reading.continued + done.text
-        answer = read_answer(text, self.tools, called=self._called)
+        answer = read_answer(text, self.tools, called=self.held)
         return answer.message(thought=done.thought)
 
     def stream(self) -> AnswerStream:
         """Returns what makes chunks of the answer's pieces."""
-        return AnswerStream(self.tools, self.reading.continued, called=self._called)
-
-    @property
-    def _called(self) -> bool:
-        constraint = self.request.constraint
-        return constraint is not None and constraint.holds_at_once
+        return AnswerStream(self.tools, self.reading.continued, called=self.held)
 
 
-def _thought(
-    reading: Reading, ask: Ask, template: ChatTemplate, constraint: Constraint | None
-) -> Thought | None:
+def _thought(reading: Reading, ask: Ask, template: ChatTemplate, *, held: bool) -> Thought | None:
     """Returns how a thought is delimited that may stand before the answer."""
     if reading.continued or not template.thinks:
         return None
@@ -129,7 +123,7 @@ def _thought(
         thinks = bool(ask.reasoning)
         closing = "</think>" if thinks else ""
         return Thought(opening=">", closing=closing, keep=thinks and ask.keep_reasoning)
-    if constraint is not None and constraint.holds_at_once:
+    if held:
         return None
     # Nobody asked; these models may think all the same.
     return Thought("<think>", "</think>", keep=ask.keep_reasoning, asked=False)

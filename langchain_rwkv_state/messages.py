@@ -204,6 +204,14 @@ class InputError(TypeError, ValueError):
     """What was given to a model is no input of one. LangChain's own models raise a `ValueError`."""
 
 
+def leading_system(messages: Sequence[BaseMessage]) -> int:
+    """Returns how many of the first messages are system messages."""
+    count = 0
+    while count < len(messages) and messages[count].type == "system":
+        count += 1
+    return count
+
+
 def to_messages(model_input: object) -> list[BaseMessage]:
     """Turns a chat model's input (text, prompt value or messages) into messages.
 

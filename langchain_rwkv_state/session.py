@@ -25,6 +25,7 @@ from langchain_rwkv_state.errors import (
 from langchain_rwkv_state.line import WAIT_SECONDS, Line
 from langchain_rwkv_state.messages import (
     STATE_KEY,
+    leading_system,
     marker,
     message_from_json,
     said_digests,
@@ -36,7 +37,6 @@ from langchain_rwkv_state.store import TTL, LogEntry, SessionInfo, StateStore, c
 from langchain_rwkv_state.store_calls import Steps, StoreCall, WholeCall, arun, run
 from langchain_rwkv_state.structured import Method, Structured, tool_options
 from langchain_rwkv_state.transcript import may_repeat, only_new
-from langchain_rwkv_state.turn import leading_system
 from langchain_rwkv_state.unread import readable
 
 SESSION_KEY = "rwkv_session"

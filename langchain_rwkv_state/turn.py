@@ -25,6 +25,7 @@ from langchain_rwkv_state.messages import (
     handed_out,
     is_flattened_marker,
     is_marker,
+    leading_system,
     marker_remainder,
     message_digest,
     messages_digest,
@@ -306,14 +307,6 @@ def file_answer(
 def ids_of(segments: Iterable[Segment]) -> tuple[int, ...]:
     """Joins the token ids of segments."""
     return tuple(token for segment in segments for token in segment.ids)
-
-
-def leading_system(messages: Sequence[BaseMessage]) -> int:
-    """Returns how many of the first messages are system messages."""
-    count = 0
-    while count < len(messages) and messages[count].type == "system":
-        count += 1
-    return count
 
 
 def _take_apart(given: Sequence[BaseMessage], store: StateStore) -> _Parts:

@@ -18,7 +18,14 @@ from langchain_rwkv_state.errors import (
     StateNotFound,
     UnsupportedContentError,
 )
-from langchain_rwkv_state.messages import Mark, hand_out, marker, messages_digest, text_digest
+from langchain_rwkv_state.messages import (
+    Mark,
+    hand_out,
+    leading_system,
+    marker,
+    messages_digest,
+    text_digest,
+)
 from langchain_rwkv_state.state import Fingerprint, RWKVState, StateLayout, zero_state
 from langchain_rwkv_state.template import WorldTemplate
 from langchain_rwkv_state.tokenizer import JsonTokenizer
@@ -26,7 +33,6 @@ from langchain_rwkv_state.turn import (
     Reading,
     file_answer,
     ids_of,
-    leading_system,
     plan,
     plan_text,
     stage,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import pytest
@@ -89,18 +89,6 @@ def ask(
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> JsonTokenizer:
     return JsonTokenizer(write_tokenizer(tmp_path_factory.mktemp("t") / "tokenizer.json"))
-
-
-@pytest.fixture
-def runtime() -> FakeRuntime:
-    return FakeRuntime(65_536)
-
-
-@pytest.fixture
-def engine(runtime: FakeRuntime) -> Iterator[Engine]:
-    engine = Engine(runtime, WORLD)
-    yield engine
-    engine.close()
 
 
 def check(runtime: FakeRuntime, request: Request, events: list[Any]) -> Done:

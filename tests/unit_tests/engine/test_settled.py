@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -55,18 +55,6 @@ def ask(runtime: FakeRuntime, said: Sequence[int], **given_: Any) -> Request:
     request = Request(runtime.zero_state(), **known | given_)
     runtime.script(request.prompt, said)
     return request
-
-
-@pytest.fixture
-def runtime() -> FakeRuntime:
-    return FakeRuntime(65_536)
-
-
-@pytest.fixture
-def engine(runtime: FakeRuntime) -> Iterator[Engine]:
-    engine = Engine(runtime, WORLD)
-    yield engine
-    engine.close()
 
 
 def check(
