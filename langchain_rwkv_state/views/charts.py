@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from langchain_rwkv_state.markup import escaped
 from langchain_rwkv_state.views.scale import Scale
-from langchain_rwkv_state.views.svg import box, drawing, escaped, letters, stroke, upright
+from langchain_rwkv_state.views.svg import box, drawing, letters, stroke, upright
 
 SERIES = 5  # how many have a look of their own; others begin anew
 _WIDTH, _HEIGHT = 380.0, 220.0

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from langchain_rwkv_state.markup import escaped
 from langchain_rwkv_state.views.charts import SERIES
-from langchain_rwkv_state.views.svg import escaped
 
 
 def table_html(

@@ -7,6 +7,7 @@ the page's own policy still lets no script run and nothing load.
 
 from __future__ import annotations
 
+from langchain_rwkv_state.markup import escaped
 from langchain_rwkv_state.views.recall_section import recall_section
 from langchain_rwkv_state.views.sections import (
     facts_section,
@@ -17,7 +18,6 @@ from langchain_rwkv_state.views.sections import (
 )
 from langchain_rwkv_state.views.session_report import SessionReport
 from langchain_rwkv_state.views.style import CSS
-from langchain_rwkv_state.views.svg import escaped
 from langchain_rwkv_state.views.words import clock_time
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"

@@ -8,20 +8,9 @@ hold no address would hold one.
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable
 
-from langchain_rwkv_state.views.words import in_one_line
-
-
-def escaped(text: object) -> str:
-    """Returns a text for use between tags and in attributes: no markup, no controls.
-
-    Example:
-        >>> escaped('<b title="x">')
-        '&lt;b title=&quot;x&quot;&gt;'
-    """
-    return html.escape(in_one_line(str(text)))
+from langchain_rwkv_state.markup import escaped
 
 
 def drawing(parts: Iterable[str], *, width: float, height: float, name: str, kind: str) -> str:
