@@ -37,7 +37,7 @@ from langchain_rwkv_state.views.words import counted, span
 from langchain_rwkv_state.whole import require_new, write_whole
 
 if TYPE_CHECKING:
-    from langchain_rwkv_state.state import Distance, HeadMap, Inspection, RWKVState
+    from langchain_rwkv_state.state import Diff, HeadMap, Inspection, RWKVState
     from langchain_rwkv_state.store import StateStore
 
 _METRICS = ("l2", "cosine", "rms_relative", "logits_kl")
@@ -119,7 +119,7 @@ def diff(
     --plot draws the relative difference of each head, whatever the metric of the table. The metric
     logits_kl asks the --model that read the states.
     """
-    from langchain_rwkv_state.state import difference_map, distance
+    from langchain_rwkv_state import state as states
 
     if metric not in _METRICS:
         raise typer.BadParameter(f"{metric!r} is none of {', '.join(_METRICS)}.")
@@ -131,12 +131,12 @@ def diff(
     if metric == "logits_kl":
         with model_of(a, model, strategy, tokenizer) as loaded:
             ids = loaded.tokenizer.encode(probe)
-            found = distance(a, b, "logits_kl", runtime=loaded.runtime, probe=ids)
+            found = states.diff(a, b, "logits_kl", runtime=loaded.runtime, probe=ids)
     else:
-        found = distance(a, b, metric)  # type: ignore[arg-type]
-    _print_distance(found)
+        found = states.diff(a, b, metric)  # type: ignore[arg-type]
+    _print_diff(found)
     if plot:
-        _draw([difference_map(a, b)], f"{first} and {second}: RWKV-{a.layout.version}", plot)
+        _draw([states.difference_map(a, b)], f"{first} and {second}: RWKV-{a.layout.version}", plot)
 
 
 def _print_inspection(state: RWKVState, found: Inspection) -> None:
@@ -226,13 +226,12 @@ def _model(state: RWKVState) -> str:
     return f"{size}, fingerprint {state.fingerprint}"
 
 
-def _print_distance(found: Distance) -> None:
-    kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in found.tensors))
-    rows = output.table("LAYER", "WHOLE", *kinds)
-    for number, whole in enumerate(found.layers):
-        parts = [found.tensors[f"blocks.{number}.{kind}"] for kind in kinds]
-        rows.add_row(str(number), *(f"{figure:.4g}" for figure in (whole, *parts)))
-    rows.add_row("all", f"{found.total:.4g}", *("" for _ in kinds), style="bold")
+def _print_diff(found: Diff) -> None:
+    *layers, whole = found.cells()
+    rows = output.table("LAYER", "WHOLE", *found.kinds)
+    for cells in layers:
+        rows.add_row(*cells)
+    rows.add_row(*whole, style="bold")
     output.out().print(rows)
 
 

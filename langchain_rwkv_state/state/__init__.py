@@ -23,6 +23,7 @@ from langchain_rwkv_state.state.diagnostics import (
     calibrate,
     inspect,
 )
+from langchain_rwkv_state.state.diff import Diff, diff
 from langchain_rwkv_state.state.distance import Distance, distance
 from langchain_rwkv_state.state.fingerprint import Fingerprint
 from langchain_rwkv_state.state.interchange import export_tensors, import_tensors
@@ -44,6 +45,7 @@ __all__ = [
     "CodecTrial",
     "Decoded",
     "Derivation",
+    "Diff",
     "Distance",
     "Fingerprint",
     "HeadMap",
@@ -64,6 +66,7 @@ __all__ = [
     "check_scale",
     "decay",
     "decode",
+    "diff",
     "difference_map",
     "distance",
     "dtype_name",

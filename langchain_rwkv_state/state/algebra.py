@@ -24,7 +24,7 @@ from langchain_rwkv_state.state.parts import (
     chosen,
     kind,
 )
-from langchain_rwkv_state.state.state import RWKVState
+from langchain_rwkv_state.state.state import RWKVState, require_states
 
 LOG_ZERO = -1e30
 """RWKV-4's log-scale of an empty past, as the `rwkv` package has it."""
@@ -50,6 +50,7 @@ def blend(a: RWKVState, b: RWKVState, alpha: float, *, parts: Parts = None) -> R
         `b`, themselves.
 
     Raises:
+        TypeError: One is no state, such as a session's name.
         ValueError: `alpha` is out of range, or `parts` names nothing.
         StateMismatch: The states belong to two models.
 
@@ -59,6 +60,7 @@ def blend(a: RWKVState, b: RWKVState, alpha: float, *, parts: Parts = None) -> R
         >>> blend(zero, zero, 1.0) == zero
         True
     """
+    require_states("blend", a, b, verb="store.blend(...)")
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is the weight of the first state, from 0 to 1, got {alpha!r}.")
     return blend_many([a, b], [alpha, 1 - alpha], parts=parts)
@@ -79,6 +81,7 @@ def blend_many(
         system block where all states have the same.
 
     Raises:
+        TypeError: One is no state, such as a session's name.
         ValueError: The weights do not fit, or `parts` names nothing.
         StateMismatch: The states belong to several models.
     """
@@ -86,6 +89,7 @@ def blend_many(
         raise ValueError(f"{len(states)} states were given with {len(weights)} weights.")
     if not all(weight >= 0 for weight in weights) or not math.isclose(sum(weights), 1):
         raise ValueError(f"Weights must not be negative and must add up to 1, got {list(weights)}.")
+    require_states("blend_many", *states)
     first = states[0]
     for state in states[1:]:
         require_same_model(first, state)
@@ -133,6 +137,7 @@ def decay(state: RWKVState, factor: float, *, parts: Parts = None) -> RWKVState:
         >>> decay(zero, 0.5).derivation == zero.derivation
         False
     """
+    require_states("decay", state)
     if not 0 <= factor <= 1:
         raise ValueError(f"factor is what stays of the past, from 0 to 1, got {factor!r}.")
     names = _accumulators_among(state, parts)
@@ -181,6 +186,7 @@ def renormalise(state: RWKVState) -> RWKVState:
         >>> renormalise(zero) is zero
         True
     """
+    require_states("renormalise", state)
     for name in state:
         if not state.shared(name).isfinite().all():
             raise ValueError(

@@ -35,7 +35,7 @@ from langchain_rwkv_state.state.packing import (
     require_finite,
     unpack,
 )
-from langchain_rwkv_state.state.state import RWKVState, as_bytes
+from langchain_rwkv_state.state.state import RWKVState, as_bytes, require_states
 
 FORMAT = "langchain-rwkv-state"
 FORMAT_VERSION = 1
@@ -118,6 +118,7 @@ def encode_parts(
     Raises:
         ValueError: As `encode`.
     """
+    require_states("encode", state)
     require_codec(codec)
     entries = _entries(state, codec)
     derivation = state.derivation
@@ -167,6 +168,7 @@ def lossy(state: RWKVState, codec: CodecName) -> RWKVState:
         >>> lossy(zero, "int8").derivation == zero.derivation
         False
     """
+    require_states("lossy", state)
     require_codec(codec)
     if codec not in LOSSY:
         return state

@@ -10,14 +10,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
+from langchain_rwkv_state import markup
 from langchain_rwkv_state.errors import StateCorrupt, StateMismatch
 from langchain_rwkv_state.state.algebra import LOG_ZERO
 from langchain_rwkv_state.state.parts import kind
-from langchain_rwkv_state.state.state import RWKVState
+from langchain_rwkv_state.state.state import RWKVState, require_states
+from langchain_rwkv_state.words import span
 
 _EMPTY_BELOW = LOG_ZERO / 10
 _MARGIN = 2.0  # twice as large or half as small as any state that was seen is unusual
@@ -62,7 +64,7 @@ class Healthy:
     """
 
     fingerprint: str
-    rms: dict[str, tuple[float, float]]
+    rms: dict[str, tuple[float, float]] = field(repr=False)
     n_states: int
 
     def to_json(self) -> str:
@@ -93,7 +95,7 @@ class Healthy:
             raise StateCorrupt(f"The text holds no healthy ranges: {error}.") from error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Inspection:
     """What `inspect` found.
 
@@ -112,6 +114,23 @@ class Inspection:
         """Whether nothing is wrong."""
         return not self.problems
 
+    def __repr__(self) -> str:
+        return f"Inspection({self.verdict!r}, {len(self.tensors)} tensors)"
+
+    def _repr_html_(self) -> str:
+        columns = ("tensor", "mean |x|", "max |x|", "rms", "of range", "NaN", "inf", "ranks")
+        rows = (
+            (
+                each.name,
+                *(f"{x:.3g}" for x in (each.mean_abs, each.max_abs, each.rms, each.range_used)),
+                each.n_nan,
+                each.n_inf,
+                span(each.ranks),
+            )
+            for each in self.tensors
+        )
+        return markup.table(self.verdict, columns, rows, len(self.tensors))
+
 
 def inspect(state: RWKVState, *, healthy: Healthy | None = None) -> Inspection:
     """Looks at every tensor of a state.
@@ -129,6 +148,7 @@ def inspect(state: RWKVState, *, healthy: Healthy | None = None) -> Inspection:
         -1e30) are left out of the figures of ``att_pp``.
 
     Raises:
+        TypeError: It is no state, such as a session's name.
         StateMismatch: `healthy` belongs to another model.
 
     Example:
@@ -137,6 +157,7 @@ def inspect(state: RWKVState, *, healthy: Healthy | None = None) -> Inspection:
         >>> inspect(zero).verdict
         'Empty: the state of a model that has read nothing.'
     """
+    require_states("inspect", state, verb="store.inspect(...)")
     if healthy is not None and healthy.fingerprint != state.fingerprint:
         raise StateMismatch(
             f"The healthy ranges are those of {healthy.fingerprint!r}, the state belongs to "
@@ -171,6 +192,7 @@ def calibrate(states: Iterable[RWKVState], *, margin: float = _MARGIN) -> Health
     n_states = 0
     for state in states:
         n_states += 1
+        require_states("calibrate", state)
         fingerprint = fingerprint or state.fingerprint
         if state.fingerprint != fingerprint:
             raise StateMismatch(

@@ -8,15 +8,16 @@ accumulators are compared as what they mean, ``aa / bb`` and ``log(1 + bb * exp(
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from types import MappingProxyType
+from typing import Any, Literal, Protocol, Self, get_args
 
 import torch
 
 from langchain_rwkv_state.state.algebra import require_same_model
 from langchain_rwkv_state.state.parts import ACCUMULATORS_4, accumulators, kind, layer
-from langchain_rwkv_state.state.state import RWKVState
+from langchain_rwkv_state.state.state import RWKVState, require_states
 
 Metric = Literal["l2", "cosine", "rms_relative", "logits_kl"]
 
@@ -31,25 +32,72 @@ class Reader(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Distance:
-    """How far apart two states are.
+class Distance(float):
+    """How far apart two states are: a number, with what it is made of.
+
+    It compares, adds and formats as the `float` that it is. So two distances of one size are equal
+    (and hash alike) whatever lies between: compare `layers` where that is meant. Sums and products
+    are plain floats.
 
     Attributes:
         metric: What was measured.
-        total: Over the whole states.
         layers: Over each layer by itself, ``[L]``.
         tensors: Over each tensor by itself, by name; empty for ``logits_kl``. RWKV-4's three
             accumulators count as ``wkv``.
+
+    Example:
+        >>> found = Distance("l2", 2.5, (1.5, 2.0), {})
+        >>> found < 3, f"{found:.2f}", sum([found, found]), found.layers
+        (True, '2.50', 5.0, (1.5, 2.0))
     """
 
+    __slots__ = ("layers", "metric", "tensors")
     metric: Metric
-    total: float
     layers: tuple[float, ...]
-    tensors: dict[str, float]
+    tensors: Mapping[str, float]
 
-    def __float__(self) -> float:
-        return self.total
+    def __new__(
+        cls, metric: Metric, total: float, layers: Sequence[float], tensors: Mapping[str, float]
+    ) -> Self:
+        """Makes the number; see the class for what goes along with it."""
+        found = super().__new__(cls, total)
+        for name, value in (
+            ("metric", metric),
+            ("layers", tuple(layers)),
+            ("tensors", MappingProxyType(dict(tensors))),
+        ):
+            object.__setattr__(found, name, value)
+        return found
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"A Distance is a value: its {name} cannot be set.")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"A Distance is a value: its {name} cannot be deleted.")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.metric, self.total, self.layers, dict(self.tensors))
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+    @property
+    def total(self) -> float:
+        """The number itself, over the whole states."""
+        return float(self)
+
+    __str__ = float.__repr__
+
+    def __repr__(self) -> str:
+        return f"Distance({self.metric!r}, {self}, {len(self.layers)} layers)"
+
+    def _repr_html_(self) -> str:
+        from langchain_rwkv_state.state.diff import Diff
+
+        return Diff.of(self)._repr_html_()
 
 
 def distance(
@@ -80,19 +128,21 @@ def distance(
             predicts nothing, only what follows a token that is read from it.
 
     Returns:
-        Total and layers. For ``logits_kl`` a layer's figure is what taking that layer alone from
-        `b` does to the prediction of `a`; these do not add up to the total.
+        The distance, a `float` with its layers. For ``logits_kl`` a layer's figure is what taking
+        that layer alone from `b` does to the prediction of `a`; these do not add up to the total.
 
     Raises:
+        TypeError: One is no state, such as a session's name.
         ValueError: The metric is unknown, or ``logits_kl`` lacks its model or probe.
         StateMismatch: The states belong to two models.
 
     Example:
         >>> from langchain_rwkv_state.state import StateLayout, distance, zero_state
         >>> zero = zero_state(StateLayout.of(7, n_layer=2, n_embd=64, head_size=64), "model")
-        >>> distance(zero, zero).total, len(distance(zero, zero).layers)
-        (0.0, 2)
+        >>> distance(zero, zero) < 1, len(distance(zero, zero).layers)
+        (True, 2)
     """
+    require_states("distance", a, b, verb="store.distance(...)")
     require_same_model(a, b)
     if metric == "logits_kl":
         return _logits_kl(a, b, runtime, probe)

@@ -25,7 +25,7 @@ from langchain_rwkv_state.errors import StateCorrupt, StateMismatch
 from langchain_rwkv_state.state.algebra import LOG_ZERO
 from langchain_rwkv_state.state.layout import StateLayout
 from langchain_rwkv_state.state.parts import SHIFTS, kind
-from langchain_rwkv_state.state.state import RWKVState, as_bytes
+from langchain_rwkv_state.state.state import RWKVState, as_bytes, require_states
 from langchain_rwkv_state.whole import whole_file, write_whole
 
 _TUNED = re.compile(r"(?:.*\.)?blocks\.(\d+)\.att\.time_state")
@@ -46,6 +46,7 @@ def export_tensors(state: RWKVState, path: str | os.PathLike[str]) -> None:
     Raises:
         ValueError: The path ends otherwise.
     """
+    require_states("export_tensors", state)
     target = Path(path)
     tensors = {name: state[name].cpu() for name in state}
     if target.suffix == ".safetensors":

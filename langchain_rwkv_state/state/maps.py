@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from langchain_rwkv_state.state.algebra import require_same_model
 from langchain_rwkv_state.state.diagnostics import effective_ranks
 from langchain_rwkv_state.state.distance import accumulated
-from langchain_rwkv_state.state.state import RWKVState
+from langchain_rwkv_state.state.state import RWKVState, require_states
 
 BLOCK_CHANNELS = 64  # as wide as the heads of all published models of later versions
 
@@ -38,7 +38,7 @@ class HeadMap:
     name: str
     title: str
     columns: str
-    values: tuple[tuple[float, ...], ...]
+    values: tuple[tuple[float, ...], ...] = field(repr=False)
     log: bool = False
 
     @property
@@ -76,6 +76,7 @@ def head_maps(state: RWKVState) -> tuple[HeadMap, ...]:
         >>> [(each.name, each.shape) for each in head_maps(zero)]
         [('norm', (2, 2)), ('rank', (2, 2))]
     """
+    require_states("head_maps", state)
     columns, layers = _columns(state), range(state.layout.n_layer)
     if state.layout.version == 4:
         masses = tuple(_by_block(accumulated(state, n)[1], _mean) for n in layers)
@@ -104,6 +105,7 @@ def difference_map(a: RWKVState, b: RWKVState) -> HeadMap:
     Raises:
         StateMismatch: The states belong to two models.
     """
+    require_states("difference_map", a, b, verb="store.diff(...)")
     require_same_model(a, b)
     values = tuple(
         tuple(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from langchain_rwkv_state.state.layout import StateLayout
+from langchain_rwkv_state.state.state import require_states
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ def memory(
         >>> found.state, found.cache, found.grouped
         (34603008, 4294967296, 1073741824)
     """
+    if isinstance(model, str):
+        require_states("memory", model)
     if context < 0 or bytes_a_number < 1 or heads_a_group < 1:
         raise ValueError(
             f"context must not be negative and the others at least 1, got {context}, "

@@ -13,7 +13,7 @@ from langchain_rwkv_state.state.diagnostics import Inspection
 from langchain_rwkv_state.state.distance import distance
 from langchain_rwkv_state.state.maps import size_map
 from langchain_rwkv_state.state.parts import SHIFTS, kind, layer
-from langchain_rwkv_state.state.state import RWKVState
+from langchain_rwkv_state.state.state import RWKVState, require_states
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ def motion(state: RWKVState, before: RWKVState | None, found: Inspection) -> Mot
         >>> motion(zero, zero, inspect(zero)).moved
         0.0
     """
+    require_states("motion", state, *([] if before is None else [before]))
     sizes = [math.sqrt(sum(x * x for x in row) / len(row)) for row in size_map(state).values]
     ranks: dict[int, float] = {
         layer(each.name): sum(each.ranks) / len(each.ranks)

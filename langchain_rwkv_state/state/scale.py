@@ -14,7 +14,7 @@ import torch
 
 from langchain_rwkv_state.state.algebra import renormalise
 from langchain_rwkv_state.state.parts import SHIFTS, accumulators, kind
-from langchain_rwkv_state.state.state import RWKVState
+from langchain_rwkv_state.state.state import RWKVState, require_states
 
 _FP32_POWERS = 128  # log2 of where fp32 ends
 
@@ -52,6 +52,7 @@ def check_scale(state: RWKVState) -> ScaleCheck:
         >>> check_scale(zero).changes
         False
     """
+    require_states("check_scale", state)
     made = renormalise(state)
     if state.layout.version == 4:
         tensors = [accumulators(state, number)[:2] for number in range(state.layout.n_layer)]

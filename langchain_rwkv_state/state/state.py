@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from langchain_rwkv_state import markup
 from langchain_rwkv_state.errors import StateCorrupt, StateMismatch
 from langchain_rwkv_state.state.derivation import Derivation
 from langchain_rwkv_state.state.layout import StateLayout
 from langchain_rwkv_state.state.plain_file import open_plain
 from langchain_rwkv_state.whole import write_whole
+from langchain_rwkv_state.words import size
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state.packing import CodecName
@@ -143,6 +145,20 @@ class RWKVState(Mapping[str, torch.Tensor]):
             f"n_tokens={self.n_tokens}, nbytes={self.nbytes}, fingerprint={self.fingerprint!r})"
         )
 
+    def _repr_html_(self) -> str:
+        layout = self._layout
+        return markup.facts(
+            "RWKVState",
+            {
+                "model": f"RWKV-{layout.version}, {layout.n_layer} x {layout.n_embd}",
+                "tokens": self.n_tokens,
+                "size": size(self.nbytes),
+                "tensors": len(self),
+                "device": self.device,
+                "fingerprint": self.fingerprint,
+            },
+        )
+
     def shared(self, name: str) -> torch.Tensor:
         """Returns one tensor without copying it: for runtimes, which must not change it."""
         try:
@@ -251,6 +267,34 @@ def zero_state(layout: StateLayout, fingerprint: str) -> RWKVState:
         for spec in layout.specs
     }
     return RWKVState(layout, tensors, Derivation(fingerprint))
+
+
+def require_states(function: str, *values: object, verb: str | None = None) -> None:
+    """Checks that what a function is given are states, and not what they are found by.
+
+    Args:
+        function: Its name, for the message.
+        values: What it was given.
+        verb: The store's verb that takes names, such as ``store.blend(...)``; ``None`` for none.
+
+    Raises:
+        TypeError: One is a session's name, a reference, or anything else.
+    """
+    for value in values:
+        if isinstance(value, RWKVState):
+            continue
+        if not isinstance(value, str):
+            raise TypeError(f"{function} takes an RWKVState, got {value!r:.100}.")
+        use = f"{verb}, or " if verb else ""
+        if value.startswith("rwkv1-"):
+            raise TypeError(
+                f"{function} takes states, and {value!r:.100} is a reference: use {use}"
+                "store.get(ref)."
+            )
+        raise TypeError(
+            f"{function} takes states, and {value!r:.100} is a session's name or reference: use "
+            f"{use}store.get(store.head(name))."
+        )
 
 
 def require_finite(state: RWKVState) -> None:

@@ -16,7 +16,7 @@ from typing import TypeVar
 from langchain_rwkv_state.state.codec import decode, encode, lossy
 from langchain_rwkv_state.state.distance import Reader, distance
 from langchain_rwkv_state.state.packing import CODECS, LOSSY, CodecName
-from langchain_rwkv_state.state.state import RWKVState
+from langchain_rwkv_state.state.state import RWKVState, require_states
 
 T = TypeVar("T")
 
@@ -70,6 +70,7 @@ def try_codecs(
         >>> [f"{each.codec} {each.share:.2f}" for each in try_codecs(zero)][2:]
         ['fp16 0.50', 'bf16 0.50', 'int8 0.26', 'int4 0.14']
     """
+    require_states("try_codecs", state)
     return tuple(_try(state, codec, runtime, probe, times) for codec in CODECS)
 
 
