@@ -19,7 +19,6 @@ from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.options import open_store
 from langchain_rwkv_state.cli.sessions import existing_store, unknown_session
 from langchain_rwkv_state.cli.streams import read_text
-from langchain_rwkv_state.errors import SessionConflict
 from langchain_rwkv_state.views.words import counted
 from langchain_rwkv_state.whole import require_new
 
@@ -115,11 +114,7 @@ def keep_session(
 ) -> None:
     """Begins a session with a state, and says so."""
     with closing(open_store(store, create=create)) as opened:
-        if opened.session(session, renew=False) is not None:
-            raise SessionConflict(
-                f"The session {session!r} exists already: name another, or delete it first."
-            )
-        opened.commit(session, opened.stage(state), None)
+        opened.begin(session, state)
     line = Text("The session ") + output.one_line(session)
     line += Text(f" begins with {counted(state.n_tokens, 'token')} in {output.size(state.nbytes)}.")
     output.out().print(line, soft_wrap=True)

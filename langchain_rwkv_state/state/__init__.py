@@ -24,7 +24,7 @@ from langchain_rwkv_state.state.diagnostics import (
     inspect,
 )
 from langchain_rwkv_state.state.diff import Diff, diff
-from langchain_rwkv_state.state.distance import Distance, distance
+from langchain_rwkv_state.state.distance import Distance, Metric, Reader, distance
 from langchain_rwkv_state.state.fingerprint import Fingerprint
 from langchain_rwkv_state.state.interchange import export_tensors, import_tensors
 from langchain_rwkv_state.state.layout import StateLayout, TensorSpec, Version, dtype_name
@@ -32,6 +32,7 @@ from langchain_rwkv_state.state.maps import HeadMap, difference_map, head_maps
 from langchain_rwkv_state.state.memory import Memory, memory
 from langchain_rwkv_state.state.motion import LayerMotion, Motion, motion
 from langchain_rwkv_state.state.packing import CODECS, LOSSY, CodecName
+from langchain_rwkv_state.state.parts import Parts
 from langchain_rwkv_state.state.scale import ScaleCheck, check_scale
 from langchain_rwkv_state.state.state import RWKVState, require_finite, zero_state
 from langchain_rwkv_state.state.trial import CodecTrial, try_codecs
@@ -53,8 +54,11 @@ __all__ = [
     "Inspection",
     "LayerMotion",
     "Memory",
+    "Metric",
     "Motion",
+    "Parts",
     "RWKVState",
+    "Reader",
     "ScaleCheck",
     "StateLayout",
     "TensorHealth",

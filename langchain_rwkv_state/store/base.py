@@ -10,7 +10,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
-from langchain_rwkv_state.store.aio import AsyncVerbs
+from langchain_rwkv_state.store.by_name import ByName
 from langchain_rwkv_state.store.clock import TTL
 from langchain_rwkv_state.store.records import (
     CheckReport,
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 
-class StateStore(UnsavedTurns, AsyncVerbs):
+class StateStore(UnsavedTurns, ByName):
     """Keeps states and sessions. Every verb has an async twin with an ``a`` before its name.
 
     A store is a context manager, in both forms: leaving it closes it.

@@ -10,12 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from langchain_rwkv_state.errors import StateExpired, StateNotFound
 from langchain_rwkv_state.state import RWKVState
-from langchain_rwkv_state.store.base import StateStore
 from langchain_rwkv_state.store.records import LogEntry, SessionInfo
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.store.verbs import StoreVerbs
 
 EVERY_SECONDS = 0.5
 _TRIES = 20  # commits that may come between two looks
@@ -57,7 +59,7 @@ class Standing:
 
 
 def follow(
-    store: StateStore,
+    store: StoreVerbs,
     session: str,
     *,
     every_seconds: float = EVERY_SECONDS,
@@ -104,7 +106,7 @@ def follow(
         last = info
 
 
-def standing(store: StateStore, session: str) -> Standing | None:
+def standing(store: StoreVerbs, session: str) -> Standing | None:
     """Returns a session, its state and its log, as they stood at one moment; no use of it.
 
     Between two looks somebody may commit; what came later is left out, and where the state has been
@@ -140,7 +142,7 @@ def standing(store: StateStore, session: str) -> Standing | None:
 
 
 def _at_head(
-    store: StateStore, info: SessionInfo, seen: str | None, *, first: bool = False
+    store: StoreVerbs, info: SessionInfo, seen: str | None, *, first: bool = False
 ) -> Sight:
     parent = parent_of_head(store, info)
     before = None if parent == seen else state_if_kept(store, parent)
@@ -156,12 +158,12 @@ def _moved(last: SessionInfo, info: SessionInfo) -> bool:
     )
 
 
-def parent_of_head(store: StateStore, info: SessionInfo) -> str | None:
+def parent_of_head(store: StoreVerbs, info: SessionInfo) -> str | None:
     """Returns the head before a session's head; ``None`` for its first turn."""
     return next((e.parent for e in store.log(info.session) if e.ref == info.head), None)
 
 
-def state_if_kept(store: StateStore, ref: str | None) -> RWKVState | None:
+def state_if_kept(store: StoreVerbs, ref: str | None) -> RWKVState | None:
     """Returns a state, which this counts as no use of; ``None`` where it is not here any more."""
     if ref is None:
         return None

@@ -1,0 +1,285 @@
+"""The state toolbox by name: what a session holds, blended, measured and looked at in the store.
+
+Each verb reads the states at the heads of sessions and hands them to the plain function of the same
+name; it computes nothing itself, and looking is no use of a session, whose time to live goes on.
+The easy mistake is to guess what a text names: one with the form of a reference is a reference,
+unless a session is called so, and then it is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias, overload
+
+from langchain_rwkv_state import state as states
+from langchain_rwkv_state.errors import SessionConflict, StateNotFound
+from langchain_rwkv_state.state import (
+    Diff,
+    Distance,
+    Healthy,
+    Inspection,
+    Metric,
+    Parts,
+    Reader,
+    RWKVState,
+    is_reference,
+)
+from langchain_rwkv_state.store.aio import AsyncVerbs
+from langchain_rwkv_state.store.clock import TTL
+from langchain_rwkv_state.store.follow import standing
+
+Named: TypeAlias = str | RWKVState
+"""A session's name, a reference, or a state itself."""
+
+
+class ByName(AsyncVerbs):
+    """Verbs that take sessions where the toolbox takes states; every store has them.
+
+    What they are given may also be a reference, or a state. Where a text could be both a session's
+    name and a reference, it is refused.
+    """
+
+    def state_of(self, source: Named) -> RWKVState:
+        """Returns the state that a session stands at; this counts as no use of it.
+
+        Args:
+            source: A session's name; a reference or a state is taken, too.
+
+        Raises:
+            TypeError: It is something else.
+            StateNotFound, StateExpired: There is no such session or state.
+            ValueError: The session has no state yet, or the text is both a name and a reference.
+        """
+        if isinstance(source, RWKVState):
+            return source
+        if not isinstance(source, str):
+            raise TypeError(f"Name a session, a reference or a state, got {source!r:.100}.")
+        found = standing(self, source)
+        if not is_reference(source):
+            if found is None:
+                raise StateNotFound(
+                    f"There is no session {source!r:.100} in this store: store.sessions() gives "
+                    "the names of those that there are."
+                )
+            return found.state
+        if found is not None:
+            raise ValueError(
+                f"{source!r} is a reference, and a session is called so too: pass "
+                "store.get(ref) for the one, or store.get(store.head(name)) for the other."
+            )
+        return self.get(source, renew=False)
+
+    def begin(self, session: str, state: RWKVState, *, ttl: TTL = None) -> str:
+        """Begins a new session with a state, in one commit; returns the state's reference.
+
+        Args:
+            session: A name that is new.
+            state: What it begins with.
+            ttl: The session's time to live; ``None`` for the store's default.
+
+        Raises:
+            SessionConflict: There is such a session; it stays as it is.
+            StateCorrupt, StoreFull: As `commit` and `stage`.
+        """
+        if self.session(session, renew=False) is not None:
+            raise SessionConflict(
+                f"The session {session!r} exists already: name another, or delete it first."
+            )
+        ref = self.stage(state)
+        self.commit(session, ref, None, ttl)
+        return ref
+
+    @overload
+    def blend(
+        self,
+        a: Named,
+        b: Named,
+        weight: float = 0.5,
+        *,
+        parts: Parts = None,
+        into: None = None,
+        ttl: TTL = None,
+    ) -> RWKVState: ...
+
+    @overload
+    def blend(
+        self,
+        a: Named,
+        b: Named,
+        weight: float = 0.5,
+        *,
+        parts: Parts = None,
+        into: str,
+        ttl: TTL = None,
+    ) -> str: ...
+
+    def blend(
+        self,
+        a: Named,
+        b: Named,
+        weight: float = 0.5,
+        *,
+        parts: Parts = None,
+        into: str | None = None,
+        ttl: TTL = None,
+    ) -> RWKVState | str:
+        """Adds the states of two sessions, ``weight * a + (1 - weight) * b``; see `state.blend`.
+
+        Args:
+            a: A session.
+            b: Another of the same model.
+            weight: Of `a`, from 0 to 1.
+            parts: Which tensors are blended; the others stay those of `a`.
+            into: A new session that begins with what comes out; ``None`` for none.
+            ttl: Its time to live; ``None`` for the store's default.
+
+        Returns:
+            The new state; with `into` its reference, the session's head.
+
+        Raises:
+            SessionConflict: There is a session `into`; it stays as it is.
+            StateMismatch: The states belong to two models.
+            StateNotFound, StateExpired, TypeError, ValueError: As `state_of` and `state.blend`; or
+                a `ttl` was given and no `into`.
+
+        Example:
+            >>> store.blend("alice", "bob", 0.5, into="both")  # doctest: +SKIP
+        """
+        return self._blended(a, b, weight, parts, into, ttl)
+
+    def distance(
+        self,
+        a: Named,
+        b: Named,
+        metric: Metric = "l2",
+        *,
+        runtime: Reader | None = None,
+        probe: Sequence[int] | None = None,
+    ) -> Distance:
+        """Measures how far apart two sessions are; see `state.distance`.
+
+        Raises:
+            StateMismatch: Their states belong to two models.
+            StateNotFound, StateExpired, TypeError, ValueError: As `state_of` and `state.distance`.
+
+        Example:
+            >>> store.distance("alice", "bob") < 3  # doctest: +SKIP
+        """
+        return states.distance(
+            self.state_of(a), self.state_of(b), metric, runtime=runtime, probe=probe
+        )
+
+    def diff(
+        self,
+        a: Named,
+        b: Named,
+        metric: Metric = "rms_relative",
+        *,
+        runtime: Reader | None = None,
+        probe: Sequence[int] | None = None,
+    ) -> Diff:
+        """Sets two sessions side by side, layer by layer; see `state.diff`.
+
+        Raises:
+            StateMismatch: Their states belong to two models.
+            StateNotFound, StateExpired, TypeError, ValueError: As `state_of` and `state.distance`.
+
+        Example:
+            >>> print(store.diff("alice", "bob"))  # doctest: +SKIP
+        """
+        return states.diff(self.state_of(a), self.state_of(b), metric, runtime=runtime, probe=probe)
+
+    def inspect(self, session: Named, healthy: Healthy | None = None) -> Inspection:
+        """Looks at every tensor of the state that a session stands at; see `state.inspect`.
+
+        Raises:
+            StateMismatch: `healthy` belongs to another model.
+            StateNotFound, StateExpired, TypeError, ValueError: As `state_of`.
+
+        Example:
+            >>> store.inspect("alice").verdict  # doctest: +SKIP
+        """
+        return states.inspect(self.state_of(session), healthy=healthy)
+
+    # -- the async twins ---------------------------------------------------------------------
+
+    async def astate_of(self, source: Named) -> RWKVState:
+        """Async twin of `state_of`."""
+        return await self._in_thread(self.state_of, source)
+
+    async def abegin(self, session: str, state: RWKVState, *, ttl: TTL = None) -> str:
+        """Async twin of `begin`."""
+        return await self._in_thread(self.begin, session, state, ttl=ttl)
+
+    @overload
+    async def ablend(
+        self,
+        a: Named,
+        b: Named,
+        weight: float = 0.5,
+        *,
+        parts: Parts = None,
+        into: None = None,
+        ttl: TTL = None,
+    ) -> RWKVState: ...
+
+    @overload
+    async def ablend(
+        self,
+        a: Named,
+        b: Named,
+        weight: float = 0.5,
+        *,
+        parts: Parts = None,
+        into: str,
+        ttl: TTL = None,
+    ) -> str: ...
+
+    async def ablend(
+        self,
+        a: Named,
+        b: Named,
+        weight: float = 0.5,
+        *,
+        parts: Parts = None,
+        into: str | None = None,
+        ttl: TTL = None,
+    ) -> RWKVState | str:
+        """Async twin of `blend`."""
+        return await self._in_thread(self._blended, a, b, weight, parts, into, ttl)
+
+    async def adistance(
+        self,
+        a: Named,
+        b: Named,
+        metric: Metric = "l2",
+        *,
+        runtime: Reader | None = None,
+        probe: Sequence[int] | None = None,
+    ) -> Distance:
+        """Async twin of `distance`."""
+        return await self._in_thread(self.distance, a, b, metric, runtime=runtime, probe=probe)
+
+    async def adiff(
+        self,
+        a: Named,
+        b: Named,
+        metric: Metric = "rms_relative",
+        *,
+        runtime: Reader | None = None,
+        probe: Sequence[int] | None = None,
+    ) -> Diff:
+        """Async twin of `diff`."""
+        return await self._in_thread(self.diff, a, b, metric, runtime=runtime, probe=probe)
+
+    async def ainspect(self, session: Named, healthy: Healthy | None = None) -> Inspection:
+        """Async twin of `inspect`."""
+        return await self._in_thread(self.inspect, session, healthy)
+
+    def _blended(
+        self, a: Named, b: Named, weight: float, parts: Parts, into: str | None, ttl: TTL
+    ) -> RWKVState | str:
+        if into is None and ttl is not None:
+            raise ValueError("ttl is the time to live of a session: name it by into=, too.")
+        found = states.blend(self.state_of(a), self.state_of(b), weight, parts=parts)
+        return found if into is None else self.begin(into, found, ttl=ttl)
