@@ -46,7 +46,10 @@ from langchain_rwkv_state.messages import (
 from langchain_rwkv_state.model import CALL_OPTIONS, RWKVModel, seen
 from langchain_rwkv_state.prefix_cache import Kept, Root
 from langchain_rwkv_state.reuse import Flight
-from langchain_rwkv_state.session import GONE, OnConflict, RWKVSession, SessionTurn
+from langchain_rwkv_state.session import RWKVSession
+from langchain_rwkv_state.session_calls import BoundSession
+from langchain_rwkv_state.session_turn import GONE, OnConflict, SessionTurn
+from langchain_rwkv_state.sessions import RWKVSessions
 from langchain_rwkv_state.settings import stop_texts
 from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.store import TTL
@@ -452,6 +455,31 @@ class ChatRWKV(RWKVModel, BaseChatModel):
             wait_timeout=wait_timeout,
         )
 
+    def with_sessions(
+        self,
+        ttl: TTL = None,
+        on_conflict: OnConflict = "wait",
+        wait_timeout: float = WAIT_SECONDS,
+    ) -> RWKVSessions:
+        """Returns this model with durable conversations, which each call names.
+
+        The name is ``session_id`` in ``config["configurable"]``, or else ``thread_id``: for chains,
+        graphs and servers, where one object serves all users.
+
+        Args:
+            ttl: Time to live of each session from each turn on; see `with_session`.
+            on_conflict: See `with_session`.
+            wait_timeout: See `with_session`.
+
+        Example:
+            >>> chain = prompt | chat.with_sessions(ttl="1h") | parser  # doctest: +SKIP
+            >>> bob = {"configurable": {"session_id": "bob"}}
+            >>> chain.invoke({"text": "My name is Bob."}, bob)  # doctest: +SKIP
+        """
+        return RWKVSessions(
+            self, self.store, ttl=ttl, on_conflict=on_conflict, wait_timeout=wait_timeout
+        )
+
     def prefill(
         self,
         model_input: LanguageModelInput,
@@ -653,19 +681,31 @@ class _Bound(RunnableBinding[LanguageModelInput, AIMessage]):
         """Is what it stands for, to whoever loads it."""
         return RunnableBinding.lc_id()
 
-    def with_session(self, session: str, **kwargs: Any) -> Runnable[LanguageModelInput, AIMessage]:
+    def with_session(self, session: str, **kwargs: Any) -> BoundSession:
         """Returns `ChatRWKV.with_session` of the model, with the same options.
 
         Raises:
             TypeError: What the options are bound to is no model alone, as after `with_retry`.
         """
+        return self._chat.with_session(session, **kwargs).bind(**self.kwargs)
+
+    def with_sessions(self, *args: Any, **kwargs: Any) -> BoundSession:
+        """Returns `ChatRWKV.with_sessions` of the model, with the same options.
+
+        Raises:
+            TypeError: What the options are bound to is no model alone, as after `with_retry`.
+        """
+        return self._chat.with_sessions(*args, **kwargs).bind(**self.kwargs)
+
+    @property
+    def _chat(self) -> ChatRWKV:
         chat = self.bound
         if not isinstance(chat, ChatRWKV):
             raise TypeError(
                 f"A session is a model's, and this is {type(chat).__name__}: take the session "
                 "first, chat.with_session(...), and what else is wanted behind it."
             )
-        return chat.with_session(session, **kwargs).bind(**self.kwargs)
+        return chat
 
 
 class _Prefill:

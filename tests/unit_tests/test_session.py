@@ -230,8 +230,8 @@ class TestConflicts:
     def test_prefill_is_told_too(self, chat, store, monkeypatch):
         session = store.session
 
-        def overtaken(name):
-            info = session(name)
+        def overtaken(name, **options):
+            info = session(name, **options)
             monkeypatch.setattr(store, "session", session)
             chat.with_session("bob").invoke("Quick.")
             return info
