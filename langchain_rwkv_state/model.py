@@ -13,7 +13,7 @@ import functools
 import os
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from pydantic import (
@@ -193,6 +193,19 @@ class RWKVModel(BaseModel):
         if isinstance(location, StateStore):
             location = getattr(location, "path", None)
         return None if location is None else str(location)
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Shows what tells a model from another: model, strategy, store, and what was set."""
+        fields, always = type(self).model_fields, ("model", "strategy", "store_location")
+        for name in dict.fromkeys((*always, *fields)):
+            value, default = (
+                getattr(self, name),
+                fields[name].get_default(call_default_factory=True),
+            )
+            if name == "metadata":  # LangChain notes versions there
+                value = {key: value[key] for key in value or {} if key != "lc_versions"} or None
+            if name in always or (name != "profile" and value != default):
+                yield fields[name].alias or name, value
 
     def model_post_init(self, context: Any, /) -> None:
         """Checks what can be checked without loading."""

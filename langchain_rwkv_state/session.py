@@ -13,6 +13,7 @@ from langchain_rwkv_state.line import WAIT_SECONDS
 from langchain_rwkv_state.session_calls import SessionCalls
 from langchain_rwkv_state.session_turn import SESSION_KEY, OnConflict
 from langchain_rwkv_state.store import TTL, LogEntry, StateStore, check_session
+from langchain_rwkv_state.store.shown import session_html
 
 __all__ = ["SESSION_KEY", "OnConflict", "RWKVSession"]
 
@@ -71,6 +72,9 @@ class RWKVSession(SessionCalls):
 
     def __repr__(self) -> str:
         return f"RWKVSession({self.session!r}, store={self.store!r})"
+
+    def _repr_html_(self) -> str:
+        return session_html(self.store, self.session)
 
     @property
     def head(self) -> str | None:

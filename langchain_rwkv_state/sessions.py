@@ -12,6 +12,7 @@ from langchain_core.runnables.config import ensure_config
 
 from langchain_rwkv_state.session_calls import SessionCalls
 from langchain_rwkv_state.store import check_session
+from langchain_rwkv_state.store.shown import store_html
 
 _EXAMPLE = 'config={"configurable": {"session_id": "bob"}}'
 
@@ -65,6 +66,9 @@ class RWKVSessions(SessionCalls):
 
     def __repr__(self) -> str:
         return f"RWKVSessions(store={self.store!r})"
+
+    def _repr_html_(self) -> str:
+        return store_html(self.store)
 
     @property
     def config_specs(self) -> list[ConfigurableFieldSpec]:

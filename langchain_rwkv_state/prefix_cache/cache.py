@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from langchain_rwkv_state import markup, words
 from langchain_rwkv_state.errors import RWKVStateError, StateCorrupt, StateMismatch, StoreFull
 from langchain_rwkv_state.prefix_cache.disk import (
     DiskTier,
@@ -159,6 +160,21 @@ class PrefixStateCache:
 
     def __repr__(self) -> str:
         return f"PrefixStateCache({self._ram_bytes}, disk={str(self._directory or '') or None!r})"
+
+    def _repr_html_(self) -> str:
+        try:
+            found = self.stats()
+        except Exception as error:  # noqa: BLE001 # a notebook shows it in the value's place
+            return markup.sentence(f"{self!r}: {error}")
+        known = {
+            "prompts looked up": found.lookups,
+            "of them found": found.hits,
+            "tokens not read again": f"{found.tokens_saved} of {found.tokens_asked}",
+            "states held": found.entries,
+            "pinned": ", ".join(found.pinned) or "none",
+            **{f"in {tier}": words.size(nbytes) for tier, nbytes in found.nbytes.items()},
+        }
+        return markup.facts(repr(self), known)
 
     # -- finding -----------------------------------------------------------------------------
 

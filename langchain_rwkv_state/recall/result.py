@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from langchain_rwkv_state import markup
 from langchain_rwkv_state.errors import StateCorrupt
 
 FORMAT = "langchain-rwkv-state-recall/1"
@@ -75,8 +76,11 @@ class Recall:
 
     model: str
     fingerprint: str
-    sections: tuple[Section, ...]
-    settings: dict[str, Any] = field(default_factory=dict)
+    sections: tuple[Section, ...] = field(repr=False)
+    settings: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def _repr_html_(self) -> str:
+        return "".join(map(_section_html, self.sections)) or markup.sentence(repr(self))
 
     def __iter__(self) -> Iterator[Section]:
         """Iterates over the sections."""
@@ -125,6 +129,16 @@ class Recall:
             )
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise StateCorrupt(f"The value holds no recall figures: {error}.") from error
+
+
+def _section_html(section: Section) -> str:
+    """Returns a section as a table: a row for each point, a column for each series."""
+    columns = (section.axis, *(series.name for series in section.series))
+    rows = [
+        (points[0].at, *(f"{each.right} of {each.n} ({each.share:.0%})" for each in points))
+        for points in zip(*(series.points for series in section.series), strict=True)
+    ]
+    return markup.table(section.title, columns, rows, len(rows))
 
 
 def _section(raw: dict[str, Any]) -> Section:

@@ -24,7 +24,7 @@ GROUP = 64
 """Channels of RWKV-4, which has no heads, that are taken together."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class HalfLife:
     """The half-lives of a model, in tokens; infinite where nothing fades.
 
@@ -42,6 +42,9 @@ class HalfLife:
     medians: tuple[torch.Tensor, ...]
     n_tokens: int = 0
     text: str = ""
+
+    def __repr__(self) -> str:
+        return f"HalfLife(RWKV-{self.version}, {len(self.layers)} layers, {self.source})"
 
     @property
     def measured(self) -> bool:

@@ -50,7 +50,7 @@ class TensorHealth:
     range_used: float
     n_nan: int
     n_inf: int
-    ranks: tuple[float, ...]
+    ranks: tuple[float, ...] = field(repr=False)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ Glossary: L layers, D embedding width, H heads, N head size, A = H * N the width
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from langchain_rwkv_state import markup
 from langchain_rwkv_state.errors import StateCorrupt
 
 Version = Literal[4, 5, 6, 7]
@@ -57,7 +59,7 @@ class TensorSpec(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StateLayout:
     """The tensors of a state of one model, by name and shape.
 
@@ -140,6 +142,22 @@ class StateLayout:
     @cached_property
     def _by_name(self) -> dict[str, TensorSpec]:
         return {spec.name: spec for spec in self.specs}
+
+    def __repr__(self) -> str:
+        known = ("version", "n_layer", "n_embd", "n_head", "head_size")
+        shown = ", ".join(f"{name}={getattr(self, name)}" for name in known)
+        runs = ((name, len(list(run))) for name, run in itertools.groupby(self.shift_dtypes))
+        shifts = ", ".join(f"{count} x {name!r}" for name, count in runs)
+        return f"StateLayout({shown}, shift_dtypes=({shifts}))"
+
+    def _repr_html_(self) -> str:
+        rows = (
+            (spec.name, " x ".join(map(str, spec.shape)), dtype_name(spec.dtype), spec.nbytes)
+            for spec in self.specs
+        )
+        return markup.table(
+            repr(self), ("tensor", "shape", "dtype", "bytes"), rows, len(self.specs)
+        )
 
     def __getitem__(self, name: str) -> TensorSpec:
         """Returns the spec of one tensor.

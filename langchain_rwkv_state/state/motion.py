@@ -7,7 +7,7 @@ move as much being learnt: the token shifts are the last token, and move at ever
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from langchain_rwkv_state.state.diagnostics import Inspection
 from langchain_rwkv_state.state.distance import distance
@@ -43,7 +43,7 @@ class Motion:
         verdict: That of `inspect`.
     """
 
-    layers: tuple[LayerMotion, ...]
+    layers: tuple[LayerMotion, ...] = field(repr=False)
     moved: float | None
     verdict: str
 

@@ -21,6 +21,7 @@ from langchain_rwkv_state.store.records import (
     SessionInfo,
     StoreStats,
 )
+from langchain_rwkv_state.store.shown import store_html
 from langchain_rwkv_state.store.unsaved import EndedTurn, UnsavedTurns
 
 __all__ = [
@@ -52,6 +53,9 @@ class StateStore(UnsavedTurns, ByName):
         ...     store.head("bob") == ref
         True
     """
+
+    def _repr_html_(self) -> str:
+        return store_html(self)
 
     def __enter__(self) -> Self:
         return self

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from langchain_rwkv_state.errors import StateExpired, StateNotFound
@@ -55,7 +55,7 @@ class Standing:
 
     info: SessionInfo
     state: RWKVState
-    log: tuple[LogEntry, ...]
+    log: tuple[LogEntry, ...] = field(repr=False)
 
 
 def follow(

@@ -6,7 +6,7 @@ log entry as "can be reached for good": it is true at the moment of the call.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from langchain_rwkv_state.state import CodecName
@@ -58,7 +58,7 @@ class SessionInfo:
     created_seconds: float
     updated_seconds: float
     expires_seconds: float
-    unread: tuple[str, ...] = ()
+    unread: tuple[str, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
