@@ -31,7 +31,7 @@ from langchain_core.runnables.config import ensure_config, merge_configs
 from pydantic import field_validator
 
 from langchain_rwkv_state import turn
-from langchain_rwkv_state.ask import ASK_OPTIONS, Ask, as_reasoning, as_tools, with_system
+from langchain_rwkv_state.ask import ASK_OPTIONS, Ask, as_reasoning
 from langchain_rwkv_state.chat_plan import ChatPlan
 from langchain_rwkv_state.engine import Delta, Done, Request, check_constraint, in_own_context
 from langchain_rwkv_state.history import without_strangers
@@ -201,11 +201,34 @@ class ChatRWKV(RWKVModel, BaseChatModel):
     def get_num_tokens_from_messages(
         self, messages: Sequence[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
-        """Returns how many tokens the messages take in the chat template; markers take none."""
-        ask = Ask(tools=as_tools(tools or ()))
+        """Returns how many tokens the model reads before it answers messages.
+
+        That is the messages in the chat template, the list of tools, the prompt of the answer, and
+        what asks for a thought or for none: the ``input_tokens`` of the answer's usage. A marker
+        counts nothing: the tokens that it stands for are not read again, while ``input_tokens`` of
+        a conversation that goes on from one counts them, under ``cache_read``. No messages at all
+        are 0.
+
+        Args:
+            messages: The messages.
+            tools: Tools as for `bind_tools`.
+
+        Raises:
+            ValueError: A tool cannot be read.
+            UnsupportedContentError: A message is of an unknown kind or holds more than text.
+        """
+        ask = self._ask({"tools": tools})
         template = self.loaded().template
-        said = with_system(without_markers(messages), ask.system(template))
-        return len(turn.ids_of(template.segments(said, start=True)))
+        said = without_markers(messages)
+        if not said:
+            return 0
+        return turn.count_tokens(
+            said,
+            template=template,
+            lines=ask.system(template),
+            reasoning=ask.reasoning,
+            thoughts=ask.keep_reasoning,
+        )
 
     def bind_tools(
         self,

@@ -135,15 +135,15 @@ def plan(
     if not to_read and mark is None:
         raise ValueError("There are no messages to read: pass at least one.")
     fixed = len(head) + (mark.n_unread if mark else 0)
-    begun = to_read[-1] if answer and len(to_read) > fixed and _is_begun(to_read[-1]) else None
-    told = to_read[:-1] if begun is not None else to_read
-    start = base.n_tokens == 0
-    segments = template.segments(told, start=start, answer=answer, thoughts=thoughts)
-    prompt, continued = None, ""
-    if begun is not None:
-        prompt, continued = _continuing(begun, segments, template, reasoning)
-    elif answer:
-        prompt = _thinking(told, segments, template, reasoning, start=start, thoughts=thoughts)
+    segments, prompt, continued = _written(
+        to_read,
+        fixed,
+        template=template,
+        start=base.n_tokens == 0,
+        answer=answer,
+        reasoning=reasoning,
+        thoughts=thoughts,
+    )
     ends = tuple(itertools.accumulate(len(segment.ids) for segment in segments))
     block_end = ends[len(head) - 1] if head else None
     unread_at = unread_digest = None
@@ -168,6 +168,64 @@ def plan(
         shared=block_end or 0 if mark is not None and ref is None else None,
         flattened=_told_of_flattened(message.content for message in to_read),
     )
+
+
+def count_tokens(
+    messages: Sequence[BaseMessage],
+    *,
+    template: ChatTemplate,
+    lines: str = "",
+    reasoning: Reasoning = None,
+    thoughts: bool = False,
+) -> int:
+    """Returns how many tokens an answer to messages reads that goes on from nothing.
+
+    Args:
+        messages: What is said, with no marker.
+        template: As for `plan`, and so are the others.
+        lines: What stands below the system prompt.
+        reasoning: Left alone where the last message is an answer's beginning, which leaves no room
+            for a thought: whoever counts asks for no answer.
+        thoughts: Whether the thoughts of earlier answers are read too.
+    """
+    said = with_system(messages, lines)
+    begun = bool(said) and _is_begun(said[-1])
+    segments, prompt, _ = _written(
+        said,
+        0,
+        template=template,
+        start=True,
+        answer=True,
+        reasoning=None if begun else reasoning,
+        thoughts=thoughts,
+    )
+    return len(ids_of(segments) if prompt is None else prompt)
+
+
+def _written(
+    to_read: Sequence[BaseMessage],
+    fixed: int,
+    *,
+    template: ChatTemplate,
+    start: bool,
+    answer: bool,
+    reasoning: Reasoning,
+    thoughts: bool,
+) -> tuple[list[Segment], tuple[int, ...] | None, str]:
+    """Writes messages down; the first `fixed` of them are no beginning of an answer.
+
+    Returns:
+        The segments; and, as in `Reading`, the prompt and the answer's beginning.
+    """
+    begun = to_read[-1] if answer and len(to_read) > fixed and _is_begun(to_read[-1]) else None
+    told = to_read[:-1] if begun is not None else to_read
+    segments = template.segments(told, start=start, answer=answer, thoughts=thoughts)
+    prompt, continued = None, ""
+    if begun is not None:
+        prompt, continued = _continuing(begun, segments, template, reasoning)
+    elif answer:
+        prompt = _thinking(told, segments, template, reasoning, start=start, thoughts=thoughts)
+    return segments, prompt, continued
 
 
 def _is_begun(message: BaseMessage) -> bool:

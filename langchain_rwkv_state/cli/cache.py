@@ -149,7 +149,8 @@ def warm(
             for name, salt, messages in prompts:
                 llm.cache_salt = salt
                 known = llm.pin_prefix(messages, name=name)
-                tokens = llm.get_num_tokens_from_messages(messages)
+                segments = llm.loaded().template.segments(messages, start=True)
+                tokens = sum(len(segment.ids) for segment in segments)
                 line = Text.assemble(
                     output.one_line(name), f": {tokens} tokens, {tokens - known} of them read"
                 )

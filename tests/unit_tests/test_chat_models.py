@@ -17,6 +17,7 @@ from langchain_core.messages import (
     AIMessageChunk,
     HumanMessage,
     SystemMessage,
+    ToolMessage,
     trim_messages,
 )
 from langchain_core.output_parsers import StrOutputParser
@@ -48,6 +49,16 @@ NAMESPACES = ["langchain_rwkv_state", "langchain", "langchain_core"]
 ALLOWED: list[Any] = [ChatRWKV, ChatPromptTemplate, HumanMessagePromptTemplate, PromptTemplate]
 ALLOWED += [RunnableSequence, StrOutputParser]
 MESSAGES = [SystemMessage("Be kind."), HumanMessage("Hello, who are you?")]
+
+
+def look(at: str) -> str:
+    """Look at something."""
+    return at
+
+
+def n_written(chat, messages):
+    """Tokens of messages alone, with no answer to follow."""
+    return sum(len(s.ids) for s in chat.loaded().template.segments(messages, start=True))
 
 
 def ref_of(message: AIMessage) -> str:
@@ -441,9 +452,8 @@ class TestLangChainsParameters:
         assert chat.get_num_tokens("") == 0
 
     def test_tokens_of_messages_are_those_that_are_read(self, chat):
-        prompt = len(chat.loaded().template.segments([], start=False, answer=True)[0].ids)
         counted = chat.get_num_tokens_from_messages(MESSAGES)
-        assert counted + prompt == chat.invoke(MESSAGES).usage_metadata["input_tokens"]
+        assert counted == chat.invoke(MESSAGES).usage_metadata["input_tokens"]
         assert chat.get_num_tokens_from_messages([]) == 0
 
     def test_messages_can_be_trimmed_by_tokens(self, chat):
@@ -451,6 +461,28 @@ class TestLangChainsParameters:
         kept = trim_messages(history, max_tokens=60, token_counter=chat, strategy="last")
         assert 0 < len(kept) < 20
         assert chat.get_num_tokens_from_messages(kept) <= 60
+
+    @pytest.mark.parametrize("tools", [(), (look,)], ids=["no tools", "tools"])
+    @pytest.mark.parametrize(
+        ("template", "reasoning"),
+        [("demo", None), ("world", None), *(("g1", how) for how in (None, False, True, "low"))],
+    )
+    def test_whatever_asks_for_the_answer_is_counted(self, make_chat, template, reasoning, tools):
+        chat = make_chat(7, template=template, reasoning=reasoning, prefix_cache=False)
+        call = AIMessage("", tool_calls=[{"name": "look", "args": {"at": "x"}, "id": "1"}])
+        for said in (MESSAGES, MESSAGES[1:], [*MESSAGES, call, ToolMessage("7", tool_call_id="1")]):
+            asked = chat.bind_tools(tools) if tools else chat
+            usage = asked.invoke(said, max_tokens=1).usage_metadata
+            assert chat.get_num_tokens_from_messages(said, tools=tools) == usage["input_tokens"]
+
+    def test_counting_asks_for_no_thought_behind_an_answer(self, make_chat):
+        chat = make_chat(7, template="g1", reasoning=True)
+        assert chat.get_num_tokens_from_messages([*MESSAGES, AIMessage("Yes.")]) > 0
+
+    def test_an_answers_beginning_is_counted_as_such(self, chat):
+        begun = [*MESSAGES, AIMessage("Yes, and")]
+        usage = chat.invoke(begun, max_tokens=1).usage_metadata
+        assert chat.get_num_tokens_from_messages(begun) == usage["input_tokens"]
 
 
 class TestTheGlobalCache:
@@ -646,7 +678,7 @@ class TestLeavingAStream:
 class TestPrefill:
     def test_reads_messages_without_answering(self, chat, store):
         ref = chat.prefill(MESSAGES)
-        assert store.get(ref).n_tokens == chat.get_num_tokens_from_messages(MESSAGES)
+        assert store.get(ref).n_tokens == n_written(chat, MESSAGES)
         assert store.stats().states == 1
         answer = chat.invoke([marker(ref), HumanMessage("Again.")])
         assert ref_of(answer) == ref_of(chat.invoke([*MESSAGES, HumanMessage("Again.")]))
@@ -686,7 +718,7 @@ class TestPrefill:
         chat = make_chat(7, store=disk_store)
         ref = chat.prefill(MESSAGES)
         with DiskStateStore(disk_store.path) as other:
-            assert other.get(ref).n_tokens == chat.get_num_tokens_from_messages(MESSAGES)
+            assert other.get(ref).n_tokens == n_written(chat, MESSAGES)
 
     def test_says_how_far_it_is(self, chat):
         seen: list[tuple[int, int]] = []
