@@ -42,8 +42,8 @@ class RWKVSession(SessionCalls):
 
     Raises:
         ValueError: At construction: the name, the time to live or `on_conflict` is not possible.
-        TypeError: The input is no text, messages, prompt value or ``{"messages": ...}``; at
-            construction, `wait_timeout` is no number.
+        TypeError: The input is no text, messages, prompt value or ``{"messages": ...}``, or an
+            empty text; at construction, `wait_timeout` is no number.
         SessionConflict: The wait was too long, or would never end; the head moved during the call
             (with ``wait``, by somebody who did not wait), and the answer is lost, the session not;
             or the input is a transcript of another branch.

@@ -23,6 +23,7 @@ from langchain_core.runnables.utils import gather_with_concurrency
 from langchain_rwkv_state.line import WAIT_SECONDS
 from langchain_rwkv_state.messages import (
     STATE_KEY,
+    InputError,
     to_messages,
 )
 from langchain_rwkv_state.model import RWKVModel, seen
@@ -313,6 +314,10 @@ class SessionCalls(Runnable[LanguageModelInput, AIMessage]):
     def _turn(
         self, given: LanguageModelInput, config: RunnableConfig | None, *, aside: bool = False
     ) -> SessionTurn:
+        if isinstance(given, str) and not given.strip():
+            raise InputError(
+                "The input is an empty text, and what is said in a session stays: pass a text."
+            )
         return SessionTurn(
             self.store,
             self._session_of(config),

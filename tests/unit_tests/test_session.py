@@ -141,6 +141,14 @@ class TestTurns:
             heads.add(store.head(f"bob-{number}"))
         assert len(heads) == 1
 
+    @pytest.mark.parametrize("nothing", ["", " \n"])
+    def test_that_say_nothing_are_refused(self, chat, store, nothing):
+        bob = chat.with_session("bob")
+        for call in (bob.invoke, lambda text: list(bob.stream(text)), bob.ask_aside):
+            with pytest.raises(ValueError, match="an empty text"):
+                call(nothing)
+        assert store.sessions() == []
+
     def test_take_options_of_the_model(self, chat):
         answer = chat.with_session("bob").invoke("Hello.", max_tokens=2)
         assert answer.usage_metadata["output_tokens"] == 2
