@@ -91,6 +91,9 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         >>> bob.invoke("My name is Bob.")  # doctest: +SKIP
         >>> bob.invoke("What is my name?").content  # doctest: +SKIP
         'Your name is Bob.'
+        >>> bob.ask_aside("Who am I?")  # doctest: +SKIP
+        >>> chain = prompt | chat.with_sessions()  # doctest: +SKIP
+        >>> chain.invoke(question, {"configurable": {"session_id": "bob"}})  # doctest: +SKIP
 
     Stream:
         >>> for chunk in chat.stream("Tell me a joke."):  # doctest: +SKIP

@@ -204,7 +204,8 @@ class RWKVModel(BaseModel):
             )
             if name == "metadata":  # LangChain notes versions there
                 value = {key: value[key] for key in value or {} if key != "lc_versions"} or None
-            if name in always or (name != "profile" and value != default):
+            is_set = fields[name].repr and name != "profile" and value != default
+            if name in always or is_set:
                 yield fields[name].alias or name, value
 
     def model_post_init(self, context: Any, /) -> None:

@@ -391,3 +391,4 @@ def test_a_session_shows_its_name_and_no_salt(chat):
     bob = chat.with_session("bob")
     assert "'bob'" in repr(bob)
     assert "secret" not in repr(bob.bind(cache_salt="secret"))
+    assert "secret" not in repr(bob.bind(max_tokens=2).bind(cache_salt="secret"))

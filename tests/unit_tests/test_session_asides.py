@@ -159,6 +159,8 @@ class TestWithTheModel:
         bob = chat.bind(max_tokens=2).with_session("bob")
         assert usage(bob.ask_aside("One.")) == 2
         assert usage(bob.ask_aside("One.", max_tokens=1)) == 1
+        assert usage(bob.with_config(tags=["x"]).ask_aside("One.")) == 2
+        assert usage(chat.with_session("bob").with_config(tags=["x"]).ask_aside("One.")) > 2
         answers: list[AIMessage] = [
             joined(bob.stream_aside("One.")),
             joined([chunk async for chunk in bob.astream_aside("One.")]),
