@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -146,6 +147,14 @@ class TestABatch:
             "heard 4",
             "heard 6",
         ]
+
+    async def test_begins_a_turn_once_the_one_before_it_has_ended(self, fake, store):
+        sessions = RWKVSessions(fake, store, on_conflict="raise")  # which waits for nobody
+        fake.before_answer = lambda: time.sleep(0.05)
+        configs = [of("bob")] * 3
+        sessions.batch(["One.", "Two.", "Three."], configs)
+        await sessions.abatch(["One.", "Two.", "Three."], configs)
+        assert store.session("bob").n_turns == 6
 
     def test_serves_sessions_beside_one_another(self, fake, sessions):
         both = threading.Barrier(2, timeout=20)
