@@ -22,7 +22,7 @@ from langchain_rwkv_state.state.plain_file import open_plain
 from langchain_rwkv_state.whole import write_whole
 
 if TYPE_CHECKING:
-    from langchain_rwkv_state.state.packing import CodecName
+    from langchain_rwkv_state.state.codec_names import CodecName
 
 
 class RWKVState(Mapping[str, torch.Tensor]):
@@ -231,7 +231,8 @@ class RWKVState(Mapping[str, torch.Tensor]):
                 plain file; a pipe or a device is not waited for.
             StateMismatch: It belongs to another model.
         """
-        from langchain_rwkv_state.state.codec import decode, read_state_file
+        from langchain_rwkv_state.state.codec import decode
+        from langchain_rwkv_state.state.header import read_state_file
 
         with open_plain(path) as file:
             data = read_state_file(file)

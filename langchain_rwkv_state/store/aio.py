@@ -14,9 +14,8 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.store.clock import TTL
 from langchain_rwkv_state.store.records import (
     CheckReport,
@@ -27,6 +26,9 @@ from langchain_rwkv_state.store.records import (
     StoreStats,
 )
 from langchain_rwkv_state.store.verbs import StoreVerbs
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.state import RWKVState
 
 P = ParamSpec("P")
 T = TypeVar("T")

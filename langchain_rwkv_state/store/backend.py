@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from langchain_rwkv_state.state import Buffer
 from langchain_rwkv_state.store.records import CheckReport
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.state import Buffer
 
 T = TypeVar("T")
 

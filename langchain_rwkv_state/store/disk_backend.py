@@ -14,12 +14,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from diskcache import Cache, Timeout
 
 from langchain_rwkv_state.errors import RWKVStateError, StateCorrupt, StoreError, StoreFull
-from langchain_rwkv_state.state import Buffer
 from langchain_rwkv_state.store.backend import Reader, Transaction
 from langchain_rwkv_state.store.connections import ThreadConnections
 from langchain_rwkv_state.store.files import (
@@ -43,6 +42,9 @@ from langchain_rwkv_state.store.records import CheckReport
 from langchain_rwkv_state.store.safe_disk import CountedBytes, SafeDisk
 from langchain_rwkv_state.store.schema import DATABASE, SETTINGS, WITNESS, WITNESS_RANGE
 from langchain_rwkv_state.store.table_check import SOUND, check_table
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.state import Buffer
 
 if sys.platform != "win32":
     import fcntl

@@ -18,11 +18,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from langchain_rwkv_state.errors import StateCorrupt, StoreError, StoreFull
-from langchain_rwkv_state.state import Buffer
-from langchain_rwkv_state.state.codec import read_state_file
+from langchain_rwkv_state.state.header import read_state_file
 from langchain_rwkv_state.whole import flush_directory
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.state import Buffer
 
 if sys.platform != "win32":
     import resource

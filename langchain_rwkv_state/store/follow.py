@@ -10,12 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from langchain_rwkv_state.errors import StateExpired, StateNotFound
-from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.store.base import StateStore
 from langchain_rwkv_state.store.records import LogEntry, SessionInfo
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.state import RWKVState
 
 EVERY_SECONDS = 0.5
 _TRIES = 20  # commits that may come between two looks

@@ -10,10 +10,9 @@ import time
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
-from langchain_rwkv_state.runtime.registry import Hold
-from langchain_rwkv_state.state import Buffer
+from langchain_rwkv_state.registry import Hold
 from langchain_rwkv_state.store.backend import Reader, Transaction
 from langchain_rwkv_state.store.clock import TTL
 from langchain_rwkv_state.store.forks import ForkLock
@@ -22,6 +21,9 @@ from langchain_rwkv_state.store.records import CheckReport, Codec, LogKind
 from langchain_rwkv_state.store.resources import Resources
 from langchain_rwkv_state.store.settings import check_kept, check_settings
 from langchain_rwkv_state.store.staged_files import StagedFiles
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.state import Buffer
 
 T = TypeVar("T")
 

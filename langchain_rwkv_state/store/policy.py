@@ -19,8 +19,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+from langchain_rwkv_state import state as states
 from langchain_rwkv_state.errors import (
     RWKVStateError,
     SessionConflict,
@@ -30,19 +31,8 @@ from langchain_rwkv_state.errors import (
     StoreError,
     StoreFull,
 )
-from langchain_rwkv_state.runtime.base import Runtime
-from langchain_rwkv_state.runtime.registry import Hold
-from langchain_rwkv_state.state import (
-    LOSSY,
-    CodecName,
-    RWKVState,
-    decode,
-    encode_parts,
-    is_reference,
-    lossy,
-    reference,
-    require_finite,
-)
+from langchain_rwkv_state.registry import Hold
+from langchain_rwkv_state.state import LOSSY, CodecName, is_reference, reference
 from langchain_rwkv_state.store import queue, rows
 from langchain_rwkv_state.store.aio import Threads
 from langchain_rwkv_state.store.audit import audit
@@ -81,6 +71,10 @@ from langchain_rwkv_state.store.staging import (
 from langchain_rwkv_state.store.tokens import joined, pack_tokens
 from langchain_rwkv_state.store.unread import LIMIT_BYTES, bundled_bytes, require_messages
 from langchain_rwkv_state.store.unsaved import EndedTurn
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.runtime.base import Runtime
+    from langchain_rwkv_state.state import RWKVState
 
 logger = logging.getLogger("langchain_rwkv_state.store")
 
@@ -202,7 +196,7 @@ class KeyedStore(StateStore):
         if parent is not None:
             _check_ref(parent, "parent")
         _check_state(state)
-        require_finite(state)
+        states.require_finite(state)
         ref, state = self._as_kept(state)
         # One at a time, so that memory never holds more than its share: whoever comes meanwhile
         # waits for the disk, and has its state in its own hands.
@@ -718,7 +712,7 @@ class KeyedStore(StateStore):
         if staged.path is None or files is None:
             return staged.memory
         data = files.read(staged.path, staged.path_nbytes)
-        return None if data is None else decode(data, ref=staged.ref).state
+        return None if data is None else states.decode(data, ref=staged.ref).state
 
     def _unless_expired(self, error: StateNotFound, ref: str) -> RWKVStateError:
         """Returns what to raise of a state that is not here: it may have been staged, and expired.
@@ -753,7 +747,7 @@ class KeyedStore(StateStore):
             path, nbytes = None, 0
             try:
                 assert staged.memory is not None  # noqa: S101 # as `over` says
-                parts = encode_parts(
+                parts = states.encode_parts(
                     staged.memory,
                     parent=staged.parent,
                     ref=staged.ref,
@@ -800,9 +794,11 @@ class KeyedStore(StateStore):
         self, ref: str, state: RWKVState, parent: str | None, origin: Origin | None
     ) -> StateRow:
         """Writes a state's bytes and returns the row for them."""
-        require_finite(state)
+        states.require_finite(state)
         now = self._clock.now()
-        parts = encode_parts(state, parent=parent, ref=ref, created_seconds=now, codec=self._codec)
+        parts = states.encode_parts(
+            state, parent=parent, ref=ref, created_seconds=now, codec=self._codec
+        )
         row = StateRow(
             ref=ref,
             blob=_blob_name(ref),
@@ -856,7 +852,7 @@ class KeyedStore(StateStore):
         ref = reference(state.derivation, self._key)
         if self._codec not in LOSSY or self._staged(ref) or self._view().lives(ref):
             return ref, state
-        kept = lossy(state, self._codec)
+        kept = states.lossy(state, self._codec)
         return reference(kept.derivation, self._key), kept
 
     # -- pieces of the verbs ---------------------------------------------------------------------
@@ -980,7 +976,7 @@ def _is_whole(value: object) -> bool:
 
 
 def _check_state(value: object) -> None:
-    if not isinstance(value, RWKVState):
+    if not isinstance(value, states.RWKVState):
         raise ValueError(  # noqa: TRY004 # as of every other argument
             f"A store keeps RWKVStates, got {value!r:.200}: a runtime's forward gives one."
         )

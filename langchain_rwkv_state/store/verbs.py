@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.store.clock import TTL
 from langchain_rwkv_state.store.records import (
     CheckReport,
@@ -21,6 +21,9 @@ from langchain_rwkv_state.store.records import (
     SessionInfo,
     StoreStats,
 )
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.state import RWKVState
 
 
 class StoreVerbs(ABC):
