@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from langchain_rwkv_state.errors import StateCorrupt
 
 HEADER_LIMIT_BYTES = 1 << 20  # a header of the largest known model takes 40 kB
 FILE_LIMIT_BYTES = 4 << 30  # a state of the largest known model takes 80 MB
+START_BYTES = 1 << 16  # of a file, that hold the header of any known model
 _VERSION_DIGITS = 9  # a later version, however long its number: `int` refuses thousands of digits
 
 
@@ -70,3 +71,43 @@ def read_state_file(file: BinaryIO) -> bytes:
             "was changed."
         )
     return start + file.read(size - len(start))
+
+
+class Named(NamedTuple):
+    """The model that a state's file names at its start.
+
+    Attributes:
+        fingerprint: Its fingerprint.
+        version: Of RWKV.
+        n_layer: Number of layers.
+        n_embd: Embedding width.
+    """
+
+    fingerprint: str
+    version: int
+    n_layer: int
+    n_embd: int
+
+
+def model_named(start: bytes) -> Named:
+    """Returns the model that a state's file says it is of, unchecked: for people to read.
+
+    Args:
+        start: The file's first bytes, `START_BYTES` of them or all.
+
+    Raises:
+        StateCorrupt: It says nothing that could be a model.
+    """
+    length = int.from_bytes(start[:8], "little")
+    if length > len(start) - 8:
+        raise StateCorrupt("The file is not a state: its header is cut off, or too large.")
+    texts = parsed_header(start[8 : 8 + length])["__metadata__"]
+    try:
+        fingerprint = json.loads(texts["about"])["fingerprint"]
+        layout = json.loads(texts["layout"])
+        numbers = [layout[name] for name in ("version", "n_layer", "n_embd")]
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise StateCorrupt("The header of the file names no model.") from error
+    if not isinstance(fingerprint, str) or not all(type(each) is int for each in numbers):
+        raise StateCorrupt("The header of the file names no model.")
+    return Named(fingerprint, *numbers)

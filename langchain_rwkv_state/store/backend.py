@@ -144,6 +144,14 @@ class Backend(Protocol):
         """
         ...
 
+    def read_blob_start(self, name: str, nbytes: int) -> bytes | None:
+        """Returns at most `nbytes` of a blob from its start, ``None`` where it is missing.
+
+        Raises:
+            StateCorrupt: As `read_blob`, but for the length.
+        """
+        ...
+
     def drop_blob(self, name: str) -> None:
         """Deletes a blob, if it is there."""
         ...

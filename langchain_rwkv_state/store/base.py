@@ -13,6 +13,7 @@ from typing import Self
 from langchain_rwkv_state.store.aio import AsyncVerbs
 from langchain_rwkv_state.store.clock import TTL
 from langchain_rwkv_state.store.records import (
+    Backup,
     CheckReport,
     Codec,
     Filing,
@@ -25,6 +26,7 @@ from langchain_rwkv_state.store.unsaved import EndedTurn, UnsavedTurns
 
 __all__ = [
     "TTL",
+    "Backup",
     "CheckReport",
     "Codec",
     "EndedTurn",

@@ -175,6 +175,11 @@ class MemoryBackend:
             found = self._blobs.get(name)
             return None if found is None else found[0]
 
+    def read_blob_start(self, name: str, nbytes: int) -> bytes | None:
+        """See `Backend.read_blob_start`."""
+        data = self.read_blob(name)
+        return None if data is None else data[:nbytes]
+
     def drop_blob(self, name: str) -> None:
         """See `Backend.drop_blob`."""
         with self._lock:

@@ -71,6 +71,7 @@ from langchain_rwkv_state.store.staging import (
 from langchain_rwkv_state.store.tokens import joined, pack_tokens
 from langchain_rwkv_state.store.unread import LIMIT_BYTES, bundled_bytes, require_messages
 from langchain_rwkv_state.store.unsaved import EndedTurn
+from langchain_rwkv_state.store.whose import model_of, model_words
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.runtime.base import Runtime
@@ -415,6 +416,30 @@ class KeyedStore(StateStore):
             return None if turn is None else turn.ref
 
         return self._write(work, freeing=True)
+
+    def rename(self, session: str, new_name: str) -> None:
+        """See `StateStore.rename`."""
+        self._check_open()
+        check_name(session, "session")
+        check_name(new_name, "new")
+
+        def work(ledger: Ledger) -> None:
+            row = ledger.session(session)
+            if row is None:
+                raise StateNotFound(f"There is no session {session!r} to rename.")
+            if ledger.session(new_name) is not None:
+                raise SessionConflict(
+                    f"The session {new_name!r} exists already: choose another name, or "
+                    "delete it first."
+                )
+            for name in (session, new_name):
+                queue.require_empty(ledger, name)
+            ledger.remove_session(new_name, expired=True)  # what is left of an expired one
+            ledger.rename_session(row, new_name)
+
+        self._write(work)
+        for turn in self.take_unsaved(session):
+            self.note_unsaved(new_name, turn)
 
     def delete_session(self, session: str) -> bool:
         """See `StateStore.delete_session`."""
@@ -858,16 +883,20 @@ class KeyedStore(StateStore):
     # -- pieces of the verbs ---------------------------------------------------------------------
 
     def _info(self, row: SessionRow) -> SessionInfo:
+        view = self._view()
+        named = None if row.head is None else model_of(self._backend, _readable(view, row.head))
         return SessionInfo(
             session=row.name,
             head=row.head,
             n_tokens=row.n_tokens,
             n_turns=row.turns,
-            nbytes=self._view().nbytes(row.kept),
+            nbytes=view.nbytes(row.kept),
             created_seconds=row.created,
             updated_seconds=row.updated,
             expires_seconds=row.expires,
             unread=row.unread,
+            model=None if named is None else model_words(named),
+            fingerprint=None if named is None else named.fingerprint,
         )
 
     def _view(self) -> View:
@@ -932,6 +961,14 @@ def _clock_mark(backend: Backend) -> ClockMark | None:
         return ClockMark(body.seconds("wall"), body.seconds("offset"))
     except StateCorrupt:
         return None  # without a mark the clock is taken at its word
+
+
+def _readable(view: View, ref: str) -> StateRow | None:
+    """Returns a state's row; ``None`` where it is lost or was changed."""
+    try:
+        return view.stored_state(ref)
+    except StateCorrupt:
+        return None
 
 
 class _OverLimit(StoreFull):

@@ -187,6 +187,19 @@ class StoreVerbs(ABC):
         """
 
     @abstractmethod
+    def rename(self, session: str, new_name: str) -> None:
+        """Gives a session another name, with all that it has, at one stroke.
+
+        Log, unread messages, states and time to live move along; the old name is that of no session
+        then. It is no use of the session: its times stay as they are. Whoever still speaks of the
+        old name begins a new session, so a turn that is under way, or waits, keeps both names.
+
+        Raises:
+            StateNotFound: There is no such session.
+            SessionConflict: A session of the new name exists, or a turn of either is in its queue.
+        """
+
+    @abstractmethod
     def delete_session(self, session: str) -> bool:
         """Deletes a session and the states that nothing else needs; says whether it existed."""
 
