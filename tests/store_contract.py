@@ -30,6 +30,7 @@ from langchain_rwkv_state.errors import (
 )
 from langchain_rwkv_state.state import RWKVState, is_reference
 from langchain_rwkv_state.store import Filing, StateStore
+from langchain_rwkv_state.store.base import EndedTurn
 from tests.helpers.states import SetClock, random_state
 
 DAY = 86400.0
@@ -635,6 +636,14 @@ class StoreContract(ABC):
         with pytest.raises(StateNotFound):
             store.rebuild(refs[0], runtime)
         assert store.check().problems == ()
+
+    def test_turns_that_wait_to_be_stored_move_with_their_session(self, store):
+        turns(store, "bob", 1)
+        turn = EndedTurn(('"one"',), None, None, store.head("bob"), 0, None)
+        store.note_unsaved("bob", turn)
+        store.rename("bob", "al")
+        assert store.take_unsaved("bob") == []
+        assert store.take_unsaved("al") == [turn]
 
     def test_a_rename_does_not_overwrite_a_session(self, store):
         turns(store, "bob", 1)

@@ -64,6 +64,10 @@ def show(
 ) -> None:
     """Show what the prefix cache on disk holds."""
     if context.invoked_subcommand is not None:
+        if tree:
+            raise typer.BadParameter("--tree is of `cache` alone.")
+        if as_json:
+            raise typer.BadParameter(f"Give --json behind {context.invoked_subcommand}.")
         return
     path = _directory(directory)
     if not path.exists():

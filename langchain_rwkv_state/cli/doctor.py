@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -66,6 +66,8 @@ def doctor(
 
     The exit code is 1 when something is wrong, and with --fix where something could not be mended.
     """
+    if no_trial and model is None:
+        raise typer.BadParameter("--no-trial is for --model: name a model.")
     checks: list[tuple[str, Check]] = [
         ("packages", _packages),
         ("store", lambda: _store(store, fix=fix)),
@@ -76,25 +78,35 @@ def doctor(
         checks.insert(3, ("model", lambda: look_into(model)))
         if not no_trial:
             checks.append(("trial", lambda: trial(model)))
+    wrong = _documented(checks) if json_wanted else _shown(checks)
+    if wrong:
+        raise typer.Exit(1)
+
+
+def _shown(checks: Iterable[tuple[str, Check]]) -> int:
+    """Prints each finding as it comes; returns how many need attention."""
     console = output.out()
-    found = []
+    wrong = 0
     for title, check in checks:
-        if not json_wanted:
-            console.print(Text(title, "bold"))
+        console.print(Text(title, "bold"))
         for finding in findings(title, check):
-            found.append((title, finding))
-            if not json_wanted:
-                show(finding)
-    wrong = sum(bool(finding.advice) for _, finding in found)
-    if json_wanted:
-        listed = [as_json(title, finding) for title, finding in found]
-        output.as_json({"well": not wrong, "findings": listed})
-    elif wrong:
+            show(finding)
+            wrong += bool(finding.advice)
+    if wrong:
         console.print(Text(f"{wrong} of these need attention.", "bold red"))
     else:
         console.print(Text("All is well.", "bold green"))
-    if wrong:
-        raise typer.Exit(1)
+    return wrong
+
+
+def _documented(checks: Iterable[tuple[str, Check]]) -> int:
+    """Prints all findings as one document; returns how many need attention."""
+    found = [
+        as_json(title, finding) for title, check in checks for finding in findings(title, check)
+    ]
+    wrong = sum(each["advice"] is not None for each in found)
+    output.as_json({"well": not wrong, "findings": found})
+    return wrong
 
 
 def _packages() -> Iterator[Finding]:

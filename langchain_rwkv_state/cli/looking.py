@@ -178,10 +178,10 @@ def _as_json(
     layout = state.layout
     return {
         "version": layout.version,
-        "n_layer": layout.n_layer,
-        "n_embd": layout.n_embd,
-        "n_tokens": state.n_tokens,
-        "nbytes": state.nbytes,
+        "layers": layout.n_layer,
+        "width": layout.n_embd,
+        "tokens": state.n_tokens,
+        "bytes": state.nbytes,
         "fingerprint": state.fingerprint,
         "verdict": found.verdict,
         "problems": list(found.problems),

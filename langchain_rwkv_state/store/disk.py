@@ -7,6 +7,7 @@ sessions, or the directory as a whole while nothing uses it.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 import warnings
@@ -227,6 +228,11 @@ class DiskStateStore(KeyedStore):
                     f"{report.problems[0]}" + (f" And {more} more." if more else "")
                 )
             return store.backup(directory)
+
+    @staticmethod
+    async def arestore(backup: str | os.PathLike[str], directory: str | os.PathLike[str]) -> Backup:
+        """Async twin of `restore`."""
+        return await asyncio.to_thread(DiskStateStore.restore, backup, directory)
 
     @property
     def _disk(self) -> DiskBackend:

@@ -130,6 +130,20 @@ def test_an_error_is_a_sentence_and_no_document(store):
     assert "no session 'nobody'" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["cache", "--json", "explain", "Hi."], "behind explain"),
+        (["cache", "--tree", "clear"], "of `cache` alone"),
+        (["doctor", "--no-trial"], "name a model"),
+    ],
+)
+def test_no_option_is_dropped(words, said):
+    result = CliRunner().invoke(app, words, env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
 def test_prune(run):
     assert run("prune")["removed"] == 0
 
@@ -151,7 +165,7 @@ def test_doctor(run, store, monkeypatch, tmp_path):
 
 
 def test_inspect_diff_and_codecs(run):
-    assert run("inspect", "bob")["n_layer"] == 2
+    assert run("inspect", "bob")["layers"] == 2
     found = run("diff", "alice", "bob", "--metric", "l2")
     assert (found["first"], found["second"], found["metric"]) == ("alice", "bob", "l2")
     assert found["total"] > max(found["layers"]) > 0

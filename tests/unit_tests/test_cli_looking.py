@@ -71,7 +71,7 @@ def test_inspect_draws_a_picture(run, tmp_path):
 def test_inspect_as_json_has_figures_and_maps(run):
     result = run("inspect", "bob", "--json")
     found = json.loads(result.stdout)
-    assert (found["version"], found["n_layer"], found["n_tokens"]) == (7, 2, 2)
+    assert (found["version"], found["layers"], found["tokens"]) == (7, 2, 2)
     assert len(found["tensors"]) == 6
     norm, _ = head_maps(BOB)
     assert found["maps"][0]["values"] == [list(row) for row in norm.values]

@@ -39,7 +39,9 @@ def test_a_backup_is_a_store_that_holds_the_same(store, tmp_path):
     store.delete_session("al")
     with DiskStateStore(made.path) as copy:
         assert copy.check().problems == ()
-        assert copy.session("al", renew=False).unread == ('"one"',)
+        info = copy.session("al", renew=False)
+        assert info is not None
+        assert info.unread == ('"one"',)
         assert [each.ref for each in copy.log("bob")] == [each.ref for each in store.log("bob")][3:]
         assert head_of(copy, "bob").n_tokens == 7
         turns(copy, "bob", 1, start=4)  # the same secret: the same names
@@ -73,7 +75,7 @@ def test_where_there_are_no_links_bytes_are_copied(store, tmp_path, monkeypatch)
 @pytest.mark.parametrize("vanishing", [1, 3, 100])
 def test_files_that_are_deleted_meanwhile_make_no_hole(store, tmp_path, monkeypatch, vanishing):
     """Before each look's files are taken, the session goes on, and old files go."""
-    own, looks = DiskStateStore.backup, []
+    looks: list[None] = []
     take = backup._Copy._take
 
     def after_a_turn(self, connection):
@@ -84,7 +86,7 @@ def test_files_that_are_deleted_meanwhile_make_no_hole(store, tmp_path, monkeypa
         return take(self, connection)
 
     monkeypatch.setattr(backup._Copy, "_take", after_a_turn)
-    made = own(store, tmp_path / "copy")
+    made = store.backup(tmp_path / "copy")
     assert len(looks) == min(vanishing + 1, backup._LOOKS)
     with DiskStateStore(made.path, read_only=True) as copy:
         assert copy.check().problems == ()
@@ -143,6 +145,7 @@ def test_a_closed_store_makes_none(store, tmp_path):
 
 async def test_a_backup_has_an_async_twin(store, tmp_path):
     assert (await store.abackup(tmp_path / "copy")).sessions == 2
+    assert (await DiskStateStore.arestore(tmp_path / "copy", tmp_path / "again")).sessions == 2
 
 
 def test_a_backup_is_restored_where_no_store_is(store, tmp_path):
