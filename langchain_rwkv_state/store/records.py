@@ -150,7 +150,7 @@ class CheckReport:
 
     Attributes:
         problems: One sentence each, with the row or file it is about; empty for a sound store.
-        repaired: What `fix=True` did, one sentence each.
+        repaired: What `fix=True` did, one sentence each; what it did to a session names it.
     """
 
     problems: tuple[str, ...]
