@@ -20,8 +20,8 @@ from langchain_rwkv_state.demo import MODEL_PATH, TOKENIZER_PATH
 from langchain_rwkv_state.engine import Engine, Limits
 from langchain_rwkv_state.errors import ModelLoadError
 from langchain_rwkv_state.prefix_cache import PrefixStateCache
+from langchain_rwkv_state.registry import Hold, Registry
 from langchain_rwkv_state.runtime import Runtime, is_g1, load_runtime, locate, model_key
-from langchain_rwkv_state.runtime.registry import Hold, Registry
 from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.template import (
     ChatTemplate,

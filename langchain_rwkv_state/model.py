@@ -31,9 +31,9 @@ from langchain_rwkv_state.engine import Limits, Request, Sampling
 from langchain_rwkv_state.errors import StoreError, StoreFull
 from langchain_rwkv_state.loaded import Loaded, hold_model
 from langchain_rwkv_state.prefix_cache import PrefixStateCache, default_cache
+from langchain_rwkv_state.registry import Hold
 from langchain_rwkv_state.reuse import Flight, launch
 from langchain_rwkv_state.runtime import check_model
-from langchain_rwkv_state.runtime.registry import Hold
 from langchain_rwkv_state.store import DiskStateStore, MemoryStateStore, StateStore
 from langchain_rwkv_state.store.staging import STAGED_BUDGET_BYTES
 from langchain_rwkv_state.template import ChatTemplate

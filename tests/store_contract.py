@@ -30,6 +30,7 @@ from langchain_rwkv_state.errors import (
 )
 from langchain_rwkv_state.state import RWKVState, is_reference
 from langchain_rwkv_state.store import Filing, StateStore
+from langchain_rwkv_state.store.base import EndedTurn
 from tests.helpers.states import SetClock, random_state
 
 DAY = 86400.0
@@ -589,6 +590,107 @@ class StoreContract(ABC):
         turns(store, "bob", 1)
         with pytest.raises(ValueError, match="1 turn or more"):
             store.rewind("bob", count)
+
+    # -- rename ----------------------------------------------------------------------------------
+
+    def test_a_renamed_session_has_all_that_it_had(self, make_store, clock):
+        store = make_store(clock=clock, history=3)
+        refs = turns(store, "bob", 5)
+        store.append_unread("bob", ['"one"'], ttl=500)
+        store.keep(refs[-1], "thread")
+        clock.advance(20)
+        before, log, stats = store.session("bob", renew=False), store.log("bob"), store.stats()
+        store.rename("bob", "al")
+        assert store.session("al", renew=False) == replace(before, session="al")
+        assert store.log("al") == log
+        assert store.sessions() == ["al"]
+        assert store.head("bob") is None
+        assert store.log("bob") == []
+        assert (store.stats().sessions, store.stats().states) == (1, stats.states)
+        assert store.check().problems == ()
+        assert store.rewind("al", 2) == refs[2]
+        clock.advance(501)
+        assert store.session("al") is None
+        store.prune()
+        assert store.stats().sessions == 0
+        assert store.release("thread") == 1
+        assert store.stats().states == 0
+        assert store.check().problems == ()
+
+    def test_a_renamed_session_goes_on_and_its_old_name_is_new(self, store):
+        refs = turns(store, "bob", 2)
+        store.rename("bob", "al")
+        turns(store, "al", 1, start=2)
+        assert [entry.ref for entry in store.log("al")][1:] == refs[::-1]
+        turns(store, "bob", 1)
+        assert store.session("bob").n_turns == 1
+        assert store.check().problems == ()
+
+    def test_a_token_log_moves_with_its_session(self, make_store):
+        store = make_store(log="tokens")
+        runtime = Reader()
+        refs, _ = chat(store, runtime, "bob", 4)
+        store.rename("bob", "al")
+        assert store.rebuild(refs[0], runtime).n_tokens > 0
+        store.delete_session("al")
+        with pytest.raises(StateNotFound):
+            store.rebuild(refs[0], runtime)
+        assert store.check().problems == ()
+
+    def test_turns_that_wait_to_be_stored_move_with_their_session(self, store):
+        turns(store, "bob", 1)
+        turn = EndedTurn(('"one"',), None, None, store.head("bob"), 0, None)
+        store.note_unsaved("bob", turn)
+        store.rename("bob", "al")
+        assert store.take_unsaved("bob") == []
+        assert store.take_unsaved("al") == [turn]
+
+    def test_a_rename_does_not_overwrite_a_session(self, store):
+        turns(store, "bob", 1)
+        (other,) = turns(store, "al", 1)
+        for taken in ("al", "bob"):
+            with pytest.raises(SessionConflict, match=f"'{taken}' exists"):
+                store.rename("bob", taken)
+        with pytest.raises(StateNotFound, match="'cy'"):
+            store.rename("cy", "dan")
+        for name in ("", 7, "x" * 513):
+            with pytest.raises(ValueError, match="A new name is a text"):
+                store.rename("bob", name)
+        assert store.head("al") == other
+
+    def test_the_name_of_an_expired_session_is_free(self, make_store, clock):
+        store = make_store(clock=clock)
+        ref = store.stage(random_state([1]))
+        store.commit("al", ref, None, ttl=10)
+        turns(store, "bob", 2)
+        clock.advance(11)
+        store.rename("bob", "al")
+        assert store.session("al").n_turns == 2
+        assert store.check().problems == ()
+
+    def test_a_turn_that_is_under_way_keeps_its_sessions_name(self, store, clock):
+        turns(store, "bob", 1)
+        for name in ("bob", "al"):  # a first turn begins under the new name, too
+            store.enter_queue(name, "mine", 15)
+            store.enter_queue(name, "another", 15)
+            with pytest.raises(SessionConflict, match=f"'{name}' is under way .*, and 1 wait"):
+                store.rename("bob", "al")
+            store.leave_queue(name, "another")
+            clock.advance(16)  # nobody holds the other place any more
+        store.rename("bob", "al")
+        assert store.sessions() == ["al"]
+
+    # -- whose a session is ----------------------------------------------------------------------
+
+    def test_a_session_tells_its_model(self, store):
+        state = random_state([1])
+        store.commit("bob", store.stage(state), None)
+        store.append_unread("al", ['"one"'])
+        info = store.session("bob")
+        assert info.fingerprint == state.fingerprint
+        layout = state.layout
+        assert info.model.startswith(f"RWKV-{layout.version} {layout.n_layer}x{layout.n_embd} ")
+        assert (store.session("al").model, store.session("al").fingerprint) == (None, None)
 
     # -- sessions, delete ------------------------------------------------------------------------
 
@@ -1239,6 +1341,7 @@ class StoreContract(ABC):
         assert await store.asessions() == ["bob"]
         assert await store.afork("bob", "al") == staged
         assert await store.arewind("al") is None
+        await store.arename("al", "cleared")
         await store.afile("turn", Filing("digest", ref, None))
         assert len(await store.afilings("turn")) == 1
         await store.aforget_turn("turn")
@@ -1291,6 +1394,7 @@ class StoreContract(ABC):
             lambda: store.sessions(),
             lambda: store.fork("bob", "al"),
             lambda: store.rewind("bob"),
+            lambda: store.rename("bob", "al"),
             lambda: store.delete_session("bob"),
             lambda: store.export_session("bob", self.tmp_path / "bob.zip"),
             lambda: store.import_session(self.tmp_path / "bob.zip"),

@@ -15,6 +15,7 @@ import typer
 
 from langchain_rwkv_state._version import __version__
 from langchain_rwkv_state.cli import output
+from langchain_rwkv_state.cli.backup import backup, restore
 from langchain_rwkv_state.cli.cache import cache, warm
 from langchain_rwkv_state.cli.chat import chat
 from langchain_rwkv_state.cli.clamp import clamp_decay
@@ -23,6 +24,7 @@ from langchain_rwkv_state.cli.doctor import doctor
 from langchain_rwkv_state.cli.help import LiteralCommand, LiteralGroup
 from langchain_rwkv_state.cli.looking import calibrate, diff, inspect
 from langchain_rwkv_state.cli.models import half_life, memory
+from langchain_rwkv_state.cli.naming import fork, rename, rewind
 from langchain_rwkv_state.cli.recall import recall
 from langchain_rwkv_state.cli.report import report
 from langchain_rwkv_state.cli.sessions import prune, rm, sessions, show
@@ -89,6 +91,7 @@ def _options(
 
 for _command in (
     *(chat, sessions, show, rm, prune, warm, doctor),
+    *(fork, rewind, rename, backup, restore),
     *(inspect, calibrate, diff, watch, report, recall),
     *(blend, decay, renormalise, codecs, export),
     *(zero, prefill, half_life, clamp_decay, memory),

@@ -23,6 +23,7 @@ from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.help import LiteralCommand, LiteralGroup
 from langchain_rwkv_state.cli.options import (
     CreateOption,
+    JsonOption,
     ModelOption,
     StoreOption,
     StrategyOption,
@@ -59,16 +60,29 @@ def show(
     directory: DirectoryOption = None,
     tree: Annotated[bool, typer.Option("--tree", help="Draw the tree with its texts.")] = False,
     model: ModelOption = "demo",
+    as_json: JsonOption = False,
 ) -> None:
     """Show what the prefix cache on disk holds."""
     if context.invoked_subcommand is not None:
+        if tree:
+            raise typer.BadParameter("--tree is of `cache` alone.")
+        if as_json:
+            raise typer.BadParameter(f"Give --json behind {context.invoked_subcommand}.")
         return
     path = _directory(directory)
     if not path.exists():
         output.note(f"There is no prefix cache at {path} yet.")
+        if as_json:
+            output.as_json({"directory": str(path), "bytes": 0, "states": []})
         return
     with closing(_open(path)) as disk:
         rows = sorted(disk.rows(), key=lambda row: (str(row.root), row.key))
+        if as_json:
+            texts = _texts(rows, _decoder(model)) if tree and rows else [None] * len(rows)
+            states = list(map(_as_json, rows, _above(rows), texts))
+            total = sum(row.nbytes for row in rows)
+            output.as_json({"directory": str(path), "bytes": total, "states": states})
+            return
         console = output.out()
         if not rows:
             console.print(Text(f"The prefix cache at {path} is empty."), soft_wrap=True)
@@ -100,6 +114,7 @@ def explain(
     salt: Annotated[str | None, typer.Option(help="The tenant's cache_salt.")] = None,
     model: ModelOption = "demo",
     strategy: StrategyOption = "auto",
+    as_json: JsonOption = False,
 ) -> None:
     """Say how much of a prompt is kept on disk, and why not more."""
     from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
@@ -117,6 +132,17 @@ def explain(
             found = opened.explain(Root.of(loaded.zero, salt), ids)
         finally:
             llm.unload()
+    if as_json:
+        output.as_json(
+            {
+                "tokens": found.n_tokens,
+                "reused": found.reused,
+                "known": found.known,
+                "cause": found.cause,
+                "text": found.text,
+            }
+        )
+    else:
         output.out().print(Text(found.text), soft_wrap=True)
 
 
@@ -247,6 +273,45 @@ def _tree(rows: Sequence[Row], decode: Callable[[Row, tuple[int, ...]], str]) ->
             line.append(f"  pinned: {output.plain(row.pin)}", "bold")
         stack.append((row.key, branch.add(line)))
     return drawn
+
+
+def _above(rows: Sequence[Row]) -> list[int | None]:
+    """Returns for each state the place of the deepest one that it goes on from."""
+    above: list[int | None] = []
+    stack: list[int] = []
+    for place, row in enumerate(rows):
+        while stack and not _goes_on(row, rows[stack[-1]]):
+            stack.pop()
+        above.append(stack[-1] if stack else None)
+        stack.append(place)
+    return above
+
+
+def _goes_on(row: Row, above: Row) -> bool:
+    return row.root == above.root and row.key.startswith(above.key)
+
+
+def _texts(rows: Sequence[Row], decode: Callable[[Row, tuple[int, ...]], str]) -> list[str]:
+    """Returns for each state the text that it adds to the one above it."""
+    from langchain_rwkv_state.prefix_cache.tree import unpack
+
+    starts = [0 if place is None else len(rows[place].key) for place in _above(rows)]
+    return [decode(row, unpack(row.key[start:])) for row, start in zip(rows, starts, strict=True)]
+
+
+def _as_json(row: Row, above: int | None, text: str | None) -> dict[str, Any]:
+    return {
+        "fingerprint": row.root.fingerprint,
+        "salted": bool(row.root.salt),
+        "tokens": len(row.key) // 4,
+        "bytes": row.nbytes,
+        "hits": row.uses,
+        "used": output.iso_time(row.used),
+        "expires": output.iso_time(row.expires),
+        "pin": row.pin,
+        "above": above,
+        "text": text,
+    }
 
 
 def _decoder(model: str) -> Callable[[Row, tuple[int, ...]], str]:

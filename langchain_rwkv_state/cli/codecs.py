@@ -6,12 +6,17 @@ is for ``rwkv-state recall --only codecs`` to say.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from langchain_rwkv_state.cli import output
-from langchain_rwkv_state.cli.options import StoreOption, StrategyOption, TokenizerOption
+from langchain_rwkv_state.cli.options import (
+    JsonOption,
+    StoreOption,
+    StrategyOption,
+    TokenizerOption,
+)
 from langchain_rwkv_state.cli.states import PROBE, Source, model_of, state_of
 
 if TYPE_CHECKING:
@@ -27,6 +32,7 @@ def codecs(
     probe: Annotated[str, typer.Option(help="What the model reads from each.")] = PROBE,
     strategy: StrategyOption = "auto",
     tokenizer: TokenizerOption = None,
+    as_json: JsonOption = False,
     store: StoreOption = None,
 ) -> None:
     """Try every codec on a state: bytes, time, and how far its numbers move.
@@ -36,6 +42,9 @@ def codecs(
     if model is not None and not probe:
         raise typer.BadParameter("The model reads a text from the state: give one by --probe.")
     found = _trials(state_of(source, store), model, probe, strategy, tokenizer)
+    if as_json:
+        output.as_json({"source": source, "codecs": list(map(_as_json, found))})
+        return
     head = ["BYTES", "OF TENSORS", "ENCODE", "DECODE", "NUMBERS MOVE"]
     rows = output.table("CODEC", *head, *["KL, NATS"] * (model is not None))
     for each in found:
@@ -50,6 +59,18 @@ def codecs(
             *kl,
         )
     output.out().print(rows)
+
+
+def _as_json(trial: CodecTrial) -> dict[str, Any]:
+    return {
+        "codec": trial.codec,
+        "bytes": trial.nbytes,
+        "share": trial.share,
+        "encode_seconds": trial.encode_seconds,
+        "decode_seconds": trial.decode_seconds,
+        "moved": output.number(trial.moved),
+        "kl_nats": output.number(trial.kl),
+    }
 
 
 def _trials(

@@ -1,25 +1,35 @@
 """The command ``doctor``: what is installed, what would run, whether model and store are sound.
 
-Each check gives findings and changes nothing but for a store that it opens. The easy mistake is to
-let one failed check hide the others: a check that raises is itself a finding.
+Each check gives findings and changes nothing but for a store that it opens, or is told to mend. The
+easy mistake is to begin with what takes long: whoever waits sees each finding when it is there.
 """
 
 from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from langchain_rwkv_state.cli import output
-from langchain_rwkv_state.cli.options import StoreOption, is_store, open_store, store_directory
+from langchain_rwkv_state.cli.findings import Check, Finding, as_json, findings, show
+from langchain_rwkv_state.cli.model_check import look_into, trial
+from langchain_rwkv_state.cli.options import (
+    JsonOption,
+    StoreOption,
+    is_store,
+    open_store,
+    store_directory,
+)
+from langchain_rwkv_state.views.words import counted
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.store import DiskStateStore
 
 _PACKAGES = (
     "langchain-rwkv-state",
@@ -33,77 +43,70 @@ _PACKAGES = (
 )
 _SHOWN_PROBLEMS = 10
 
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report.
-
-    Attributes:
-        name: What was looked at.
-        value: What was found.
-        advice: What to do; empty where all is well.
-    """
-
-    name: str
-    value: str
-    advice: str = ""
-
-
-Check = Callable[[], Iterator[Finding]]
-
 LookedAtOption = Annotated[
     str | None,
     typer.Option(
-        "--model", "-m", show_default="none", help="A model to look into, without loading it."
+        "--model", "-m", show_default="none", help="A model to look into, and to try for 3 s."
     ),
 ]
 
 
-def doctor(store: StoreOption = None, model: LookedAtOption = None) -> None:
+def doctor(
+    store: StoreOption = None,
+    model: LookedAtOption = None,
+    no_trial: Annotated[
+        bool, typer.Option("--no-trial", help="Only look into the model, without loading it.")
+    ] = False,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Mend the store, and say what was done.")
+    ] = False,
+    json_wanted: JsonOption = False,
+) -> None:
     """Say what is installed, what would run, and whether a model and the store are sound.
 
-    The exit code is 1 when something is wrong.
+    The exit code is 1 when something is wrong, and with --fix where something could not be mended.
     """
-    console = output.out()
-
-    def check_store() -> Iterator[Finding]:
-        return _store(store)
-
+    if no_trial and model is None:
+        raise typer.BadParameter("--no-trial is for --model: name a model.")
     checks: list[tuple[str, Check]] = [
         ("packages", _packages),
+        ("store", lambda: _store(store, fix=fix)),
         ("device", _device),
         ("demo model", _demo),
-        ("store", check_store),
     ]
     if model is not None:
-        checks.insert(3, ("model", lambda: _model(model)))
+        checks.insert(3, ("model", lambda: look_into(model)))
+        if not no_trial:
+            checks.append(("trial", lambda: trial(model)))
+    wrong = _documented(checks) if json_wanted else _shown(checks)
+    if wrong:
+        raise typer.Exit(1)
+
+
+def _shown(checks: Iterable[tuple[str, Check]]) -> int:
+    """Prints each finding as it comes; returns how many need attention."""
+    console = output.out()
     wrong = 0
     for title, check in checks:
-        table = Table.grid(padding=(0, 2))
-        table.add_column(no_wrap=True)
-        table.add_column(no_wrap=True)
-        table.add_column(overflow="fold")
-        for finding in _findings(title, check):
-            wrong += bool(finding.advice)
-            mark = Text("\u2717", "bold red") if finding.advice else Text("\u2713", "green")
-            table.add_row(mark, finding.name, Text(output.plain(finding.value)))
-            if finding.advice:
-                table.add_row("", "", Text(f"\u2192 {output.plain(finding.advice)}", "yellow"))
         console.print(Text(title, "bold"))
-        console.print(table)
+        for finding in findings(title, check):
+            show(finding)
+            wrong += bool(finding.advice)
     if wrong:
         console.print(Text(f"{wrong} of these need attention.", "bold red"))
-        raise typer.Exit(1)
-    console.print(Text("All is well.", "bold green"))
+    else:
+        console.print(Text("All is well.", "bold green"))
+    return wrong
 
 
-def _findings(title: str, check: Check) -> Iterator[Finding]:
-    """Runs one check; what it raises is a finding too."""
-    try:
-        yield from check()
-    except Exception as problem:  # noqa: BLE001 - whatever is broken here is what is looked for
-        advice = "The message says why; the documentation's page on errors says what to do."
-        yield Finding(title, f"{type(problem).__name__}: {problem}", advice)
+def _documented(checks: Iterable[tuple[str, Check]]) -> int:
+    """Prints all findings as one document; returns how many need attention."""
+    found = [
+        as_json(title, finding) for title, check in checks for finding in findings(title, check)
+    ]
+    wrong = sum(each["advice"] is not None for each in found)
+    output.as_json({"well": not wrong, "findings": found})
+    return wrong
 
 
 def _packages() -> Iterator[Finding]:
@@ -148,52 +151,69 @@ def _demo() -> Iterator[Finding]:
         chat.unload()
 
 
-def _model(name: str) -> Iterator[Finding]:
-    """Says what a model's files are; nothing is loaded into a runtime."""
-    from langchain_rwkv_state.loaded import trained_on
-    from langchain_rwkv_state.runtime import locate
-    from langchain_rwkv_state.runtime.checkpoint import Checkpoint, read_contents
-    from langchain_rwkv_state.tokenizer import load_tokenizer
-
-    path = locate(name)
-    contents = read_contents(path, mapped=True)
-    yield Finding("form", contents.form)
-    sizes = sum(file.stat().st_size for file in contents.files)
-    files = f"{len(contents.files)} files in {path}" if path.is_dir() else str(path)
-    yield Finding("files", f"{files}, {output.size(sizes)}")
-    found = Checkpoint.of(contents.tensors, path)
-    dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in contents.tensors.values()})
-    shape = f"RWKV-{found.version}, {found.n_layer}x{found.n_embd}"
-    yield Finding("model", f"{shape}, {found.vocab_size:,} tokens, {' and '.join(dtypes)}")
-    yield Finding("weights", found.weights)
-    yield Finding("template", trained_on(name, path).name)
-    yield Finding(
-        "tokenizer", repr(load_tokenizer(None, model_path=path, vocab_size=found.vocab_size))
-    )
-
-
-def _store(directory: Path | None) -> Iterator[Finding]:
+def _store(directory: Path | None, *, fix: bool) -> Iterator[Finding]:
     path = store_directory(directory)
     if not is_store(path):
-        yield Finding("path", f"{path} (none yet: the first conversation makes it)")
+        yield _no_store(path)
         return
     store = open_store(directory)
     try:
         yield Finding("path", str(path))
         stats = store.stats()
         limit = "no limit" if stats.size_limit is None else f"limit {output.size(stats.size_limit)}"
-        yield Finding("sessions", str(stats.sessions))
-        yield Finding("states", f"{stats.states} in {output.size(stats.nbytes)} ({limit})")
+        yield Finding("sessions", str(stats.sessions), figure=stats.sessions, unit="sessions")
+        yield Finding(
+            "states",
+            f"{stats.states} in {output.size(stats.nbytes)} ({limit})",
+            figure=stats.states,
+            unit="states",
+        )
         files = [file.stat().st_size for file in path.rglob("*") if file.is_file()]
-        yield Finding("on disk", f"{output.size(sum(files))} in {len(files)} files")
-        report = store.check()
-        if report.sound:
-            yield Finding("sound", "yes")
-        for problem in report.problems[:_SHOWN_PROBLEMS]:
-            advice = "DiskStateStore(path).check(fix=True) mends what can be mended, and says how."
-            yield Finding("problem", problem, advice)
-        more = len(report.problems) - _SHOWN_PROBLEMS
-        if more > 0:
-            yield Finding("problem", f"and {more} more", "Repair those first.")
+        on_disk = f"{output.size(sum(files))} in {len(files)} files"
+        yield Finding("on disk", on_disk, figure=sum(files), unit="bytes")
+        yield from _fixed(store) if fix else _checked(store)
     finally:
         store.close()
+
+
+def _no_store(path: Path) -> Finding:
+    """Says whether a place in which no store is will do for one."""
+    from langchain_rwkv_state.errors import StoreError
+    from langchain_rwkv_state.store.place import require_place
+
+    try:
+        require_place(path, create=None)
+    except StoreError:
+        advice = "Name a store's directory by --store; --create of `chat` makes one among them."
+        what = "it holds other things, and no store" if path.is_dir() else "it is no directory"
+        return Finding("path", f"{path}: {what}", advice)
+    return Finding("path", f"{path} (none yet: the first conversation makes it)")
+
+
+def _checked(store: DiskStateStore) -> Iterator[Finding]:
+    """Says whether a store is sound."""
+    problems = store.check().problems
+    if not problems:
+        yield Finding("sound", "yes")
+    for problem in problems[:_SHOWN_PROBLEMS]:
+        advice = "`rwkv-state doctor --fix` mends what can be mended, and says how."
+        yield Finding("problem", problem, advice)
+    more = len(problems) - _SHOWN_PROBLEMS
+    if more > 0:
+        yield Finding("problem", f"and {more} more", "Repair those first.")
+
+
+def _fixed(store: DiskStateStore) -> Iterator[Finding]:
+    """Mends a store; says what was wrong, what was done, and what is left."""
+    report = store.check(fix=True)
+    for problem in report.problems:
+        yield Finding("found", problem)
+    for done in report.repaired:
+        yield Finding("done", done)
+    left = store.check().problems
+    for problem in left:
+        advice = "This cannot be mended: restore a backup, or delete the session (`rwkv-state rm`)."
+        yield Finding("left", problem, advice)
+    if not left:
+        mended = f"yes, {counted(len(report.problems), 'problem')} mended"
+        yield Finding("sound", mended if report.problems else "yes, nothing was to be mended")

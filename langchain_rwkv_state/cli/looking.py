@@ -6,8 +6,6 @@ mistake is to measure first and find then that the picture cannot be written.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +15,7 @@ from rich.text import Text
 
 from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.options import (
+    JsonOption,
     ModelOption,
     PlotOption,
     StoreOption,
@@ -47,7 +46,7 @@ def inspect(
     source: Source,
     plot: PlotOption = None,
     healthy: HealthyOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, maps included.")] = False,
+    as_json: JsonOption = False,
     store: StoreOption = None,
 ) -> None:
     """Look at a state: sizes, NaN, ranks of its matrices, and a verdict.
@@ -63,7 +62,7 @@ def inspect(
     found = states.inspect(state, healthy=ranges)
     maps = states.head_maps(state) if plot or as_json else ()
     if as_json:
-        typer.echo(json.dumps(_as_json(state, found, maps), indent=1))
+        output.as_json(_as_json(state, found, maps))
     else:
         _print_inspection(state, found)
     if plot:
@@ -112,6 +111,7 @@ def diff(
     ] = PROBE,
     strategy: StrategyOption = "auto",
     tokenizer: TokenizerOption = None,
+    as_json: JsonOption = False,
     store: StoreOption = None,
 ) -> None:
     """Show how far apart two states are, layer by layer.
@@ -134,7 +134,20 @@ def diff(
             found = states.diff(a, b, "logits_kl", runtime=loaded.runtime, probe=ids)
     else:
         found = states.diff(a, b, metric)  # type: ignore[arg-type]
-    _print_diff(found)
+    if as_json:
+        total = found.distance
+        output.as_json(
+            {
+                "first": first,
+                "second": second,
+                "metric": metric,
+                "total": output.number(total.total),
+                "layers": list(map(output.number, total.layers)),
+                "tensors": {name: output.number(each) for name, each in total.tensors.items()},
+            }
+        )
+    else:
+        _print_diff(found)
     if plot:
         _draw([states.difference_map(a, b)], f"{first} and {second}: RWKV-{a.layout.version}", plot)
 
@@ -166,10 +179,10 @@ def _as_json(
     layout = state.layout
     return {
         "version": layout.version,
-        "n_layer": layout.n_layer,
-        "n_embd": layout.n_embd,
-        "n_tokens": state.n_tokens,
-        "nbytes": state.nbytes,
+        "layers": layout.n_layer,
+        "width": layout.n_embd,
+        "tokens": state.n_tokens,
+        "bytes": state.nbytes,
         "fingerprint": state.fingerprint,
         "verdict": found.verdict,
         "problems": list(found.problems),
@@ -179,7 +192,7 @@ def _as_json(
                 "name": each.name,
                 "title": each.title,
                 "columns": each.columns,
-                "values": [[x if math.isfinite(x) else None for x in row] for row in each.values],
+                "values": [list(map(output.number, row)) for row in each.values],
             }
             for each in maps
         ],

@@ -23,7 +23,13 @@ from langchain_rwkv_state.cli.checkpoint import (
     short,
 )
 from langchain_rwkv_state.cli.checkpoint import said as text_given
-from langchain_rwkv_state.cli.options import ModelOption, PlotOption, TokenizerOption, check_plot
+from langchain_rwkv_state.cli.options import (
+    JsonOption,
+    ModelOption,
+    PlotOption,
+    TokenizerOption,
+    check_plot,
+)
 from langchain_rwkv_state.whole import require_new, write_whole
 
 if TYPE_CHECKING:
@@ -86,6 +92,7 @@ def memory(
     heads_a_group: Annotated[
         int, typer.Option("--group", min=1, help="Heads that share keys and values.")
     ] = 4,
+    as_json: JsonOption = False,
 ) -> None:
     """Show what a state costs beside the key-value cache of a transformer of the same size.
 
@@ -95,6 +102,31 @@ def memory(
 
     opened = Opened.of(model)
     layout = opened.checkpoint.layout
+    lengths = [
+        states.memory(layout, tokens, bytes_a_number=bytes_a_number, heads_a_group=heads_a_group)
+        for tokens in context or _CONTEXTS
+    ]
+    if as_json:
+        output.as_json(
+            {
+                "model": model,
+                "version": layout.version,
+                "layers": layout.n_layer,
+                "width": layout.n_embd,
+                "state_bytes": layout.nbytes,
+                "bytes_a_number": bytes_a_number,
+                "heads_a_group": heads_a_group,
+                "contexts": [
+                    {
+                        "tokens": each.context,
+                        "cache_bytes": each.cache,
+                        "grouped_cache_bytes": each.grouped,
+                    }
+                    for each in lengths
+                ],
+            }
+        )
+        return
     console = output.out()
     console.print(
         Text(f"{opened.about}: a state is {layout.nbytes:,} bytes, whatever it has read."),
@@ -104,14 +136,11 @@ def memory(
     table = output.table(
         "TOKENS", "CACHE, FULL ATTENTION", "TIMES THE STATE", f"GROUPS OF {heads_a_group}", "TIMES"
     )
-    for tokens in context or _CONTEXTS:
-        found = states.memory(
-            layout, tokens, bytes_a_number=bytes_a_number, heads_a_group=heads_a_group
-        )
+    for found in lengths:
         cells = []
         for cache in (found.cache, found.grouped):
             cells += [output.size(cache), short(cache / found.state)]
-        table.add_row(f"{tokens:,}", *cells)
+        table.add_row(f"{found.context:,}", *cells)
     console.print(table)
 
 

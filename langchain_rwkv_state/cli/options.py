@@ -53,6 +53,11 @@ StrategyOption = Annotated[
 ]
 
 
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document instead; docs/json.md has its form.")
+]
+
+
 def read_ttl(text: str) -> float:
     """Reads a time to live, as `read_duration` does.
 
@@ -74,7 +79,7 @@ TtlOption = Annotated[
         parser=read_ttl,
         metavar="TIME",
         show_default="the store's",
-        help="Time to live from each turn on: seconds, 30m, 12h, 7d, 2w or never.",
+        help="Time to live from each turn on: seconds, 30m, 1h30m, 7d, 2w or never.",
     ),
 ]
 
@@ -91,12 +96,13 @@ def check_plot(plot: Path | None) -> None:
         require_picture(plot)
 
 
-def open_store(directory: Path | None, *, create: bool = False) -> DiskStateStore:
+def open_store(directory: Path | None, *, create: bool = False, history: int = 1) -> DiskStateStore:
     """Opens a store, made where it is missing; among other files only once that was allowed.
 
     Args:
         directory: Its directory; ``None`` for the user's own.
         create: Whether it may be made among other files; else a terminal is asked.
+        history: How many states before a head are kept, where a head is moved.
 
     Raises:
         StoreError: It is foreign, damaged or not to be opened.
@@ -106,7 +112,7 @@ def open_store(directory: Path | None, *, create: bool = False) -> DiskStateStor
     path = store_directory(directory)
     if not create and _holds_others(path):
         create = _may_create(path)
-    return DiskStateStore(directory, create=create or None)
+    return DiskStateStore(directory, create=create or None, history=history)
 
 
 def _holds_others(path: Path) -> bool:

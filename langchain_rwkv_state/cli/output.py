@@ -7,9 +7,13 @@ escape sequence in it; `plain` makes it harmless.
 
 from __future__ import annotations
 
+import json
+import math
 import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -28,12 +32,15 @@ from langchain_rwkv_state.views.words import (
 
 __all__ = [
     "ago",
+    "as_json",
     "clock_time",
     "duration",
     "err",
     "error",
     "in_one_line",
+    "iso_time",
     "note",
+    "number",
     "one_line",
     "out",
     "plain",
@@ -89,6 +96,35 @@ def written(file: Path, *, as_note: bool = False) -> None:
         note(told)
     else:
         out().print(Text(told), soft_wrap=True)
+
+
+def as_json(document: Mapping[str, Any]) -> None:
+    """Prints a document for programs, by itself on standard output; `json_schemas` has its form.
+
+    Raises:
+        ValueError: It holds NaN or infinity, which are no JSON: give `number` of them.
+    """
+    sys.stdout.write(f"{json.dumps(document, indent=1, allow_nan=False)}\n")
+
+
+def number(value: float | None) -> float | None:
+    """Returns a figure as JSON can hold it: ``None`` for NaN and infinity."""
+    return None if value is None or not math.isfinite(value) else value
+
+
+def iso_time(seconds: float) -> str | None:
+    """Returns a Unix time as ISO 8601 in UTC, to the second; ``None`` for never.
+
+    Example:
+        >>> iso_time(1_764_428_400.7), iso_time(float("inf"))
+        ('2025-11-29T15:00:00Z', None)
+    """
+    if math.isinf(seconds):
+        return None
+    try:
+        return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (OverflowError, ValueError, OSError):
+        return "9999-12-31T23:59:59Z"  # no calendar reaches further
 
 
 def table(first: str, *others: str) -> Table:

@@ -1,23 +1,30 @@
 """The commands that look after a store: ``sessions``, ``show``, ``rm`` and ``prune``.
 
-They need no model. The easy mistake is to open a store just to look whether there is one: opening
-makes it, so a mistyped directory would come to be.
+They need no model, and start without PyTorch. The easy mistake is to open a store just to look
+whether there is one: opening makes it, so a mistyped directory would come to be.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
 from langchain_rwkv_state.cli import output
-from langchain_rwkv_state.cli.options import StoreOption, is_store, open_store, store_directory
+from langchain_rwkv_state.cli.options import (
+    JsonOption,
+    StoreOption,
+    is_store,
+    open_store,
+    store_directory,
+)
 from langchain_rwkv_state.errors import RWKVStateError
 
 if TYPE_CHECKING:
@@ -29,19 +36,27 @@ _UNREAD_SHOWN_CHARS = 60
 def sessions(
     store: StoreOption = None,
     prefix: Annotated[str, typer.Option(help="Only names that begin so.")] = "",
+    as_json: JsonOption = False,
 ) -> None:
     """List the sessions of a store."""
     console = output.out()
     with existing_store(store) as opened:
+        damaged: list[str] = []
+        found = [] if opened is None else list(_infos(opened, prefix, damaged))
+        if as_json:
+            listed = [_as_json(info) for info in found]
+            path = str(store_directory(store))
+            output.as_json({"store": path, "sessions": listed, "damaged": damaged})
+            return
         if opened is None:
             return
-        found = list(_infos(opened, prefix))
         if not found:
             console.print(Text(f"No sessions in {opened.path}."), soft_wrap=True)
             return
         now = time.time()
         table = Table(box=None, header_style="bold", pad_edge=False)
         table.add_column("SESSION", overflow="fold")
+        table.add_column("MODEL", overflow="fold")
         for name in ("TURNS", "TOKENS", "BYTES"):
             table.add_column(name, justify="right", no_wrap=True)
         for name in ("LAST USED", "EXPIRES"):
@@ -49,6 +64,7 @@ def sessions(
         for info in found:
             table.add_row(
                 output.one_line(info.session),
+                output.one_line(info.model or "-"),
                 str(info.n_turns),
                 str(info.n_tokens),
                 output.size(info.nbytes),
@@ -59,16 +75,24 @@ def sessions(
 
 
 def show(
-    session: Annotated[str, typer.Argument(help="Its name.")], store: StoreOption = None
+    session: Annotated[str, typer.Argument(help="Its name.")],
+    as_json: JsonOption = False,
+    store: StoreOption = None,
 ) -> None:
     """Show one session: its head, its log, its size and its time to live."""
     with existing_store(store) as opened:
         info = opened.session(session, renew=False) if opened else None
         if opened is None or info is None:
             raise unknown_session(session)
+        log = opened.log(session)
+        if as_json:
+            unread = [json.loads(text) for text in info.unread]
+            output.as_json(
+                {**_as_json(info), "log": list(map(_turn, log)), "unread_messages": unread}
+            )
+            return
         console = output.out()
         console.print(_facts(info, time.time()), soft_wrap=True)
-        log = opened.log(session)
         if log:
             console.print()
             console.print(log_table(log))
@@ -105,11 +129,13 @@ def rm(
         raise typer.Exit(1)
 
 
-def prune(store: StoreOption = None) -> None:
+def prune(store: StoreOption = None, as_json: JsonOption = False) -> None:
     """Remove what has expired."""
     with existing_store(store) as opened:
-        if opened is not None:
-            count = opened.prune()
+        count = 0 if opened is None else opened.prune()
+        if as_json:
+            output.as_json({"store": str(store_directory(store)), "removed": count})
+        elif opened is not None:
             what = "session or state" if count == 1 else "sessions and states"
             output.out().print(f"Removed {count} expired {what}.")
 
@@ -135,16 +161,45 @@ def log_table(log: list[LogEntry]) -> Table:
     return table
 
 
-def _infos(store: DiskStateStore, prefix: str) -> Iterator[SessionInfo]:
-    """Yields the sessions; a damaged one is told of and does not hide the others."""
+def _infos(store: DiskStateStore, prefix: str, damaged: list[str]) -> Iterator[SessionInfo]:
+    """Yields the sessions; a damaged one is told of, named, and does not hide the others."""
     for name in store.sessions(prefix):
         try:
             info = store.session(name, renew=False)
         except RWKVStateError as problem:
             output.error(problem)
+            damaged.append(name)
             continue
         if info is not None:
             yield info
+
+
+def _as_json(info: SessionInfo) -> dict[str, Any]:
+    """Returns a session for programs."""
+    return {
+        "session": info.session,
+        "model": info.model,
+        "fingerprint": info.fingerprint,
+        "head": info.head,
+        "turns": info.n_turns,
+        "tokens": info.n_tokens,
+        "bytes": info.nbytes,
+        "unread": len(info.unread),
+        "created": output.iso_time(info.created_seconds),
+        "updated": output.iso_time(info.updated_seconds),
+        "expires": output.iso_time(info.expires_seconds),
+    }
+
+
+def _turn(entry: LogEntry) -> dict[str, Any]:
+    """Returns a turn of a session's log for programs."""
+    return {
+        "state": entry.ref,
+        "parent": entry.parent,
+        "tokens": entry.n_tokens,
+        "created": output.iso_time(entry.created_seconds),
+        "kept": entry.kept,
+    }
 
 
 def _facts(info: SessionInfo, now: float) -> Text:
@@ -153,6 +208,7 @@ def _facts(info: SessionInfo, now: float) -> Text:
         expires += f" ({output.clock_time(info.expires_seconds)})"
     facts = (
         ("session", output.one_line(info.session)),
+        ("model", output.one_line(info.model or "none that can be read")),
         ("head", info.head or "none: only unread messages so far"),
         ("turns", str(info.n_turns)),
         ("tokens", f"{info.n_tokens}, which the state stands for"),
@@ -182,14 +238,14 @@ def unknown_session(session: str) -> typer.Exit:
 
 
 @contextmanager
-def existing_store(directory: Path | None) -> Iterator[DiskStateStore | None]:
+def existing_store(directory: Path | None, *, history: int = 1) -> Iterator[DiskStateStore | None]:
     """Opens a store and closes it at the end; gives ``None``, with a note, where there is none."""
     path = store_directory(directory)
     if not is_store(path):
         output.note(f"There is no store at {path} yet.")
         yield None
         return
-    opened = open_store(directory)
+    opened = open_store(directory, history=history)
     try:
         yield opened
     finally:

@@ -15,7 +15,10 @@ MODEL_PATH = Path(__file__).with_name("model.safetensors")
 TOKENIZER_PATH = Path(__file__).with_name("tokenizer.json")
 """The tokenizer, in the format of the `tokenizers` library."""
 
+WEIGHTS = "rwkv7-acb388823c59af8892f3db64eb319f36"
+"""The first part of its fingerprint, by which a store's states are known to be its own."""
+
 RECALL_PATH = Path(__file__).with_name("recall.json")
 """What the model recalled when it was last measured, by ``python -m benchmarks.retention``."""
 
-__all__ = ["MODEL_PATH", "RECALL_PATH", "TOKENIZER_PATH"]
+__all__ = ["MODEL_PATH", "RECALL_PATH", "TOKENIZER_PATH", "WEIGHTS"]

@@ -764,10 +764,11 @@ class PrefixStateCache:
 
 def default_ram_bytes() -> int:
     """Returns 5 % of the memory that is free now, at least 32 MB and at most 1 GB."""
-    return min(max(int(_free_memory() * _RAM_SHARE), _RAM_LEAST), _RAM_MOST)
+    return min(max(int(free_memory_bytes() * _RAM_SHARE), _RAM_LEAST), _RAM_MOST)
 
 
-def _free_memory() -> int:
+def free_memory_bytes() -> int:
+    """Returns how much memory programs can have now; half of all where nobody says."""
     try:
         for line in Path("/proc/meminfo").read_text("ascii").splitlines():
             if line.startswith("MemAvailable:"):

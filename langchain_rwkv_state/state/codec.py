@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import time
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -23,13 +22,12 @@ import torch
 
 from langchain_rwkv_state.errors import StateCorrupt, StateMismatch
 from langchain_rwkv_state.state.algebra import renormalise
+from langchain_rwkv_state.state.codec_names import CODECS, LOSSY, CodecName, require_codec
 from langchain_rwkv_state.state.container import Buffer, Entry, laid_out
 from langchain_rwkv_state.state.derivation import Derivation
+from langchain_rwkv_state.state.header import HEADER_LIMIT_BYTES, is_later, parsed_header
 from langchain_rwkv_state.state.layout import StateLayout, TensorSpec, dtype_name
 from langchain_rwkv_state.state.packing import (
-    CODECS,
-    LOSSY,
-    CodecName,
     Stack,
     pack,
     require_finite,
@@ -40,9 +38,6 @@ from langchain_rwkv_state.state.state import RWKVState, as_bytes, require_states
 FORMAT = "langchain-rwkv-state"
 FORMAT_VERSION = 1
 _CHECKSUM_BYTES = 64  # hex digits of a SHA-256
-_HEADER_LIMIT_BYTES = 1 << 20  # a header of the largest known model takes 40 kB
-FILE_LIMIT_BYTES = 4 << 30  # a state of the largest known model takes 80 MB
-_VERSION_DIGITS = 9  # a later version, however long its number: `int` refuses thousands of digits
 _BLANK = b"0" * _CHECKSUM_BYTES
 _MARK = b'"checksum":"'
 _LATEST_SECONDS = 2e12  # Unix time: no state is of a later year than 63,000
@@ -186,19 +181,6 @@ def _even(state: RWKVState) -> RWKVState:
     return renormalise(state)
 
 
-def require_codec(codec: object) -> None:
-    """Checks the name of a codec.
-
-    Raises:
-        ValueError: This release does not have it.
-    """
-    if codec not in CODECS:
-        raise ValueError(
-            f"The codec {codec!r} is not supported by this release, which has "
-            f"{', '.join(map(repr, CODECS))}."
-        )
-
-
 def decode(data: bytes, *, fingerprint: str | None = None, ref: str | None = None) -> Decoded:
     """Reads what `encode` wrote.
 
@@ -330,11 +312,11 @@ def _checked_header(data: bytes) -> dict[str, str]:
     if len(data) < 8:
         raise StateCorrupt(f"The file is truncated: {len(data)} bytes hold no header.")
     size = int.from_bytes(data[:8], "little")
-    if size > _HEADER_LIMIT_BYTES:
+    if size > HEADER_LIMIT_BYTES:
         raise StateCorrupt("The file is not a state: its header would be too large.")
     if len(data) < 8 + size:
         raise StateCorrupt(f"The file is truncated: its header needs {8 + size} bytes.")
-    parsed = _parsed(data[8 : 8 + size])
+    parsed = parsed_header(data[8 : 8 + size])
     header = parsed["__metadata__"]
     named = str(header["format"])
     name, _, version = named.partition("/")
@@ -354,59 +336,6 @@ def _checked_header(data: bytes) -> dict[str, str]:
     if version != str(FORMAT_VERSION):
         raise StateCorrupt(f"The format version {version!r:.40} is not known.")
     return {str(key): str(value) for key, value in header.items()}
-
-
-def is_later(version: str, known: int) -> bool:
-    """Says whether the text of a format's version is that of a later one than is known."""
-    if not (version.isascii() and version.isdecimal()):
-        return False
-    return len(version) > _VERSION_DIGITS or int(version) > known
-
-
-def _parsed(text: bytes) -> dict[str, Any]:
-    """Reads a header: an object that holds an object of texts, of which one is the format."""
-    try:
-        parsed: dict[str, Any] = json.loads(text)
-        texts = parsed["__metadata__"]
-        for key, value in texts.items():
-            for each in (key, value):  # half a surrogate pair is no text, and numbers are none
-                each.encode()
-        str(texts["format"])
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise StateCorrupt("The file is not a state: its header is not readable.") from error
-    return parsed
-
-
-def read_state_file(file: BinaryIO) -> bytes:
-    """Returns what a file holds, unless it is longer than a state's header says: for `decode`.
-
-    A file that grew, by 40 GB of nothing for instance, is refused before it is read.
-
-    Args:
-        file: A regular file, open at its start.
-
-    Raises:
-        StateCorrupt: The file is longer than a state may be, or than this one is.
-    """
-    size = os.fstat(file.fileno()).st_size
-    start = file.read(8 + _HEADER_LIMIT_BYTES)
-    if size <= len(start):
-        return start
-    length = int.from_bytes(start[:8], "little")
-    if length > _HEADER_LIMIT_BYTES:
-        raise StateCorrupt("The file is not a state: its header would be too large.")
-    try:
-        tensors = {k: v for k, v in _parsed(start[8 : 8 + length]).items() if k != "__metadata__"}
-        end = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
-        whole = 8 + length + end
-    except (TypeError, LookupError, ValueError) as error:
-        raise StateCorrupt("The file is not a state: its header is not readable.") from error
-    if size > min(whole, FILE_LIMIT_BYTES):
-        raise StateCorrupt(
-            f"The file has {size} bytes, more than its header tells or than a state can have: it "
-            "was changed."
-        )
-    return start + file.read(size - len(start))
 
 
 def _about(text: str) -> dict[str, Any]:

@@ -14,20 +14,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
 import zstandard
 
+from langchain_rwkv_state.state.codec_names import LOSSY, CodecName
 from langchain_rwkv_state.state.layout import TensorSpec
 from langchain_rwkv_state.state.parts import kind
-
-CodecName = Literal["exact", "zstd", "fp16", "bf16", "int8", "int4"]
-"""How states become bytes: the first two are lossless."""
-
-CODECS: tuple[CodecName, ...] = get_args(CodecName)
-LOSSY: frozenset[CodecName] = frozenset({"fp16", "bf16", "int8", "int4"})
 
 _UNPACKED_LIMIT_BYTES = 1 << 30  # fifteen times the state of the largest known model
 _VECTOR_ROW = 64  # numbers of a vector that share a scale where the model has no heads

@@ -24,7 +24,7 @@ from langchain_rwkv_state.whole import write_whole
 from langchain_rwkv_state.words import size
 
 if TYPE_CHECKING:
-    from langchain_rwkv_state.state.packing import CodecName
+    from langchain_rwkv_state.state.codec_names import CodecName
 
 
 class RWKVState(Mapping[str, torch.Tensor]):
@@ -247,7 +247,8 @@ class RWKVState(Mapping[str, torch.Tensor]):
                 plain file; a pipe or a device is not waited for.
             StateMismatch: It belongs to another model.
         """
-        from langchain_rwkv_state.state.codec import decode, read_state_file
+        from langchain_rwkv_state.state.codec import decode
+        from langchain_rwkv_state.state.header import read_state_file
 
         with open_plain(path) as file:
             data = read_state_file(file)

@@ -14,8 +14,8 @@ from statistics import median
 from typing import TypeVar
 
 from langchain_rwkv_state.state.codec import decode, encode, lossy
+from langchain_rwkv_state.state.codec_names import CODECS, LOSSY, CodecName
 from langchain_rwkv_state.state.distance import Reader, distance
-from langchain_rwkv_state.state.packing import CODECS, LOSSY, CodecName
 from langchain_rwkv_state.state.state import RWKVState, require_states
 
 T = TypeVar("T")

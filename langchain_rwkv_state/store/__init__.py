@@ -2,6 +2,7 @@
 
 from langchain_rwkv_state.store.base import (
     TTL,
+    Backup,
     CheckReport,
     Codec,
     Filing,
@@ -17,6 +18,7 @@ from langchain_rwkv_state.store.settings import check_session
 
 __all__ = [
     "TTL",
+    "Backup",
     "CheckReport",
     "Codec",
     "DiskStateStore",

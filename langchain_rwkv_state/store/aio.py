@@ -14,9 +14,8 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.store.clock import TTL
 from langchain_rwkv_state.store.records import (
     CheckReport,
@@ -27,6 +26,9 @@ from langchain_rwkv_state.store.records import (
     StoreStats,
 )
 from langchain_rwkv_state.store.verbs import StoreVerbs
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.state import RWKVState
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -195,6 +197,10 @@ class AsyncVerbs(StoreVerbs):
     async def arewind(self, session: str, turns: int = 1, to: str | None = None) -> str | None:
         """Async twin of `rewind`."""
         return await self._in_thread(self.rewind, session, turns, to)
+
+    async def arename(self, session: str, new_name: str) -> None:
+        """Async twin of `rename`."""
+        await self._in_thread(self.rename, session, new_name)
 
     async def adelete_session(self, session: str) -> bool:
         """Async twin of `delete_session`."""

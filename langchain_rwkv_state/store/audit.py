@@ -13,8 +13,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from langchain_rwkv_state import state as states
 from langchain_rwkv_state.errors import StateCorrupt, StoreError
-from langchain_rwkv_state.state import decode
 from langchain_rwkv_state.store import rows
 from langchain_rwkv_state.store.backend import Backend, Reader, Transaction
 from langchain_rwkv_state.store.ledger import Ledger
@@ -284,7 +284,7 @@ class Books:
                 continue
             try:
                 data = self._backend.read_blob(name) or b""
-                found = decode(data, ref=ref)
+                found = states.decode(data, ref=ref)
             except StateCorrupt:
                 continue
             row = StateRow(

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from langchain_rwkv_state.state import Buffer
 from langchain_rwkv_state.store.records import CheckReport
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.state import Buffer
 
 T = TypeVar("T")
 
@@ -139,6 +141,14 @@ class Backend(Protocol):
         Raises:
             StateCorrupt: What stands there is not a plain file of that length, or the name is none
                 of ours.
+        """
+        ...
+
+    def read_blob_start(self, name: str, nbytes: int) -> bytes | None:
+        """Returns at most `nbytes` of a blob from its start, ``None`` where it is missing.
+
+        Raises:
+            StateCorrupt: As `read_blob`, but for the length.
         """
         ...
 

@@ -13,6 +13,7 @@ from typing import Self
 from langchain_rwkv_state.store.by_name import ByName
 from langchain_rwkv_state.store.clock import TTL
 from langchain_rwkv_state.store.records import (
+    Backup,
     CheckReport,
     Codec,
     Filing,
@@ -26,6 +27,7 @@ from langchain_rwkv_state.store.unsaved import EndedTurn, UnsavedTurns
 
 __all__ = [
     "TTL",
+    "Backup",
     "CheckReport",
     "Codec",
     "EndedTurn",

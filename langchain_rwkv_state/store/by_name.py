@@ -9,26 +9,28 @@ unless a session is called so, and then it is refused.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias, overload
+from typing import TYPE_CHECKING, TypeAlias, overload
 
 from langchain_rwkv_state import state as states
 from langchain_rwkv_state.errors import SessionConflict, StateNotFound
-from langchain_rwkv_state.state import (
-    Diff,
-    Distance,
-    Healthy,
-    Inspection,
-    Metric,
-    Parts,
-    Reader,
-    RWKVState,
-    is_reference,
-)
+from langchain_rwkv_state.state import is_reference
 from langchain_rwkv_state.store.aio import AsyncVerbs
 from langchain_rwkv_state.store.clock import TTL
 from langchain_rwkv_state.store.follow import standing
 
-Named: TypeAlias = str | RWKVState
+if TYPE_CHECKING:
+    from langchain_rwkv_state.state import (
+        Diff,
+        Distance,
+        Healthy,
+        Inspection,
+        Metric,
+        Parts,
+        Reader,
+        RWKVState,
+    )
+
+Named: TypeAlias = "str | RWKVState"
 """A session's name, a reference, or a state itself."""
 
 
@@ -50,7 +52,7 @@ class ByName(AsyncVerbs):
             StateNotFound, StateExpired: There is no such session or state.
             ValueError: The session has no state yet, or the text is both a name and a reference.
         """
-        if isinstance(source, RWKVState):
+        if isinstance(source, states.RWKVState):
             return source
         if not isinstance(source, str):
             raise TypeError(f"Name a session, a reference or a state, got {source!r:.100}.")

@@ -13,8 +13,9 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from langchain_rwkv_state import state as states
 from langchain_rwkv_state.errors import (
     SessionConflict,
     StateCorrupt,
@@ -23,15 +24,7 @@ from langchain_rwkv_state.errors import (
     StoreError,
     StoreFull,
 )
-from langchain_rwkv_state.state import (
-    LOSSY,
-    CodecName,
-    RWKVState,
-    decode,
-    lossy,
-    reference,
-)
-from langchain_rwkv_state.state.codec import Decoded
+from langchain_rwkv_state.state import LOSSY, CodecName, reference
 from langchain_rwkv_state.store.backend import Backend
 from langchain_rwkv_state.store.bundle import BundleReader, new_bundle, open_bundle
 from langchain_rwkv_state.store.clock import TTL, ttl_seconds
@@ -41,6 +34,9 @@ from langchain_rwkv_state.store.ledger import Ledger, View
 from langchain_rwkv_state.store.manifest import BundledTurn, Manifest
 from langchain_rwkv_state.store.renaming import Names
 from langchain_rwkv_state.store.rows import LogRow, Origin, SessionRow, StateRow
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.state import Decoded, RWKVState
 
 _Exported = tuple[SessionRow, list[LogRow], list[StateRow]]
 _HOLD_SECONDS = 3600.0  # a process that is killed amid a bundle leaves nothing that lasts longer
@@ -200,7 +196,7 @@ class Importer:
         names = Names(self._key, manifest.log if self._tokens else ())
         for number in reversed(range(len(manifest.states))):
             old = manifest.states[number].ref
-            found = decode(bundle.state(number), ref=old)
+            found = states.decode(bundle.state(number), ref=old)
             if any(t.ref == old and t.n_tokens != found.state.n_tokens for t in manifest.log):
                 raise StateCorrupt(f"The bundle's log tells another length of the state {old}.")
             state = self._as_kept(found)
@@ -221,7 +217,7 @@ class Importer:
             return state
         if self._view().lives(reference(state.derivation, self._key)):
             return state
-        return lossy(state, self._codec)
+        return states.lossy(state, self._codec)
 
     def _store(
         self, state: RWKVState, parent: str | None, origin: Origin | None, owner: str

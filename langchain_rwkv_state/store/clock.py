@@ -17,11 +17,12 @@ from datetime import timedelta
 from langchain_rwkv_state.store.forks import ForkLock
 
 TTL = float | int | timedelta | str | None
-"""Seconds, a `timedelta`, or a text such as ``"90"``, ``"30m"``, ``"12h"``, ``"7d"``, ``"2w"`` and
-``"never"``; ``None`` means the store's default; `math.inf` never expires."""
+"""Seconds, a `timedelta`, or a text such as ``"90"``, ``"30m"``, ``"1h30m"``, ``"7d"``, ``"2w"``
+and ``"never"``; ``None`` means the store's default; `math.inf` never expires."""
 
-_TEXT = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)")
-_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0, "w": 604_800.0}
+_NUMBER = r"(\d+(?:\.\d+)?)\s*"
+_SECONDS, _PART = re.compile(_NUMBER), re.compile(_NUMBER + r"([smhdw])\s*")
+_UNITS = {"w": 604_800.0, "d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0}  # largest first
 
 LONGEST_TTL_SECONDS = 1e12
 """The longest time to live but never: 31,700 years."""
@@ -32,24 +33,30 @@ _SAVE_EVERY_SECONDS = 3600.0
 
 
 def read_duration(text: str) -> float:
-    """Reads a time to live: seconds, or a number and one of s, m, h, d, w; or ``never``.
+    """Reads a time to live: seconds, or numbers with w, d, h, m, s in this order; or ``never``.
 
     Raises:
         ValueError: The text is none of these.
 
     Example:
-        >>> read_duration("90"), read_duration("2h"), read_duration("never")
-        (90.0, 7200.0, inf)
+        >>> read_duration("90"), read_duration("1h30m"), read_duration("never")
+        (90.0, 5400.0, inf)
     """
     given = text.strip().lower()
     if given == "never":
         return math.inf
-    match = _TEXT.fullmatch(given)
-    if match is not None and float(match[1]) == 0:
+    plain = _SECONDS.fullmatch(given)
+    parts = [(given, "s")] if plain else _PART.findall(given)
+    places = [list(_UNITS).index(unit) for _, unit in parts]
+    whole = plain or "".join(_PART.split(given)[::3]) == ""  # nothing stands between the parts
+    if not parts or not whole or places != sorted(set(places)):
+        raise ValueError(
+            f"{text!r} is no time to live: use seconds, 30m, 12h, 1h30m, 7d, 2w or never."
+        )
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if seconds == 0:
         raise ValueError(f"{text!r} is no time to live: it must be more than 0 seconds.")
-    if match is None:
-        raise ValueError(f"{text!r} is no time to live: use seconds, 30m, 12h, 7d, 2w or never.")
-    return float(match[1]) * _UNITS[match[2]]
+    return seconds
 
 
 def ttl_seconds(ttl: TTL, default: float) -> float:

@@ -7,13 +7,16 @@ is told of a digest does not know which conversation is meant, nor that it can g
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from langchain_rwkv_state.errors import StateCorrupt, StoreError
-from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.store.backend import Backend
 from langchain_rwkv_state.store.ledger import View
 from langchain_rwkv_state.store.rows import LogRow, SessionRow, StateRow
 from langchain_rwkv_state.store.state_file import checked_state
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.state import RWKVState
 
 IsWhole = Callable[[StateRow], bool]
 _NAMED = 3  # sessions; thousands may begin with one state

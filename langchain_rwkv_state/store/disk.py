@@ -7,6 +7,7 @@ sessions, or the directory as a whole while nothing uses it.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 import warnings
@@ -16,11 +17,12 @@ from typing import Any
 
 import platformdirs
 
-from langchain_rwkv_state.errors import StoreError
+from langchain_rwkv_state.errors import StateCorrupt, StoreError
+from langchain_rwkv_state.store.backup import back_up
 from langchain_rwkv_state.store.clock import TTL
 from langchain_rwkv_state.store.disk_backend import DiskBackend
 from langchain_rwkv_state.store.policy import DEFAULT_TTL, KeyedStore
-from langchain_rwkv_state.store.records import Codec, LogKind
+from langchain_rwkv_state.store.records import Backup, Codec, LogKind
 from langchain_rwkv_state.store.resources import OPEN_STORES, Resources
 from langchain_rwkv_state.store.settings import check_kept, check_opening, check_settings
 from langchain_rwkv_state.store.staged_files import StagedFiles
@@ -106,11 +108,7 @@ class DiskStateStore(KeyedStore):
             )
         if read_only and create:
             raise ValueError("A store that is opened read_only cannot be made: leave create out.")
-        try:
-            root = default_directory() if path is None else Path(path).expanduser()
-        except RuntimeError as error:
-            raise StoreError(f"{path} names the home of nobody: {error}") from error
-        self._path = root.absolute()
+        self._path = _absolute(default_directory() if path is None else path)
         self._settings = {
             "ttl": ttl,
             "sliding": sliding,
@@ -167,12 +165,99 @@ class DiskStateStore(KeyedStore):
         """Whether nothing can be written."""
         return self._backend.read_only
 
+    def backup(self, directory: str | os.PathLike[str]) -> Backup:
+        """Copies the store into a new directory, as it stands at one moment, and flushes the copy.
+
+        Threads and processes may go on committing meanwhile. The copy is a store: it opens, holds
+        every session as of that moment, and has this store's secret, so its references are the
+        same. Staged states are not in it. It takes its name once it is whole: what a killed program
+        leaves is a folder ``.NAME.….partial``, which may be deleted. On the same disk a state's
+        file is not copied but gets a second name, which takes no room, and outlives a delete but
+        not the disk.
+
+        Args:
+            directory: A new one, or one that is empty; the directories above it are made.
+
+        Returns:
+            What was copied.
+
+        Raises:
+            StoreError: Something stands there, or it cannot be written.
+            StateCorrupt: The store is damaged: `check` says how, and mends it.
+            StoreFull: The disk leaves no room.
+
+        Example:
+            >>> import tempfile
+            >>> folder = tempfile.TemporaryDirectory()
+            >>> with folder as root, DiskStateStore(f"{root}/a") as store:
+            ...     store.backup(f"{root}/b").sessions
+            0
+        """
+        self._check_open()
+        return back_up(self._disk, _absolute(directory))
+
+    async def abackup(self, directory: str | os.PathLike[str]) -> Backup:
+        """Async twin of `backup`."""
+        return await self._in_thread(self.backup, directory)
+
+    @staticmethod
+    def restore(backup: str | os.PathLike[str], directory: str | os.PathLike[str]) -> Backup:
+        """Makes a store of a backup, once every row and file of that was looked at.
+
+        The backup is read and left as it is; so is a store that stands in the place of the new
+        one, which is refused. It is a backup of the backup: the other way round.
+
+        Args:
+            backup: A directory that `backup` made, or a copy of one.
+            directory: A new one, or one that is empty.
+
+        Returns:
+            What was copied.
+
+        Raises:
+            StateCorrupt: The backup is damaged; the message says what is wrong.
+            StoreError: There is no backup, or something stands in the store's place.
+            StoreFull: The disk leaves no room.
+        """
+        with DiskStateStore(backup, read_only=True) as store:
+            report = store.check()
+            if not report.sound:
+                more = len(report.problems) - 1
+                raise StateCorrupt(
+                    f"The backup {store.path} is damaged, and nothing was restored from it: "
+                    f"{report.problems[0]}" + (f" And {more} more." if more else "")
+                )
+            return store.backup(directory)
+
+    @staticmethod
+    async def arestore(backup: str | os.PathLike[str], directory: str | os.PathLike[str]) -> Backup:
+        """Async twin of `restore`."""
+        return await asyncio.to_thread(DiskStateStore.restore, backup, directory)
+
+    @property
+    def _disk(self) -> DiskBackend:
+        backend = self._backend
+        assert isinstance(backend, DiskBackend)  # noqa: S101 # as the constructor made it
+        return backend
+
     def __repr__(self) -> str:
         return f"DiskStateStore({str(self._path)!r})"
 
     def __reduce__(self) -> tuple[Callable[..., DiskStateStore], tuple[Path, dict[str, Any]]]:
         """Travels as its directory and its settings; a copy in the same process shares all else."""
         return _open_again, (self._path, self._settings)
+
+
+def _absolute(path: str | os.PathLike[str]) -> Path:
+    """Returns a directory's whole path.
+
+    Raises:
+        StoreError: It begins with the home of a user that there is not.
+    """
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        raise StoreError(f"{path} names the home of nobody: {error}") from error
 
 
 def _open_again(path: Path, settings: dict[str, Any]) -> DiskStateStore:

@@ -14,12 +14,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from diskcache import Cache, Timeout
 
 from langchain_rwkv_state.errors import RWKVStateError, StateCorrupt, StoreError, StoreFull
-from langchain_rwkv_state.state import Buffer
 from langchain_rwkv_state.store.backend import Reader, Transaction
 from langchain_rwkv_state.store.connections import ThreadConnections
 from langchain_rwkv_state.store.files import (
@@ -37,12 +36,15 @@ from langchain_rwkv_state.store.place import (
     is_writable,
     require_place,
 )
-from langchain_rwkv_state.store.preflight import prepare_database
+from langchain_rwkv_state.store.preflight import opened, prepare_database
 from langchain_rwkv_state.store.read_only import ReadOnlyTable
 from langchain_rwkv_state.store.records import CheckReport
 from langchain_rwkv_state.store.safe_disk import CountedBytes, SafeDisk
 from langchain_rwkv_state.store.schema import DATABASE, SETTINGS, WITNESS, WITNESS_RANGE
 from langchain_rwkv_state.store.table_check import SOUND, check_table
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.state import Buffer
 
 if sys.platform != "win32":
     import fcntl
@@ -254,6 +256,34 @@ class DiskBackend:
             finally:
                 connection.rollback()
 
+    def snapshot(self, work: Callable[[sqlite3.Connection], T], *, alone: bool = False) -> T:
+        """Runs `work` on a connection that shows the database as it stood at one moment.
+
+        Args:
+            work: Gets the connection, for reading and for SQLite's own backup; may run anew.
+            alone: Whether to keep writers out meanwhile.
+
+        Raises:
+            StoreError: As `transact`.
+        """
+        if self._table is not None:
+            table = self._table
+            with self.errors():
+                return table.look(lambda: work(table.connection))
+
+        def read() -> T:
+            # A connection of its own: SQLite copies from none that writes, as the lock's does.
+            with opened(self.root / DATABASE, "ro") as connection:
+                connection.execute("BEGIN")
+                return work(connection)
+
+        if alone:
+            return self._transact(lambda _: read(), durable=False)
+        with self.errors():
+            self._require_open()
+            self._require_identity()
+            return read()
+
     def transact(
         self, work: Callable[[Transaction], T], *, freeing: bool = False, durable: bool = True
     ) -> T:
@@ -281,6 +311,10 @@ class DiskBackend:
     def read_blob(self, name: str, nbytes: int | None = None) -> bytes | None:
         """See `Backend.read_blob`."""
         return self.files.read(name, nbytes)
+
+    def read_blob_start(self, name: str, nbytes: int) -> bytes | None:
+        """See `Backend.read_blob_start`."""
+        return self.files.read_start(name, nbytes)
 
     def drop_blob(self, name: str) -> None:
         """See `Backend.drop_blob`."""

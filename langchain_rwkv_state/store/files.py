@@ -14,15 +14,18 @@ import sqlite3
 import stat
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from langchain_rwkv_state.errors import StateCorrupt, StoreError, StoreFull
-from langchain_rwkv_state.state import Buffer
-from langchain_rwkv_state.state.codec import read_state_file
+from langchain_rwkv_state.state.header import read_state_file
 from langchain_rwkv_state.whole import flush_directory
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.state import Buffer
 
 if sys.platform != "win32":
     import resource
@@ -33,6 +36,7 @@ DAMAGED = "damaged"
 """A folder for files that `check(fix=True)` found damaged: for whoever wants to look into them."""
 _RESERVE_BYTES = 1 << 20  # SQLite needs some pages of its log to delete a row
 _NAME = re.compile(r"[0-9a-f]{64}-[0-9a-f]{16}")
+_PIECE_BYTES = 1 << 20
 SHARD = re.compile(r"[0-9a-f]{2}")
 _MANY, _THREADS = 8, 8  # 100 deletes take 12 ms instead of 60 to 300 on a busy disk
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -81,7 +85,7 @@ def make_directories(path: Path) -> None:
             flush_directory(each.parent)
 
 
-def write_new(path: Path, parts: Sequence[Buffer], *, flush: bool = True) -> None:
+def write_new(path: Path, parts: Iterable[Buffer], *, flush: bool = True) -> None:
     """Writes a file that must not exist yet, durably, or not at all.
 
     Args:
@@ -208,14 +212,56 @@ class StateFiles:
 
     def read(self, name: str, nbytes: int | None = None) -> bytes | None:
         """See `Backend.read_blob`."""
+        return self._read(name, lambda path: read_regular(path, nbytes))
+
+    def read_start(self, name: str, nbytes: int) -> bytes | None:
+        """See `Backend.read_blob_start`."""
+
+        def start(path: Path) -> bytes:
+            with os.fdopen(open_regular(path), "rb", buffering=0) as file:
+                return file.read(nbytes)
+
+        return self._read(name, start)
+
+    def _read(self, name: str, read: Callable[[Path], bytes]) -> bytes | None:
         path = self._path(name)
         try:
             self._require_folder(path.parent)
-            return read_regular(path, nbytes)
+            return read(path)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise StoreError(f"The state file {path} could not be read: {error}") from error
+
+    def copy_to(self, other: StateFiles, name: str) -> bool:
+        """Puts a blob into another store's directory, durably; it stays here.
+
+        The file gets a second name there, since it is never changed under either; where the disk
+        is another one, or has no such names, its bytes are copied.
+
+        Returns:
+            Whether it was here; or there, from an earlier call.
+
+        Raises:
+            StateCorrupt: What stands under its name is no plain file.
+            OSError: It could not be written.
+        """
+        source, target = self._path(name), other._path(name)
+        try:
+            self._require_folder(source.parent)
+            handle = open_regular(source)  # from here on a delete takes away the name alone
+        except FileNotFoundError:
+            return target.exists()
+        with os.fdopen(handle, "rb") as file:
+            if not target.parent.exists():
+                make_directories(target.parent)
+            try:
+                os.link(source, target, follow_symlinks=False)
+            except FileExistsError:
+                return True
+            except OSError:
+                write_new(target, iter(lambda: file.read(_PIECE_BYTES), b""))
+            return True
 
     def drop(self, name: str) -> None:
         """See `Backend.drop_blob`."""

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from langchain_rwkv_state.errors import StateExpired, StateNotFound
-from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.store.records import LogEntry, SessionInfo
 
 if TYPE_CHECKING:
+    from langchain_rwkv_state.state import RWKVState
     from langchain_rwkv_state.store.verbs import StoreVerbs
 
 EVERY_SECONDS = 0.5

@@ -385,6 +385,14 @@ class Ledger(View):
             if turn.seq > last:
                 self._drop_turn(turn)
 
+    def rename_session(self, row: SessionRow, new: str) -> None:
+        """Gives a session a name that is free; its old one is nobody's then."""
+        for ref in row.kept:  # first: a state goes with its last holder
+            self.hold(ref, b"s", new)
+        self.copy_log(row.name, new, row.turns)
+        self.save_session(replace(row, name=new, due=math.inf))
+        self._remove(row.name, row, expired=False)
+
     def remove_session(self, name: str, *, expired: bool = False) -> bool:
         """Removes a session, readable or not; says whether there was anything of it.
 

@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import Any
 
 from langchain_rwkv_state.errors import StateCorrupt
-from langchain_rwkv_state.state.codec import FILE_LIMIT_BYTES, is_later
+from langchain_rwkv_state.state.header import FILE_LIMIT_BYTES, is_later
 from langchain_rwkv_state.store.clock import LONGEST_TTL_SECONDS
 from langchain_rwkv_state.store.ledger import LOG_ENTRIES
 from langchain_rwkv_state.store.rows import NAME_MAX, Body, Origin, finite

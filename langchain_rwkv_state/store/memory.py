@@ -10,10 +10,9 @@ import time
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
-from langchain_rwkv_state.runtime.registry import Hold
-from langchain_rwkv_state.state import Buffer
+from langchain_rwkv_state.registry import Hold
 from langchain_rwkv_state.store.backend import Reader, Transaction
 from langchain_rwkv_state.store.clock import TTL
 from langchain_rwkv_state.store.forks import ForkLock
@@ -22,6 +21,9 @@ from langchain_rwkv_state.store.records import CheckReport, Codec, LogKind
 from langchain_rwkv_state.store.resources import Resources
 from langchain_rwkv_state.store.settings import check_kept, check_settings
 from langchain_rwkv_state.store.staged_files import StagedFiles
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.state import Buffer
 
 T = TypeVar("T")
 
@@ -172,6 +174,11 @@ class MemoryBackend:
         with self._lock:
             found = self._blobs.get(name)
             return None if found is None else found[0]
+
+    def read_blob_start(self, name: str, nbytes: int) -> bytes | None:
+        """See `Backend.read_blob_start`."""
+        data = self.read_blob(name)
+        return None if data is None else data[:nbytes]
 
     def drop_blob(self, name: str) -> None:
         """See `Backend.drop_blob`."""

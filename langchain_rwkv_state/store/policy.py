@@ -19,8 +19,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+from langchain_rwkv_state import state as states
 from langchain_rwkv_state.errors import (
     RWKVStateError,
     SessionConflict,
@@ -30,19 +31,8 @@ from langchain_rwkv_state.errors import (
     StoreError,
     StoreFull,
 )
-from langchain_rwkv_state.runtime.base import Runtime
-from langchain_rwkv_state.runtime.registry import Hold
-from langchain_rwkv_state.state import (
-    LOSSY,
-    CodecName,
-    RWKVState,
-    decode,
-    encode_parts,
-    is_reference,
-    lossy,
-    reference,
-    require_finite,
-)
+from langchain_rwkv_state.registry import Hold
+from langchain_rwkv_state.state import LOSSY, CodecName, is_reference, reference
 from langchain_rwkv_state.store import queue, rows
 from langchain_rwkv_state.store.aio import Threads
 from langchain_rwkv_state.store.audit import audit
@@ -81,6 +71,11 @@ from langchain_rwkv_state.store.staging import (
 from langchain_rwkv_state.store.tokens import joined, pack_tokens
 from langchain_rwkv_state.store.unread import LIMIT_BYTES, bundled_bytes, require_messages
 from langchain_rwkv_state.store.unsaved import EndedTurn
+from langchain_rwkv_state.store.whose import model_of, model_words
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.runtime.base import Runtime
+    from langchain_rwkv_state.state import RWKVState
 
 logger = logging.getLogger("langchain_rwkv_state.store")
 
@@ -202,7 +197,7 @@ class KeyedStore(StateStore):
         if parent is not None:
             _check_ref(parent, "parent")
         _check_state(state)
-        require_finite(state)
+        states.require_finite(state)
         ref, state = self._as_kept(state)
         # One at a time, so that memory never holds more than its share: whoever comes meanwhile
         # waits for the disk, and has its state in its own hands.
@@ -421,6 +416,30 @@ class KeyedStore(StateStore):
             return None if turn is None else turn.ref
 
         return self._write(work, freeing=True)
+
+    def rename(self, session: str, new_name: str) -> None:
+        """See `StateStore.rename`."""
+        self._check_open()
+        check_name(session, "session")
+        check_name(new_name, "new")
+
+        def work(ledger: Ledger) -> None:
+            row = ledger.session(session)
+            if row is None:
+                raise StateNotFound(f"There is no session {session!r} to rename.")
+            if ledger.session(new_name) is not None:
+                raise SessionConflict(
+                    f"The session {new_name!r} exists already: choose another name, or "
+                    "delete it first."
+                )
+            for name in (session, new_name):
+                queue.require_empty(ledger, name)
+            ledger.remove_session(new_name, expired=True)  # what is left of an expired one
+            ledger.rename_session(row, new_name)
+
+        self._write(work)
+        for turn in self.take_unsaved(session):
+            self.note_unsaved(new_name, turn)
 
     def delete_session(self, session: str) -> bool:
         """See `StateStore.delete_session`."""
@@ -718,7 +737,7 @@ class KeyedStore(StateStore):
         if staged.path is None or files is None:
             return staged.memory
         data = files.read(staged.path, staged.path_nbytes)
-        return None if data is None else decode(data, ref=staged.ref).state
+        return None if data is None else states.decode(data, ref=staged.ref).state
 
     def _unless_expired(self, error: StateNotFound, ref: str) -> RWKVStateError:
         """Returns what to raise of a state that is not here: it may have been staged, and expired.
@@ -753,7 +772,7 @@ class KeyedStore(StateStore):
             path, nbytes = None, 0
             try:
                 assert staged.memory is not None  # noqa: S101 # as `over` says
-                parts = encode_parts(
+                parts = states.encode_parts(
                     staged.memory,
                     parent=staged.parent,
                     ref=staged.ref,
@@ -800,9 +819,11 @@ class KeyedStore(StateStore):
         self, ref: str, state: RWKVState, parent: str | None, origin: Origin | None
     ) -> StateRow:
         """Writes a state's bytes and returns the row for them."""
-        require_finite(state)
+        states.require_finite(state)
         now = self._clock.now()
-        parts = encode_parts(state, parent=parent, ref=ref, created_seconds=now, codec=self._codec)
+        parts = states.encode_parts(
+            state, parent=parent, ref=ref, created_seconds=now, codec=self._codec
+        )
         row = StateRow(
             ref=ref,
             blob=_blob_name(ref),
@@ -856,22 +877,26 @@ class KeyedStore(StateStore):
         ref = reference(state.derivation, self._key)
         if self._codec not in LOSSY or self._staged(ref) or self._view().lives(ref):
             return ref, state
-        kept = lossy(state, self._codec)
+        kept = states.lossy(state, self._codec)
         return reference(kept.derivation, self._key), kept
 
     # -- pieces of the verbs ---------------------------------------------------------------------
 
     def _info(self, row: SessionRow) -> SessionInfo:
+        view = self._view()
+        named = None if row.head is None else model_of(self._backend, _readable(view, row.head))
         return SessionInfo(
             session=row.name,
             head=row.head,
             n_tokens=row.n_tokens,
             n_turns=row.turns,
-            nbytes=self._view().nbytes(row.kept),
+            nbytes=view.nbytes(row.kept),
             created_seconds=row.created,
             updated_seconds=row.updated,
             expires_seconds=row.expires,
             unread=row.unread,
+            model=None if named is None else model_words(named),
+            fingerprint=None if named is None else named.fingerprint,
         )
 
     def _view(self) -> View:
@@ -938,6 +963,14 @@ def _clock_mark(backend: Backend) -> ClockMark | None:
         return None  # without a mark the clock is taken at its word
 
 
+def _readable(view: View, ref: str) -> StateRow | None:
+    """Returns a state's row; ``None`` where it is lost or was changed."""
+    try:
+        return view.stored_state(ref)
+    except StateCorrupt:
+        return None
+
+
 class _OverLimit(StoreFull):
     """The store's own size limit was reached (and not the disk's)."""
 
@@ -980,7 +1013,7 @@ def _is_whole(value: object) -> bool:
 
 
 def _check_state(value: object) -> None:
-    if not isinstance(value, RWKVState):
+    if not isinstance(value, states.RWKVState):
         raise ValueError(  # noqa: TRY004 # as of every other argument
             f"A store keeps RWKVStates, got {value!r:.200}: a runtime's forward gives one."
         )

@@ -52,6 +52,21 @@ def enter(ledger: Ledger, session: str, token: str, seconds: float) -> int:
     return sum(row.seq < seq for row in living)
 
 
+def require_empty(view: View, session: str) -> None:
+    """Checks that nobody has a place.
+
+    Raises:
+        SessionConflict: A turn runs or waits, which goes by the session's name.
+    """
+    turns = line(view, session)
+    if turns:
+        waiting = f", and {len(turns) - 1} wait" if len(turns) > 1 else ""
+        raise SessionConflict(
+            f"A turn of session {session!r} is under way (process {turns[0].process}{waiting}): "
+            "try again when it has ended."
+        )
+
+
 def leave(ledger: Ledger, session: str, token: str) -> bool:
     """Gives a place up; says whether there was one."""
     own = [row for row in ledger.queue(session) if row.token == token]

@@ -100,6 +100,11 @@ class ReadOnlyTable:
             f"The store {self._root} was changed again and again while it was read: try again."
         )
 
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """The calling thread's connection, within `look`."""
+        return self._current().sql
+
     def close(self) -> None:
         """Closes the connections of all threads."""
         with self._lock:

@@ -7,13 +7,17 @@ what they give is compared with the reference that was asked for.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from langchain_rwkv_state.errors import StateCorrupt, StateMismatch, StateNotFound
-from langchain_rwkv_state.runtime.base import Runtime
-from langchain_rwkv_state.state import Derivation, Fingerprint, RWKVState, reference
+from langchain_rwkv_state.state import Derivation, Fingerprint, reference
 from langchain_rwkv_state.store.ledger import View
 from langchain_rwkv_state.store.rows import Origin
 from langchain_rwkv_state.store.tokens import joined, unpack_tokens
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.runtime.base import Runtime
+    from langchain_rwkv_state.state import RWKVState
 
 _CHUNK_TOKENS = 512  # bounds the memory of one forward pass
 

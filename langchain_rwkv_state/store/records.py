@@ -7,6 +7,7 @@ log entry as "can be reached for good": it is true at the moment of the call.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from langchain_rwkv_state.state import CodecName
@@ -48,6 +49,10 @@ class SessionInfo:
         updated_seconds: Unix time of the last commit.
         expires_seconds: Unix time at which it expires; `math.inf` for never.
         unread: Messages behind the head that no state covers yet, as JSON texts.
+        model: The model that the head belongs to, for people: version, layers, width and a short
+            name, such as ``RWKV-7 6x128 demo``; ``None`` where there is no head, or its file
+            cannot be read.
+        fingerprint: The same model for comparing, in full; likewise.
     """
 
     session: str
@@ -59,6 +64,8 @@ class SessionInfo:
     updated_seconds: float
     expires_seconds: float
     unread: tuple[str, ...] = field(default=(), repr=False)
+    model: str | None = None
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -121,12 +128,29 @@ class StoreStats:
 
 
 @dataclass(frozen=True)
+class Backup:
+    """What `DiskStateStore.backup` and `restore` made.
+
+    Attributes:
+        path: The new directory.
+        sessions: Sessions in it, those included that have expired and wait for `prune`.
+        states: States in it.
+        nbytes: Bytes of its files.
+    """
+
+    path: Path
+    sessions: int
+    states: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
 class CheckReport:
     """What `StateStore.check` found.
 
     Attributes:
         problems: One sentence each, with the row or file it is about; empty for a sound store.
-        repaired: What `fix=True` did, one sentence each.
+        repaired: What `fix=True` did, one sentence each; what it did to a session names it.
     """
 
     problems: tuple[str, ...]

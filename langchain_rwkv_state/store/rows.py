@@ -227,6 +227,13 @@ def describe(key: bytes) -> str:
             return "log row of {!r}, turn {}".format(*log_name(key))
         if family == "queue":
             return "queue row of {!r}, place {}".format(*log_name(key))
+        if family == "holder" and key[33:34] in HOLDER_KINDS:
+            ref, kind, owner = holder_name(key)
+            return f"holder row of {ref}" + (f" ({HOLDER_KINDS[kind]} {owner!r})" if owner else "")
+        if family == "owner" and len(key) > 34:
+            return f"owner row of {name_text(key[1:-33])!r}"
+        if family == "due" and len(key) > 9:
+            return f"due row of the {describe(key[9:])}"
         if family in ("state", "tombstone", "holder", "rebuild") and len(key) >= 33:
             return f"{family} row of {ref_text(key[1:33])}"
     except (ValueError, struct.error):

@@ -22,9 +22,9 @@ import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from langchain_rwkv_state.errors import StateCorrupt, StoreError, StoreFull
-from langchain_rwkv_state.state import Buffer
 from langchain_rwkv_state.store.files import (
     SUFFIX,
     is_full,
@@ -33,6 +33,9 @@ from langchain_rwkv_state.store.files import (
     write_new,
 )
 from langchain_rwkv_state.store.forks import ForkLock
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.state import Buffer
 
 if sys.platform != "win32":
     import fcntl

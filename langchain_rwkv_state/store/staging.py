@@ -15,10 +15,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.store.forks import ForkLock
 from langchain_rwkv_state.store.records import Filing
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.state import RWKVState
 
 STAGED_TTL_SECONDS = 15 * 60.0
 STAGED_BUDGET_BYTES = 256 << 20

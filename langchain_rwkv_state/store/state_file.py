@@ -6,9 +6,14 @@ file of another store has one too, and would pass for what it is not.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from langchain_rwkv_state import state as states
 from langchain_rwkv_state.errors import StateCorrupt
-from langchain_rwkv_state.state import RWKVState, decode, reference
 from langchain_rwkv_state.store.rows import StateRow
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.state import RWKVState
 
 
 def checked_state(data: bytes | None, row: StateRow, key: bytes) -> RWKVState:
@@ -28,9 +33,9 @@ def checked_state(data: bytes | None, row: StateRow, key: bytes) -> RWKVState:
             "state."
         )
     try:
-        state = decode(data, ref=row.ref).state
+        state = states.decode(data, ref=row.ref).state
     except StateCorrupt as error:
         raise StateCorrupt(f"The file of the state {row.ref} cannot be used: {error}") from error
-    if reference(state.derivation, key) != row.ref:
+    if states.reference(state.derivation, key) != row.ref:
         raise StateCorrupt(f"The file of the state {row.ref} holds a state of another store.")
     return state

@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.store.clock import TTL
 from langchain_rwkv_state.store.records import (
     CheckReport,
@@ -21,6 +21,9 @@ from langchain_rwkv_state.store.records import (
     SessionInfo,
     StoreStats,
 )
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.state import RWKVState
 
 
 class StoreVerbs(ABC):
@@ -181,6 +184,19 @@ class StoreVerbs(ABC):
         Raises:
             StateNotFound: The log does not reach so far, or that state is no longer kept (a
                 store with a larger `history` keeps more).
+        """
+
+    @abstractmethod
+    def rename(self, session: str, new_name: str) -> None:
+        """Gives a session another name, with all that it has, at one stroke.
+
+        Log, unread messages, states and time to live move along; the old name is that of no session
+        then. It is no use of the session: its times stay as they are. Whoever still speaks of the
+        old name begins a new session, so a turn that is under way, or waits, keeps both names.
+
+        Raises:
+            StateNotFound: There is no such session.
+            SessionConflict: A session of the new name exists, or a turn of either is in its queue.
         """
 
     @abstractmethod

@@ -53,6 +53,8 @@ EXPECTED = {
     "docs/toolbox/start_states.md": ["Mirabel", "Your name is Orson.", "session donor"],
     "docs/toolbox/watch.md": ["absent", "1 turns; moved by None", "3 turns; moved by 0."],
     "docs/bundles.md": ["Wrote for-laptop.zip", "The session bob has"],
+    "docs/sessions.md": ["Renamed tried as kept: 0 turns.", "['bob'] True", "Backed up 5 sessions"],
+    "docs/json.md": ['"damaged": []', '"section": "store"'],
     "docs/models.md": ["True False"],
     "docs/runtimes.md": ["64 "],
 }

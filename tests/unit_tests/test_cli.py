@@ -52,6 +52,12 @@ def run(store):
     return call
 
 
+@pytest.fixture
+def no_demo(monkeypatch):
+    """Spares `doctor` the built-in model."""
+    monkeypatch.setattr("langchain_rwkv_state.cli.doctor._demo", lambda: iter(()))
+
+
 def test_help_does_not_import_pytorch():
     code = (
         "import sys\nfrom typer.testing import CliRunner\n"
@@ -64,17 +70,19 @@ def test_help_does_not_import_pytorch():
     subprocess.run([sys.executable, "-c", code], check=True, env={"COLUMNS": "120"})
 
 
-@pytest.mark.parametrize("command", ["chat", "sessions", "show", "rm", "prune", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["chat", "sessions", "show", "rm", "prune", "doctor", "fork", "backup"]
+)
 def test_every_command_has_help_and_takes_a_store(command):
     result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "120"})
     assert result.exit_code == 0
     assert "--store" in result.stdout
 
 
-def test_doctor_says_what_a_models_files_are(tmp_path, monkeypatch):
-    monkeypatch.setattr("langchain_rwkv_state.cli.doctor._demo", lambda: iter(()))
+def test_doctor_says_what_a_model_is_and_what_it_takes(tmp_path, monkeypatch, no_demo):
     folder = write_hugging_face(tmp_path / "rwkv7-0.1B-g1", random_checkpoint(7, head_size=64))
     write_tokenizer(folder / "tokenizer.json")
+    monkeypatch.setattr("langchain_rwkv_state.cli.model_check.TRIAL_SECONDS", 0.05)
     words = ["doctor", "--store", str(tmp_path / "none"), "--model"]
     well = CliRunner().invoke(app, [*words, str(folder)], env={"COLUMNS": "300"})
     for found in (
@@ -83,8 +91,16 @@ def test_doctor_says_what_a_models_files_are(tmp_path, monkeypatch):
         "RWKV-7, 2x128, 288 tokens, float32",
         "template g1",
         "JsonTokenizer",
+        "by the native runtime",
+        "memory of a state 67.6 kB",
+        "would fit",
+        "unlimited",
+        "tokens a second",
+        "All is well.",
     ):
         assert found in " ".join(well.stdout.split())
+    unhurried = CliRunner().invoke(app, [*words, str(folder), "--no-trial"])
+    assert "tokens a second" not in unhurried.stdout
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
     ill = CliRunner().invoke(app, [*words, str(folder)], env={"COLUMNS": "300"})
     assert ill.exit_code == 1
@@ -158,10 +174,11 @@ def test_a_terminal_is_asked_first(tmp_path, monkeypatch, answer):
 
 
 @pytest.mark.parametrize("command", ["sessions", "doctor", "prune"])
-def test_looking_into_a_folder_of_other_things_makes_no_store(tmp_path, command):
+def test_looking_into_a_folder_of_other_things_makes_no_store(tmp_path, command, no_demo):
     (tmp_path / "letter.txt").write_text("Dear")
     result = CliRunner().invoke(app, [command, "--store", str(tmp_path)])
-    assert result.exit_code == 0
+    assert result.exit_code == (command == "doctor")  # which says that it is no place for a store
+    assert ("holds other things, and no store" in result.stdout) == (command == "doctor")
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
 
@@ -190,10 +207,11 @@ def test_sessions_are_listed_with_their_numbers(run, store):
     result = run("sessions")
     lines = result.stdout.splitlines()
     assert result.exit_code == 0
-    assert lines[0].split() == ["SESSION", "TURNS", "TOKENS", "BYTES", "LAST", "USED", "EXPIRES"]
-    assert lines[1].split()[:3] == ["ada", "1", "4"]
+    wanted = ["SESSION", "MODEL", "TURNS", "TOKENS", "BYTES", "LAST", "USED", "EXPIRES"]
+    assert lines[0].split() == wanted
+    assert lines[1].split()[:6] == ["ada", "RWKV-7", "1x64", "model", "1", "4"]
     assert lines[1].rstrip().endswith("never")
-    assert lines[2].split()[:3] == ["bob", "3", "12"]
+    assert lines[2].split()[:6] == ["bob", "RWKV-7", "1x64", "model", "3", "12"]
     assert lines[2].rstrip().endswith("in 30 d")
 
 
@@ -306,13 +324,24 @@ def test_chat_with_a_missing_model_is_one_sentence(run):
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("90", 90), ("1.5h", 5400), ("30m", 1800), ("7d", 604800), ("never", float("inf"))],
+    [
+        ("90", 90),
+        ("1.5h", 5400),
+        ("30m", 1800),
+        ("7d", 604800),
+        ("1h30m", 5400),
+        ("1d 12h", 129600),
+        ("2w1s", 1209601),
+        ("never", float("inf")),
+    ],
 )
 def test_a_time_to_live_is_read(text, seconds):
     assert read_ttl(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "soon", "-1", "0", "3x"])
+@pytest.mark.parametrize(
+    "text", ["", "soon", "-1", "0", "3x", "0h0m", "30m1h", "1h1h", "1h30", "1h and 30m"]
+)
 def test_a_time_to_live_that_is_none_is_refused(run, text):
     result = run("chat", f"--ttl={text}")
     assert result.exit_code == 2

@@ -21,7 +21,7 @@ from langchain_rwkv_state.state import (
     distance,
     head_maps,
 )
-from langchain_rwkv_state.store import DiskStateStore, policy
+from langchain_rwkv_state.store import DiskStateStore
 from tests.helpers.states import random_state
 
 LAYOUT = StateLayout.of(7, n_layer=2, n_embd=64, head_size=32)
@@ -71,7 +71,7 @@ def test_inspect_draws_a_picture(run, tmp_path):
 def test_inspect_as_json_has_figures_and_maps(run):
     result = run("inspect", "bob", "--json")
     found = json.loads(result.stdout)
-    assert (found["version"], found["n_layer"], found["n_tokens"]) == (7, 2, 2)
+    assert (found["version"], found["layers"], found["tokens"]) == (7, 2, 2)
     assert len(found["tensors"]) == 6
     norm, _ = head_maps(BOB)
     assert found["maps"][0]["values"] == [list(row) for row in norm.values]
@@ -82,7 +82,7 @@ def test_inspect_as_json_has_figures_and_maps(run):
 def commit_unchecked(store: DiskStateStore, session: str, state: RWKVState) -> None:
     """Commits what no store takes any more, as one of an earlier release may hold it."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(policy, "require_finite", lambda _: None)
+        patched.setattr("langchain_rwkv_state.state.require_finite", lambda _: None)
         commit(store, session, state)
 
 

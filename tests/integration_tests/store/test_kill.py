@@ -6,10 +6,16 @@
 from __future__ import annotations
 
 import os
+import time
+from contextlib import suppress
 
 import pytest
 
+from langchain_rwkv_state.errors import StoreError
+from langchain_rwkv_state.store import DiskStateStore
 from tests.helpers.kill_campaign import campaign
+from tests.helpers.states import random_state
+from tests.integration_tests.store.test_processes import start
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
@@ -21,3 +27,37 @@ def test_kill(tmp_path):
     assert outcome.lost == []
     assert outcome.unreadable == []
     assert outcome.left == [], "orphans are swept, and all is sound"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+def test_a_backup_that_is_killed_is_none(tmp_path):
+    """Whatever has a backup's name is one, and whole; what was not done has none."""
+    code = """
+        import sys
+        from pathlib import Path
+        from langchain_rwkv_state.store import DiskStateStore
+
+        root = Path(sys.argv[1])
+        with DiskStateStore(root / "store") as store:
+            for number in range(1000):
+                store.backup(root / f"copy{sys.argv[2]}-{number}")
+    """
+    with DiskStateStore(tmp_path / "store", history=0) as store:
+        for number in range(60):
+            store.put(random_state([number]))
+        for attempt in range(4):
+            process = start(code, tmp_path, attempt)
+            while not (tmp_path / f"copy{attempt}-0").exists():
+                assert process.poll() is None, process.communicate()
+            time.sleep(0.03 * attempt)
+            process.kill()
+            process.communicate()
+    made = [path for path in tmp_path.iterdir() if path.name.startswith("copy")]
+    assert len(made) >= 4
+    for path in (made[0], *sorted(made)[-3:]):
+        with DiskStateStore(path, read_only=True) as copy:
+            assert copy.check().problems == ()
+            assert copy.stats().states == 60
+    for path in tmp_path.glob(".*.partial"):  # without a database until all files are there
+        with suppress(StoreError), DiskStateStore(path, read_only=True) as copy:
+            assert copy.check().problems == ()

@@ -152,3 +152,53 @@ def test_a_disk_that_is_really_full_leaves_the_old_head_and_deletes_work(tmp_pat
         assert int(finish(start(code, disk / "store"))) > 5
     finally:
         subprocess.run(["umount", str(disk)], check=False)
+
+
+def test_a_backup_beside_four_writers_holds_one_moment(tmp_path):
+    """No session torn, no file missing, and every head one that was committed."""
+    code = """
+        import sys
+        from pathlib import Path
+        from langchain_rwkv_state.store import DiskStateStore
+        from tests.helpers.states import random_state
+
+        root, worker = Path(sys.argv[1]), int(sys.argv[2])
+        with DiskStateStore(root / "store", history=1) as store:
+            names = [f"{worker}-{number}" for number in range(5)]
+            heads = dict.fromkeys(names)
+            number = 0
+            told = (root / f"{worker}.txt").open("w")
+            print("ready", flush=True)
+            while not (root / "stop").exists():
+                number += 1
+                for name in names:
+                    ref = store.stage(random_state([worker, number]), parent=heads[name])
+                    store.commit(name, ref, heads[name])
+                    heads[name] = ref
+                    print(name, ref, file=told)
+                if number % 10 == 0:
+                    store.rewind(names[0])
+                    heads[names[0]] = store.head(names[0])
+            told.close()
+    """
+    with DiskStateStore(tmp_path / "store") as store:
+        writers = [start(code, tmp_path, worker) for worker in range(4)]
+        for writer in writers:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == "ready\n"
+        made = [store.backup(tmp_path / f"copy{number}") for number in range(3)]
+        (tmp_path / "stop").touch()
+        for writer in writers:
+            finish(writer)
+        told = [(tmp_path / f"{worker}.txt").read_text() for worker in range(4)]
+        committed = {tuple(line.split()) for line in "".join(told).splitlines()}
+        assert store.check().sound
+    for backup in made:
+        assert backup.sessions > 0
+        with DiskStateStore(backup.path, read_only=True) as copy:
+            assert copy.check().problems == ()
+            assert len(copy.sessions()) == backup.sessions
+            for name in copy.sessions():
+                log = copy.log(name)
+                assert copy.get(log[0].ref).n_tokens == log[0].n_tokens
+                assert (name, log[0].ref) in committed

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from langchain_rwkv_state import state as states
 from langchain_rwkv_state.errors import (
     RWKVStateError,
     SessionConflict,
@@ -26,7 +27,7 @@ from langchain_rwkv_state.errors import (
     StoreError,
 )
 from langchain_rwkv_state.state import CODECS, LOSSY, decode, encode, lossy
-from langchain_rwkv_state.store import DiskStateStore, MemoryStateStore, bundle, policy
+from langchain_rwkv_state.store import DiskStateStore, MemoryStateStore, bundle
 from tests.helpers.bundles import (
     MARK,
     TINY,
@@ -487,7 +488,7 @@ def test_a_name_taken_during_an_import_stays_with_who_took_it(data, path, monkey
             target.commit("bob", target.put(random_state([1])), None)
         return decode(*args, **kwargs)
 
-    name = "langchain_rwkv_state.store.carrying.decode"
+    name = "langchain_rwkv_state.state.decode"
     monkeypatch.setattr(name, decode_while_another_commits)
     before = target.stats().states
     with pytest.raises(SessionConflict, match="'bob' exists"):
@@ -553,7 +554,7 @@ def test_a_failed_import_of_states_that_nothing_can_keep_leaves_nothing(tmp_path
     with MemoryStateStore() as exact, MemoryStateStore(codec="int8") as small:
         exact.commit("bob", exact.put(state), None)
         with monkeypatch.context() as unchecked:
-            unchecked.setattr(policy, "require_finite", lambda _: None)
+            unchecked.setattr(states, "require_finite", lambda _: None)
             exact.commit("bob", exact.put(broken), exact.head("bob"))
         exact.export_session("bob", tmp_path / "bob.zip")
         for target, error in ((small, ValueError), (MemoryStateStore(), StateCorrupt)):

@@ -728,3 +728,17 @@ def test_a_place_that_cannot_be_written_leaves_flushing_on(store, monkeypatch):
         with pytest.raises(StoreError, match="disk I/O error"):
             store.enter_queue("bob", "a" * 32, 15.0)
     assert backend_of(store).sql("PRAGMA synchronous")[0][0] == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        (rows.holder_key(f"rwkv1-{'a' * 64}", b"s", "bob"), "(session 'bob')"),
+        (rows.holder_key(f"rwkv1-{'a' * 64}", b"k", "thread:1"), "(owner 'thread:1')"),
+        (rows.holder_key(f"rwkv1-{'a' * 64}", b"p", ""), f"holder row of rwkv1-{'a' * 64}"),
+        (rows.due_key(1.0, rows.session_key("bob")), "due row of the session row of 'bob'"),
+        (rows.owner_key("thread:1", f"rwkv1-{'a' * 64}"), "owner row of 'thread:1'"),
+    ],
+)
+def test_a_row_is_described_with_whose_it_is(key, words):
+    assert rows.describe(key).endswith(words)

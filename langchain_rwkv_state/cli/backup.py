@@ -1,0 +1,57 @@
+"""The commands ``backup`` and ``restore``: a store's copy, and a store of a copy.
+
+They need no model; ``restore`` looks at every state, and needs PyTorch for that. The easy mistake
+is to look for a flag that writes over: neither command has one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from langchain_rwkv_state.cli import output
+from langchain_rwkv_state.cli.options import StoreOption, store_directory
+from langchain_rwkv_state.cli.sessions import existing_store
+from langchain_rwkv_state.views.words import counted
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.store import Backup
+
+
+def backup(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new directory.")],
+    store: StoreOption = None,
+) -> None:
+    """Copy a store into a new directory, while others go on talking.
+
+    The copy is a store as it stood at one moment: any command takes it by --store.
+    """
+    with existing_store(store) as opened:
+        if opened is None:
+            raise typer.Exit(1)
+        _say("Backed up", opened.backup(directory))
+
+
+def restore(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A backup.")],
+    store: StoreOption = None,
+) -> None:
+    """Make a store of a backup, once every row and state of it was checked.
+
+    It is made where --store says, where there must be none yet: nothing is written over. The backup
+    stays as it is.
+    """
+    from langchain_rwkv_state.store import DiskStateStore
+
+    _say("Restored", DiskStateStore.restore(directory, store_directory(store)))
+
+
+def _say(what: str, made: Backup) -> None:
+    line = (
+        f"{what} {counted(made.sessions, 'session')} and {counted(made.states, 'state')}, "
+        f"{output.size(made.nbytes)}, in {output.plain(str(made.path))}."
+    )
+    output.out().print(Text(line), soft_wrap=True)

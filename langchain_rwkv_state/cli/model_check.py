@@ -1,0 +1,136 @@
+"""What ``doctor --model`` finds: what a model's files are, what it will take, how fast it answers.
+
+All but the trial looks at names and shapes alone. The easy mistake is to trust the trial of a busy
+machine: it says what one conversation gets now.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from langchain_rwkv_state.cli import output
+from langchain_rwkv_state.cli.findings import Finding
+
+if TYPE_CHECKING:
+    import torch
+
+    from langchain_rwkv_state.runtime.checkpoint import Checkpoint
+    from langchain_rwkv_state.runtime.strategy import Strategy
+
+TRIAL_SECONDS = 3.0
+_WARM_UP_STEPS = 8
+_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+
+
+def look_into(name: str) -> Iterator[Finding]:
+    """Says what a model's files are and what it will take; loads nothing into a runtime.
+
+    Args:
+        name: The model, as for `load_runtime`.
+    """
+    from langchain_rwkv_state.loaded import trained_on
+    from langchain_rwkv_state.runtime import locate
+    from langchain_rwkv_state.runtime.checkpoint import Checkpoint, read_contents
+    from langchain_rwkv_state.runtime.strategy import Strategy
+    from langchain_rwkv_state.tokenizer import load_tokenizer
+
+    path = locate(name)
+    contents = read_contents(path, mapped=True)
+    yield Finding("form", contents.form)
+    sizes = sum(file.stat().st_size for file in contents.files)
+    files = f"{len(contents.files)} files in {path}" if path.is_dir() else str(path)
+    yield Finding("files", f"{files}, {output.size(sizes)}", figure=sizes, unit="bytes")
+    found = Checkpoint.of(contents.tensors, path)
+    dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in contents.tensors.values()})
+    shape = f"RWKV-{found.version}, {found.n_layer}x{found.n_embd}"
+    yield Finding("model", f"{shape}, {found.vocab_size:,} tokens, {' and '.join(dtypes)}")
+    yield Finding("weights", found.weights)
+    yield Finding("template", trained_on(name, path).name)
+    yield Finding(
+        "tokenizer", repr(load_tokenizer(None, model_path=path, vocab_size=found.vocab_size))
+    )
+    strategy = Strategy.parse("auto")
+    is_native = strategy.is_native_for(found.version, deep_embed=found.deep_embed)
+    runtime = "the native runtime" if is_native else "the rwkv package"
+    yield Finding("strategy", f"'auto' is {str(strategy)!r}, by {runtime}")
+    yield from _sizes(found, contents.tensors, strategy, is_native=is_native)
+
+
+def _sizes(
+    found: Checkpoint,
+    tensors: Mapping[str, torch.Tensor],
+    strategy: Strategy,
+    *,
+    is_native: bool,
+) -> Iterator[Finding]:
+    """Says how much memory weights and states take, and how many states there is room for."""
+    from langchain_rwkv_state.engine import Limits
+
+    keeps_dtype = is_native and not strategy.on_cuda  # it computes in fp32 from what is in the file
+    of_strategy = _BYTES[strategy.stages[0].dtype]
+    weights = sum(
+        tensor.numel() * (tensor.element_size() if keeps_dtype else of_strategy)
+        for tensor in tensors.values()
+    )
+    state, free = found.layout.nbytes, _free_bytes(strategy)
+    fit = max(0, free - weights) // state
+    yield Finding(
+        "memory of weights", f"about {output.size(weights)}", figure=weights, unit="bytes"
+    )
+    yield Finding("memory of a state", output.size(state), figure=state, unit="bytes")
+    of_free = f"in the {output.size(free)} that are free, beside the weights"
+    advice = "" if fit else "Free memory, or take a smaller model or one in 8 bits ('cpu int8')."
+    yield Finding(
+        "conversations",
+        f"{fit:,} at once would fit {of_free}; slots={Limits.slots} is the default",
+        advice,
+        figure=fit,
+        unit="states",
+    )
+    yield Finding("context", "unlimited: a state's size is the same, whatever it has read")
+
+
+def _free_bytes(strategy: Strategy) -> int:
+    import torch
+
+    from langchain_rwkv_state.prefix_cache.cache import free_memory_bytes
+
+    if strategy.on_cuda:
+        return torch.cuda.mem_get_info()[0]
+    return free_memory_bytes()
+
+
+def trial(name: str) -> Iterator[Finding]:
+    """Loads a model and decodes for a while, one token at a time; says how fast it was.
+
+    Args:
+        name: The model, as for `load_runtime`.
+    """
+    from langchain_rwkv_state.runtime import load_runtime, open_slots
+
+    start = time.perf_counter()
+    runtime = load_runtime(name)
+    try:
+        took = time.perf_counter() - start
+        about = getattr(runtime, "about", Path(name).name)
+        yield Finding("loads", f"in {took:.1f} s, by {about}", figure=took, unit="seconds")
+        slots = open_slots(runtime, 1)
+        slots.put(0, runtime.zero_state())
+        token, count, begun = 0, -_WARM_UP_STEPS, 0.0
+        while count <= 0 or time.perf_counter() - begun < TRIAL_SECONDS:
+            if count == 0:
+                begun = time.perf_counter()
+            token = int(slots.read([(0, [token])]).argmax())
+            count += 1
+        speed = count / (time.perf_counter() - begun)
+        yield Finding(
+            "speed",
+            f"{speed:,.1f} tokens a second in one conversation, tried for {TRIAL_SECONDS:.0f} s",
+            figure=speed,
+            unit="tokens a second",
+        )
+    finally:
+        runtime.close()

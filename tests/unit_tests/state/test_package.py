@@ -1,0 +1,33 @@
+"""The package of states: names that wait for PyTorch, and submodules of the same names."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize("name", ["distance", "memory", "motion"])
+def test_a_submodule_does_not_hide_the_function_of_its_name(name):
+    code = (
+        f"import langchain_rwkv_state.state.{name}\n"
+        f"from langchain_rwkv_state.state import {name}\n"
+        f"assert callable({name}), {name}"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_store_is_looked_into_without_pytorch(tmp_path):
+    code = (
+        "import sys\n"
+        "from langchain_rwkv_state import DiskStateStore\n"
+        f"with DiskStateStore({str(tmp_path / 'store')!r}) as store:\n"
+        "    store.append_unread('bob', ['\"hello\"'])\n"
+        "    assert store.sessions() == ['bob']\n"
+        "    assert store.session('bob').n_turns == 0\n"
+        "    assert store.log('bob') == []\n"
+        "    store.prune(), store.stats()\n"
+        "    assert store.delete_session('bob')\n"
+        "heavy = {'torch', 'numpy', 'langchain_core'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
