@@ -88,6 +88,11 @@ class Registry(Generic[T]):
         """Returns the number of values that are there or being made."""
         return len(self._slots)
 
+    def values(self) -> list[T]:
+        """Returns the values that are there now; nobody holds them for that."""
+        with self._lock:
+            return [slot.value for slot in self._slots.values() if slot.value is not None]
+
     def hold(
         self,
         key: Hashable,
