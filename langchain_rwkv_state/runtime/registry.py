@@ -91,7 +91,9 @@ class Registry(Generic[T]):
     def values(self) -> list[T]:
         """Returns the values that are there now; nobody holds them for that."""
         with self._lock:
-            return [slot.value for slot in self._slots.values() if slot.value is not None]
+            found = [slot.value for slot in self._slots.values() if slot.value is not None]
+        self._settle()  # what a finaliser gave back meanwhile
+        return found
 
     def hold(
         self,

@@ -55,6 +55,12 @@ EXPECTED = {
     "docs/bundles.md": ["Wrote for-laptop.zip", "The session bob has"],
     "docs/models.md": ["True False"],
     "docs/runtimes.md": ["64 "],
+    "docs/monitoring.md": [
+        "demo is not loaded",
+        "True 0 True 1",
+        "rwkv_loaded 1.0",
+        "rwkv_decoded_tokens ",
+    ],
 }
 NOT_RUN = {
     "docs/benchmarks.md": 1,
