@@ -52,7 +52,7 @@ def main() -> int:
         environment = _environment(Path(folder))
         _seconds("chat", environment)  # compiles modules, and the model's pass, where need be
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-        found: dict[str, list[tuple[float, float]]] = {name: [] for name in RUNS}
+        found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in RUNS}
         for _ in range(rounds):
             for name, times in found.items():
                 times.append(_seconds(name, environment))
@@ -60,13 +60,13 @@ def main() -> int:
         name: tuple(statistics.median(each) for each in zip(*times, strict=True))
         for name, times in found.items()
     }
-    torch_seconds = [whole for _, whole in found["torch"]]
-    firsts = {name: [first for first, _ in found[name]] for name in ("stream", "chat")}
+    torch_seconds = [whole for _, whole, _ in found["torch"]]
+    firsts = {name: [first for first, *_ in found[name]] for name in ("stream", "chat")}
     report.results = {
         "load_before": round(load, 2),
         "medians": {
-            name: {"first_byte_seconds": first, "whole_seconds": whole}
-            for name, (first, whole) in medians.items()
+            name: {"first_byte_seconds": first, "whole_seconds": whole, "cpu_seconds": cpu}
+            for name, (first, whole, cpu) in medians.items()
         },
     }
     for name, label in (("chat", "rwkv-state chat"), ("stream", "ChatRWKV.stream")):
@@ -85,10 +85,10 @@ def main() -> int:
     )
     common.print_table(
         f"startup: medians of {rounds}, one-minute load {load:.1f} before",
-        ["process", "first byte", "whole"],
+        ["process", "first byte", "whole", "of a core"],
         [
-            [name, f"{first:.2f} s" if first else "", f"{whole:.2f} s"]
-            for name, (first, whole) in medians.items()
+            [name, f"{first:.2f} s" if first else "", f"{whole:.2f} s", f"{cpu:.2f} s"]
+            for name, (first, whole, cpu) in medians.items()
         ],
     )
     return report.finish(arguments)
@@ -104,13 +104,16 @@ def _environment(folder: Path) -> dict[str, str]:
     }
 
 
-def _seconds(name: str, environment: Mapping[str, str]) -> tuple[float, float]:
-    """Returns the seconds to the first byte on standard output, 0 for none, and to the end.
+def _seconds(name: str, environment: Mapping[str, str]) -> tuple[float, float, float]:
+    """Returns seconds: to the first byte on standard output, 0 for none; to the end; of a core.
+
+    The last is what other work on the machine changes least.
 
     Raises:
         RuntimeError: The process failed.
     """
     arguments, given = RUNS[name]
+    before = os.times()
     started = time.perf_counter()
     with subprocess.Popen(
         [sys.executable, *arguments],
@@ -131,7 +134,9 @@ def _seconds(name: str, environment: Mapping[str, str]) -> tuple[float, float]:
         if process.returncode:
             assert process.stderr is not None
             raise RuntimeError(f"{name} failed: {process.stderr.read().decode()}")
-    return first, whole
+    after = os.times()
+    used = after.children_user + after.children_system
+    return first, whole, used - before.children_user - before.children_system
 
 
 _ROOT = Path(__file__).parent.parent

@@ -88,10 +88,11 @@ def started(report: dict[str, Any]) -> str:
             f"{medians[name]['first_byte_seconds']:.2f} s"
             * bool(medians[name]["first_byte_seconds"]),
             f"{medians[name]['whole_seconds']:.2f} s",
+            f"{medians[name]['cpu_seconds']:.2f} s",
         ]
         for name, label in labels.items()
     ]
-    return table(["process", "first byte", "end"], rows)
+    return table(["process", "first byte", "end", "of a core, to its end"], rows)
 
 
 def turns(report: dict[str, Any]) -> str:
