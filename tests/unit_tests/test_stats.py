@@ -199,7 +199,9 @@ def test_the_package_of_rwkv_is_named_by_its_strategy(make_chat, caplog):
 
 
 def test_the_package_leaves_it_to_the_program_what_is_shown():
-    ours = [name for name in logging.root.manager.loggerDict if name.startswith("langchain_rwkv")]
+    ours = [
+        name for name in logging.root.manager.loggerDict if name.startswith("langchain_rwkv_state.")
+    ]
     assert "langchain_rwkv_state.loaded" in ours
     for name in ours:
         logger = logging.getLogger(name)
