@@ -70,6 +70,31 @@ def recall(report: dict[str, Any]) -> str:
     return table(["what", "right", "cases", "target", ""], rows)
 
 
+def started(report: dict[str, Any]) -> str:
+    """Returns the seconds of each process to its first byte and to its end."""
+    labels = {
+        "python": "python, nothing imported",
+        "package": "`import langchain_rwkv_state`",
+        "help": "`rwkv-state --help`",
+        "torch": "`import torch`",
+        "langchain": "`import torch`, and LangChain's base class of a model",
+        "stream": '`ChatRWKV(...).stream("hi")` to its end',
+        "chat": "`echo hi \\| rwkv-state chat`",
+    }
+    medians = report["results"]["medians"]
+    rows = [
+        [
+            label,
+            f"{medians[name]['first_byte_seconds']:.2f} s"
+            * bool(medians[name]["first_byte_seconds"]),
+            f"{medians[name]['whole_seconds']:.2f} s",
+            f"{medians[name]['cpu_seconds']:.2f} s",
+        ]
+        for name, label in labels.items()
+    ]
+    return table(["process", "first byte", "end", "of a core, to its end"], rows)
+
+
 def turns(report: dict[str, Any]) -> str:
     """Returns the time of early and late turns."""
     found = report["results"]["turns"]
@@ -453,6 +478,9 @@ TABLES: dict[str, tuple[str, Callable[..., str]]] = {
     "loading": ("model_files", loading),
     "beside llama.cpp": ("model_files", beside_llama_cpp),
     "model files targets": ("model_files", targets),
+    "startup machine": ("startup", machine),
+    "started": ("startup", started),
+    "startup targets": ("startup", targets),
     "constraints machine": ("constraints", machine),
     "held schemas": ("constraints", held_schemas),
     "held share": ("constraints", held_share),

@@ -45,6 +45,7 @@ from langchain_rwkv_state.messages import (
 )
 from langchain_rwkv_state.model import CALL_OPTIONS, RWKVModel, seen
 from langchain_rwkv_state.prefix_cache import Kept, Root
+from langchain_rwkv_state.progress import LateBar
 from langchain_rwkv_state.reuse import Flight
 from langchain_rwkv_state.session import RWKVSession
 from langchain_rwkv_state.session_calls import BoundSession
@@ -139,8 +140,6 @@ class ChatRWKV(RWKVModel, BaseChatModel):
     """Apart from LangChain's global cache: a hit there would name a state that may be gone."""
     streaming: bool = False
     """Whether `invoke` streams too, for callbacks that want each token; LangChain asks for it."""
-    progress: bool = False
-    """Whether `batch` and `abatch` draw a progress bar, where there is a terminal."""
 
     _call_options = (*CALL_OPTIONS, *ASK_OPTIONS)
 
@@ -523,9 +522,10 @@ class ChatRWKV(RWKVModel, BaseChatModel):
             session: A session to read into, from its head on, once its turns that came before have
                 ended; ``None`` for a state of its own.
             ttl: Time to live of the state, or of the session.
-            on_progress: Called with (tokens read, tokens to read) as a long text is read, on
-                another thread, in the caller's context. To wait in it for an answer of this model
-                is an `EngineError`, and for a turn of `session` a `SessionConflict`.
+            on_progress: In place of the bar that `progress` draws, called with (tokens read, tokens
+                to read) as a long text is read, on another thread, in the caller's context. To wait
+                in it for an answer of this model is an `EngineError`, and for a turn of `session` a
+                `SessionConflict`.
             timeout: Seconds for all of it but the store's writing; ``None`` for the model's own
                 `timeout`.
 
@@ -540,11 +540,13 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         """
         job = _Prefill(self, model_input, session, ttl, on_progress, timeout)
         if job.turn is None:
-            done = self._launch(*job.plan(None), {}).ticket.result()
+            with job.bar:
+                done = self._launch(*job.plan(None), {}).ticket.result()
             return self.store.put(job.state(done), ttl=ttl)
         try:
             messages = run(job.turn.begin(), self.store)
-            done = self._launch(*job.plan(messages), {}).ticket.result()
+            with job.bar:
+                done = self._launch(*job.plan(messages), {}).ticket.result()
             ref = job.stage(done)
             run(job.turn.commit(ref, None), self.store)
         except GONE as error:
@@ -570,13 +572,15 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         job = _Prefill(self, model_input, session, ttl, on_progress, timeout)
         if job.turn is None:
             flight = await self._alaunch(*await asyncio.to_thread(job.plan, None), {})
-            done = await flight.ticket.aresult()
+            with job.bar:
+                done = await flight.ticket.aresult()
             ref: str = await self.store.to_its_end("put", job.state(done), ttl=ttl)
             return ref
         try:
             messages = await arun(job.turn.begin(), self.store)
             flight = await self._alaunch(*await asyncio.to_thread(job.plan, messages), {})
-            done = await flight.ticket.aresult()
+            with job.bar:
+                done = await flight.ticket.aresult()
             ref = await asyncio.to_thread(job.stage, done)
             await arun(job.turn.commit(ref, None), self.store)
         except GONE as error:
@@ -617,9 +621,15 @@ class ChatRWKV(RWKVModel, BaseChatModel):
             reading = self._plan(loaded, to_messages(model_input), answer=False)
         if reading.reach < len(reading.ids) or reading.base_ref is not None:
             raise ValueError("A pinned prefix begins from nothing: leave state markers out.")
-        request = Request(base=reading.base, prompt=reading.ids, deadline=self.timeout)
-        flight = self._launch(loaded, reading, request, {})
-        kept = Kept(flight.ticket.result().state)
+        with LateBar(f"Reading {name}", progress=self.progress) as bar:
+            request = Request(
+                base=reading.base,
+                prompt=reading.ids,
+                on_progress=bar.tell,
+                deadline=self.timeout,
+            )
+            flight = self._launch(loaded, reading, request, {})
+            kept = Kept(flight.ticket.result().state)
         cache.pin(Root.of(reading.base, self.cache_salt), reading.ids, kept, name)
         return flight.reused
 
@@ -751,7 +761,8 @@ class _Prefill:
         given = as_model_input(model_input)
         self._text = given if isinstance(given, str) else None
         self._messages = [] if isinstance(given, str) else to_messages(given)
-        self._on_progress = on_progress
+        self.bar = LateBar("Reading", progress=chat.progress)
+        self._on_progress = on_progress or self.bar.tell
         self._begun = time.monotonic()
         self._timeout = chat.timeout if timeout is None else timeout
         self.turn: SessionTurn | None = None

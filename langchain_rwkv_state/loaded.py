@@ -8,7 +8,9 @@ chat object's construction: it must cost microseconds, for LangChain makes one f
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Hashable, Mapping
@@ -30,6 +32,8 @@ from langchain_rwkv_state.template import (
     WorldTemplate,
 )
 from langchain_rwkv_state.tokenizer import Tokenizer, load_tokenizer, tokenizer_beside
+
+logger = logging.getLogger(__name__)
 
 MakeTemplate = Callable[[Tokenizer], ChatTemplate]
 
@@ -92,6 +96,9 @@ class Loaded:
         engine: Answers; shared with all that use the same file and strategy.
         zero: The state that has read nothing.
         warmed: Caches that hold this model's pinned states.
+        model: Its name, as the first user gave it.
+        strategy: The strategy, likewise.
+        runs_as: The strategy that came of it, such as ``native cpu fp32``.
     """
 
     runtime: Runtime
@@ -101,12 +108,16 @@ class Loaded:
     zero: RWKVState
     shared: Hold[SharedEngine] | None = None
     warmed: weakref.WeakSet[PrefixStateCache] = field(default_factory=weakref.WeakSet)
+    model: str = ""
+    strategy: str = ""
+    runs_as: str = ""
 
     def close(self) -> None:
         """Gives runtime and engine back."""
         self.runtime.close()
         if self.shared is not None:
             self.shared.release()
+        logger.debug("Let go of %s", self.model)
 
 
 def _is_at_work(loaded: Loaded) -> bool:
@@ -131,6 +142,7 @@ def hold_model(
     tokenizer: Any,
     template: MakeTemplate | None,
     limits: Mapping[str, int],
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Hold[Loaded]:
     """Returns a hold on a model at work, loaded if need be.
 
@@ -140,17 +152,19 @@ def hold_model(
         tokenizer: As for `load_tokenizer`.
         template: Makes the template; ``None`` for the one that the model was trained on.
         limits: What the user set of the engine's `Limits`, by name.
+        on_progress: As for `load_runtime`; without, a download draws no bar either.
 
     Raises:
         ModelLoadError: It cannot be loaded; the message says why and what to do.
     """
-    path = locate(model)
+    path = locate(model, quiet=on_progress is None)
     weights = model_key(model, strategy)
     makes = template or trained_on(model, path)
     key = (weights, _tokenizer_key(tokenizer, path), makes)
 
     def load() -> Loaded:
-        nameless = load_runtime(model, strategy)
+        began = time.monotonic()
+        nameless = load_runtime(model, strategy, on_progress=on_progress)
         try:
             if tokenizer is not None and not isinstance(tokenizer, str | os.PathLike | Tokenizer):
                 raise ModelLoadError(
@@ -168,15 +182,39 @@ def hold_model(
             )
         finally:
             nameless.close()
-        return Loaded(
-            runtime, found, words, shared.value.engine, runtime.zero_state(), shared=shared
+        loaded = Loaded(
+            runtime,
+            found,
+            words,
+            shared.value.engine,
+            runtime.zero_state(),
+            shared=shared,
+            model=model,
+            strategy=strategy,
+            runs_as=getattr(runtime, "strategy", strategy),
         )
+        seconds = time.monotonic() - began
+        logger.info("Loaded %s as %s in %.1f s", model, loaded.runs_as, seconds)
+        return loaded
 
     hold = LOADED.held(key, load)
     shared = hold.value.shared
     if shared is not None:
         shared.value.want(hold, limits, model)
     return hold
+
+
+def find_loaded(model: str, strategy: str) -> Loaded | None:
+    """Returns a model that is at work in this process, by the names that it was asked for.
+
+    Nothing is looked up, loaded or held for it.
+
+    Args:
+        model: As for `load_runtime`; another name of the same file is not recognised.
+        strategy: As for `load_runtime`.
+    """
+    wanted = (model, strategy)
+    return next((each for each in LOADED.values() if (each.model, each.strategy) == wanted), None)
 
 
 def trained_on(model: str, path: Path) -> type[ChatTemplate]:

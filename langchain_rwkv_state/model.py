@@ -13,7 +13,8 @@ import functools
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import (
@@ -29,11 +30,13 @@ from pydantic import (
 from langchain_rwkv_state import settings
 from langchain_rwkv_state.engine import Limits, Request, Sampling
 from langchain_rwkv_state.errors import StoreError, StoreFull
-from langchain_rwkv_state.loaded import Loaded, hold_model
+from langchain_rwkv_state.loaded import Loaded, find_loaded, hold_model
 from langchain_rwkv_state.prefix_cache import PrefixStateCache, default_cache
+from langchain_rwkv_state.progress import LateBar
 from langchain_rwkv_state.registry import Hold
 from langchain_rwkv_state.reuse import Flight, launch
 from langchain_rwkv_state.runtime import check_model
+from langchain_rwkv_state.stats import ModelStats, StatsWatch
 from langchain_rwkv_state.store import DiskStateStore, MemoryStateStore, StateStore
 from langchain_rwkv_state.store.staging import STAGED_BUDGET_BYTES
 from langchain_rwkv_state.template import ChatTemplate
@@ -110,6 +113,13 @@ class RWKVModel(BaseModel):
     """Tokens of prompts read in a step beside answers: fewer make their tokens come more evenly."""
     max_queue: int = Field(default=Limits.max_queue, ge=1)
     """At most so many requests wait; one more is refused with `EngineBusy`."""
+
+    progress: bool | None = None
+    """Whether long work draws a progress bar on standard error: loading, downloading, `prefill`.
+
+    ``None`` does where that is a terminal or a notebook, and a second or more lies ahead; ``False``
+    never; ``True`` as ``None``, and `ChatRWKV.batch` and `abatch` draw one too.
+    """
 
     _call_options: ClassVar[tuple[str, ...]]
     """What a call of this class may set anew."""
@@ -349,15 +359,59 @@ class RWKVModel(BaseModel):
         if hold is not None:
             hold.release()
 
+    def stats(self) -> ModelStats:
+        """Returns what the model does and did in this process; loads nothing.
+
+        Example:
+            >>> print(chat.stats())  # doctest: +SKIP
+            demo, native cpu fp32: decode 412 tokens/s, prefill 2108 tokens/s, ...
+        """
+        loaded = self._loaded or find_loaded(self.model, self.strategy)
+        if loaded is None:
+            return ModelStats(self.model, self.strategy, loaded=False)
+        cache = self.prefix_cache
+        return ModelStats.of(
+            self.model,
+            loaded.runs_as or self.strategy,
+            loaded.engine.stats(),
+            None if cache is None else cache.stats(),
+        )
+
+    def watch_stats(
+        self, callback: Callable[[ModelStats], object], *, seconds: float = 10.0
+    ) -> StatsWatch:
+        """Calls a function with `stats` every so many seconds, on a thread of its own.
+
+        Args:
+            callback: Called with a `ModelStats`. What it raises is logged, the first time.
+            seconds: Between two calls.
+
+        Returns:
+            The watch. It ends when it is closed, or left as a context, with a last call; and when
+            this object is gone, which it does not keep.
+
+        Raises:
+            TypeError: `callback` cannot be called.
+            ValueError: `seconds` is not above zero.
+
+        Example:
+            >>> with chat.watch_stats(print, seconds=60):  # doctest: +SKIP
+            ...     serve(chat)
+        """
+        return StatsWatch(self.stats, callback, seconds=seconds)
+
     def _hold_model(self) -> Hold[Loaded]:
         limits = {name: getattr(self, name) for name in _LIMITS if name in self.model_fields_set}
-        hold = hold_model(
-            self.model,
-            self.strategy,
-            tokenizer=self.tokenizer,
-            template=self.template,
-            limits=limits,
-        )
+        label = f"Loading {Path(self.model).name}"
+        with LateBar(label, progress=self.progress, in_bytes=True) as bar:
+            hold = hold_model(
+                self.model,
+                self.strategy,
+                tokenizer=self.tokenizer,
+                template=self.template,
+                limits=limits,
+                on_progress=bar.tell,
+            )
         cache = self.prefix_cache
         if cache is not None and cache not in hold.value.warmed:
             hold.value.warmed.add(cache)

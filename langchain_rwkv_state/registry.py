@@ -84,6 +84,13 @@ class Registry(Generic[T]):
         """Returns the number of values that are there or being made."""
         return len(self._slots)
 
+    def values(self) -> list[T]:
+        """Returns the values that are there now; nobody holds them for that."""
+        with self._lock:
+            found = [slot.value for slot in self._slots.values() if slot.value is not None]
+        self._settle()  # what a finaliser gave back meanwhile
+        return found
+
     def hold(
         self,
         key: Hashable,

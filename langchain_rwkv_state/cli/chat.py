@@ -90,7 +90,7 @@ def chat(
             from langchain_rwkv_state.chat_models import ChatRWKV
 
             llm = ChatRWKV(model=model, strategy=strategy, store=opened, **settings)
-            llm.loaded()
+        llm.loaded()  # which draws a bar of its own where it takes long
         talk = _Talk(llm.with_session(session, ttl=ttl), system, console, is_terminal)
         try:
             talk.run()

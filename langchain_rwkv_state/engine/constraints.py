@@ -21,11 +21,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from langchain_rwkv_state.constraint import Constraint
 from langchain_rwkv_state.engine.request import Thought, common
@@ -33,6 +32,9 @@ from langchain_rwkv_state.engine.sampler import Look, Sampler
 from langchain_rwkv_state.errors import EngineError, SchemaError
 from langchain_rwkv_state.schema import parts
 from langchain_rwkv_state.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # imported where the first grammar is compiled: most processes have none
+    from llguidance import LLMatcher, LLTokenizer
 
 Mask: TypeAlias = npt.NDArray[np.int32]
 
@@ -562,6 +564,8 @@ class _Description:
 @functools.lru_cache(maxsize=8)
 def _make_tables(named: _Named) -> _Tables:
     """Describes a vocabulary: 20 MB and half a second for one of World's size."""
+    from llguidance import LLTokenizer, TokenizerWrapper
+
     tokenizer, known = named.tokenizer, named.tokenizer.vocab_size
     pieces = [tokenizer.decode_bytes((token,)) for token in range(known)]
     pieces += [b""] * (named.vocab_size - known)
@@ -595,6 +599,8 @@ if hasattr(os, "register_at_fork"):
 
 def _compiled(tables: LLTokenizer, grammar: str) -> LLMatcher:
     """Compiles a grammar and tries it: some that compile fail at their first mask."""
+    from llguidance import LLMatcher
+
     matcher = LLMatcher(tables, grammar, log_level=0)
     if not matcher.is_error():
         matcher.compute_bitmask()
@@ -606,6 +612,8 @@ def _compiled(tables: LLTokenizer, grammar: str) -> LLMatcher:
 
 def _refusal(tables: LLTokenizer, grammar: str, matcher: LLMatcher) -> str:
     """Says why a grammar was refused, and which part of which schema is to blame."""
+    from llguidance import LLMatcher
+
     where, reason = "the grammar", _reason(matcher)
     for part, schema in _schemas(grammar):
         tried = LLMatcher(tables, f"start: %json {json.dumps(schema)}", log_level=0)

@@ -165,6 +165,7 @@ class Engine:
                 thread = threading.Thread(target=self._work, name="rwkv-engine", daemon=True)
                 thread.start()
                 self._thread = thread
+                logger.debug("The worker starts")
             self._queue.append(job)
             self._wake.notify()
         return job.ticket
@@ -293,6 +294,7 @@ class Engine:
                 if self._closed or self._idle():
                     self._seats.drop()
                     self._thread = None
+                    logger.debug("The worker ends")
                     return False
             return True
 

@@ -69,6 +69,7 @@ class RuntimeHandle:
         name: What the user asked for, for messages.
         tokenizer: Identity of the tokenizer, ``None`` where the caller deals in ids.
         template: Identity of the template, likewise.
+        strategy: How it runs, such as ``native cpu fp32``.
 
     Example:
         >>> from langchain_rwkv_state.runtime import load_runtime
@@ -85,12 +86,14 @@ class RuntimeHandle:
         name: str,
         tokenizer: str | None = None,
         template: str | None = None,
+        strategy: str = "",
     ) -> None:
         self._model: Model | None = model
         self._name = name
         self._layout = model.layout
         self._vocab_size = model.vocab_size
         self._about = model.about
+        self._strategy = strategy
         identity = Fingerprint(model.weights, model.compute, tokenizer or "-", template or "-")
         self._fingerprint = str(identity)
         Fingerprint.parse(self._fingerprint)
@@ -115,6 +118,11 @@ class RuntimeHandle:
     def about(self) -> str:
         """What runs the model, in words."""
         return self._about
+
+    @property
+    def strategy(self) -> str:
+        """How it runs: ``native <device> <dtype>``, or a strategy of the `rwkv` package."""
+        return self._strategy
 
     @property
     def closed(self) -> bool:

@@ -9,10 +9,17 @@ but a process that was killed begins the file anew.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import (
+    HfApi,
+    hf_hub_download,
+    snapshot_download,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -20,6 +27,11 @@ from huggingface_hub.errors import (
     HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
+)
+from huggingface_hub.utils.tqdm import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
 )
 
 from langchain_rwkv_state.errors import ModelLoadError
@@ -31,11 +43,13 @@ from langchain_rwkv_state.runtime.checkpoint.where import (
     find,
 )
 
+logger = logging.getLogger(__name__)
+
 _LIBRARY = "langchain-rwkv-state"
 _BESIDE = ("config.json", "tokenizer.json")
 
 
-def download(repo: str, file: str | None = None) -> Path:
+def download(repo: str, file: str | None = None, *, quiet: bool = False) -> Path:
     """Returns a file of a hub's repository, or a folder of shards or of a Hugging Face model.
 
     What is in the cache is taken from there.
@@ -43,18 +57,21 @@ def download(repo: str, file: str | None = None) -> Path:
     Args:
         repo: ``org/repo``.
         file: Path inside the repository, of a file or a folder; ``None`` for its only checkpoint.
+        quiet: Whether the client draws no progress bar; its setting is the process's own, and is
+            put back.
 
     Raises:
         ModelLoadError: The hub cannot be reached, has no such file or does not give it, or the
             repository holds several checkpoints.
     """
     try:
-        if file is not None and file.endswith(SUFFIXES):
-            return _fetched(repo, file)
-        names = _files(repo)
-        if file in names:
-            return _fetched(repo, str(file))
-        return _whole(repo, names, file)
+        with _without_bars() if quiet else nullcontext():
+            if file is not None and file.endswith(SUFFIXES):
+                return _fetched(repo, file)
+            names = _files(repo)
+            if file in names:
+                return _fetched(repo, str(file))
+            return _whole(repo, names, file)
     except ModelLoadError:
         raise
     except Exception as error:  # those of the hub, of its HTTP client and of the disk
@@ -64,7 +81,21 @@ def download(repo: str, file: str | None = None) -> Path:
         return cached
 
 
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
 def _fetched(repo: str, file: str) -> Path:
+    if not isinstance(try_to_load_from_cache(repo, file), str):
+        logger.info("Downloading %s of %s", file, repo)
     return Path(hf_hub_download(repo, file, library_name=_LIBRARY))
 
 

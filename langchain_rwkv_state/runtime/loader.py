@@ -36,6 +36,7 @@ def load_runtime(
     tokenizer: str | None = None,
     *,
     template: str | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Runtime:
     """Loads a model, or shares the one that this process has loaded already.
 
@@ -53,6 +54,8 @@ def load_runtime(
         tokenizer: Identity of the tokenizer, which becomes part of the fingerprint; ``None``
             where the caller deals in token ids.
         template: Identity of the chat template, likewise.
+        on_progress: Called with (bytes read, bytes in all), on another thread, as the file is read;
+            not at all where the process has loaded it already.
 
     Returns:
         A runtime, safe to use from several threads. Its `close` gives the weights back, and the
@@ -68,7 +71,9 @@ def load_runtime(
         >>> logits.shape == (runtime.vocab_size,), state.n_tokens  # doctest: +SKIP
         (True, 3)
     """
-    return _handle(model, strategy, None, tokenizer=tokenizer, template=template)
+    return _handle(
+        model, strategy, None, tokenizer=tokenizer, template=template, on_progress=on_progress
+    )
 
 
 def load_changed(model: str | Path, change: Change, strategy: str = "auto") -> Runtime:
@@ -117,11 +122,12 @@ def check_model(model: str | Path, strategy: str = "auto") -> None:
         find(path)
 
 
-def locate(model: str | Path) -> Path:
+def locate(model: str | Path, *, quiet: bool = False) -> Path:
     """Returns the file or the folder of a model, downloaded if need be.
 
     Args:
         model: As for `load_runtime`.
+        quiet: Whether the hub's client draws no progress bar, even on a terminal.
 
     Raises:
         ModelLoadError: There is no such file, or the hub does not give it.
@@ -137,7 +143,7 @@ def locate(model: str | Path) -> Path:
 
     match = _HUB_NAME.fullmatch(model)
     assert match is not None  # noqa: S101  # _is_hub_name
-    return download(match["repo"], match["file"])
+    return download(match["repo"], match["file"], quiet=quiet)
 
 
 def _is_hub_name(text: str) -> bool:
@@ -168,17 +174,23 @@ def _handle(
     *,
     tokenizer: str | None = None,
     template: str | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> RuntimeHandle:
     chosen = Strategy.parse(strategy)
     chosen.require_devices()
     path = locate(model)
     key = _key(path, chosen, change)
     kernels = _kernels(chosen)
-    load = functools.partial(_load, path, chosen, kernels, change)
+    load = functools.partial(_load, path, chosen, kernels, change, on_progress)
     loaded, give_back = MODELS.hold(key, functools.partial(_on_a_thread, load))
     try:
         return RuntimeHandle(
-            loaded, give_back, name=str(model), tokenizer=tokenizer, template=template
+            loaded,
+            give_back,
+            name=str(model),
+            tokenizer=tokenizer,
+            template=template,
+            strategy=chosen.as_run(native=isinstance(loaded, NativeModel)),
         )
     except BaseException:
         give_back()
@@ -227,8 +239,14 @@ def _on_a_thread(load: Callable[[], Model]) -> Model:
     return loaded
 
 
-def _load(path: Path, strategy: Strategy, kernels: bool, change: Change | None) -> Model:
-    tensors = read_tensors(path)
+def _load(
+    path: Path,
+    strategy: Strategy,
+    kernels: bool,
+    change: Change | None,
+    on_progress: Callable[[int, int], None] | None,
+) -> Model:
+    tensors = read_tensors(path, on_progress=on_progress)
     checkpoint = Checkpoint.of(tensors, path)
     if change is not None:  # and it changes something: `load_changed` has asked
         tensors |= change.of(tensors, checkpoint)

@@ -106,6 +106,15 @@ class Strategy:
             )
         return cls(tuple(_stage(part, text) for part in text.split("->")))
 
+    def as_run(self, *, native: bool) -> str:
+        """Returns the string that names what runs, where ``auto`` left that open.
+
+        Example:
+            >>> Strategy.parse("cpu fp32").as_run(native=False)
+            'cpu fp32'
+        """
+        return str(Strategy(self.stages, "native") if native else self)
+
     @property
     def on_cuda(self) -> bool:
         """Whether any layer runs on a CUDA device."""

@@ -26,7 +26,7 @@ SCRIPTS = (
     *("recall", "conversation", "speed", "crowd", "int8", "sampling"),
     *("corrections", "codecs", "retention", "prefix_cache", "staging", "endurance"),
     "model_files",
-    "constraints",
+    *("constraints", "startup"),
 )
 OPTIONS = {"retention": ["-n", "1"]}
 

@@ -57,6 +57,11 @@ EXPECTED = {
     "docs/json.md": ['"damaged": []', '"section": "store"'],
     "docs/models.md": ["True False"],
     "docs/runtimes.md": ["64 "],
+    "docs/monitoring.md": [
+        "True 0 ",
+        "rwkv_loaded 1.0",
+        "rwkv_decoded_tokens ",
+    ],
 }
 NOT_RUN = {
     "docs/benchmarks.md": 1,

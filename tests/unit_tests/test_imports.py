@@ -43,6 +43,31 @@ def test_importing_the_package_neither_loads_torch_nor_prints():
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
+def test_an_answer_waits_for_no_import_that_it_does_not_need():
+    code = (
+        "import gc, sys\n"
+        "from langchain_rwkv_state import ChatRWKV, MemoryStateStore\n"
+        "assert gc.isenabled()\n"
+        "chat = ChatRWKV(model='demo', store=MemoryStateStore(), max_tokens=2)\n"
+        "assert chat.invoke('hi').content\n"
+        "needless = {'llguidance', 'huggingface_hub', 'matplotlib', 'yaml', 'rich', 'typer',"
+        " 'rwkv', 'gguf', 'triton', 'torch._dynamo'}\n"
+        "assert not needless & set(sys.modules), needless & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_collector_stays_off_where_a_program_switched_it_off():
+    code = (
+        "import gc, langchain_rwkv_state\n"
+        "gc.disable()\n"
+        "langchain_rwkv_state.RWKVState\n"
+        "assert not gc.isenabled()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_every_error_has_one_root():
     from langchain_rwkv_state import errors
 

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import mmap
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, BinaryIO
 
 import torch
 
 _MAPPED_FROM_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 26  # whoever watches sees so much of a large tensor at a time
+_count: ContextVar[Callable[[int], None]] = ContextVar("bytes_read", default=lambda _: None)
 # By default a child that was forked would share it, and write into it.
 _PRIVATE: dict[str, Any] = (
     {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if sys.platform != "win32" else {}
@@ -26,15 +31,30 @@ def own_memory(nbytes: int) -> torch.Tensor:
     return torch.frombuffer(mmap.mmap(-1, nbytes, **_PRIVATE), dtype=torch.uint8)
 
 
+@contextmanager
+def counted(on_bytes: Callable[[int], None]) -> Iterator[None]:
+    """Has every piece that `read_into` reads in the body counted, in this thread alone.
+
+    Args:
+        on_bytes: Called with the number of bytes of each piece.
+    """
+    token = _count.set(on_bytes)
+    try:
+        yield
+    finally:
+        _count.reset(token)
+
+
 def read_into(file: BinaryIO, memory: torch.Tensor) -> None:
     """Fills bytes from an unbuffered file, from where it stands.
 
     Raises:
         ValueError: The file ends too early.
     """
-    space = memory.numpy().data
+    space, tell = memory.numpy().data, _count.get()
     while len(space):
-        count = file.readinto(space)  # type: ignore[attr-defined]
+        count = file.readinto(space[:_PIECE_BYTES])  # type: ignore[attr-defined]
         if not count:
             raise ValueError(f"it ends {len(space)} bytes too early")
+        tell(count)
         space = space[count:]

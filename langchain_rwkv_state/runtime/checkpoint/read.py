@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +25,13 @@ from langchain_rwkv_state.runtime.checkpoint.gguf_file import GGUF, read_gguf
 from langchain_rwkv_state.runtime.checkpoint.gguf_names import from_gguf
 from langchain_rwkv_state.runtime.checkpoint.kind import EXPECTED, Kind, kind_of
 from langchain_rwkv_state.runtime.checkpoint.names import require_model, without_prefixes
+from langchain_rwkv_state.runtime.checkpoint.own_memory import counted
 from langchain_rwkv_state.runtime.checkpoint.pth_file import read_pth
 from langchain_rwkv_state.runtime.checkpoint.safetensors_file import read_safetensors
 from langchain_rwkv_state.runtime.checkpoint.where import find
 
 Tensors = dict[str, torch.Tensor]
+Progress = Callable[[int, int], None]
 
 # What PyTorch raises on a pickle whose objects are of other types than it thinks.
 _DAMAGE = (
@@ -54,7 +56,9 @@ class Contents:
     files: tuple[Path, ...]
 
 
-def read_tensors(path: Path, *, mapped: bool = False) -> dict[str, torch.Tensor]:
+def read_tensors(
+    path: Path, *, mapped: bool = False, on_progress: Progress | None = None
+) -> dict[str, torch.Tensor]:
     """Reads a checkpoint of any form into memory.
 
     Args:
@@ -62,6 +66,8 @@ def read_tensors(path: Path, *, mapped: bool = False) -> dict[str, torch.Tensor]
         mapped: Whether to map the files instead, for a quick look at a few numbers. Such tensors
             are not to be kept: whoever changes a file changes them, and whoever cuts it short
             ends the process.
+        on_progress: Called with (bytes read, bytes in all) as the files are read; what is mapped
+            is not counted.
 
     Returns:
         Tensors by BlinkDL's names, on the CPU, in the dtypes of the file; fp64 becomes fp32, and
@@ -76,13 +82,15 @@ def read_tensors(path: Path, *, mapped: bool = False) -> dict[str, torch.Tensor]
         >>> tensors["emb.weight"].shape  # doctest: +SKIP
         torch.Size([65536, 768])
     """
-    return read_contents(path, mapped=mapped).tensors
+    return read_contents(path, mapped=mapped, on_progress=on_progress).tensors
 
 
-def read_contents(path: Path, *, mapped: bool = False) -> Contents:
+def read_contents(
+    path: Path, *, mapped: bool = False, on_progress: Progress | None = None
+) -> Contents:
     """Reads a checkpoint and says what form it has; otherwise as `read_tensors`."""
     found = find(path)
-    with _unchanged(found.files):
+    with _unchanged(found.files), _told(found.files, on_progress):
         parts = [_read(file, mapped=mapped) for file in found.files]
         tensors = _joined(parts, found.files)
     containers = sorted({part.container for part in parts})
@@ -183,6 +191,23 @@ def _unchanged(files: Sequence[Path]) -> Iterator[None]:
             raise _changed(file) from raised
     if raised is not None:
         raise raised
+
+
+@contextmanager
+def _told(files: Sequence[Path], on_progress: Progress | None) -> Iterator[None]:
+    """Tells of the bytes that are read of files."""
+    if on_progress is None:
+        yield
+        return
+    tell, done, total = on_progress, 0, sum(file.stat().st_size for file in files)
+
+    def on_bytes(count: int) -> None:
+        nonlocal done
+        done += count
+        tell(min(done, total), total)
+
+    with counted(on_bytes):
+        yield
 
 
 def _version(path: Path) -> tuple[int, int, int, int] | None:

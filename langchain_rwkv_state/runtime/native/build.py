@@ -75,14 +75,20 @@ def _library(source: str, name: str, arithmetic: tuple[str, ...]) -> ctypes.CDLL
 
 
 def _load(compiler: str, flags: list[str], source: Path, name: str) -> ctypes.CDLL:
-    features = _run([compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull])
-    mark = hashlib.sha256(b"\0".join([source.read_bytes(), features, " ".join(flags).encode()]))
+    told = [source.read_bytes(), _features(compiler), " ".join(flags).encode()]
+    mark = hashlib.sha256(b"\0".join(told))
     folder = _folder()
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="rwkv-state-") as passing:
             return ctypes.CDLL(str(_build(compiler, flags, source, Path(passing), name)))
     name = f"{name}-{mark.hexdigest()[:_DIGITS]}"
     return ctypes.CDLL(str(_kept(folder, name) or _build(compiler, flags, source, folder, name)))
+
+
+@functools.cache
+def _features(compiler: str) -> bytes:
+    """Returns what a compiler says of itself and of this processor; it is asked once a process."""
+    return _run([compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull])
 
 
 def _kept(folder: Path, name: str) -> Path | None:

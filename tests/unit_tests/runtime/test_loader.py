@@ -10,10 +10,16 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
+from huggingface_hub.utils.tqdm import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
 
 import langchain_rwkv_state.runtime.hub as hub
 from langchain_rwkv_state.errors import ModelLoadError
@@ -43,10 +49,10 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Lists the files that were read."""
     read: list[Path] = []
 
-    def counted(path: Path, *, mapped: bool = False) -> dict[str, torch.Tensor]:
+    def counted(path: Path, *, mapped: bool = False, **more: Any) -> dict[str, torch.Tensor]:
         if not mapped:
             read.append(path)
-        return read_tensors(path, mapped=mapped)
+        return read_tensors(path, mapped=mapped, **more)
 
     monkeypatch.setattr(loader, "read_tensors", counted)
     return read
@@ -213,15 +219,43 @@ def test_what_the_package_raises_is_told(model: Path, monkeypatch: pytest.Monkey
 def test_names_of_the_hub_are_downloaded(
     model: Path, monkeypatch: pytest.MonkeyPatch, name: str, repo: str, file: str | None
 ) -> None:
-    asked: list[tuple[str, str | None]] = []
+    asked: list[tuple[str, str | None, bool]] = []
 
-    def download(repo: str, file: str | None) -> Path:
-        asked.append((repo, file))
+    def download(repo: str, file: str | None, *, quiet: bool) -> Path:
+        asked.append((repo, file, quiet))
         return model
 
     monkeypatch.setattr(hub, "download", download)
     assert loader.locate(name) == model
-    assert asked == [(repo, file)]
+    assert loader.locate(name, quiet=True) == model
+    assert asked == [(repo, file, False), (repo, file, True)]
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+@pytest.mark.parametrize("off", [False, True])
+def test_a_quiet_download_draws_no_bar_and_leaves_the_setting_as_it_was(
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    quiet: bool,
+    off: bool,
+) -> None:
+    states: list[bool] = []
+
+    def fetch(*_: object, **__: object) -> str:
+        states.append(are_progress_bars_disabled())
+        return str(model)
+
+    monkeypatch.setattr(hub, "hf_hub_download", fetch)
+    (disable_progress_bars if off else enable_progress_bars)()
+    try:
+        with caplog.at_level("INFO", "langchain_rwkv_state"):
+            hub.download("org/repo", "m.pth", quiet=quiet)
+        assert are_progress_bars_disabled() is off
+    finally:
+        enable_progress_bars()
+    assert states == [quiet or off]
+    assert "Downloading m.pth of org/repo" in caplog.text
 
 
 @pytest.mark.parametrize(
