@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from langchain_rwkv_state.cli import output
+from langchain_rwkv_state.cli.completion import complete_session
 from langchain_rwkv_state.cli.options import StoreOption, is_store, open_store, store_directory
 from langchain_rwkv_state.errors import RWKVStateError
 
@@ -59,7 +60,8 @@ def sessions(
 
 
 def show(
-    session: Annotated[str, typer.Argument(help="Its name.")], store: StoreOption = None
+    session: Annotated[str, typer.Argument(help="Its name.", autocompletion=complete_session)],
+    store: StoreOption = None,
 ) -> None:
     """Show one session: its head, its log, its size and its time to live."""
     with existing_store(store) as opened:
@@ -80,7 +82,9 @@ def show(
 
 
 def rm(
-    session: Annotated[list[str], typer.Argument(help="Names of sessions.")],
+    session: Annotated[
+        list[str], typer.Argument(help="Names of sessions.", autocompletion=complete_session)
+    ],
     store: StoreOption = None,
 ) -> None:
     """Delete sessions, with every state that nothing else needs.
