@@ -4,18 +4,20 @@ It knows signals and nothing of commands. The easy mistake is to let Python rais
 signal arrives: in an import the exception is swallowed, becomes another one, or ends in a
 traceback before anybody is there to catch it. So the process ends on the spot until a command is
 at work, and as long as it imports something; a command itself is interrupted, so that it can take
-back what it began.
+back what it began. What this module imports is not heard over, so it is little.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from types import FrameType
-from typing import Any, NoReturn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import Any, NoReturn
 
 EXIT_CODE = 130
 """What a shell says of a program that Ctrl-C ended."""
@@ -26,6 +28,8 @@ def listen() -> None:
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return
     signal.signal(signal.SIGINT, _at_once)
+    # Registered first and so run last: then all is done, and only the interpreter goes down.
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     shown = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
@@ -37,27 +41,28 @@ def listen() -> None:
     sys.unraisablehook = hook
 
 
-@contextmanager
-def in_order() -> Iterator[None]:
-    """Lets Ctrl-C raise `KeyboardInterrupt` to the end of the context, once.
+class InOrder:
+    """Lets Ctrl-C raise `KeyboardInterrupt` in a context, once; a second one ends the process.
 
-    A second one ends the process at once. Without `listen` nothing changes.
+    Without `listen` nothing changes.
     """
-    if signal.getsignal(signal.SIGINT) is not _at_once:
-        yield
-        return
-    signal.signal(signal.SIGINT, _raised)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, _at_once)
+
+    def __enter__(self) -> None:
+        if signal.getsignal(signal.SIGINT) is _at_once:
+            signal.signal(signal.SIGINT, _raised)
+
+    def __exit__(self, *_: object) -> None:
+        if signal.getsignal(signal.SIGINT) is _raised:
+            signal.signal(signal.SIGINT, _at_once)
 
 
 def say() -> None:
     """Says on standard error that a command was stopped; a terminal gets its cursor back."""
     line = b"Stopped.\n"
-    with suppress(OSError):
+    try:  # noqa: SIM105 # contextlib would be another import
         os.write(2, b"\x1b[?25h\n" + line if os.isatty(2) else line)
+    except OSError:
+        pass  # nobody is there to read it
 
 
 def end() -> NoReturn:

@@ -46,7 +46,7 @@ class _Commands(LiteralGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            with stopping.in_order(), _warnings_as_notes():
+            with stopping.InOrder(), _warnings_as_notes():
                 return super().invoke(ctx)
         except KeyboardInterrupt as stop:
             stopping.say()

@@ -139,6 +139,7 @@ def _turns(question: str, *, lines: bool) -> Iterator[str]:
     question = question.strip()
     if sys.stdin.isatty():
         texts: Iterable[str] = ("",)
+        lines = False
     else:
         texts = piped_text() if lines else (piped_text().read(),)
     for text in texts:

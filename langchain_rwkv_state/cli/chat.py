@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -123,6 +124,7 @@ class _Talk:
     console: Console
     is_terminal: bool
     _over: bool = field(default=False, init=False)
+    _system_told: bool = field(default=False, init=False)
     _interrupts: Interrupts = field(default_factory=Interrupts, init=False)
     _piped: TextIO | None = field(default=None, init=False)
 
@@ -195,11 +197,12 @@ class _Talk:
             self._write(Text("rwkv", style="bold green") + Text(" \u203a ", style="dim"))
         session = self.session
         try:
-            self._stream(
-                session.stream_aside(messages)  # type: ignore[attr-defined]
-                if aside
-                else session.stream(messages)
-            )
+            with self._told():
+                self._stream(
+                    session.stream_aside(messages)  # type: ignore[attr-defined]
+                    if aside
+                    else session.stream(messages)
+                )
         except KeyboardInterrupt:
             self._stopped(before)
             return
@@ -208,6 +211,15 @@ class _Talk:
                 self.console.print()
             raise
         self._write(Text("\n"))
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Leaves out the warning of a changed system prompt where `/system` told of it."""
+        with warnings.catch_warnings():
+            if self._system_told:
+                warnings.filterwarnings("ignore", "The messages before the state marker")
+            yield
+        self._system_told = False
 
     def _stream(self, stream: Iterator[AIMessageChunk]) -> None:
         """Writes an answer as it comes.
@@ -289,7 +301,7 @@ class _Talk:
             shown = f"System prompt: {output.plain(self.system)}" if self.system else _NO_SYSTEM
             self.console.print(Text(shown), soft_wrap=True)
             return
-        self.system = text
+        self.system, self._system_told = text, True
         told = "It is read with the next turn"
         if self.session.head is not None:
             told += ", behind what the conversation holds: what was read before stays in it"

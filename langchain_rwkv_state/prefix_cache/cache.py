@@ -844,7 +844,8 @@ def default_cache() -> PrefixStateCache:
 
     It lives in memory; with ``$RWKV_PREFIX_CACHE_DIR`` set, that directory is its disk tier.
     Without it, what ``rwkv-state warm`` pinned in the user's own directory is found, and
-    nothing is kept there: nobody asked this process to. Set and empty, the variable switches that off too.
+    nothing is kept there: nobody asked this process to. Set and empty, the variable switches that
+    off too.
     """
     global _default
     with _default_lock:

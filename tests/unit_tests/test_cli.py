@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import shlex
 import subprocess
 import sys
 import typing
@@ -117,6 +118,43 @@ def test_help_shows_every_word_that_was_written(words):
     for text in (each for each in written if isinstance(each, str)):
         for paragraph in text.split("\n\n"):
             assert " ".join(paragraph.split()) in shown
+
+
+def _examples():
+    return {
+        name: command.epilog.removeprefix("Example: rwkv-state ")
+        for name, command in typer.main.get_command(app).commands.items()
+    }
+
+
+@pytest.mark.parametrize("name", _examples())
+def test_every_command_has_a_group_and_an_example_that_can_be_typed(name, tmp_path, monkeypatch):
+    commands = typer.main.get_command(app)
+    command = commands.commands[name]
+    assert command.rich_help_panel in ("Talk", "Sessions", "States", "Models", "Cache")
+    first, *words = shlex.split(_examples()[name])
+    assert first == name
+    for word in words:
+        if "." in word:
+            (tmp_path / word).touch()
+    monkeypatch.chdir(tmp_path)
+    context = commands.context_class(commands, info_name="rwkv-state")
+    command.make_context(name, words, parent=context)  # or it raises a UsageError
+
+
+def test_help_shows_the_commands_in_groups_at_80_columns():
+    result = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"})
+    lines = result.stdout.splitlines()
+    panels = [line.split()[1] for line in lines if line.startswith("\u256d")]
+    assert panels == ["Options", "Talk", "Sessions", "States", "Models", "Cache"]
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_paragraph_of_help_is_folded_by_the_terminal_alone():
+    text = CliRunner().invoke(app, ["chat", "--help"], env={"COLUMNS": "80"}).stdout
+    said = [line for line in text.splitlines() if line.startswith(" ") and "pipe" in line]
+    assert len(said[0].rstrip()) > 60
+    assert "Example: rwkv-state chat --session bob" in text
 
 
 def _name(command):
