@@ -6,10 +6,13 @@ line of a pipe for a turn, as ``chat`` does: a file that is piped in is one text
 
 from __future__ import annotations
 
+import functools
+import itertools
+import json
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -65,6 +68,9 @@ def ask(
     lines: Annotated[
         bool, typer.Option("--lines", help="Take each line of standard input for a turn.")
     ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document a turn, on a line of its own.")
+    ] = False,
     store: StoreOption = None,
     create: CreateOption = False,
     strategy: StrategyOption = "auto",
@@ -109,9 +115,13 @@ def ask(
         llm = ChatRWKV(model=model, strategy=strategy, store=opened, **settings)
         talk = llm.with_session(_NOBODY if session is None else session, ttl=ttl)
         try:
-            _answer(talk, first, system, aside=aside)
-            for turn in turns:
-                _answer(talk, turn, system, aside=aside)
+            for turn in itertools.chain([first], turns):
+                stream = _stream(talk, turn, system, aside=aside)
+                with closing(stream):  # type: ignore[type-var]
+                    if as_json:
+                        _print_json(stream, session, kept=session is not None and not aside)
+                    else:
+                        _print(stream)
         finally:
             llm.unload()
 
@@ -149,19 +159,41 @@ def _turns(question: str, *, lines: bool) -> Iterator[str]:
             yield turn
 
 
-def _answer(talk: RWKVSession, text: str, system: str | None, *, aside: bool) -> None:
+def _stream(
+    talk: RWKVSession, text: str, system: str | None, *, aside: bool
+) -> Iterator[AIMessageChunk]:
     from langchain_core.messages import HumanMessage, SystemMessage
 
     before: list[BaseMessage] = [SystemMessage(system)] if system else []
     messages = [*before, HumanMessage(text)]
-    stream: Iterator[AIMessageChunk] = (
-        talk.stream_aside(messages)  # type: ignore[attr-defined]
-        if aside
-        else talk.stream(messages)
-    )
-    with closing(stream):  # type: ignore[type-var]
-        for chunk in stream:
-            sys.stdout.write(output.plain(str(chunk.text)))
-            sys.stdout.flush()
+    if aside:
+        found: Iterator[AIMessageChunk] = talk.stream_aside(messages)  # type: ignore[attr-defined]
+        return found
+    return talk.stream(messages)
+
+
+def _print(stream: Iterator[AIMessageChunk]) -> None:
+    for chunk in stream:
+        sys.stdout.write(output.plain(str(chunk.text)))
+        sys.stdout.flush()
     sys.stdout.write("\n")
+    sys.stdout.flush()
+
+
+def _print_json(stream: Iterator[AIMessageChunk], session: str | None, *, kept: bool) -> None:
+    """Prints an answer for programs, once it is complete."""
+    said = functools.reduce(lambda before, chunk: before + chunk, stream)
+    about: dict[str, Any] = said.response_metadata
+    usage: dict[str, Any] = {**(said.usage_metadata or {})}
+    document = {
+        "answer": str(said.text),
+        "session": session,
+        "state": about.get("rwkv_state") if kept else None,
+        "model": about.get("model_name"),
+        "finish_reason": about.get("finish_reason"),
+        "input_tokens": usage.get("input_tokens"),
+        "output_tokens": usage.get("output_tokens"),
+        "cached_tokens": usage.get("input_token_details", {}).get("cache_read"),
+    }
+    sys.stdout.write(f"{json.dumps(document)}\n")
     sys.stdout.flush()

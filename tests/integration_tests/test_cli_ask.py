@@ -1,5 +1,6 @@
 """The command ``ask`` with the built-in model: what is answered, remembered, and left alone."""
 
+import json
 import re
 
 import pytest
@@ -56,6 +57,24 @@ def test_a_pipe_is_one_turn_with_the_question_before_it(run, tmp_path):
     answer = run("ask", "--lines", text="My name is Marlow.\nWhat is my name?\n")
     assert len(answer.splitlines()) == 2  # one conversation, which ends with the command
     assert "Marlow" in answer.splitlines()[1]
+
+
+def test_a_document_a_turn_for_programs(run, tmp_path):
+    words = ("ask", "-s", "bob", "--json", "--lines")
+    told, asked = map(json.loads, run(*words, text="I am Marlow.\nWhat is my name?\n").splitlines())
+    with DiskStateStore(tmp_path / "store") as opened:
+        refs = [entry.ref for entry in opened.log("bob")]
+    assert [asked["state"], told["state"]] == refs
+    assert 0 < asked["cached_tokens"] < asked["input_tokens"]
+    assert [(type(asked[name]), asked[name]) for name in ("session", "model", "finish_reason")] == [
+        (str, "bob"),
+        (str, "demo"),
+        (str, "stop"),
+    ]
+    alone = json.loads(run("--json", "--max-tokens", "2", "hi"))
+    assert alone.keys() == asked.keys()
+    assert (alone["session"], alone["state"], alone["finish_reason"]) == (None, None, "length")
+    assert alone["output_tokens"] == 2
 
 
 def test_a_system_prompt_is_obeyed(run):
