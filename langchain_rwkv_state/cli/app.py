@@ -21,7 +21,7 @@ from langchain_rwkv_state.cli.cache import cache, warm
 from langchain_rwkv_state.cli.chat import chat
 from langchain_rwkv_state.cli.clamp import clamp_decay
 from langchain_rwkv_state.cli.codecs import codecs
-from langchain_rwkv_state.cli.default import asked, is_piped
+from langchain_rwkv_state.cli.default import asked
 from langchain_rwkv_state.cli.doctor import doctor
 from langchain_rwkv_state.cli.help import LiteralCommand, LiteralGroup
 from langchain_rwkv_state.cli.looking import calibrate, diff, inspect
@@ -29,7 +29,7 @@ from langchain_rwkv_state.cli.models import half_life, memory
 from langchain_rwkv_state.cli.recall import recall
 from langchain_rwkv_state.cli.report import report
 from langchain_rwkv_state.cli.sessions import prune, rm, sessions, show
-from langchain_rwkv_state.cli.streams import prepare_streams
+from langchain_rwkv_state.cli.streams import is_piped, prepare_streams
 from langchain_rwkv_state.cli.toolbox import blend, decay, export, import_, renormalise
 from langchain_rwkv_state.cli.warming import prefill, zero
 from langchain_rwkv_state.cli.watch import watch

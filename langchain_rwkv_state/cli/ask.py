@@ -35,7 +35,7 @@ from langchain_rwkv_state.cli.options import (
     given,
     open_store,
 )
-from langchain_rwkv_state.cli.streams import piped_text
+from langchain_rwkv_state.cli.streams import is_piped, piped_text
 
 if TYPE_CHECKING:
     from langchain_core.messages import AIMessageChunk, BaseMessage
@@ -147,10 +147,9 @@ def _turns(question: str, *, lines: bool) -> Iterator[str]:
     The question comes before the text: a state that knows what is asked keeps what it needs.
     """
     question = question.strip()
-    if sys.stdin.isatty():
-        texts: Iterable[str] = ("",)
-        lines = False
-    else:
+    lines = lines and is_piped()
+    texts: Iterable[str] = ("",)
+    if is_piped():
         texts = piped_text() if lines else (piped_text().read(),)
     for text in texts:
         kept = text.strip() if lines else text.rstrip()

@@ -9,17 +9,11 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
-import sys
 from typing import Any
 
 _ASK = "ask"
 _BARE = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _NEAR = 0.7  # "sesions" and "statess" are; "hi" and "why" are not
-
-
-def is_piped() -> bool:
-    """Says whether standard input is no terminal, so that a question may stand in it."""
-    return not sys.stdin.isatty()
 
 
 def asked(group: Any, ctx: Any, words: list[str]) -> list[str]:

@@ -156,8 +156,12 @@ def _may_create(path: Path) -> bool:
     """
     from langchain_rwkv_state.errors import StoreError
 
-    if _is_terminal() and typer.confirm(f"{path} holds other things. Make a store among them?"):
-        return True
+    question = f"{path} holds other things. Make a store among them?"
+    try:
+        if _is_terminal() and typer.confirm(question):
+            return True
+    except typer.Abort as stop:  # made of Ctrl-C
+        raise KeyboardInterrupt from stop
     raise StoreError(
         f"{path} holds other things and no store. Name a directory of the store's own, or pass "
         "--create to make one among them."

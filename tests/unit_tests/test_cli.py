@@ -195,6 +195,19 @@ def test_a_terminal_is_asked_first(tmp_path, monkeypatch, answer):
     assert (tmp_path / "cache.db").exists() == answer
 
 
+def test_ctrl_c_at_that_question_is_ctrl_c(tmp_path, monkeypatch, capfd):
+    (tmp_path / "letter.txt").write_text("Dear")
+
+    def confirm(text):
+        raise typer.Abort
+
+    monkeypatch.setattr(options, "_is_terminal", lambda: True)
+    monkeypatch.setattr(typer, "confirm", confirm)
+    result = CliRunner().invoke(app, ["chat", "--store", str(tmp_path)])
+    assert result.exit_code == 130
+    assert capfd.readouterr().err == "Stopped.\n"
+
+
 @pytest.mark.parametrize("command", ["sessions", "doctor", "prune"])
 def test_looking_into_a_folder_of_other_things_makes_no_store(tmp_path, command):
     (tmp_path / "letter.txt").write_text("Dear")

@@ -87,6 +87,11 @@ def test_what_cannot_be_meant_is_an_error_before_a_model_is_loaded(words, said, 
     assert said in result.stderr
 
 
+def test_without_a_standard_input_there_are_only_words(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert list(_turns("Why?", lines=True)) == ["Why?"]
+
+
 class _Terminal(io.StringIO):
     def isatty(self):
         return True
