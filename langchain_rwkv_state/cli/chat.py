@@ -204,6 +204,9 @@ class _Talk:
                     else session.stream(messages)
                 )
         except KeyboardInterrupt:
+            if not self.is_terminal:
+                self._write(Text("\n"))  # a line is an answer, also one that was cut off
+                raise
             self._stopped(before)
             return
         except BaseException:
@@ -239,8 +242,6 @@ class _Talk:
             self.console.print(
                 "[yellow]Stopped at its end: the turn is kept. /rewind undoes it.[/]"
             )
-        if not self.is_terminal:
-            raise typer.Exit(130)
 
     def _obey(self, text: str) -> None:
         """Does what a line that begins with a slash says.
