@@ -35,12 +35,14 @@ from langchain_rwkv_state.cli.warming import prefill, zero
 from langchain_rwkv_state.cli.watch import watch
 from langchain_rwkv_state.errors import RWKVStateError
 
+_NAME = "rwkv-state"
+
 
 class _Commands(LiteralGroup):
     """A group of commands: what is none of them is asked, errors and Ctrl-C end with a sentence."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not ctx.resilient_parsing and (args or is_piped()):
+        if args or (is_piped() and not ctx.resilient_parsing):
             args = asked(self, ctx, args)
         return super().parse_args(ctx, args)
 
@@ -73,7 +75,7 @@ def _warnings_as_notes() -> Iterator[None]:
 
 app = typer.Typer(
     cls=_Commands,
-    name="rwkv-state",
+    name=_NAME,
     help="""Talk to an RWKV model whose conversations are states, and look after those states.
 
     Words that are no command are a question: rwkv-state "What is your name?"
@@ -155,4 +157,4 @@ app.add_typer(
 def main() -> None:
     """Runs the command line; `__main__` hears Ctrl-C from before its import on."""
     prepare_streams()
-    app()
+    app(prog_name=_NAME)

@@ -30,6 +30,8 @@ def asked(group: Any, ctx: Any, words: list[str]) -> list[str]:
     own = {name for each in group.get_params(ctx) for name in each.opts}
     if words and (words[0] in group.commands or words[0].partition("=")[0] in own):
         return words
+    if ctx.resilient_parsing:
+        return [_ASK, *words]  # a line that is not complete yet
     said = _question(group.commands[_ASK], ctx, words)
     if said and _BARE.fullmatch(said[0]):
         _require_question(list(group.commands), ctx, said)

@@ -1,18 +1,22 @@
 """The command line without a model: sessions of hand-made states, options, errors, speed."""
 
 import contextlib
+import importlib
 import inspect
 import shlex
 import subprocess
 import sys
+import tomllib
 import typing
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import typer
 from langchain_core.messages import HumanMessage
 from typer.testing import CliRunner
 
+from langchain_rwkv_state import __main__ as program
 from langchain_rwkv_state.cli import app, options, output
 from langchain_rwkv_state.cli.cache import cache
 from langchain_rwkv_state.cli.options import read_ttl
@@ -63,6 +67,18 @@ def test_help_does_not_import_pytorch():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"COLUMNS": "120"})
+
+
+def test_the_module_is_the_program_under_its_name():
+    words = [sys.executable, "-m", "langchain_rwkv_state", "sesions"]
+    done = subprocess.run(
+        words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("Usage: rwkv-state [OPTIONS]")
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))
+    module, _, name = project["project"]["scripts"]["rwkv-state"].partition(":")
+    assert getattr(importlib.import_module(module), name) is program.main
 
 
 @pytest.mark.parametrize("command", ["chat", "sessions", "show", "rm", "prune", "doctor"])

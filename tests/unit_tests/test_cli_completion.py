@@ -79,7 +79,7 @@ def test_a_shell_is_answered_without_pytorch(store):
     )
     asked = {
         "_RWKV_STATE_COMPLETE": "complete_bash",
-        "COMP_WORDS": f"rwkv-state show --store {store.path} bo",
+        "COMP_WORDS": f"rwkv-state --store {store.path} -s bo",  # of ask, without the word
         "COMP_CWORD": "4",
     }
     answer = subprocess.run(
