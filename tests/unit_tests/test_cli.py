@@ -10,6 +10,7 @@ import tomllib
 import typing
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -137,15 +138,16 @@ def test_help_shows_every_word_that_was_written(words):
 
 
 def _examples():
+    commands: Any = typer.main.get_command(app)
     return {
         name: command.epilog.removeprefix("Example: rwkv-state ")
-        for name, command in typer.main.get_command(app).commands.items()
+        for name, command in commands.commands.items()
     }
 
 
 @pytest.mark.parametrize("name", _examples())
 def test_every_command_has_a_group_and_an_example_that_can_be_typed(name, tmp_path, monkeypatch):
-    commands = typer.main.get_command(app)
+    commands: Any = typer.main.get_command(app)
     command = commands.commands[name]
     assert command.rich_help_panel in ("Talk", "Sessions", "States", "Models", "Cache")
     first, *words = shlex.split(_examples()[name])
