@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import gc
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 from langchain_rwkv_state._version import __version__
 
+TYPE_CHECKING = False  # as in typing, whose import takes longer than all else here
 if TYPE_CHECKING:
+    from typing import Any
+
     from langchain_rwkv_state.chat_models import ChatRWKV
     from langchain_rwkv_state.history import RWKVStateHistory
     from langchain_rwkv_state.llms import RWKVLLM

@@ -1,8 +1,8 @@
 """Fixtures of all tests: a store of their own, the demo model, and tiny random models.
 
-No test touches the user's default store: `RWKV_STATE_DIR` points into a temporary directory
-before anything is imported. The easy mistake is to make a model and not unload it: `make_chat` and
-`make_llm` do that.
+No test touches the user's default store or prefix cache: `RWKV_STATE_DIR` points into a temporary
+directory before anything is imported, and `RWKV_PREFIX_CACHE_DIR` to none. The easy mistake is to
+make a model and not unload it: `make_chat` and `make_llm` do that.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 os.environ["OMP_NUM_THREADS"] = "1"
 _default_store = tempfile.TemporaryDirectory(prefix="rwkv-state-tests-")
 os.environ["RWKV_STATE_DIR"] = _default_store.name
+os.environ["RWKV_PREFIX_CACHE_DIR"] = ""  # in memory: what the user warmed is not the tests'
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -7,6 +7,7 @@ else's text, so it goes through `output.one_line`.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -183,6 +184,23 @@ def warm(
                 console.print(line, soft_wrap=True)
         finally:
             llm.unload()
+        console.print(Text(_how_to_use(into.directory)), soft_wrap=True)
+
+
+def _how_to_use(directory: Path | None) -> str:
+    """Says what makes other processes begin from what was read."""
+    from langchain_rwkv_state.prefix_cache import DIRECTORY_VARIABLE, default_cache_directory
+
+    named = os.environ.get(DIRECTORY_VARIABLE)
+    if directory == default_cache_directory() and named is None:
+        return (
+            f"Every process of this user begins from them that sets neither {DIRECTORY_VARIABLE} "
+            "nor prefix_cache=."
+        )
+    return (
+        f"Processes begin from them that set {DIRECTORY_VARIABLE}={directory}, or pass "
+        f"prefix_cache=PrefixStateCache(disk={str(directory)!r})."
+    )
 
 
 def read_prompts(file: Path) -> list[tuple[str, str | None, list[Any]]]:

@@ -1,38 +1,50 @@
 """The command ``chat``: a conversation with a name, in a terminal or through a pipe.
 
-In a terminal it prompts and streams; through a pipe each line of the input is one turn and only
-the answers go to standard output. The easy mistake is to let Ctrl-C end the program: during an
-answer it stops that answer, of which nothing is kept.
+In a terminal it prompts and streams, and a turn may have several lines; through a pipe each line of
+the input is one turn and only the answers go to standard output. The easy mistake is to let Ctrl-C
+end the program: during an answer it stops that answer, of which nothing is kept.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 from rich.text import Text
 
 from langchain_rwkv_state.cli import output
+from langchain_rwkv_state.cli.completion import complete_session
 from langchain_rwkv_state.cli.interrupts import Interrupts
 from langchain_rwkv_state.cli.options import (
     CreateOption,
+    FrequencyOption,
+    MaxTokensOption,
     ModelOption,
+    PresenceOption,
+    SeedOption,
     StoreOption,
     StrategyOption,
+    SystemOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
     TtlOption,
+    given,
     open_store,
 )
 from langchain_rwkv_state.cli.streams import piped_text
+from langchain_rwkv_state.cli.typed import Typed, marked_pastes, typed_turn
 from langchain_rwkv_state.errors import RWKVStateError
 from langchain_rwkv_state.views.words import counted
 
 if TYPE_CHECKING:
-    from langchain_core.messages import BaseMessage
+    from langchain_core.messages import AIMessageChunk, BaseMessage
     from rich.console import Console
 
     from langchain_rwkv_state.session import RWKVSession
@@ -41,48 +53,53 @@ _COMMANDS = (
     ("/log", "the last turns of this session"),
     ("/rewind [N]", "take back the last turn, or the last N"),
     ("/fork NAME", "give the conversation so far a second name; this one goes on"),
+    ("/ask TEXT", "ask aside: answered from here, and nothing of it is kept"),
+    ("/system TEXT", "set the system prompt from the next turn on; alone, show it"),
+    ("/stats", "what the model did, and how fast"),
+    ('"""', "begin a turn of several lines; the same ends it (a paste is one turn as it is)"),
     ("/help", "this list"),
     ("/quit", "end (as Ctrl-D does)"),
 )
+_NO_SYSTEM = "No system prompt was set here, by --system or by /system TEXT."
 
 
 def chat(
     model: ModelOption = "demo",
     session: Annotated[
-        str, typer.Option("--session", "-s", help="Name of the conversation.")
+        str,
+        typer.Option(
+            "--session", "-s", help="Name of the conversation.", autocompletion=complete_session
+        ),
     ] = "default",
     store: StoreOption = None,
     create: CreateOption = False,
     strategy: StrategyOption = "auto",
-    system: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="System prompt, read at the first turn.")
-    ] = None,
+    system: SystemOption = None,
     ttl: TtlOption = None,
-    temperature: Annotated[
-        float | None, typer.Option(min=0, help="0 takes the most likely token.")
-    ] = None,
-    top_p: Annotated[float | None, typer.Option(min=0.01, max=1)] = None,
-    top_k: Annotated[int | None, typer.Option(min=0)] = None,
-    presence_penalty: Annotated[float | None, typer.Option()] = None,
-    frequency_penalty: Annotated[float | None, typer.Option()] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of an answer.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Makes answers repeatable.")] = None,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    top_k: TopKOption = None,
+    presence_penalty: PresenceOption = None,
+    frequency_penalty: FrequencyOption = None,
+    max_tokens: MaxTokensOption = None,
+    seed: SeedOption = None,
 ) -> None:
     """Talk to a model; the conversation goes on where it ended.
 
-    Reads lines from standard input. If that is no terminal, each line is a turn, and only answers
-    are printed.
+    In a terminal /help lists commands, and three quotes begin a turn of several lines and end it.
+    Through a pipe each line is a turn, and only answers are printed.
+
+    Example: rwkv-state chat --session bob
     """
-    given: dict[str, Any] = {
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "presence_penalty": presence_penalty,
-        "frequency_penalty": frequency_penalty,
-        "max_tokens": max_tokens,
-        "seed": seed,
-    }
-    settings = {name: value for name, value in given.items() if value is not None}
+    settings = given(
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        max_tokens=max_tokens,
+        seed=seed,
+    )
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     console = output.out()
     with closing(open_store(store, create=create)) as opened:
@@ -107,6 +124,7 @@ class _Talk:
     console: Console
     is_terminal: bool
     _over: bool = field(default=False, init=False)
+    _system_told: bool = field(default=False, init=False)
     _interrupts: Interrupts = field(default_factory=Interrupts, init=False)
     _piped: TextIO | None = field(default=None, init=False)
 
@@ -115,60 +133,76 @@ class _Talk:
         if not self.is_terminal:
             self._turns()
             return
-        with self._interrupts.listening():
+        with marked_pastes(), self._interrupts.listening():
             self._greet()
             self._turns()
             self._say_goodbye()
 
     def _turns(self) -> None:
         while not self._over:
-            line = self._read()
-            if line is None:
+            typed = self._read()
+            if typed is None:
                 break
-            text = line.strip()
-            if text:
-                self._turn(text)
+            if typed.text:
+                self._turn(typed)
 
-    def _turn(self, text: str) -> None:
-        """Answers or obeys one line; in a terminal an error is told and the talk goes on.
+    def _turn(self, typed: Typed) -> None:
+        """Answers or obeys one turn; in a terminal an error is told and the talk goes on.
 
         Raises:
             RWKVStateError, ValueError: It went wrong, and the input is no terminal.
         """
         try:
-            if text.startswith("/"):
-                self._obey(text)
+            if typed.is_line and typed.text.startswith("/"):
+                self._obey(typed.text)
             else:
-                self._answer(text)
+                self._answer(typed.text)
         except (RWKVStateError, ValueError) as problem:
             if not self.is_terminal:
                 raise
             output.error(problem)
 
-    def _read(self) -> str | None:
-        """Returns the next line, ``None`` at the end."""
+    def _read(self) -> Typed | None:
+        """Returns the next turn, ``None`` at the end."""
         if not self.is_terminal:
             self._piped = self._piped or piped_text()
-            return self._piped.readline() or None
+            line = self._piped.readline()
+            return Typed(line.strip(), is_line=True) if line else None
+        begun = False
+
+        def read(more: bool) -> str:
+            nonlocal begun
+            begun = more
+            return self._interrupts.read(_prompt("..." if more else "you", self.console))
+
         while True:
             try:
-                return self._interrupts.read(_prompt("you", self.console))
+                return typed_turn(read)
             except EOFError:
                 self.console.print()
+                if begun:
+                    output.note('The turn was not ended by """: nothing of it is read.')
                 return None
             except KeyboardInterrupt:
                 self.console.print("\n[dim]Ctrl-D or /quit ends.[/]")
 
-    def _answer(self, text: str) -> None:
+    def _answer(self, text: str, *, aside: bool = False) -> None:
+        """Answers a turn, or what is asked aside of the conversation."""
         from langchain_core.messages import HumanMessage, SystemMessage
 
-        messages: list[BaseMessage] = [SystemMessage(self.system)] if self.system else []
+        system: list[BaseMessage] = [SystemMessage(self.system)] if self.system else []
+        messages = [*system, HumanMessage(text)]
         before = self.session.head
         if self.is_terminal:
             self._write(Text("rwkv", style="bold green") + Text(" \u203a ", style="dim"))
+        session = self.session
         try:
-            self._stream([*messages, HumanMessage(text)])
+            with self._told():
+                self._stream(session.stream_aside(messages) if aside else session.stream(messages))
         except KeyboardInterrupt:
+            if not self.is_terminal:
+                self._write(Text("\n"))  # a line is an answer, also one that was cut off
+                raise
             self._stopped(before)
             return
         except BaseException:
@@ -177,13 +211,21 @@ class _Talk:
             raise
         self._write(Text("\n"))
 
-    def _stream(self, messages: list[BaseMessage]) -> None:
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Leaves out the warning of a changed system prompt where `/system` told of it."""
+        with warnings.catch_warnings():
+            if self._system_told:
+                warnings.filterwarnings("ignore", "The messages before the state marker")
+            yield
+        self._system_told = False
+
+    def _stream(self, stream: Iterator[AIMessageChunk]) -> None:
         """Writes an answer as it comes.
 
         Only the wait for the next piece can be interrupted: rich, interrupted as it prints, may
         print nothing ever after.
         """
-        stream = self.session.stream(messages)
         with closing(stream):  # type: ignore[type-var]
             while (chunk := self._interrupts.during(lambda: next(stream, None))) is not None:
                 self._write(Text(output.plain(str(chunk.text))))
@@ -196,8 +238,6 @@ class _Talk:
             self.console.print(
                 "[yellow]Stopped at its end: the turn is kept. /rewind undoes it.[/]"
             )
-        if not self.is_terminal:
-            raise typer.Exit(130)
 
     def _obey(self, text: str) -> None:
         """Does what a line that begins with a slash says.
@@ -210,6 +250,9 @@ class _Talk:
             "/log": self._log,
             "/rewind": self._rewind,
             "/fork": self._fork,
+            "/ask": self._ask,
+            "/system": self._system,
+            "/stats": self._stats,
             "/help": self._help,
             "/quit": self._quit,
             "/exit": self._quit,
@@ -245,9 +288,29 @@ class _Talk:
         line = Text("The conversation so far is also ") + output.one_line(name)
         self.console.print(line + Text("."), soft_wrap=True)
 
+    def _ask(self, text: str) -> None:
+        if not text:
+            raise ValueError("/ask needs a question: /ask TEXT.")
+        self._answer(text, aside=True)
+
+    def _system(self, text: str) -> None:
+        if not text:
+            shown = f"System prompt: {output.plain(self.system)}" if self.system else _NO_SYSTEM
+            self.console.print(Text(shown), soft_wrap=True)
+            return
+        self.system, self._system_told = text, True
+        told = "It is read with the next turn"
+        if self.session.head is not None:
+            told += ", behind what the conversation holds: what was read before stays in it"
+        self.console.print(f"{told}.")
+
+    def _stats(self, _: str) -> None:
+        stats = self.session.chat.stats()  # type: ignore[attr-defined]
+        self.console.print(Text(output.plain(str(stats))), soft_wrap=True)
+
     def _help(self, _: str) -> None:
         for usage, meaning in _COMMANDS:
-            self.console.print(Text(f"  {usage:<13}{meaning}"))
+            self.console.print(Text(f"  {usage:<14}{meaning}"))
 
     def _quit(self, _: str) -> None:
         self._over = True

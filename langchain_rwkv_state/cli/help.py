@@ -6,6 +6,7 @@ it. The easy mistake is to escape a text where it is written: the next one is fo
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import typer
@@ -31,7 +32,7 @@ class LiteralGroup(TyperGroup):
 
 def _make_literal(command: TyperCommand | TyperGroup) -> None:
     """Escapes the texts of a command that was just made, and so is nobody else's."""
-    command.help = _literal(command.help)
+    command.help = _literal(_joined(command.help))
     command.short_help = _literal(command.short_help)
     command.epilog = _literal(command.epilog)
     for parameter in command.params:
@@ -41,3 +42,11 @@ def _make_literal(command: TyperCommand | TyperGroup) -> None:
 
 def _literal(text: str | None) -> str | None:
     return text and escape(text)
+
+
+def _joined(text: str | None) -> str | None:
+    """Returns a text whose paragraphs are one line each: a terminal is folded by its own width."""
+    if text is None:
+        return None
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(" ".join(each.split()) for each in paragraphs)

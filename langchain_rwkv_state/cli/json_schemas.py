@@ -61,6 +61,16 @@ _FINDING = _object(
 )
 
 SCHEMAS: Mapping[str, Schema] = {
+    "ask": _object(
+        answer=_TEXT,
+        session=_or_null(_TEXT),
+        state=_or_null(_REF),
+        model=_TEXT,
+        finish_reason=_TEXT,
+        input_tokens=_COUNT,
+        output_tokens=_COUNT,
+        cached_tokens=_COUNT,
+    ),
     "sessions": _object(store=_TEXT, sessions=_list(_object(**_SESSION)), damaged=_list(_TEXT)),
     "show": _object(
         **_SESSION,

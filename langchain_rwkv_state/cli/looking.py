@@ -14,6 +14,7 @@ import typer
 from rich.text import Text
 
 from langchain_rwkv_state.cli import output
+from langchain_rwkv_state.cli.completion import complete_session
 from langchain_rwkv_state.cli.options import (
     JsonOption,
     ModelOption,
@@ -77,7 +78,10 @@ def inspect(
 
 def calibrate(
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="A new .json file.")],
-    session: Annotated[list[str] | None, typer.Argument(help="Names of sessions.")] = None,
+    session: Annotated[
+        list[str] | None,
+        typer.Argument(help="Names of sessions.", autocompletion=complete_session),
+    ] = None,
     all_: Annotated[bool, typer.Option("--all", help="All sessions of the store.")] = False,
     store: StoreOption = None,
 ) -> None:

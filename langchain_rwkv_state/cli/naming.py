@@ -16,6 +16,7 @@ import typer
 from rich.text import Text
 
 from langchain_rwkv_state.cli import output
+from langchain_rwkv_state.cli.completion import complete_session
 from langchain_rwkv_state.cli.options import StoreOption
 from langchain_rwkv_state.cli.sessions import existing_store, unknown_session
 from langchain_rwkv_state.views.words import counted
@@ -23,7 +24,7 @@ from langchain_rwkv_state.views.words import counted
 if TYPE_CHECKING:
     from langchain_rwkv_state.store import DiskStateStore
 
-SessionArgument = Annotated[str, typer.Argument(help="Its name.")]
+SessionArgument = Annotated[str, typer.Argument(help="Its name.", autocompletion=complete_session)]
 NewNameArgument = Annotated[str, typer.Argument(help="A name that no session has.")]
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from langchain_rwkv_state.cli.completion import complete_model
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.store import DiskStateStore
@@ -32,7 +34,10 @@ CreateOption = Annotated[
 ModelOption = Annotated[
     str,
     typer.Option(
-        "--model", "-m", help="demo, a model's file or folder, or org/repo/file.pth on a hub."
+        "--model",
+        "-m",
+        help="demo, a model's file or folder, or org/repo/file.pth on a hub.",
+        autocompletion=complete_model,
     ),
 ]
 TokenizerOption = Annotated[
@@ -51,6 +56,26 @@ PlotOption = Annotated[
 StrategyOption = Annotated[
     str, typer.Option("--strategy", help="auto, 'cpu int8', or one of the rwkv package.")
 ]
+
+SystemOption = Annotated[
+    str | None, typer.Option("--system", metavar="TEXT", help="System prompt, read first.")
+]
+TemperatureOption = Annotated[
+    float | None, typer.Option("--temperature", min=0, help="0 takes the most likely token.")
+]
+TopPOption = Annotated[float | None, typer.Option("--top-p", min=0.01, max=1)]
+TopKOption = Annotated[int | None, typer.Option("--top-k", min=0)]
+PresenceOption = Annotated[float | None, typer.Option("--presence-penalty")]
+FrequencyOption = Annotated[float | None, typer.Option("--frequency-penalty")]
+MaxTokensOption = Annotated[
+    int | None, typer.Option("--max-tokens", min=1, help="Most tokens of an answer.")
+]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Makes answers repeatable.")]
+
+
+def given(**settings: Any) -> dict[str, Any]:
+    """Returns the settings that were given: those that are not ``None``."""
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 JsonOption = Annotated[
@@ -137,8 +162,12 @@ def _may_create(path: Path) -> bool:
     """
     from langchain_rwkv_state.errors import StoreError
 
-    if _is_terminal() and typer.confirm(f"{path} holds other things. Make a store among them?"):
-        return True
+    question = f"{path} holds other things. Make a store among them?"
+    try:
+        if _is_terminal() and typer.confirm(question):
+            return True
+    except typer.Abort as stop:  # made of Ctrl-C
+        raise KeyboardInterrupt from stop
     raise StoreError(
         f"{path} holds other things and no store. Name a directory of the store's own, or pass "
         "--create to make one among them."

@@ -14,6 +14,7 @@ import typer
 
 from langchain_rwkv_state._version import __version__
 from langchain_rwkv_state.cli import output
+from langchain_rwkv_state.cli.completion import complete_session
 from langchain_rwkv_state.cli.options import StoreOption
 from langchain_rwkv_state.cli.sessions import existing_store, unknown_session
 from langchain_rwkv_state.cli.states import HealthyOption, read_healthy
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def report(
-    session: Annotated[str, typer.Argument(help="Its name.")],
+    session: Annotated[str, typer.Argument(help="Its name.", autocompletion=complete_session)],
     out: Annotated[Path, typer.Argument(help="A new .html file.")],
     recall: Annotated[
         Path | None,

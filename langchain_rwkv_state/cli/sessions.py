@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from langchain_rwkv_state.cli import output
+from langchain_rwkv_state.cli.completion import complete_session
 from langchain_rwkv_state.cli.options import (
     JsonOption,
     StoreOption,
@@ -75,7 +76,7 @@ def sessions(
 
 
 def show(
-    session: Annotated[str, typer.Argument(help="Its name.")],
+    session: Annotated[str, typer.Argument(help="Its name.", autocompletion=complete_session)],
     as_json: JsonOption = False,
     store: StoreOption = None,
 ) -> None:
@@ -104,7 +105,9 @@ def show(
 
 
 def rm(
-    session: Annotated[list[str], typer.Argument(help="Names of sessions.")],
+    session: Annotated[
+        list[str], typer.Argument(help="Names of sessions.", autocompletion=complete_session)
+    ],
     store: StoreOption = None,
 ) -> None:
     """Delete sessions, with every state that nothing else needs.

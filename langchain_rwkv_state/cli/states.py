@@ -16,6 +16,7 @@ import typer
 from rich.text import Text
 
 from langchain_rwkv_state.cli import output
+from langchain_rwkv_state.cli.completion import complete_source
 from langchain_rwkv_state.cli.options import open_store
 from langchain_rwkv_state.cli.sessions import existing_store, unknown_session
 from langchain_rwkv_state.cli.streams import read_text
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
     from langchain_rwkv_state.loaded import Loaded
     from langchain_rwkv_state.state import Healthy, RWKVState
 
-Source = Annotated[str, typer.Argument(help="A session, or a file of a state.")]
+Source = Annotated[
+    str,
+    typer.Argument(help="A session, or a file of a state.", autocompletion=complete_source),
+]
 Into = Annotated[
     str,
     typer.Option("--into", metavar="NAME", help="A new session, or a new .safetensors file."),

@@ -47,6 +47,11 @@ def prepare_streams() -> None:
             stream.reconfigure(errors=errors)
 
 
+def is_piped() -> bool:
+    """Says whether there is a standard input that is no terminal, so that a text may be in it."""
+    return sys.stdin is not None and not sys.stdin.isatty()
+
+
 def piped_text() -> TextIO:
     """Returns standard input as text, without a byte order mark and in the encoding it tells."""
     stream = sys.stdin

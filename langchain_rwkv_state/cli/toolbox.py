@@ -13,6 +13,7 @@ import typer
 from rich.text import Text
 
 from langchain_rwkv_state.cli import output
+from langchain_rwkv_state.cli.completion import complete_source
 from langchain_rwkv_state.cli.options import (
     CreateOption,
     ModelOption,
@@ -49,7 +50,12 @@ PartOption = Annotated[
 
 
 def blend(
-    sources: Annotated[list[str], typer.Argument(help="Two or more sessions, or files of states.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            help="Two or more sessions, or files of states.", autocompletion=complete_source
+        ),
+    ],
     into: Into,
     alpha: Annotated[
         float | None,

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from langchain_rwkv_state.cli import output
+from langchain_rwkv_state.cli.completion import complete_session
 from langchain_rwkv_state.cli.options import StoreOption, is_store, open_store, store_directory
 from langchain_rwkv_state.cli.sessions import unknown_session
 from langchain_rwkv_state.cli.states import HealthyOption, read_healthy
@@ -36,7 +37,10 @@ _SAID = {
 
 
 def watch(
-    session: Annotated[str, typer.Argument(help="Its name; it need not be there yet.")],
+    session: Annotated[
+        str,
+        typer.Argument(help="Its name; it need not be there yet.", autocompletion=complete_session),
+    ],
     every: Annotated[
         float, typer.Option(min=0.01, help="Seconds between two looks at the store.")
     ] = 0.5,

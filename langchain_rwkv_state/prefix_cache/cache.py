@@ -20,7 +20,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from langchain_rwkv_state import markup, words
-from langchain_rwkv_state.errors import RWKVStateError, StateCorrupt, StateMismatch, StoreFull
+from langchain_rwkv_state.errors import (
+    RWKVStateError,
+    StateCorrupt,
+    StateMismatch,
+    StoreError,
+    StoreFull,
+)
 from langchain_rwkv_state.prefix_cache.disk import (
     DiskTier,
     Row,
@@ -41,6 +47,7 @@ from langchain_rwkv_state.prefix_cache.tiers import Tier
 from langchain_rwkv_state.prefix_cache.tree import Node, RadixTree, pack
 from langchain_rwkv_state.prefix_cache.tree import Path as TreePath
 from langchain_rwkv_state.store.clock import TTL, ttl_seconds
+from langchain_rwkv_state.store.schema import DATABASE
 
 logger = logging.getLogger("langchain_rwkv_state.prefix_cache")
 
@@ -125,9 +132,30 @@ class PrefixStateCache:
             self._directory = Path(disk).expanduser().absolute() if disk else None
             if self._directory is not None:
                 require_place_for_cache(self._directory)
+        self._only_reads = False
         self._clock = clock
         self._begin_anew()
         _caches.add(self)
+
+    @classmethod
+    def reading(cls, directory: str | os.PathLike[str]) -> PrefixStateCache:
+        """Returns a cache that finds what is pinned in a directory, and keeps nothing there.
+
+        A pinned state is read when a prompt first begins with it; all else is in memory alone.
+
+        Args:
+            directory: A cache's directory, as ``rwkv-state warm`` fills it.
+
+        Raises:
+            StoreError: It holds a session store, or other things than a cache.
+
+        Example:
+            >>> cache = PrefixStateCache.reading("prefixes")  # doctest: +SKIP
+            >>> chat = ChatRWKV(model="demo", prefix_cache=cache)  # doctest: +SKIP
+        """
+        cache = cls(disk=directory)
+        cache._only_reads = True
+        return cache
 
     def _begin_anew(self) -> None:
         self._lock = threading.RLock()
@@ -159,6 +187,8 @@ class PrefixStateCache:
         return self._in_flight
 
     def __repr__(self) -> str:
+        if self._only_reads:
+            return f"PrefixStateCache.reading({str(self._directory)!r})"
         return f"PrefixStateCache({self._ram_bytes}, disk={str(self._directory or '') or None!r})"
 
     def _repr_html_(self) -> str:
@@ -267,7 +297,7 @@ class PrefixStateCache:
             entry = self._insert(root, pack(ids), kept, private=private)
             if entry is None:
                 return False
-            if not private and self._directory is not None and entry.row is None:
+            if not private and self._keeps_on_disk and entry.row is None:
                 below = next((n for n in entry.node.above() if n.value and n.value.row), None)
                 if entry.node.depth - (below.depth if below else 0) >= _DISK_LEAST_SAVED:
                     self._write_later(entry)
@@ -299,7 +329,7 @@ class PrefixStateCache:
                 self._unpin(other)
         refused = False
         with self._disk_or_none() as disk:
-            if disk is not None:
+            if disk is not None and self._keeps_on_disk:
                 row = disk.save(root, key, kept, saved=len(ids), ttl=self._ttl, pin=name)
                 refused = row is None
                 with self._lock:
@@ -320,7 +350,12 @@ class PrefixStateCache:
         return bool(found)
 
     def warm(self, fingerprint: str) -> int:
-        """Loads a model's pinned states from disk into memory; returns how many there are."""
+        """Loads a model's pinned states from disk into memory; returns how many there are.
+
+        Where the cache only reads, each waits on disk for the first prompt that begins with it.
+        """
+        if self._only_reads:
+            return 0
         self._hear_news()
         with self._lock:
             waiting = [
@@ -331,7 +366,7 @@ class PrefixStateCache:
         return sum(self._from_disk(entry, entry.row) is not None for entry in waiting)
 
     def clear(self) -> None:
-        """Forgets everything, pinned entries and those on disk too."""
+        """Forgets everything, pinned entries too, and those on disk unless it only reads them."""
         with self._lock:
             self._writes.clear()
             for entry in list(self._entries()):
@@ -340,7 +375,7 @@ class PrefixStateCache:
                 self._tree.forget(entry.node)
             self._tree = RadixTree[_Entry]()
         with self._disk_or_none() as disk:
-            if disk is not None:
+            if disk is not None and self._keeps_on_disk:
                 disk.clear()
 
     def flush(self, seconds: float = 30.0) -> bool:
@@ -460,7 +495,7 @@ class PrefixStateCache:
         value = self._worth(entry)
         self._ram.touch(entry, value)
         self._device.touch(entry, value)
-        if self._directory is None or entry.private:
+        if not self._keeps_on_disk or entry.private:
             return
         unwritten = entry.row is None and entry.uses >= 1
         stale = entry.row is not None and now - entry.row.used > 0.1 * min(self._ttl, 86_400.0)
@@ -556,7 +591,7 @@ class PrefixStateCache:
                 tier.unpin(entry, self._worth(entry))
             row, expires = entry.row, entry.expires
         with self._disk_or_none() as disk:
-            if disk is not None and row is not None:
+            if disk is not None and row is not None and self._keeps_on_disk:
                 changed = disk.update(row, lambda r: replace(r, pin=None, expires=expires))
                 with self._lock:
                     entry.row = changed
@@ -605,6 +640,10 @@ class PrefixStateCache:
         return None
 
     # -- the disk ----------------------------------------------------------------------------
+
+    @property
+    def _keeps_on_disk(self) -> bool:
+        return self._directory is not None and not self._only_reads
 
     @contextmanager
     def _disk_or_none(self) -> Iterator[DiskTier | None]:
@@ -660,6 +699,8 @@ class PrefixStateCache:
 
     def _hang(self, row: Row, now: float) -> None:
         if row.expires <= now or not row.key or len(row.key) % 4:
+            return
+        if self._only_reads and row.pin is None:
             return
         entry = self._at(row.root, row.key)
         if entry is None:
@@ -806,15 +847,32 @@ _default: PrefixStateCache | None = None
 _default_lock = threading.Lock()
 
 
+def _reading_or_none(directory: Path) -> PrefixStateCache:
+    """Returns a cache that reads a directory, in memory alone where there is something else."""
+    try:
+        return PrefixStateCache.reading(directory)
+    except StoreError as error:
+        logger.warning("What was warmed is not used: %s", error)
+        return PrefixStateCache()
+
+
 def default_cache() -> PrefixStateCache:
     """Returns the process's own cache, made at first use.
 
     It lives in memory; with ``$RWKV_PREFIX_CACHE_DIR`` set, that directory is its disk tier.
+    Without it, what ``rwkv-state warm`` pinned in the user's own directory is found, and
+    nothing is kept there: nobody asked this process to. Set and empty, the variable switches that
+    off too.
     """
     global _default
     with _default_lock:
         if _default is None:
-            _default = PrefixStateCache(disk=os.environ.get(DIRECTORY_VARIABLE) or None)
+            named = os.environ.get(DIRECTORY_VARIABLE)
+            warmed = default_cache_directory()
+            if named is None and (warmed / DATABASE).exists():
+                _default = _reading_or_none(warmed)
+            else:
+                _default = PrefixStateCache(disk=named or None)
         return _default
 
 

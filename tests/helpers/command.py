@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-RWKV_STATE = [sys.executable, "-c", "from langchain_rwkv_state.cli import main; main()"]
+RWKV_STATE = [sys.executable, "-m", "langchain_rwkv_state"]
 PATIENCE_SECONDS = 500  # a busy machine takes its time to import PyTorch
 
 

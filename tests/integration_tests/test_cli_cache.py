@@ -1,6 +1,9 @@
 """The commands that look after the prefix cache on disk."""
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
@@ -9,6 +12,7 @@ from typer.testing import CliRunner
 from langchain_rwkv_state import DiskStateStore, PrefixStateCache
 from langchain_rwkv_state.cli import app
 from langchain_rwkv_state.cli.cache import read_prompts
+from tests.helpers.command import rwkv_state
 from tests.helpers.states import random_state
 
 PROMPTS = """
@@ -91,6 +95,35 @@ def test_what_was_warmed_is_shown_explained_used_and_cleared(run, prompts, tmp_p
 
     assert "Removed 2 states" in run("cache", "clear").stdout
     assert "empty" in run("cache").stdout
+
+
+def test_what_was_warmed_is_found_by_a_process_that_says_nothing_of_it(prompts, tmp_path):
+    home = {**os.environ, "HOME": str(tmp_path)}
+    for name in ("RWKV_PREFIX_CACHE_DIR", "XDG_CACHE_HOME"):
+        home.pop(name, None)
+    done = rwkv_state(tmp_path / "store", "warm", "--file", str(prompts), env=home)
+    assert done.returncode == 0, done.stderr
+    assert "Every process of this user begins from them" in done.stdout
+    system = read_prompts(prompts)[0][2][0].content
+    code = (
+        "from langchain_rwkv_state import ChatRWKV, MemoryStateStore\n"
+        "chat = ChatRWKV(model='demo', store=MemoryStateStore())\n"
+        f"said = [('system', {system!r}), ('human', 'Hi.')]\n"
+        "for salt in (None, 'shop'):\n"
+        "    usage = chat.invoke(said, cache_salt=salt).usage_metadata\n"
+        "    print(usage['input_token_details']['cache_read'])"
+    )
+    other = [sys.executable, "-c", code]
+    read = subprocess.run(other, env=home, capture_output=True, text=True, check=True).stdout
+    tokens = re.search(r"pirate: (\d+) tokens", done.stdout)
+    assert tokens
+    assert read.split() == [tokens[1], "0"]
+
+
+def test_warm_says_how_what_it_wrote_elsewhere_is_used(run, prompts, tmp_path):
+    for words, where in (((), "prefixes"), (("--dir", str(tmp_path / "own")), "own")):
+        said = run("warm", "--file", str(prompts), *words).stdout
+        assert f"set RWKV_PREFIX_CACHE_DIR={tmp_path / where}, or pass prefix_cache=" in said
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,17 @@
-"""Ctrl-C at a terminal is never lost, whenever it arrives, shown on a talk that needs no model."""
+"""Ctrl-C is never lost: at a terminal, on a talk without a model; in commands, at any moment."""
 
 import random
+import shlex
+import signal
+import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from langchain_rwkv_state import ChatRWKV, DiskStateStore
+from tests.helpers.command import PATIENCE_SECONDS, RWKV_STATE
 from tests.helpers.terminal import Terminal
 
 _HINT = "Ctrl-D or /quit ends"
@@ -82,3 +88,76 @@ def test_every_ctrl_c_around_the_drawing_of_a_prompt_has_an_effect():
     finally:
         terminal.close()
     assert "Traceback" not in terminal.seen
+
+
+_COMMANDS = (
+    "ask -s bob hi",
+    "chat -s bob",
+    "report bob {n}.html",
+    "prefill manual{n} --words 'The ladder is in the attic.'",
+    "blend bob bob --into both{n}",
+    "doctor",
+)
+_LISTENS = "from langchain_rwkv_state import stopping; stopping.listen(); print(flush=True);"
+_MAIN = "from langchain_rwkv_state.__main__ import main; main()"
+
+
+def _interrupted(words, after_seconds, folder):
+    """Runs a command, and stops it so long after it began to listen."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _LISTENS + _MAIN, *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write("Good morning.\n" * 20)
+    process.stdin.close()
+    process.stdin = None
+    process.stdout.readline()
+    time.sleep(after_seconds)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=PATIENCE_SECONDS)[1]
+    return process.returncode, said
+
+
+def test_a_command_that_is_stopped_at_any_moment_says_so_and_leaves_nothing_half(tmp_path):
+    with DiskStateStore(tmp_path / "store") as store:
+        chat = ChatRWKV(model="demo", store=store)
+        chat.with_session("bob").invoke("My name is Marlow.")
+        chat.unload()
+    moment = random.Random(0)
+
+    def one(number):
+        words = shlex.split(_COMMANDS[number % len(_COMMANDS)].format(n=number))
+        after = moment.uniform(0, 4)
+        ended = _interrupted([*words, "--store", "store"], after, tmp_path)
+        return ended in ((130, "Stopped.\n"), (0, "")), (words, after, ended)
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(one, range(2 * len(_COMMANDS))))
+    assert [told for well, told in found if not well] == []
+    left = {path.suffix or path.name for path in tmp_path.iterdir()}
+    assert left <= {"store", ".html"}
+    for page in tmp_path.glob("*.html"):
+        assert page.read_text("utf-8").rstrip().endswith("</html>")
+    with DiskStateStore(tmp_path / "store") as store:
+        assert store.check().sound
+        assert store.session("bob") is not None
+
+
+def test_at_a_terminal_the_loading_of_a_model_is_stopped_and_the_cursor_comes_back(tmp_path):
+    terminal = Terminal("chat", "--store", str(tmp_path / "store"), program=RWKV_STATE)
+    try:
+        terminal.until("Loading")
+        terminal.type("\x03")
+        terminal.until("Stopped.")
+        assert terminal.wait() == 130
+    finally:
+        terminal.close()
+    assert "Traceback" not in terminal.seen
+    assert terminal.seen.rindex("\x1b[?25h") > terminal.seen.rindex("\x1b[?25l")

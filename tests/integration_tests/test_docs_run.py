@@ -20,6 +20,7 @@ PAGES = sorted(
 )
 EXPECTED = {
     "docs/tools.md": ["get_weather {'city': 'Lisbon'}", "Sunny in Lisbon.", "name='Marlow' age=31"],
+    "docs/command_line.md": ["Nice to meet you, Marlow.", "Your name is Marlow.", "Talk"],
     "docs/langchain.md": [
         "Your name is Marlow.",
         "You live in Lisbon.",
@@ -27,7 +28,7 @@ EXPECTED = {
         "demo 0.0",
         "1 message is left",
     ],
-    "docs/prefix_cache.md": ["hits=1", "('lamps',)", "sums: "],
+    "docs/prefix_cache.md": ["hits=1", "('lamps',)", "sums: ", "Processes begin from them"],
     "docs/toolbox/blend.md": ["Your name is Beatrice.", "You live in Lisbon.", "session both"],
     "docs/toolbox/clamp_decay.md": ["+clamp(-8,-0.1)/fp32", "before,"],
     "docs/toolbox/codecs.md": ["exact 203", "int8 53", "Your name is Beatrice."],
@@ -65,6 +66,7 @@ EXPECTED = {
 }
 NOT_RUN = {
     "docs/benchmarks.md": 1,
+    "docs/command_line.md": 5,
     "docs/demo_model.md": 1,
     "docs/models.md": 2,
     "docs/toolbox/codecs.md": 1,

@@ -1,17 +1,23 @@
 """The command line without a model: sessions of hand-made states, options, errors, speed."""
 
 import contextlib
+import importlib
 import inspect
+import shlex
 import subprocess
 import sys
+import tomllib
 import typing
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 from langchain_core.messages import HumanMessage
 from typer.testing import CliRunner
 
+from langchain_rwkv_state import __main__ as program
 from langchain_rwkv_state.cli import app, options, output
 from langchain_rwkv_state.cli.cache import cache
 from langchain_rwkv_state.cli.options import read_ttl
@@ -68,6 +74,18 @@ def test_help_does_not_import_pytorch():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"COLUMNS": "120"})
+
+
+def test_the_module_is_the_program_under_its_name():
+    words = [sys.executable, "-m", "langchain_rwkv_state", "sesions"]
+    done = subprocess.run(
+        words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("Usage: rwkv-state [OPTIONS]")
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))
+    module, _, name = project["project"]["scripts"]["rwkv-state"].partition(":")
+    assert getattr(importlib.import_module(module), name) is program.main
 
 
 @pytest.mark.parametrize(
@@ -135,6 +153,44 @@ def test_help_shows_every_word_that_was_written(words):
             assert " ".join(paragraph.split()) in shown
 
 
+def _examples():
+    commands: Any = typer.main.get_command(app)
+    return {
+        name: command.epilog.removeprefix("Example: rwkv-state ")
+        for name, command in commands.commands.items()
+    }
+
+
+@pytest.mark.parametrize("name", _examples())
+def test_every_command_has_a_group_and_an_example_that_can_be_typed(name, tmp_path, monkeypatch):
+    commands: Any = typer.main.get_command(app)
+    command = commands.commands[name]
+    assert command.rich_help_panel in ("Talk", "Sessions", "States", "Models", "Cache")
+    first, *words = shlex.split(_examples()[name])
+    assert first == name
+    for word in words:
+        if "." in word:
+            (tmp_path / word).touch()
+    monkeypatch.chdir(tmp_path)
+    context = commands.context_class(commands, info_name="rwkv-state")
+    command.make_context(name, words, parent=context)  # or it raises a UsageError
+
+
+def test_help_shows_the_commands_in_groups_at_80_columns():
+    result = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"})
+    lines = result.stdout.splitlines()
+    panels = [line.split()[1] for line in lines if line.startswith("\u256d")]
+    assert panels == ["Options", "Talk", "Sessions", "States", "Models", "Cache"]
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_paragraph_of_help_is_folded_by_the_terminal_alone():
+    text = CliRunner().invoke(app, ["chat", "--help"], env={"COLUMNS": "80"}).stdout
+    said = [line for line in text.splitlines() if line.startswith(" ") and "pipe" in line]
+    assert len(said[0].rstrip()) > 60
+    assert "Example: rwkv-state chat --session bob" in text
+
+
 def _name(command):
     return [(command.name or command.callback.__name__).replace("_", "-").rstrip("-")]
 
@@ -171,6 +227,19 @@ def test_a_terminal_is_asked_first(tmp_path, monkeypatch, answer):
         options.open_store(tmp_path).close()
     assert ["holds other things" in text for text in asked] == [True]
     assert (tmp_path / "cache.db").exists() == answer
+
+
+def test_ctrl_c_at_that_question_is_ctrl_c(tmp_path, monkeypatch, capfd):
+    (tmp_path / "letter.txt").write_text("Dear")
+
+    def confirm(text):
+        raise typer.Abort
+
+    monkeypatch.setattr(options, "_is_terminal", lambda: True)
+    monkeypatch.setattr(typer, "confirm", confirm)
+    result = CliRunner().invoke(app, ["chat", "--store", str(tmp_path)])
+    assert result.exit_code == 130
+    assert capfd.readouterr().err == "Stopped.\n"
 
 
 @pytest.mark.parametrize("command", ["sessions", "doctor", "prune"])

@@ -10,9 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from langchain_rwkv_state import PrefixStateCache
+from langchain_rwkv_state import DiskStateStore, PrefixStateCache
 from langchain_rwkv_state.errors import StoreFull
-from langchain_rwkv_state.prefix_cache import Hit, Kept, Root
+from langchain_rwkv_state.prefix_cache import Hit, Kept, Root, default_cache
+from langchain_rwkv_state.prefix_cache import cache as module
+from langchain_rwkv_state.prefix_cache.disk import DiskTier
 from langchain_rwkv_state.prefix_cache.inflight import InFlight, Promise
 from langchain_rwkv_state.prefix_cache.tree import pack
 from langchain_rwkv_state.state import Derivation, StateLayout
@@ -404,6 +406,82 @@ class TestReasons:
         assert (stats.lookups, stats.hits, stats.tokens_saved) == (4, 1, len(A))
         assert stats.misses == {"cold": 1, "different": 1, "other model": 1}
         assert cache.stats().misses == stats.misses
+
+
+class TestReadingOnly:
+    """What a process finds that was warmed, and that it leaves it as it is."""
+
+    @pytest.fixture
+    def warmed(self, on_disk, tmp_path):
+        cache = on_disk()
+        cache.pin(ROOT, A, kept(A), "support")
+        cache.insert(ROOT, B, kept(B))
+        cache.close()
+        return tmp_path / "prefixes"
+
+    @staticmethod
+    def _rows(directory):
+        disk = DiskTier(directory, 1 << 20)
+        rows = {(row.key, row.pin, row.uses, row.used, row.expires) for row in disk.rows()}
+        disk.close()
+        return rows
+
+    def test_what_is_pinned_is_found_and_nothing_else(self, warmed):
+        cache = PrefixStateCache.reading(warmed)
+        assert cache.warm(ROOT.fingerprint) == 0  # it waits on disk until it is asked for
+        assert cache.stats().nbytes["ram"] == 0
+        hit = found(cache, ROOT, B)
+        assert (hit.n_tokens, hit.tier) == (len(A), "disk")
+        assert found(cache, ROOT, A, answer=False).tier == "ram"
+        assert cache.lookup(Root("model", salt="shop"), B) is None
+        cache.close()
+
+    def test_nothing_is_written(self, warmed):
+        before = self._rows(warmed)
+        cache = PrefixStateCache.reading(warmed)
+        found(cache, ROOT, A, answer=False)
+        C = tuple(range(500, 600))
+        cache.insert(ROOT, C, kept(C))
+        found(cache, ROOT, C, answer=False)
+        cache.pin(ROOT, C, kept(C), "own")
+        assert cache.unpin("support")
+        cache.clear()
+        assert cache.lookup(ROOT, A) is None
+        cache.close()
+        assert self._rows(warmed) == before
+        assert len(before) == 2
+
+
+class TestTheDefault:
+    @pytest.fixture
+    def home(self, tmp_path, monkeypatch):
+        """The user's own directory, and no cache made yet."""
+        monkeypatch.setattr(module, "_default", None)
+        monkeypatch.setattr(module, "default_cache_directory", lambda: tmp_path / "prefixes")
+        monkeypatch.delenv(module.DIRECTORY_VARIABLE, raising=False)
+        return tmp_path / "prefixes"
+
+    def test_without_anything_warmed_is_in_memory_and_makes_no_directory(self, home):
+        assert default_cache().directory is None
+        assert not home.exists()
+
+    def test_reads_what_was_warmed(self, home, on_disk):
+        on_disk().pin(ROOT, A, kept(A), "support")
+        assert repr(default_cache()) == f"PrefixStateCache.reading({str(home)!r})"
+        assert found(default_cache(), ROOT, B).n_tokens == len(A)
+
+    @pytest.mark.parametrize("named", ["", "elsewhere"])
+    def test_goes_by_the_variable_where_it_is_set(self, home, on_disk, monkeypatch, named):
+        on_disk().pin(ROOT, A, kept(A), "support")
+        monkeypatch.chdir(home.parent)
+        monkeypatch.setenv(module.DIRECTORY_VARIABLE, named)
+        assert default_cache().directory == (home.parent / named if named else None)
+        assert default_cache().lookup(ROOT, B) is None
+
+    def test_is_in_memory_where_the_users_directory_is_a_session_store(self, home, caplog):
+        DiskStateStore(home).close()
+        assert default_cache().directory is None
+        assert "is a session store" in caplog.text
 
 
 def promised(flights, *args, **options) -> Promise:

@@ -1,0 +1,21 @@
+"""The program ``rwkv-state``, also as ``python -m langchain_rwkv_state``.
+
+It hears Ctrl-C before it imports anything. The easy mistake is to import the commands at the top:
+a key that is pressed meanwhile would be a traceback.
+"""
+
+from __future__ import annotations
+
+from langchain_rwkv_state import stopping
+
+
+def main() -> None:
+    """Runs the command line."""
+    stopping.listen()
+    from langchain_rwkv_state.cli import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()
