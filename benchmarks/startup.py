@@ -29,15 +29,14 @@ STREAM = (
     "chat = ChatRWKV(model='demo', store=MemoryStateStore(), temperature=0)\n"
     "for chunk in chat.stream('hi'): print(chunk.text, end='', flush=True)"
 )
-COMMAND = "from langchain_rwkv_state.cli import main; main()"
 RUNS: dict[str, tuple[list[str], bytes]] = {
     "python": (["-c", "pass"], b""),
     "package": (["-c", "import langchain_rwkv_state"], b""),
-    "help": (["-c", COMMAND, "--help"], b""),
+    "help": (["-m", "langchain_rwkv_state", "--help"], b""),
     "torch": (["-c", TORCH], b""),
     "langchain": (["-c", LANGCHAIN], b""),
     "stream": (["-c", STREAM], b""),
-    "chat": (["-c", COMMAND, "chat", "--temperature", "0"], b"hi\n"),
+    "ask": (["-m", "langchain_rwkv_state", "hi"], b""),
 }
 """What is run, by name: the interpreter's arguments, and what stands on standard input."""
 
@@ -50,7 +49,7 @@ def main() -> int:
     report = Report("startup", {"rounds": rounds})
     with tempfile.TemporaryDirectory(prefix="rwkv-startup-") as folder:
         environment = _environment(Path(folder))
-        _seconds("chat", environment)  # compiles modules, and the model's pass, where need be
+        _seconds("ask", environment)  # compiles modules, and the model's pass, where need be
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
         found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in RUNS}
         for _ in range(rounds):
@@ -61,7 +60,7 @@ def main() -> int:
         for name, times in found.items()
     }
     torch_seconds = [whole for _, whole, _ in found["torch"]]
-    firsts = {name: [first for first, *_ in found[name]] for name in ("stream", "chat")}
+    firsts = {name: [first for first, *_ in found[name]] for name in ("stream", "ask")}
     report.results = {
         "load_before": round(load, 2),
         "medians": {
@@ -69,7 +68,7 @@ def main() -> int:
             for name, (first, whole, cpu) in medians.items()
         },
     }
-    for name, label in (("chat", "rwkv-state chat"), ("stream", "ChatRWKV.stream")):
+    for name, label in (("ask", 'rwkv-state "hi"'), ("stream", "ChatRWKV.stream")):
         pairs = list(zip(firsts[name], torch_seconds, strict=True))
         ratio = statistics.median(first / torch for first, torch in pairs)
         beyond = statistics.median(first - torch for first, torch in pairs)

@@ -79,7 +79,7 @@ def started(report: dict[str, Any]) -> str:
         "torch": "`import torch`",
         "langchain": "`import torch`, and LangChain's base class of a model",
         "stream": '`ChatRWKV(...).stream("hi")` to its end',
-        "chat": "`echo hi \\| rwkv-state chat`",
+        "ask": '`rwkv-state "hi"`',
     }
     medians = report["results"]["medians"]
     rows = [

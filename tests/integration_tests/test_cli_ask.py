@@ -3,11 +3,13 @@
 import json
 import re
 
+import jsonschema
 import pytest
 from typer.testing import CliRunner
 
 from langchain_rwkv_state import DiskStateStore
 from langchain_rwkv_state.cli import app
+from langchain_rwkv_state.cli.json_schemas import SCHEMAS
 from langchain_rwkv_state.session import RWKVSession
 from tests.helpers.command import rwkv_state
 
@@ -71,8 +73,9 @@ def test_a_document_a_turn_for_programs(run, tmp_path):
         (str, "demo"),
         (str, "stop"),
     ]
+    jsonschema.validate(asked, SCHEMAS["ask"])
     alone = json.loads(run("--json", "--max-tokens", "2", "hi"))
-    assert alone.keys() == asked.keys()
+    jsonschema.validate(alone, SCHEMAS["ask"])
     assert (alone["session"], alone["state"], alone["finish_reason"]) == (None, None, "length")
     assert alone["output_tokens"] == 2
 
