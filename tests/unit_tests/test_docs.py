@@ -98,7 +98,7 @@ def test_the_table_of_published_models_is_that_of_the_layout():
 
 
 def test_versions_in_the_table_of_the_tested_setup_are_the_pinned_ones():
-    readme = (ROOT / "README.md").read_text()
+    page = (ROOT / "docs/limitations.md").read_text()
     pinned = dict(
         line.split("==")
         for line in (ROOT / "constraints.txt").read_text().splitlines()
@@ -108,7 +108,7 @@ def test_versions_in_the_table_of_the_tested_setup_are_the_pinned_ones():
         ("PyTorch", "torch"),
         *((n, n) for n in ("langchain-core", "rwkv", "diskcache")),
     ):
-        row = re.search(rf"^\| {shown} \| ([\d.]+)", readme, re.M)
+        row = re.search(rf"^\| {shown} \| ([\d.]+)", page, re.M)
         assert row, f"the table lacks {shown}"
         assert row[1] == pinned[name]
 
@@ -119,4 +119,5 @@ def test_the_oldest_langchain_core_that_is_tested_is_the_oldest_that_is_allowed(
     allowed = re.search(r'"langchain-core>=([\d.]+),', (ROOT / "pyproject.toml").read_text())
     assert allowed
     assert oldest[1] == allowed[1]
-    assert f"the oldest that is allowed, {oldest[1]}" in (ROOT / "README.md").read_text()
+    page = (ROOT / "docs/limitations.md").read_text()
+    assert f"the oldest that is allowed, {oldest[1]}" in page
