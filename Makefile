@@ -7,6 +7,8 @@ ifeq ($(OS),Windows_NT)
 SHELL := bash
 BINARIES := Scripts
 EXE := .exe
+# The tests read pages in UTF-8.
+export PYTHONUTF8 := 1
 endif
 BIN := $(VENV)/$(BINARIES)
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
@@ -18,7 +20,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
 
 # The two halves of the tests beside each other, each with its output in one piece.
-test: lint typing docs
+test: lint typing
 	$(MAKE) -j2 $(SYNC) unit integration
 
 # The faces to LangChain on the oldest langchain-core that pyproject.toml allows: everything else is
@@ -47,13 +49,11 @@ typing: $(VENV)/.dev
 	$(BIN)/mypy
 
 # The documentation as a site, in site/: open site/index.html, no server and no network is needed.
-docs: export NO_MKDOCS_2_WARNING := 1
 docs: $(VENV)/.dev
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-docs-serve: export NO_MKDOCS_2_WARNING := 1
 docs-serve: $(VENV)/.dev
-	$(BIN)/python -m mkdocs serve
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
 
 unit: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/unit_tests --disable-socket --allow-unix-socket -q
