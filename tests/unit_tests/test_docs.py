@@ -121,3 +121,7 @@ def test_the_oldest_langchain_core_that_is_tested_is_the_oldest_that_is_allowed(
     assert oldest[1] == allowed[1]
     page = (ROOT / "docs/limitations.md").read_text()
     assert f"the oldest that is allowed, {oldest[1]}" in page
+
+
+def test_the_readme_is_one_screen():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 90
