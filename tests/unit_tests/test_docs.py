@@ -5,9 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from benchmarks import public_models, tables
-from langchain_rwkv_state import errors
+from langchain_rwkv_state import __version__, errors
 from langchain_rwkv_state.state import StateLayout, memory
 
 ROOT = Path(__file__).parents[2]
@@ -125,3 +126,20 @@ def test_the_oldest_langchain_core_that_is_tested_is_the_oldest_that_is_allowed(
 
 def test_the_readme_is_one_screen():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 90
+
+
+def test_the_citation_is_of_this_version():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == __version__
+
+
+def test_the_workflow_runs_what_a_user_runs_on_every_python_that_is_claimed():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    commands = [step["run"] for step in steps if "run" in step]
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert commands
+    for command in commands:
+        make, target, python = command.split()
+        assert (make, python, target in targets) == ("make", "PYTHON=python", True), command
+    claimed = re.findall(r"Python :: (3\.\d+)", (ROOT / "pyproject.toml").read_text())
+    assert set(claimed) <= set(workflow["jobs"]["test"]["strategy"]["matrix"]["python"])
