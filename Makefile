@@ -1,17 +1,27 @@
 # `make demo` and `make test` do everything on a machine that has Python 3.11 or newer.
+# GNU make 3.81 or newer, as macOS has it; on Windows in Git Bash.
 PYTHON ?= python3
 VENV := .venv
-BIN := $(VENV)/bin
-PACKAGES := langchain_rwkv_state examples benchmarks tests
+BINARIES := bin
+ifeq ($(OS),Windows_NT)
+SHELL := bash
+BINARIES := Scripts
+EXE := .exe
+# The tests read pages in UTF-8.
+export PYTHONUTF8 := 1
+endif
+BIN := $(VENV)/$(BINARIES)
+SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
-.PHONY: demo test test-oldest lint typing unit integration browser gpu bench format clean
+.PHONY: demo test test-oldest lint typing docs docs-serve unit integration browser gpu bench dist \
+	format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
 
 # The two halves of the tests beside each other, each with its output in one piece.
 test: lint typing
-	$(MAKE) -j2 --output-sync=target unit integration
+	$(MAKE) -j2 $(SYNC) unit integration
 
 # The faces to LangChain on the oldest langchain-core that pyproject.toml allows: everything else is
 # that of $(VENV), which this one stands upon, so that PyTorch is not installed twice.
@@ -22,15 +32,28 @@ FACES := $(wildcard $(addprefix tests/unit_tests/test_, chat_models*.py llms*.py
 	tools.py structured.py thinking.py)) tests/integration_tests/test_standard.py
 
 test-oldest: $(OLDEST)/.dev
-	$(OLDEST)/bin/python -m pytest $(FACES) -q
+	$(OLDEST)/$(BINARIES)/python -m pytest $(FACES) -q
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-issue-config \
+		.github/ISSUE_TEMPLATE/config.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-issue-forms \
+		$(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.citation-file-format CITATION.cff
 
 typing: $(VENV)/.dev
 	$(BIN)/mypy
+
+# The documentation as a site, in site/: open site/index.html, no server and no network is needed.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+docs-serve: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
 
 unit: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/unit_tests --disable-socket --allow-unix-socket -q
@@ -57,32 +80,37 @@ gpu: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.run_all
 
+# Wheel and sdist, in dist/, by what is installed: no network is needed.
+dist: $(VENV)/.dev
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(OLDEST) dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(OLDEST) dist site .mypy_cache .ruff_cache .pytest_cache
 
 $(OLDEST)/.dev: Makefile $(VENV)/.dev
 	rm -rf $(OLDEST)
 	$(BIN)/python -m venv $(OLDEST)
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
-		$$($(OLDEST)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/base.pth
-	$(OLDEST)/bin/python -m pip install --quiet --ignore-installed --no-deps \
+		$$($(OLDEST)/$(BINARIES)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/base.pth
+	$(OLDEST)/$(BINARIES)/python -m pip install --quiet --ignore-installed --no-deps \
 		langchain-core==$(OLDEST_CORE)
 	touch $@
 
-$(BIN)/python:
+$(BIN)/python$(EXE):
 	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'Python 3.11 or newer is needed, found ' + sys.version.split()[0] + '. Try: make PYTHON=python3.12 ...')"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 
-$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python$(EXE)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
 	touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python$(EXE)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e . \
-		--group test --group lint --group typing --group bench
+		--group test --group lint --group typing --group bench --group docs --group dist
 	touch $@ $(VENV)/.demo

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+_OPENS_DIRECTORIES = os.name != "nt"
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 
 
@@ -83,8 +84,8 @@ def require_new(path: Path) -> Path:
 
 def flush_directory(path: Path) -> None:
     """Makes the names in a directory durable."""
-    if os.name == "nt":
-        return  # Windows opens no directories, and flushes them by itself
+    if not _OPENS_DIRECTORIES:
+        return  # Windows flushes them by itself
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -92,10 +93,16 @@ def flush_directory(path: Path) -> None:
         os.close(handle)
 
 
+def _link(path: Path, new: Path) -> None:
+    if not hasattr(os, "link"):
+        raise OSError(errno.ENOSYS, "This system has no links")
+    os.link(path, new)
+
+
 def _move_to_new(temporary: Path, path: Path) -> None:
     """Gives a finished file its name, unless something has that name by now."""
     try:
-        os.link(temporary, path)
+        _link(temporary, path)
     except FileExistsError:
         require_new(path)
         raise

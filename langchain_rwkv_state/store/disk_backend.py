@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from diskcache import Cache, Timeout
 
 from langchain_rwkv_state.errors import RWKVStateError, StateCorrupt, StoreError, StoreFull
+from langchain_rwkv_state.file_lock import take_lock
 from langchain_rwkv_state.store.backend import Reader, Transaction
 from langchain_rwkv_state.store.connections import ThreadConnections
 from langchain_rwkv_state.store.files import (
@@ -45,9 +45,6 @@ from langchain_rwkv_state.store.table_check import SOUND, check_table
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import Buffer
-
-if sys.platform != "win32":
-    import fcntl
 
 T = TypeVar("T")
 _LOOK_AGAIN_SECONDS = 0.01  # at a lock that somebody else holds
@@ -495,16 +492,13 @@ def _first(error: sqlite3.Error | OSError) -> sqlite3.Error | OSError:
 @contextmanager
 def _only_one(path: Path, timeout_seconds: float) -> Iterator[None]:
     """Lets one process at a time make or look over a database."""
-    if sys.platform == "win32":  # two processes should not make one store at the same moment
-        yield
-        return
     try:
         handle = open_regular(path, os.O_RDWR | os.O_CREAT)
     except StateCorrupt as error:
         raise StoreError(f"{path} is not a plain file: delete it, or use another path.") from error
     try:
         deadline = time.monotonic() + timeout_seconds
-        while not _locked(handle):
+        while not _locked(handle, path):
             if time.monotonic() > deadline:
                 raise StoreError(
                     f"The store {path.parent} is busy: another process held {path.name} for "
@@ -516,11 +510,12 @@ def _only_one(path: Path, timeout_seconds: float) -> Iterator[None]:
         os.close(handle)
 
 
-def _locked(handle: int) -> bool:
+def _locked(handle: int, path: Path) -> bool:
     """Takes a file's lock, if nobody holds it."""
-    if sys.platform != "win32":
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    return True
+    try:
+        return take_lock(handle)
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be locked ({error.strerror}), and a store needs that: use a directory "
+            "on a local disk, or a MemoryStateStore."
+        ) from error

@@ -12,7 +12,6 @@ import os
 import re
 import sqlite3
 import stat
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,9 +26,6 @@ from langchain_rwkv_state.whole import flush_directory
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import Buffer
 
-if sys.platform != "win32":
-    import resource
-
 SUFFIX = ".safetensors"
 RESERVE = "reserve"
 DAMAGED = "damaged"
@@ -41,8 +37,8 @@ SHARD = re.compile(r"[0-9a-f]{2}")
 _MANY, _THREADS = 8, 8  # 100 deletes take 12 ms instead of 60 to 300 on a busy disk
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_PLAIN_FILE = (errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EISDIR)
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # a pipe would wait for a writer
+NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # a pipe would wait for a writer
 
 
 def is_full(error: OSError) -> bool:
@@ -69,7 +65,9 @@ def file_limit(error: Exception) -> str:
 
 def _largest_file() -> int | None:
     """Returns the system's limit for this process, ``None`` for none."""
-    if sys.platform == "win32":
+    try:
+        import resource
+    except ImportError:  # Windows
         return None
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     return None if limit == resource.RLIM_INFINITY else limit
@@ -96,7 +94,7 @@ def write_new(path: Path, parts: Iterable[Buffer], *, flush: bool = True) -> Non
     Raises:
         OSError: It could not be written; nothing is left of it.
     """
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o600)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINK, 0o600)
     try:
         try:
             for part in parts:
@@ -114,7 +112,7 @@ def write_new(path: Path, parts: Iterable[Buffer], *, flush: bool = True) -> Non
 
 
 def _flush_file(path: Path) -> None:
-    handle = os.open(path, os.O_RDWR | _NO_LINK)
+    handle = os.open(path, os.O_RDWR | NO_LINK)
     try:
         os.fsync(handle)
     finally:
@@ -129,7 +127,7 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
         StateCorrupt: Something else than a regular file stands there.
     """
     try:
-        handle = os.open(path, flags | _NO_LINK | _NO_WAIT, 0o600)
+        handle = os.open(path, flags | NO_LINK | NO_WAIT, 0o600)
     except OSError as error:
         if error.errno in _NO_PLAIN_FILE:
             raise StateCorrupt(f"{path.name} is not a plain file: it was put there.") from error
@@ -201,8 +199,10 @@ class StateFiles:
                 make_directories(target.parent)
             self._require_folder(target.parent)
             os.link(path, target, follow_symlinks=False)
-        except OSError:
-            return False  # no room, no links, or no such file: whoever asks writes it anew
+        except (OSError, NotImplementedError, AttributeError):
+            # No room, no such file, or links that the system has not, or not of this kind:
+            # whoever asks writes it anew.
+            return False
         try:
             _flush_file(target)
         except OSError:

@@ -15,7 +15,6 @@ import re
 import secrets
 import shutil
 import stat
-import sys
 import tempfile
 import time
 import weakref
@@ -24,8 +23,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from langchain_rwkv_state import file_lock
 from langchain_rwkv_state.errors import StateCorrupt, StoreError, StoreFull
 from langchain_rwkv_state.store.files import (
+    NO_LINK,
+    NO_WAIT,
     SUFFIX,
     is_full,
     make_directories,
@@ -36,9 +38,6 @@ from langchain_rwkv_state.store.forks import ForkLock
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import Buffer
-
-if sys.platform != "win32":
-    import fcntl
 
 STAGED = "staged"
 _LOCK = "lock"
@@ -151,12 +150,7 @@ class StagedFiles:
             if self._folder is None and self._root is None:
                 self._folder = Path(tempfile.mkdtemp(prefix="rwkv-state-staged-"))
             elif self._folder is None and self._root is not None:
-                # It takes its name once it is locked, so that no sweep finds it free before.
-                name = secrets.token_hex(8)
-                made = self._root / f".{name}"
-                make_directories(made)
-                self._held = _hold(made / _LOCK)
-                self._folder = made.rename(self._root / name)
+                self._folder, self._held = _make_held(self._root)
             assert self._folder is not None  # noqa: S101 # one of the two
             return self._folder
 
@@ -173,23 +167,27 @@ def _error(error: OSError) -> StoreError | StoreFull:
     return StoreError(f"A staged state could not be written: {reason}.")
 
 
-def _hold(path: Path) -> int:
-    """Makes a lock file and holds it until the process ends."""
-    no_link = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | no_link, 0o600)
-    if sys.platform != "win32":
-        fcntl.flock(handle, fcntl.LOCK_EX)
-    return handle
+def _make_held(root: Path) -> tuple[Path, int]:
+    """Makes a folder of this process's own, and a lock in it that is held until it ends."""
+    name = secrets.token_hex(8)
+    made = root / f".{name}"
+    make_directories(made)
+    if not file_lock.MOVABLE:  # no sweep takes a young folder there
+        made = made.rename(root / name)
+    handle = os.open(made / _LOCK, os.O_RDWR | os.O_CREAT | NO_LINK, 0o600)
+    if not file_lock.take_lock(handle):
+        raise OSError(errno.EAGAIN, f"Somebody holds {made / _LOCK}, which was just made")
+    # It takes its name once it is locked, so that no sweep finds it free before.
+    return (made.rename(root / name) if file_lock.MOVABLE else made), handle
 
 
 def _remove_if_dead(folder: Path) -> bool:
     """Removes a folder whose process has died; says whether it did."""
     if not stat.S_ISDIR(folder.lstat().st_mode):
         return False
-    if sys.platform == "win32" or folder.name.startswith("."):  # the latter is being made
-        dead = time.time() - folder.stat().st_mtime > _OLD_SECONDS
-    else:
-        dead = _is_free(folder / _LOCK, folder)
+    dead = _is_old(folder)
+    if not folder.name.startswith("."):  # else it is being made
+        dead = (dead or file_lock.MOVABLE) and _is_free(folder / _LOCK, folder)
     if dead:
         shutil.rmtree(folder, ignore_errors=True)
     return dead
@@ -197,19 +195,20 @@ def _remove_if_dead(folder: Path) -> bool:
 
 def _is_free(lock: Path, folder: Path) -> bool:
     """Says whether nobody holds a lock; one that is not there yet may be made any moment."""
-    if sys.platform == "win32":
-        return False
     try:
-        handle = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        handle = os.open(lock, os.O_RDWR | NO_LINK | NO_WAIT)
     except FileNotFoundError:
-        return time.time() - folder.stat().st_mtime > _OLD_SECONDS
+        return _is_old(folder)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return file_lock.take_lock(handle)
     except OSError:
         return False
     finally:
         os.close(handle)
-    return True
+
+
+def _is_old(folder: Path) -> bool:
+    return time.time() - folder.stat().st_mtime > _OLD_SECONDS
 
 
 def _close_all() -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import codecs
 import os
-import pty
 import select
 import signal
 import sys
 import time
 from collections.abc import Sequence
+
+import pytest
 
 from tests.helpers.command import PATIENCE_SECONDS, RWKV_STATE
 
@@ -18,6 +19,7 @@ class Terminal:
     """A process at a pseudo-terminal of its own, the command line unless told otherwise."""
 
     def __init__(self, *words: str, program: Sequence[str] = RWKV_STATE) -> None:
+        pty = pytest.importorskip("pty", reason="Windows has no pseudo-terminals")
         self.pid, self._end = pty.fork()
         if self.pid == 0:
             os.environ["TERM"] = "xterm"

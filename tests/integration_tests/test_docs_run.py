@@ -1,7 +1,6 @@
 """Every page's code runs as it stands: Python, shell and YAML, in the page's own order."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +17,7 @@ PAGES = sorted(
     for page in ("README.md", *(str(each.relative_to(ROOT)) for each in ROOT.glob("docs/**/*.md")))
     if blocks(page)
 )
+TUTORIALS = [page for page in PAGES if page.startswith("docs/tutorials/")]
 EXPECTED = {
     "docs/tools.md": ["get_weather {'city': 'Lisbon'}", "Sunny in Lisbon.", "name='Marlow' age=31"],
     "docs/command_line.md": ["Nice to meet you, Marlow.", "Your name is Marlow.", "Talk"],
@@ -27,7 +27,25 @@ EXPECTED = {
         "Mirabel",
         "demo 0.0",
         "1 message is left",
+        " Marlow.",
     ],
+    "docs/run_it.md": ["4 bundles", "queued 0", "StoreStats(sessions=4"],
+    "docs/tutorials/first_hour.md": [
+        "All is well.",
+        "Your name is Marlow.",
+        "moved: You live in Lisbon.",
+        "bob: I don't know where you live.",
+        "Mirabel",
+        "Arr! Your name is Marlow.",
+    ],
+    "docs/tutorials/chat_service.md": ["Your name is Marlow.", "ruben You live in Kyoto.", "503"],
+    "docs/tutorials/agent.md": ["-> Sunny, 18 degrees.", "-> 391", "Person {'name': 'Ann'"],
+    "docs/tutorials/states.md": [
+        "202752 bytes",
+        "3 Your name is Mubon.\n4 I don't know your name.",
+        "0.5 Your name is Marlow. You live in Lisbon.",
+    ],
+    "docs/tutorials/operator.md": ["All is well.", "sound", "4 sessions", "1 turns moved"],
     "docs/prefix_cache.md": ["hits=1", "('lamps',)", "sums: ", "Processes begin from them"],
     "docs/toolbox/blend.md": ["Your name is Beatrice.", "You live in Lisbon.", "session both"],
     "docs/toolbox/clamp_decay.md": ["+clamp(-8,-0.1)/fp32", "before,"],
@@ -73,17 +91,13 @@ NOT_RUN = {
     "docs/toolbox/recall.md": 2,
     "docs/toolbox/watch.md": 4,
     "docs/thinking.md": 1,
-    "README.md": 2,
+    "README.md": 1,
+    "docs/tutorials/first_hour.md": 1,
+    "docs/tutorials/chat_service.md": 1,
+    "docs/tutorials/states.md": 1,
+    "docs/tutorials/operator.md": 1,
 }
-README = [
-    "",
-    "Your name is Marlow.",
-    "Arr! Your name is Marlow.",
-    "Mirabel",
-    "2 hits",
-    "You live in Lisbon.",
-    " Marlow.",
-]
+README = ["Your name is Marlow.\nI don't know where you live.\n", ""]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -127,9 +141,11 @@ def reader(desk, tmp_path):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page != "README.md"])
 def test_the_code_of_a_page_runs_in_its_own_order(page, reader):
-    printed = reader.follow(page)
-    for text in EXPECTED.get(page, ()):
-        assert text in printed
+    # Tutorials are typed again, in the same home and directory.
+    for _ in range(2 if page in TUTORIALS else 1):
+        printed = reader.follow(page)
+        for text in EXPECTED.get(page, ()):
+            assert text in printed
 
 
 def test_what_is_not_run_is_counted():
@@ -147,16 +163,10 @@ def test_a_block_of_the_readme_runs_by_itself_and_again(number, tmp_path):
         assert README[number] in printed
 
 
-def test_the_commands_of_the_readme_run_and_again(desk, tmp_path):
-    shutil.copytree(desk, tmp_path / "desk")
-    (tmp_path / "second").mkdir()
-    for name in ("rwkv-7.pth", "tokenizer.json", "manual.txt", "prompts.yaml"):
-        shutil.copy(desk / name, tmp_path / "second")
-    for folder in ("desk", "second"):  # files are never written over: another directory
-        reader = Reader(tmp_path / folder, tmp_path / "desk" / "home")
-        commands = [block for block in blocks("README.md") if "rwkv-state" in block.code]
-        assert len(commands) == 1
-        printed = reader.run(commands[0], "README.md")
-        assert "Deleted bob." in printed
-        assert "All is well." in printed
-        assert Path(reader.folder / "bob.html").is_file()
+def test_the_commands_of_the_readme_run_and_again(tmp_path):
+    commands = [block for block in blocks("README.md") if "rwkv-state" in block.code]
+    assert len(commands) == 1
+    for _ in range(2):
+        printed = Reader(tmp_path, tmp_path / "home").run(commands[0], "README.md")
+        assert "Your name is Marlow." in printed
+        assert "bob" in printed

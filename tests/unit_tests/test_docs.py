@@ -5,9 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from benchmarks import public_models, tables
-from langchain_rwkv_state import errors
+from langchain_rwkv_state import __version__, errors
 from langchain_rwkv_state.state import StateLayout, memory
 
 ROOT = Path(__file__).parents[2]
@@ -98,7 +99,7 @@ def test_the_table_of_published_models_is_that_of_the_layout():
 
 
 def test_versions_in_the_table_of_the_tested_setup_are_the_pinned_ones():
-    readme = (ROOT / "README.md").read_text()
+    page = (ROOT / "docs/limitations.md").read_text()
     pinned = dict(
         line.split("==")
         for line in (ROOT / "constraints.txt").read_text().splitlines()
@@ -108,7 +109,7 @@ def test_versions_in_the_table_of_the_tested_setup_are_the_pinned_ones():
         ("PyTorch", "torch"),
         *((n, n) for n in ("langchain-core", "rwkv", "diskcache")),
     ):
-        row = re.search(rf"^\| {shown} \| ([\d.]+)", readme, re.M)
+        row = re.search(rf"^\| {shown} \| ([\d.]+)", page, re.M)
         assert row, f"the table lacks {shown}"
         assert row[1] == pinned[name]
 
@@ -119,4 +120,26 @@ def test_the_oldest_langchain_core_that_is_tested_is_the_oldest_that_is_allowed(
     allowed = re.search(r'"langchain-core>=([\d.]+),', (ROOT / "pyproject.toml").read_text())
     assert allowed
     assert oldest[1] == allowed[1]
-    assert f"the oldest that is allowed, {oldest[1]}" in (ROOT / "README.md").read_text()
+    page = (ROOT / "docs/limitations.md").read_text()
+    assert f"the oldest that is allowed, {oldest[1]}" in page
+
+
+def test_the_readme_is_one_screen():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 90
+
+
+def test_the_citation_is_of_this_version():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == __version__
+
+
+def test_the_workflow_runs_what_a_user_runs_on_every_python_that_is_claimed():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    commands = [step["run"] for step in steps if "run" in step]
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert commands
+    for command in commands:
+        make, target, python = command.split()
+        assert (make, python, target in targets) == ("make", "PYTHON=python", True), command
+    claimed = re.findall(r"Python :: (3\.\d+)", (ROOT / "pyproject.toml").read_text())
+    assert set(claimed) <= set(workflow["jobs"]["test"]["strategy"]["matrix"]["python"])

@@ -16,6 +16,7 @@ import logging
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -121,7 +122,7 @@ def _build(compiler: str, flags: list[str], source: Path, folder: Path, name: st
 
 def _undefined() -> list[str]:
     """Returns what lets a linker leave OpenMP's functions to those that PyTorch loaded."""
-    return ["-undefined", "dynamic_lookup"] if os.uname().sysname == "Darwin" else []
+    return ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
 
 
 def _run(command: list[str]) -> bytes:
