@@ -136,9 +136,12 @@ def _commands() -> Iterator[str]:
 
 def _command(command: Any, context: Any) -> Iterator[str]:
     help_text = str(command.help or "").replace("\\[", "[").replace("\f", "")
+    example = str(command.epilog or "").replace("\\[", "[").removeprefix("Example: ")
     yield f"## {context.command_path}\n"
     yield re.sub(r"\n(?!\n)", " ", help_text.replace("\n\n", "\0")).replace("\0", "\n\n") + "\n"
     yield f"```text\n{command.get_usage(context).strip()}\n```\n"
+    if example and example not in help_text:
+        yield f"```sh\n{example}\n```\n"
     rows = [(each, each.get_help_record(context)) for each in command.params]
     shown = [
         (record[0], record[1])

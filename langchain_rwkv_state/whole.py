@@ -93,16 +93,25 @@ def flush_directory(path: Path) -> None:
         os.close(handle)
 
 
-def _link(path: Path, new: Path) -> None:
+def link_file(path: Path, new: Path) -> None:
+    """Gives a file a second name; a link in its place is not followed where the system can tell.
+
+    Raises:
+        FileExistsError: Something has that name.
+        OSError: The system, or the file system, has no such links, or there is no such file.
+    """
     if not hasattr(os, "link"):
         raise OSError(errno.ENOSYS, "This system has no links")
-    os.link(path, new)
+    if os.link in os.supports_follow_symlinks:
+        os.link(path, new, follow_symlinks=False)
+    else:
+        os.link(path, new)
 
 
 def _move_to_new(temporary: Path, path: Path) -> None:
     """Gives a finished file its name, unless something has that name by now."""
     try:
-        _link(temporary, path)
+        link_file(temporary, path)
     except FileExistsError:
         require_new(path)
         raise

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from langchain_rwkv_state.errors import StateCorrupt, StoreError, StoreFull
 from langchain_rwkv_state.state.header import read_state_file
-from langchain_rwkv_state.whole import flush_directory
+from langchain_rwkv_state.whole import flush_directory, link_file
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import Buffer
@@ -198,11 +198,9 @@ class StateFiles:
             if not target.parent.exists():
                 make_directories(target.parent)
             self._require_folder(target.parent)
-            os.link(path, target, follow_symlinks=False)
-        except (OSError, NotImplementedError, AttributeError):
-            # No room, no such file, or links that the system has not, or not of this kind:
-            # whoever asks writes it anew.
-            return False
+            link_file(path, target)
+        except OSError:
+            return False  # no room, no links, or no such file: whoever asks writes it anew
         try:
             _flush_file(target)
         except OSError:
@@ -256,7 +254,7 @@ class StateFiles:
             if not target.parent.exists():
                 make_directories(target.parent)
             try:
-                os.link(source, target, follow_symlinks=False)
+                link_file(source, target)
             except FileExistsError:
                 return True
             except OSError:

@@ -74,6 +74,7 @@ def windows(monkeypatch):
 
     real = os.link
     monkeypatch.setattr(os, "link", link)
+    monkeypatch.setattr(os, "supports_follow_symlinks", os.supports_follow_symlinks - {real})
     return msvcrt
 
 
@@ -157,7 +158,11 @@ def test_a_new_file_needs_no_links(links, monkeypatch, tmp_path):
     if links == "absent":
         monkeypatch.delattr(os, "link")
     else:
-        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EPERM, "")))
+
+        def link(*_):
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", link)
     whole.write_whole(tmp_path / "file", b"text", new=True)
     assert (tmp_path / "file").read_bytes() == b"text"
     with pytest.raises(FileExistsError):

@@ -284,6 +284,8 @@ class TestOneDirectoryOneStore:
     def test_a_dropped_store_stays_open_only_as_long_as_what_it_staged_lives(
         self, path, monkeypatch
     ):
+        gc.collect()  # those that other tests dropped go before
+        OPEN_STORES.sweep()
         held = len(OPEN_STORES)
         DiskStateStore(path).stage(random_state([1]))
         gc.collect()
