@@ -160,8 +160,10 @@ def _use(
             continue
         found["new_sessions"] += info is None
         if info is not None and known is not None:
-            # The size is counted from the states' rows, and those that cannot be read count none.
-            found["wrong_sessions"] += replace(info, nbytes=known.nbytes) != known
+            # Size and model are told by the states' rows: one that cannot be read tells nothing.
+            told = {"nbytes": known.nbytes, "model": known.model, "fingerprint": known.fingerprint}
+            found["wrong_sessions"] += replace(info, **told) != known
+            found["wrong_sessions"] += info.model not in (None, known.model)
     for ref in refs:
         try:
             store.get(ref)
