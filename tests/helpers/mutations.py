@@ -161,7 +161,11 @@ def _use(
         found["new_sessions"] += info is None
         if info is not None and known is not None:
             # Size and model are told by the states' rows: one that cannot be read tells nothing.
-            told = {"nbytes": known.nbytes, "model": known.model, "fingerprint": known.fingerprint}
+            told: Any = {
+                "nbytes": known.nbytes,
+                "model": known.model,
+                "fingerprint": known.fingerprint,
+            }
             found["wrong_sessions"] += replace(info, **told) != known
             found["wrong_sessions"] += info.model not in (None, known.model)
     for ref in refs:
