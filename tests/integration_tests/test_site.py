@@ -88,10 +88,27 @@ def test_the_reference_has_every_command_and_public_name(site):
         assert f'id="rwkv-state-{name}"' in commands
     assert "<code>--store DIR</code>" in commands
     for page, names in {
-        "chat_models": ("ChatRWKV.with_session", "ChatRWKV.prefill", "RWKVLLM.generate"),
-        "sessions": ("RWKVSession.invoke", "RWKVStateHistory.add_messages"),
-        "stores": ("DiskStateStore", "StateStore.commit", "SessionInfo"),
-        "states": ("blend", "distance", "inspect", "memory", "motion", "RWKVState.n_tokens"),
+        "chat_models": (
+            *("ChatRWKV.with_session", "ChatRWKV.with_sessions", "ChatRWKV.prefill"),
+            *("ChatRWKV.watch_stats", "ModelStats", "StatsWatch.close", "RWKVLLM.generate"),
+        ),
+        "sessions": (
+            *("RWKVSession.invoke", "RWKVSession.ask_aside", "RWKVSessions"),
+            "RWKVStateHistory.add_messages",
+        ),
+        "stores": (
+            *("DiskStateStore.backup", "StateStore.commit", "StateStore.blend", "SessionInfo"),
+            "Backup",
+        ),
+        "states": (
+            "blend",
+            "distance",
+            "Diff",
+            "inspect",
+            "memory",
+            "motion",
+            "RWKVState.n_tokens",
+        ),
         "runtime": ("half_life", "load_runtime"),
     }.items():
         text = (site / f"reference/{page}.html").read_text("utf-8")
