@@ -869,7 +869,9 @@ def default_cache() -> PrefixStateCache:
         if _default is None:
             named = os.environ.get(DIRECTORY_VARIABLE)
             warmed = default_cache_directory()
-            if named is None and (warmed / DATABASE).exists():
+            # Not Path.exists: of a directory that may not be looked into it raises, and no answer
+            # shall fail for what was never asked for.
+            if named is None and os.path.exists(warmed / DATABASE):  # noqa: PTH110
                 _default = _reading_or_none(warmed)
             else:
                 _default = PrefixStateCache(disk=named or None)

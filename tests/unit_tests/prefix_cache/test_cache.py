@@ -478,6 +478,11 @@ class TestTheDefault:
         assert default_cache().directory == (home.parent / named if named else None)
         assert default_cache().lookup(ROOT, B) is None
 
+    def test_is_in_memory_where_the_users_directory_cannot_be_looked_into(self, home, monkeypatch):
+        far = home / ("n" * 300)  # refused even to root, as others' directories are to anybody else
+        monkeypatch.setattr(module, "default_cache_directory", lambda: far)
+        assert default_cache().directory is None
+
     def test_is_in_memory_where_the_users_directory_is_a_session_store(self, home, caplog):
         DiskStateStore(home).close()
         assert default_cache().directory is None
