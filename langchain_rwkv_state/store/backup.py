@@ -76,7 +76,7 @@ def _require_free(backend: DiskBackend, directory: Path) -> None:
     """Checks that nothing stands where the copy is to be.
 
     Raises:
-        StoreError: Something does, or the place is in the store itself, or is where a disk begins.
+        StoreError: Something does, or the place is in the store itself, or cannot be replaced.
     """
     if directory.is_relative_to(backend.root.resolve()):
         raise StoreError(f"{directory} is inside the store: name a directory outside of it.")
@@ -89,10 +89,10 @@ def _require_free(backend: DiskBackend, directory: Path) -> None:
         raise StoreError(f"{directory} is there and is no directory: name a new one.")
     if directory.exists() and any(directory.iterdir()):
         raise StoreError(f"{directory} is there and is not empty: name a new directory.")
-    if os.path.ismount(directory):
+    if os.path.ismount(directory) or (directory.exists() and directory.samefile(os.curdir)):
         raise StoreError(
-            f"{directory} is where a disk is mounted, and cannot take the place of a folder that "
-            f"is being filled: name a new directory on it, such as {directory / 'states'}."
+            f"{directory} is the working directory, or where a disk is mounted: a copy cannot "
+            f"take its place. Name a new directory in it, such as {directory / 'states'}."
         )
 
 

@@ -139,6 +139,9 @@ def test_what_cannot_be_a_backups_name_is_said(store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(ValueError, match="name a directory"):
         store.backup("")
+    with pytest.raises(StoreError, match="working directory"):
+        store.backup(".")  # whoever works there would go on in a directory that is gone
+    monkeypatch.chdir(tmp_path)
     for backup_of, to in ((store.path, ""), ("", "copy")):
         with pytest.raises(ValueError, match="name a directory"):
             DiskStateStore.restore(backup_of, to)
@@ -149,7 +152,7 @@ def test_what_cannot_be_a_backups_name_is_said(store, tmp_path, monkeypatch):
         with pytest.raises(StoreError, match="No backup could be made in"):
             store.backup(tmp_path / name)
     monkeypatch.setattr(backup.os.path, "ismount", lambda path: path.name == "here")
-    with pytest.raises(StoreError, match=r"is where a disk is mounted.*such as .*here"):
+    with pytest.raises(StoreError, match=r"where a disk is mounted.*such as .*here"):
         store.backup(tmp_path / "here")
     assert list((tmp_path / "here").iterdir()) == []
 
