@@ -391,7 +391,7 @@ class RWKVModel(BaseModel):
             this object is gone, which it does not keep.
 
         Raises:
-            TypeError: `callback` cannot be called.
+            TypeError: `callback` cannot be called, or is a coroutine function.
             ValueError: `seconds` is not above zero.
 
         Example:

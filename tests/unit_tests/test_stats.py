@@ -157,8 +157,14 @@ def test_what_cannot_be_called_is_refused(make_chat):
     with pytest.raises(TypeError, match="cannot be called"):
         make_chat(7).watch_stats("log", seconds=1)
 
+    async def tell(_: object) -> None:
+        """Would never be awaited."""
 
-@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
+    with pytest.raises(TypeError, match="plain function"):
+        make_chat(7).watch_stats(tell, seconds=1)
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), "10"])
 def test_seconds_are_above_zero(seconds, make_chat):
     with pytest.raises(ValueError, match="above zero"):
         make_chat(7).watch_stats(print, seconds=seconds)
