@@ -391,7 +391,8 @@ class RWKVModel(BaseModel):
             this object is gone, which it does not keep.
 
         Raises:
-            TypeError: `callback` cannot be called, or is a coroutine function.
+            TypeError: `callback` cannot be called, or is a coroutine function; `seconds` is no
+                number.
             ValueError: `seconds` is not above zero.
 
         Example:

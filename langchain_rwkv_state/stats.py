@@ -138,7 +138,7 @@ class StatsWatch:
         seconds: Between two calls.
 
     Raises:
-        TypeError: `callback` cannot be called, or is a coroutine function.
+        TypeError: `callback` cannot be called, or is a coroutine function; `seconds` is no number.
         ValueError: `seconds` is not above zero.
 
     Example:
@@ -153,12 +153,14 @@ class StatsWatch:
         *,
         seconds: float,
     ) -> None:
-        if not callable(callback) or iscoroutinefunction(callback):
+        if iscoroutinefunction(callback) or not callable(callback):
             raise TypeError(
                 f"callback is {callback!r:.100}, which cannot be called on a thread: pass a plain "
                 "function of a ModelStats."
             )
-        if not isinstance(seconds, int | float) or not 0 < seconds <= threading.TIMEOUT_MAX:
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+            raise TypeError(f"seconds is {seconds!r:.100}: pass a number above zero, such as 10.")
+        if not 0 < seconds <= threading.TIMEOUT_MAX:
             raise ValueError(f"seconds is {seconds!r}: pass a number above zero, such as 10.")
         self._read = weakref.WeakMethod(read) if isinstance(read, MethodType) else lambda: read
         self._callback = callback

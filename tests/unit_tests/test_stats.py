@@ -164,9 +164,9 @@ def test_what_cannot_be_called_is_refused(make_chat):
         make_chat(7).watch_stats(tell, seconds=1)
 
 
-@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), "10"])
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), "10", True])
 def test_seconds_are_above_zero(seconds, make_chat):
-    with pytest.raises(ValueError, match="above zero"):
+    with pytest.raises((ValueError, TypeError), match="above zero"):
         make_chat(7).watch_stats(print, seconds=seconds)
 
 
