@@ -50,7 +50,7 @@ class ByName(AsyncVerbs):
         Raises:
             TypeError: It is something else.
             StateNotFound, StateExpired: There is no such session or state.
-            ValueError: The session has no state yet, or the text is both a name and a reference.
+            ValueError: The session has no state, or the text is both a name and a reference.
         """
         if isinstance(source, states.RWKVState):
             return source
