@@ -374,7 +374,7 @@ class RWKVModel(BaseModel):
             self.model,
             loaded.runs_as or self.strategy,
             loaded.engine.stats(),
-            None if cache is None else cache.stats(),
+            None if cache is None else cache.stats(causes=False),  # polled: no request waits for it
         )
 
     def watch_stats(

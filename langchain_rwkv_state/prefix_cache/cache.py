@@ -405,8 +405,13 @@ class PrefixStateCache:
 
     # -- what it did -------------------------------------------------------------------------
 
-    def stats(self) -> CacheStats:
-        """Returns what the cache did, and what it holds."""
+    def stats(self, *, causes: bool = True) -> CacheStats:
+        """Returns what the cache did, and what it holds.
+
+        Args:
+            causes: Whether to look for what was missed among all tenants and models, which takes
+                longer the more there are, while requests wait; ``False`` calls it all ``cold``.
+        """
         disk_nbytes = 0
         with self._disk_or_none() as disk:
             if disk is not None:
@@ -415,7 +420,7 @@ class PrefixStateCache:
                     self._evictions["disk"] = disk.evictions
         with self._lock:
             misses = Counter(self._misses)
-            for root, key in self._cold:
+            for root, key in self._cold if causes else ():
                 cause = self._elsewhere(root, key)
                 if cause is not None:
                     misses["cold"] -= 1
