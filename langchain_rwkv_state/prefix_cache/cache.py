@@ -139,7 +139,7 @@ class PrefixStateCache:
 
     @classmethod
     def reading(cls, directory: str | os.PathLike[str]) -> PrefixStateCache:
-        """Returns a cache that finds what is pinned in a directory, and keeps nothing there.
+        """Returns a cache that finds what is pinned in a directory, and writes nothing there.
 
         A pinned state is read when a prompt first begins with it; all else is in memory alone.
 
@@ -669,7 +669,12 @@ class PrefixStateCache:
         with self._disk_lock:
             if self._disk is None and time.monotonic() - self._disk_failed_at > _RETRY_SECONDS:
                 try:
-                    self._disk = DiskTier(self._directory, self._disk_bytes, self._clock)
+                    self._disk = DiskTier(
+                        self._directory,
+                        self._disk_bytes,
+                        self._clock,
+                        only_reads=self._only_reads,
+                    )
                 except (RWKVStateError, OSError) as error:
                     self._disk_failed(error)
             return self._disk
@@ -730,7 +735,7 @@ class PrefixStateCache:
                         disk.discard(row)
                 except (StateCorrupt, StateMismatch) as error:
                     reason = "corrupt"
-                    logger.warning("An entry of the prefix cache was removed: %s", error)
+                    logger.warning("An entry of the prefix cache is of no use: %s", error)
                     with self._lock:
                         self._count["corrupt"] += 1
                     disk.discard(row)
