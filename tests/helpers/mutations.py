@@ -160,8 +160,12 @@ def _use(
             continue
         found["new_sessions"] += info is None
         if info is not None and known is not None:
-            # The size is counted from the states' rows, and those that cannot be read count none.
-            found["wrong_sessions"] += replace(info, nbytes=known.nbytes) != known
+            # The size and the model are told by the states' rows: those that cannot be read count
+            # nothing, and tell nothing.
+            told: dict[str, Any] = {"nbytes": known.nbytes}
+            if info.fingerprint is None:
+                told |= {"model": known.model, "fingerprint": known.fingerprint}
+            found["wrong_sessions"] += replace(info, **told) != known
     for ref in refs:
         try:
             store.get(ref)
