@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
@@ -48,7 +48,7 @@ from langchain_rwkv_state.prefix_cache import Kept, Root
 from langchain_rwkv_state.progress import LateBar
 from langchain_rwkv_state.reuse import Flight
 from langchain_rwkv_state.session import RWKVSession
-from langchain_rwkv_state.session_calls import BoundSession
+from langchain_rwkv_state.session_calls import BoundSession, SessionCalls
 from langchain_rwkv_state.session_turn import GONE, OnConflict, SessionTurn
 from langchain_rwkv_state.sessions import RWKVSessions
 from langchain_rwkv_state.settings import stop_texts
@@ -313,6 +313,11 @@ class ChatRWKV(RWKVModel, BaseChatModel):
     def bind(self, **kwargs: Any) -> Any:
         """Binds options to every call; a session of what comes back keeps them."""
         return _Bound(bound=self, kwargs=seen(kwargs), config={})
+
+    def with_config(self, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        """Binds a configuration to every call; a session of what comes back keeps it."""
+        merged = cast("RunnableConfig", {**(config or {}), **kwargs})
+        return _Bound(bound=self, kwargs={}, config=merged)
 
     def _check(self, options: Mapping[str, Any]) -> None:
         """Tries what decoding is to be held to, before anything is asked.
@@ -710,7 +715,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
 
 
 class _Bound(RunnableBinding[LanguageModelInput, AIMessage]):
-    """A chat model with options bound to it: a session of it keeps them."""
+    """A chat model with options or a configuration bound to it: a session of it keeps them."""
 
     @classmethod
     def lc_id(cls) -> list[str]:
@@ -723,7 +728,7 @@ class _Bound(RunnableBinding[LanguageModelInput, AIMessage]):
         Raises:
             TypeError: What the options are bound to is no model alone, as after `with_retry`.
         """
-        return self._chat.with_session(session, **kwargs).bind(**self.kwargs)
+        return self._kept_by(self._chat.with_session(session, **kwargs))
 
     def with_sessions(self, *args: Any, **kwargs: Any) -> BoundSession:
         """Returns `ChatRWKV.with_sessions` of the model, with the same options.
@@ -731,7 +736,16 @@ class _Bound(RunnableBinding[LanguageModelInput, AIMessage]):
         Raises:
             TypeError: What the options are bound to is no model alone, as after `with_retry`.
         """
-        return self._chat.with_sessions(*args, **kwargs).bind(**self.kwargs)
+        return self._kept_by(self._chat.with_sessions(*args, **kwargs))
+
+    def _kept_by(self, calls: SessionCalls) -> BoundSession:
+        """Binds to a session what is bound here."""
+        return BoundSession(
+            bound=calls,
+            kwargs=self.kwargs,
+            config=self.config,
+            config_factories=self.config_factories,
+        )
 
     @property
     def _chat(self) -> ChatRWKV:

@@ -374,7 +374,7 @@ class RWKVModel(BaseModel):
             self.model,
             loaded.runs_as or self.strategy,
             loaded.engine.stats(),
-            None if cache is None else cache.stats(),
+            None if cache is None else cache.stats(causes=False),  # polled: no request waits for it
         )
 
     def watch_stats(
@@ -391,7 +391,8 @@ class RWKVModel(BaseModel):
             this object is gone, which it does not keep.
 
         Raises:
-            TypeError: `callback` cannot be called.
+            TypeError: `callback` cannot be called, or is a coroutine function; `seconds` is no
+                number.
             ValueError: `seconds` is not above zero.
 
         Example:

@@ -148,7 +148,8 @@ def stepping(
         if bar is None:
             yield lambda _done, _total: None
             return
-        task = bar.add_task(label, total=None)
+        shown = "".join(each if each.isprintable() else "?" for each in label)
+        task = bar.add_task(shown, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
@@ -195,7 +196,7 @@ def _bar(console: Console | None, *, in_bytes: bool = False) -> Iterator[Progres
         return
     try:
         with Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),  # a file's name is no markup
             BarColumn(),
             DownloadColumn() if in_bytes else MofNCompleteColumn(),
             TimeRemainingColumn(),

@@ -8,10 +8,13 @@ only a finished answer is committed, and none of `ask_aside` and its kin.
 
 from __future__ import annotations
 
+import asyncio
 import math
+import threading
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import suppress
+from queue import SimpleQueue
 from typing import Any, cast
 
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
@@ -293,6 +296,76 @@ class SessionCalls(Runnable[LanguageModelInput, AIMessage]):
         at_once = self._lanes_at_once(configs[0]).get("max_concurrency")
         return _in_place(lanes, await gather_with_concurrency(at_once, *map(in_turn, lanes)))
 
+    def batch_as_completed(
+        self,
+        inputs: Sequence[LanguageModelInput],
+        config: RunnableConfig | Sequence[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> Iterator[tuple[int, Any]]:
+        """As `batch`, and yields (place, answer) as the answers come."""
+        configs = get_config_list(config, len(inputs))
+        lanes = self._lanes(configs)
+        done: SimpleQueue[tuple[int, Any]] = SimpleQueue()
+        over = threading.Event()
+
+        def in_turn(lane: Sequence[int]) -> None:
+            for at in lane:
+                if over.is_set():
+                    return
+                try:
+                    done.put((at, self.invoke(inputs[at], configs[at], **kwargs)))
+                except BaseException as error:  # noqa: BLE001 # it is raised where it is read
+                    done.put((at, error))
+                    if not return_exceptions:
+                        return
+
+        if not lanes:
+            return
+        with get_executor_for_config(self._lanes_at_once(configs[0])) as executor:
+            try:
+                for lane in lanes:
+                    executor.submit(in_turn, lane)
+                for _ in inputs:
+                    yield _answered(done.get(), return_exceptions=return_exceptions)
+            finally:
+                over.set()
+
+    async def abatch_as_completed(
+        self,
+        inputs: Sequence[LanguageModelInput],
+        config: RunnableConfig | Sequence[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> AsyncIterator[tuple[int, Any]]:
+        """As `abatch`, and yields (place, answer) as the answers come."""
+        configs = get_config_list(config, len(inputs))
+        lanes = self._lanes(configs)
+        done: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
+
+        async def in_turn(lane: Sequence[int]) -> None:
+            for at in lane:
+                try:
+                    done.put_nowait((at, await self.ainvoke(inputs[at], configs[at], **kwargs)))
+                except BaseException as error:  # noqa: BLE001 # it is raised where it is read
+                    done.put_nowait((at, error))
+                    if not (return_exceptions and isinstance(error, Exception)):
+                        return
+
+        if not lanes:
+            return
+        at_once = self._lanes_at_once(configs[0]).get("max_concurrency")
+        work = asyncio.ensure_future(gather_with_concurrency(at_once, *map(in_turn, lanes)))
+        try:
+            for _ in inputs:
+                yield _answered(await done.get(), return_exceptions=return_exceptions)
+        finally:
+            work.cancel()
+            with suppress(asyncio.CancelledError):
+                await work
+
     def _lanes(self, configs: Sequence[RunnableConfig]) -> list[list[int]]:
         """Returns the places of a batch by session: turns of one would race for its head."""
         lanes: dict[str | int, list[int]] = {}
@@ -327,6 +400,16 @@ class SessionCalls(Runnable[LanguageModelInput, AIMessage]):
             wait_seconds=self.wait_timeout,
             aside=aside,
         )
+
+
+def _answered(done: tuple[int, Any], *, return_exceptions: bool) -> tuple[int, Any]:
+    """Returns what came of an input of a batch, or raises it."""
+    found = done[1]
+    if isinstance(found, BaseException) and not (
+        return_exceptions and isinstance(found, Exception)
+    ):
+        raise found
+    return done
 
 
 def _in_place(lanes: Sequence[Sequence[int]], found: Sequence[list[AIMessage]]) -> list[AIMessage]:

@@ -12,6 +12,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import iscoroutinefunction
 from types import MethodType, TracebackType
 from typing import Self
 
@@ -137,7 +138,7 @@ class StatsWatch:
         seconds: Between two calls.
 
     Raises:
-        TypeError: `callback` cannot be called.
+        TypeError: `callback` cannot be called, or is a coroutine function; `seconds` is no number.
         ValueError: `seconds` is not above zero.
 
     Example:
@@ -152,11 +153,13 @@ class StatsWatch:
         *,
         seconds: float,
     ) -> None:
-        if not callable(callback):
+        if iscoroutinefunction(callback) or not callable(callback):
             raise TypeError(
-                f"callback is {callback!r:.100}, which cannot be called: pass a function of a "
-                "ModelStats."
+                f"callback is {callback!r:.100}, which cannot be called on a thread: pass a plain "
+                "function of a ModelStats."
             )
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+            raise TypeError(f"seconds is {seconds!r:.100}: pass a number above zero, such as 10.")
         if not 0 < seconds <= threading.TIMEOUT_MAX:
             raise ValueError(f"seconds is {seconds!r}: pass a number above zero, such as 10.")
         self._read = weakref.WeakMethod(read) if isinstance(read, MethodType) else lambda: read

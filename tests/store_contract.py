@@ -1027,6 +1027,17 @@ class StoreContract(ABC):
         assert runtime.tokens_read == 8
         assert store.get(refs[-1])
 
+    def test_what_goes_on_from_a_blend_is_rebuilt_while_that_is_kept(self, make_store):
+        store, runtime = make_store(log="tokens", history=0), Reader()
+        chat(store, runtime, "bob", 1)
+        chat(store, runtime, "al", 2)
+        blended = store.blend("bob", "al", into="both")
+        assert store.rebuild(blended, runtime) == store.get(blended)
+        _, after = runtime.forward([5, 6], store.get(blended))
+        store.commit("both", store.stage(after, parent=blended, tokens=[5, 6]), blended)
+        with pytest.raises(StateCorrupt, match=r"lead to another state.*as after a blend"):
+            store.rebuild(blended, runtime)
+
     def test_another_model_rebuilds_from_zero(self, make_store):
         store, runtime = make_store(log="tokens"), Reader()
         refs, said = chat(store, runtime, "bob", 5)

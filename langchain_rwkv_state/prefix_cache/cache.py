@@ -139,7 +139,7 @@ class PrefixStateCache:
 
     @classmethod
     def reading(cls, directory: str | os.PathLike[str]) -> PrefixStateCache:
-        """Returns a cache that finds what is pinned in a directory, and keeps nothing there.
+        """Returns a cache that finds what is pinned in a directory, and writes nothing there.
 
         A pinned state is read when a prompt first begins with it; all else is in memory alone.
 
@@ -405,8 +405,13 @@ class PrefixStateCache:
 
     # -- what it did -------------------------------------------------------------------------
 
-    def stats(self) -> CacheStats:
-        """Returns what the cache did, and what it holds."""
+    def stats(self, *, causes: bool = True) -> CacheStats:
+        """Returns what the cache did, and what it holds.
+
+        Args:
+            causes: Whether to look for what was missed among all tenants and models, which takes
+                longer the more there are, while requests wait; ``False`` calls it all ``cold``.
+        """
         disk_nbytes = 0
         with self._disk_or_none() as disk:
             if disk is not None:
@@ -415,7 +420,7 @@ class PrefixStateCache:
                     self._evictions["disk"] = disk.evictions
         with self._lock:
             misses = Counter(self._misses)
-            for root, key in self._cold:
+            for root, key in self._cold if causes else ():
                 cause = self._elsewhere(root, key)
                 if cause is not None:
                     misses["cold"] -= 1
@@ -664,7 +669,12 @@ class PrefixStateCache:
         with self._disk_lock:
             if self._disk is None and time.monotonic() - self._disk_failed_at > _RETRY_SECONDS:
                 try:
-                    self._disk = DiskTier(self._directory, self._disk_bytes, self._clock)
+                    self._disk = DiskTier(
+                        self._directory,
+                        self._disk_bytes,
+                        self._clock,
+                        only_reads=self._only_reads,
+                    )
                 except (RWKVStateError, OSError) as error:
                     self._disk_failed(error)
             return self._disk
@@ -725,7 +735,7 @@ class PrefixStateCache:
                         disk.discard(row)
                 except (StateCorrupt, StateMismatch) as error:
                     reason = "corrupt"
-                    logger.warning("An entry of the prefix cache was removed: %s", error)
+                    logger.warning("An entry of the prefix cache is of no use: %s", error)
                     with self._lock:
                         self._count["corrupt"] += 1
                     disk.discard(row)
@@ -869,7 +879,9 @@ def default_cache() -> PrefixStateCache:
         if _default is None:
             named = os.environ.get(DIRECTORY_VARIABLE)
             warmed = default_cache_directory()
-            if named is None and (warmed / DATABASE).exists():
+            # Not Path.exists: of a directory that may not be looked into it raises, and no answer
+            # shall fail for what was never asked for.
+            if named is None and os.path.exists(warmed / DATABASE):  # noqa: PTH110
                 _default = _reading_or_none(warmed)
             else:
                 _default = PrefixStateCache(disk=named or None)

@@ -136,7 +136,7 @@ def require_place_for_cache(path: Path) -> None:
             return
         with closing(sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True)) as opened:
             found = opened.execute("SELECT 1 FROM Cache WHERE key = ?", (ABOUT_KEY,)).fetchone()
-    except (sqlite3.Error, OSError):
+    except (sqlite3.Error, OSError, UnicodeDecodeError):  # the last from a damaged schema
         return  # a directory that cannot be used costs time, and no answer
     if found:
         raise _session_store(path)
@@ -156,18 +156,29 @@ class DiskTier:
         path: The directory, made where it is missing.
         budget: The most bytes of files and rows; the database's own pages come on top.
         clock: Gives Unix time.
+        only_reads: Whether to leave the directory as it is: what is damaged is passed over.
 
     Raises:
-        StoreError: The directory holds something else than a cache of this package.
+        StoreError: The directory holds something else than a cache of this package, or nothing
+            that could be read.
         StoreFull: The disk leaves no room for one.
     """
 
-    def __init__(self, path: Path, budget: int, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        path: Path,
+        budget: int,
+        clock: Callable[[], float] = time.time,
+        *,
+        only_reads: bool = False,
+    ) -> None:
+        if only_reads and not holds_store(path):
+            raise StoreError(f"Nothing is kept in {path} that could be read.")
         self.path = path
         self.budget = budget
         self.evictions = 0
         self._clock = clock
-        self._backend = DiskBackend(path, timeout_seconds=5.0, create=None)
+        self._backend = DiskBackend(path, timeout_seconds=5.0, create=None, read_only=only_reads)
         if self._backend.reader.get(ABOUT_KEY) is not None:
             self._backend.close()
             raise _session_store(path)
@@ -274,7 +285,9 @@ class DiskTier:
         return self._backend.transact(work)
 
     def discard(self, row: Row) -> None:
-        """Removes an entry, if it is still there."""
+        """Removes an entry, if it is still there and anything is to be removed."""
+        if self._backend.read_only:
+            return
 
         def work(rows: Transaction) -> None:
             if rows.get(row.row_key) is not None:
@@ -321,7 +334,7 @@ class DiskTier:
                 rows.append(Row.from_bytes(key, data))
             except StateCorrupt:
                 bad.append(key)
-        if bad:
+        if bad and not self._backend.read_only:
             self._backend.transact(lambda changes: changes.delete(*bad), freeing=True)
         return rows, len(bad)
 

@@ -136,8 +136,9 @@ def distance(
         that layer alone from `b` does to the prediction of `a`; these do not add up to the total.
 
     Raises:
-        TypeError: One is no state, such as a session's name.
-        ValueError: The metric is unknown, or ``logits_kl`` lacks its model or probe.
+        TypeError: One is no state, such as a session's name; or `runtime` or `probe` is none.
+        ValueError: The metric is unknown, ``logits_kl`` lacks its model or probe, or another
+            metric was given one.
         StateMismatch: The states belong to two models.
 
     Example:
@@ -153,6 +154,11 @@ def distance(
     measure = _MEASURES.get(metric)
     if measure is None:
         raise ValueError(f"metric is one of {', '.join(get_args(Metric))}, got {metric!r}.")
+    if runtime is not None or probe is not None:
+        raise ValueError(
+            f"runtime and probe are for metric='logits_kl', and {metric!r} asks no model: leave "
+            "them out, or pass that metric."
+        )
     sums = {
         name: _Sums.of(one, other)
         for (name, one), (_, other) in zip(_comparable(a), _comparable(b), strict=True)
@@ -241,6 +247,13 @@ def _logits_kl(
 ) -> Distance:
     if runtime is None or not probe:
         raise ValueError("logits_kl asks a model: give runtime=, and probe=[token ids] to read.")
+    if not hasattr(probe[0], "__index__"):  # a text, most likely
+        raise TypeError(f"probe is a list of token ids, such as chat.get_token_ids({probe!r:.60}).")
+    if not hasattr(runtime, "forward_batch"):
+        raise TypeError(
+            f"runtime is {type(runtime).__name__}, which reads no tokens: pass "
+            "chat.loaded().runtime."
+        )
     mixed = [
         RWKVState(
             a.layout,

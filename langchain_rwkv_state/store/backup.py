@@ -38,18 +38,19 @@ _READ_ONLY_LOOKS = 50  # where writers cannot be kept out
 
 def back_up(backend: DiskBackend, directory: Path) -> Backup:
     """See `DiskStateStore.backup`."""
-    _require_free(backend, directory)
-    making = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}.partial")
+    target = Path(os.path.realpath(directory))  # where a link stands, what it leads to
     with _errors(directory):
-        make_directories(directory.parent)
+        _require_free(backend, target)
+        making = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+        make_directories(target.parent)
         making.mkdir(mode=0o700)
         try:
             made = _Copy(backend, making, directory).make()
             _flush_all(making)
             with suppress(FileNotFoundError):
-                directory.rmdir()  # it is empty, or the next line fails
-            making.rename(directory)
-            flush_directory(directory.parent)
+                target.rmdir()  # it is empty, or the next line fails
+            making.rename(target)
+            flush_directory(target.parent)
         except BaseException:
             shutil.rmtree(making, ignore_errors=True)
             raise
@@ -75,17 +76,24 @@ def _require_free(backend: DiskBackend, directory: Path) -> None:
     """Checks that nothing stands where the copy is to be.
 
     Raises:
-        StoreError: Something does, or the place is in the store itself.
+        StoreError: Something does, or the place is in the store itself, or cannot be replaced.
     """
-    if directory.resolve().is_relative_to(backend.root.resolve()):
+    if directory.is_relative_to(backend.root.resolve()):
         raise StoreError(f"{directory} is inside the store: name a directory outside of it.")
     if directory.is_dir() and (holds_store(directory) or (directory / RESERVE).exists()):
         raise StoreError(
             f"{directory} holds a store already, and nothing is written over: name another "
             f"directory, or move that one away (mv {directory} {directory}.old)."
         )
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    if directory.exists() and not directory.is_dir():
+        raise StoreError(f"{directory} is there and is no directory: name a new one.")
+    if directory.exists() and any(directory.iterdir()):
         raise StoreError(f"{directory} is there and is not empty: name a new directory.")
+    if os.path.ismount(directory) or (directory.exists() and directory.samefile(os.curdir)):
+        raise StoreError(
+            f"{directory} is the working directory, or where a disk is mounted: a copy cannot "
+            f"take its place. Name a new directory in it, such as {directory / 'states'}."
+        )
 
 
 class _Copy:
@@ -121,8 +129,8 @@ class _Copy:
         assert missing is not None  # noqa: S101 # there is at least one look
         raise StateCorrupt(
             f"The file {missing.blob} of the state {missing.ref} is missing, so that the copy "
-            "would not be whole: mend the store first, with check(fix=True) or `rwkv-state doctor "
-            "--fix`."
+            "would not be whole: check(fix=True) or `rwkv-state doctor --fix` mends the store, or "
+            "says what else to do first."
         )
 
     def _take(self, connection: sqlite3.Connection) -> tuple[int, int, int] | StateRow:

@@ -50,7 +50,7 @@ class ByName(AsyncVerbs):
         Raises:
             TypeError: It is something else.
             StateNotFound, StateExpired: There is no such session or state.
-            ValueError: The session has no state yet, or the text is both a name and a reference.
+            ValueError: The session has no state, or the text is both a name and a reference.
         """
         if isinstance(source, states.RWKVState):
             return source
@@ -96,7 +96,7 @@ class ByName(AsyncVerbs):
         self,
         a: Named,
         b: Named,
-        weight: float = 0.5,
+        alpha: float = 0.5,
         *,
         parts: Parts = None,
         into: None = None,
@@ -108,7 +108,7 @@ class ByName(AsyncVerbs):
         self,
         a: Named,
         b: Named,
-        weight: float = 0.5,
+        alpha: float = 0.5,
         *,
         parts: Parts = None,
         into: str,
@@ -119,18 +119,18 @@ class ByName(AsyncVerbs):
         self,
         a: Named,
         b: Named,
-        weight: float = 0.5,
+        alpha: float = 0.5,
         *,
         parts: Parts = None,
         into: str | None = None,
         ttl: TTL = None,
     ) -> RWKVState | str:
-        """Adds the states of two sessions, ``weight * a + (1 - weight) * b``; see `state.blend`.
+        """Adds the states of two sessions, ``alpha * a + (1 - alpha) * b``; see `state.blend`.
 
         Args:
             a: A session.
             b: Another of the same model.
-            weight: Of `a`, from 0 to 1.
+            alpha: Weight of `a`, from 0 to 1.
             parts: Which tensors are blended; the others stay those of `a`.
             into: A new session that begins with what comes out; ``None`` for none.
             ttl: Its time to live; ``None`` for the store's default.
@@ -147,7 +147,7 @@ class ByName(AsyncVerbs):
         Example:
             >>> store.blend("alice", "bob", 0.5, into="both")  # doctest: +SKIP
         """
-        return self._blended(a, b, weight, parts, into, ttl)
+        return self._blended(a, b, alpha, parts, into, ttl)
 
     def distance(
         self,
@@ -218,7 +218,7 @@ class ByName(AsyncVerbs):
         self,
         a: Named,
         b: Named,
-        weight: float = 0.5,
+        alpha: float = 0.5,
         *,
         parts: Parts = None,
         into: None = None,
@@ -230,7 +230,7 @@ class ByName(AsyncVerbs):
         self,
         a: Named,
         b: Named,
-        weight: float = 0.5,
+        alpha: float = 0.5,
         *,
         parts: Parts = None,
         into: str,
@@ -241,14 +241,14 @@ class ByName(AsyncVerbs):
         self,
         a: Named,
         b: Named,
-        weight: float = 0.5,
+        alpha: float = 0.5,
         *,
         parts: Parts = None,
         into: str | None = None,
         ttl: TTL = None,
     ) -> RWKVState | str:
         """Async twin of `blend`."""
-        return await self._in_thread(self._blended, a, b, weight, parts, into, ttl)
+        return await self._in_thread(self._blended, a, b, alpha, parts, into, ttl)
 
     async def adistance(
         self,
@@ -279,9 +279,9 @@ class ByName(AsyncVerbs):
         return await self._in_thread(self.inspect, session, healthy)
 
     def _blended(
-        self, a: Named, b: Named, weight: float, parts: Parts, into: str | None, ttl: TTL
+        self, a: Named, b: Named, alpha: float, parts: Parts, into: str | None, ttl: TTL
     ) -> RWKVState | str:
         if into is None and ttl is not None:
             raise ValueError("ttl is the time to live of a session: name it by into=, too.")
-        found = states.blend(self.state_of(a), self.state_of(b), weight, parts=parts)
+        found = states.blend(self.state_of(a), self.state_of(b), alpha, parts=parts)
         return found if into is None else self.begin(into, found, ttl=ttl)

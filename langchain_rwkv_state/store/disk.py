@@ -21,6 +21,7 @@ from langchain_rwkv_state.errors import StateCorrupt, StoreError
 from langchain_rwkv_state.store.backup import back_up
 from langchain_rwkv_state.store.clock import TTL
 from langchain_rwkv_state.store.disk_backend import DiskBackend
+from langchain_rwkv_state.store.place import holds_store
 from langchain_rwkv_state.store.policy import DEFAULT_TTL, KeyedStore
 from langchain_rwkv_state.store.records import Backup, Codec, LogKind
 from langchain_rwkv_state.store.resources import OPEN_STORES, Resources
@@ -182,6 +183,7 @@ class DiskStateStore(KeyedStore):
             What was copied.
 
         Raises:
+            ValueError: The path is empty.
             StoreError: Something stands there, or it cannot be written.
             StateCorrupt: The store is damaged: `check` says how, and mends it.
             StoreFull: The disk leaves no room.
@@ -194,7 +196,7 @@ class DiskStateStore(KeyedStore):
             0
         """
         self._check_open()
-        return back_up(self._disk, _absolute(directory))
+        return back_up(self._disk, _named(directory))
 
     async def abackup(self, directory: str | os.PathLike[str]) -> Backup:
         """Async twin of `backup`."""
@@ -215,11 +217,15 @@ class DiskStateStore(KeyedStore):
             What was copied.
 
         Raises:
+            ValueError: A path is empty.
             StateCorrupt: The backup is damaged; the message says what is wrong.
             StoreError: There is no backup, or something stands in the store's place.
             StoreFull: The disk leaves no room.
         """
-        with DiskStateStore(backup, read_only=True) as store:
+        source = _named(backup)
+        if not holds_store(source):
+            raise StoreError(f"There is no backup in {source}: name the directory of one.")
+        with DiskStateStore(source, read_only=True) as store:
             report = store.check()
             if not report.sound:
                 more = len(report.problems) - 1
@@ -258,6 +264,18 @@ def _absolute(path: str | os.PathLike[str]) -> Path:
         return Path(path).expanduser().absolute()
     except RuntimeError as error:
         raise StoreError(f"{path} names the home of nobody: {error}") from error
+
+
+def _named(path: str | os.PathLike[str]) -> Path:
+    """Returns the whole path of a directory that has to be named.
+
+    Raises:
+        ValueError: It is empty.
+        StoreError: As `_absolute`.
+    """
+    if not os.fspath(path):
+        raise ValueError("An empty path is the working directory's: name a directory.")
+    return _absolute(path)
 
 
 def _open_again(path: Path, settings: dict[str, Any]) -> DiskStateStore:

@@ -120,7 +120,7 @@ def standing(store: StoreVerbs, session: str) -> Standing | None:
         ``None`` where there is no such session.
 
     Raises:
-        ValueError: It has no state yet.
+        ValueError: It has no state.
         StateNotFound, StateExpired: Its state went again and again before it could be read.
     """
     for left in reversed(range(_TRIES)):
@@ -128,7 +128,10 @@ def standing(store: StoreVerbs, session: str) -> Standing | None:
         if info is None:
             return None
         if info.head is None:
-            raise ValueError(f"The session {session!r} has no state yet, only unread messages.")
+            raise ValueError(
+                f"The session {session!r} has no state: it holds unread messages alone, or was "
+                "rewound to before its first turn."
+            )
         try:
             state = store.get(info.head, renew=False)
         except (StateNotFound, StateExpired):

@@ -42,7 +42,8 @@ class Rebuilder:
         Raises:
             StateNotFound: No log entry with token ids leads to it.
             StateMismatch: The model has another tokenizer.
-            StateCorrupt: The tokens lead elsewhere.
+            StateCorrupt: The tokens lead elsewhere, as where a blend that it goes on from is no
+                longer kept.
         """
         if self._view.lives(ref):
             state = self._get(ref)
@@ -61,7 +62,10 @@ class Rebuilder:
         state, origin = self._nearest(path, runtime)
         state = _read(runtime, state, origin).with_block(last.block)
         if reference(state.derivation, self._key) != ref:
-            raise StateCorrupt(f"The token ids of the state {ref} lead to another state.")
+            raise StateCorrupt(
+                f"The token ids of the state {ref} lead to another state: it was not read from "
+                "them alone, as after a blend or a decay, whose own state is no longer kept."
+            )
         return state
 
     def _nearest(

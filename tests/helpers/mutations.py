@@ -160,14 +160,12 @@ def _use(
             continue
         found["new_sessions"] += info is None
         if info is not None and known is not None:
-            # Size and model are told by the states' rows: one that cannot be read tells nothing.
-            told: Any = {
-                "nbytes": known.nbytes,
-                "model": known.model,
-                "fingerprint": known.fingerprint,
-            }
+            # The size and the model are told by the states' rows: those that cannot be read count
+            # nothing, and tell nothing.
+            told: dict[str, Any] = {"nbytes": known.nbytes}
+            if info.fingerprint is None:
+                told |= {"model": known.model, "fingerprint": known.fingerprint}
             found["wrong_sessions"] += replace(info, **told) != known
-            found["wrong_sessions"] += info.model not in (None, known.model)
     for ref in refs:
         try:
             store.get(ref)

@@ -293,7 +293,7 @@ def test_report_refuses_what_it_cannot_show(run, store, tmp_path):
     (tmp_path / "none.json").write_text("{}")
     for words, said, code in (
         (("nobody", page), "no session 'nobody'", 1),
-        (("waiting", page), "no state yet", 1),
+        (("waiting", page), "has no state", 1),
         (("bob", tmp_path / "x.pdf"), ".html", 2),
         (("bob", tmp_path / "none" / "x.html"), "no directory", 1),
         (("bob", page, "--recall", tmp_path / "none.json"), "no recall figures", 1),

@@ -86,6 +86,17 @@ def test_a_bar_is_drawn_once_a_second_of_work_lies_ahead(steps, total, seconds_e
     assert ("Loading m" in file.getvalue()) is drawn
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("a[red]b", "a[red]b"), ("[/x]", "[/x]"), (":smile:", ":smile:"), ("a\x1b[2Jb", "a?[2Jb")],
+)
+def test_a_files_name_is_drawn_as_it_is_and_commands_nothing(name, shown, clock):
+    console, file = drawn_on(True)
+    with LateBar(f"Loading {name}", console=console) as bar:
+        told(bar, clock, 8, 40, 0.1)
+    assert f"Loading {shown} " in file.getvalue()
+
+
 def test_the_pace_is_that_of_what_was_done_since_the_first_step(clock):
     console, file = drawn_on(True)
     with LateBar("Reading", console=console) as bar:

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import pytest
+from langchain_core.callbacks import UsageMetadataCallbackHandler
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
@@ -156,6 +157,58 @@ class TestABatch:
         await sessions.abatch(["One.", "Two.", "Three."], configs)
         assert store.session("bob").n_turns == 6
 
+    async def test_keeps_the_order_of_a_session_where_answers_are_told_as_they_come(
+        self, fake, store
+    ):
+        sessions = RWKVSessions(fake, store, on_conflict="raise")  # which waits for nobody
+        fake.before_answer = lambda: time.sleep(0.02)
+        texts, configs = ["One.", "Two.", "Three.", "One."], [of("a"), of("a"), of("a"), of("b")]
+        found = list(sessions.batch_as_completed(texts, configs))
+        assert [at for at, _ in found if at < 3] == [0, 1, 2]
+        assert {at: answer.content for at, answer in found}[3] == "heard 1"
+        found = [each async for each in sessions.abatch_as_completed(texts, configs)]
+        assert [answer.content for at, answer in found if at < 3] == [
+            "heard 4",
+            "heard 5",
+            "heard 6",
+        ]
+        assert list(sessions.batch_as_completed([])) == []
+        assert [each async for each in sessions.abatch_as_completed([])] == []
+
+    async def test_says_as_they_come_what_went_wrong(self, sessions, store):
+        texts, configs = ["One.", "Two.", "Three."], [of("a"), {}, of("b")]
+        for found in (
+            dict(sessions.batch_as_completed(texts, configs, return_exceptions=True)),
+            dict(
+                [
+                    each
+                    async for each in sessions.abatch_as_completed(
+                        texts, configs, return_exceptions=True
+                    )
+                ]
+            ),
+        ):
+            assert isinstance(found[1], ValueError)
+            assert [isinstance(found[at], AIMessage) for at in (0, 2)] == [True, True]
+        with pytest.raises(ValueError, match="No session is named"):
+            list(sessions.batch_as_completed(texts, configs))
+        with pytest.raises(ValueError, match="No session is named"):
+            _ = [each async for each in sessions.abatch_as_completed(texts, configs)]
+
+    async def test_that_is_left_begins_no_further_turn(self, fake, sessions, store):
+        fake.before_answer = lambda: time.sleep(0.05)
+        texts, configs = ["One.", "Two.", "Three."], [of("bob")] * 3
+        some = sessions.batch_as_completed(texts, configs)
+        next(some)
+        some.close()
+        held = store.session("bob").n_turns
+        assert held < 3
+        more = sessions.abatch_as_completed(texts, [of("ada")] * 3)
+        await anext(more)
+        await more.aclose()
+        assert store.session("ada").n_turns < 3
+        assert store.session("bob").n_turns == held
+
     def test_serves_sessions_beside_one_another(self, fake, sessions):
         both = threading.Barrier(2, timeout=20)
         fake.before_answer = lambda: both.wait() and None
@@ -245,6 +298,21 @@ class TestWithTheModel:
         schema = {"title": "Place", "type": "object", "properties": {"at": {"enum": ["x"]}}}
         wanted = demo.with_sessions().with_structured_output({**schema, "required": ["at"]})
         assert wanted.invoke("Where?", of("ear")) == {"at": "x"}
+
+    def test_a_configuration_that_was_bound_stays(self, chat):
+        seen = UsageMetadataCallbackHandler()
+        watched: RunnableConfig = {**of("bob"), "callbacks": [seen]}
+        for number, bound in enumerate(
+            (
+                chat.with_config(watched).bind(max_tokens=2),
+                chat.bind(max_tokens=2).with_config(watched),
+                chat.bind_tools([], max_tokens=2).with_config(watched),
+            )
+        ):
+            assert bound.with_sessions().invoke("Hello.").usage_metadata["output_tokens"] == 2
+            assert bound.with_session("ada").invoke("Hello.").usage_metadata["output_tokens"] == 2
+            (found,) = seen.usage_metadata.values()
+            assert found["output_tokens"] == 4 * (number + 1)
 
     def test_behind_a_retry_there_is_no_session(self, chat):
         with pytest.raises(TypeError, match="take the session first"):

@@ -54,6 +54,19 @@ def test_the_figures_are_the_engines_and_the_caches(make, request):
     assert "cache hits 1/2" in line
 
 
+def test_the_figures_are_asked_without_a_look_at_other_tenants_of_the_cache(make_chat, monkeypatch):
+    from langchain_rwkv_state import PrefixStateCache
+    from langchain_rwkv_state.prefix_cache import Root
+
+    cache = PrefixStateCache()
+    chat = make_chat(7, max_tokens=1, prefix_cache=cache)
+    chat.invoke("One two three four.")
+    assert cache.lookup(Root("another model"), (1, 2, 3)) is None
+    monkeypatch.setattr(cache, "_elsewhere", lambda *_, **__: pytest.fail("It looked."))
+    assert chat.stats().cache_lookups == 2
+    assert cache.stats(causes=False).misses["cold"] == 1
+
+
 def test_without_a_cache_its_figures_are_zero(make_chat):
     chat = make_chat(7, max_tokens=1, prefix_cache=False)
     chat.invoke("Hi.")
@@ -157,10 +170,16 @@ def test_what_cannot_be_called_is_refused(make_chat):
     with pytest.raises(TypeError, match="cannot be called"):
         make_chat(7).watch_stats("log", seconds=1)
 
+    async def tell(_: object) -> None:
+        """Would never be awaited."""
 
-@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
+    with pytest.raises(TypeError, match="plain function"):
+        make_chat(7).watch_stats(tell, seconds=1)
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), "10", True])
 def test_seconds_are_above_zero(seconds, make_chat):
-    with pytest.raises(ValueError, match="above zero"):
+    with pytest.raises((ValueError, TypeError), match="above zero"):
         make_chat(7).watch_stats(print, seconds=seconds)
 
 

@@ -451,6 +451,35 @@ class TestReadingOnly:
         assert self._rows(warmed) == before
         assert len(before) == 2
 
+    def test_what_is_damaged_is_passed_over_and_stays(self, warmed, on_disk):
+        for file in warmed.glob("??/*.safetensors"):
+            file.write_bytes(file.read_bytes()[:-1])
+        before = self._rows(warmed)
+        cache = PrefixStateCache.reading(warmed)
+        assert cache.lookup(ROOT, A, answer=False) is None
+        assert cache.lookup(ROOT, A, answer=False) is None
+        assert (cache.stats().corrupt, cache.stats().errors) == (1, 0)
+        cache.close()
+        assert self._rows(warmed) == before
+
+    def test_a_directory_that_is_not_there_is_not_made(self, tmp_path, caplog):
+        cache = PrefixStateCache.reading(tmp_path / "prefixes")
+        assert cache.lookup(ROOT, A) is None
+        assert "Nothing is kept in" in caplog.text
+        assert list(tmp_path.iterdir()) == []
+
+    def test_no_file_is_changed(self, warmed):
+        def files():
+            found = [each for each in warmed.rglob("*") if each.is_file()]
+            # SQLite makes empty companions of a database wherever it may.
+            return {each: each.lstat().st_mtime_ns for each in found if "db-" not in each.name}
+
+        before = files()
+        cache = PrefixStateCache.reading(warmed)
+        assert found(cache, ROOT, B).n_tokens == len(A)
+        cache.close()
+        assert files() == before
+
 
 class TestTheDefault:
     @pytest.fixture
@@ -477,6 +506,20 @@ class TestTheDefault:
         monkeypatch.setenv(module.DIRECTORY_VARIABLE, named)
         assert default_cache().directory == (home.parent / named if named else None)
         assert default_cache().lookup(ROOT, B) is None
+
+    def test_is_in_memory_where_the_users_directory_cannot_be_looked_into(self, home, monkeypatch):
+        far = home / ("n" * 300)  # refused even to root, as others' directories are to anybody else
+        monkeypatch.setattr(module, "default_cache_directory", lambda: far)
+        assert default_cache().directory is None
+
+    def test_goes_on_where_what_was_warmed_is_damaged(self, home, on_disk):
+        cache = on_disk()
+        cache.pin(ROOT, A, kept(A), "support")
+        cache.close()
+        database = home / "cache.db"
+        database.write_bytes(database.read_bytes().replace(b"CREATE", b"CR\xa0ATE"))
+        assert default_cache().lookup(ROOT, B) is None
+        assert default_cache().stats().errors == 1
 
     def test_is_in_memory_where_the_users_directory_is_a_session_store(self, home, caplog):
         DiskStateStore(home).close()

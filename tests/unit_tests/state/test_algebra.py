@@ -403,9 +403,16 @@ def test_logits_kl_asks_the_model(runtime, read):
     assert found.total == pytest.approx(float((log_p.exp() * (log_p - log_q)).sum()), rel=1e-6)
 
 
-def test_a_distance_without_what_it_needs_says_so():
+def test_a_distance_without_what_it_needs_says_so(runtime):
     a = a_state(7, [1])
     with pytest.raises(ValueError, match="probe"):
         distance(a, a, "logits_kl")
+    for asked in ({"runtime": runtime}, {"probe": [5]}):
+        with pytest.raises(ValueError, match="are for metric='logits_kl', and 'l2' asks no model"):
+            distance(a, a, **asked)
+    with pytest.raises(TypeError, match=r"chat.get_token_ids\('User:'\)"):
+        distance(a, a, "logits_kl", runtime=runtime, probe="User:")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"object, which reads no tokens"):
+        distance(a, a, "logits_kl", runtime=object(), probe=[5])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="l2, cosine"):
         distance(a, a, "l1")  # type: ignore[arg-type]

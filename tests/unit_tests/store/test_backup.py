@@ -101,7 +101,7 @@ def test_files_that_are_deleted_meanwhile_make_no_hole(store, tmp_path, monkeypa
         ("store/in/it", "is inside the store"),
         ("other", "holds a store already"),
         ("letters", "is not empty"),
-        ("letters/dear.txt", "is not empty"),
+        ("letters/dear.txt", "is no directory"),
     ],
 )
 def test_nothing_is_written_over(store, tmp_path, place, said):
@@ -117,6 +117,44 @@ def test_nothing_is_written_over(store, tmp_path, place, said):
 def test_an_empty_directory_may_become_a_backup(store, tmp_path):
     (tmp_path / "copy").mkdir()
     assert store.backup(tmp_path / "copy").sessions == 2
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_link_leads_to_where_the_backup_is_made(store, tmp_path, is_there):
+    if is_there:
+        (tmp_path / "disk").mkdir()
+    (tmp_path / "copy").symlink_to(tmp_path / "disk")
+    made = store.backup(tmp_path / "copy")
+    assert made.path == tmp_path / "copy"
+    assert (tmp_path / "copy").is_symlink()
+    with DiskStateStore(tmp_path / "disk", read_only=True) as copy:
+        assert copy.sessions() == store.sessions()
+    (tmp_path / "inside").symlink_to(store.path)
+    with pytest.raises(StoreError, match="is inside the store"):
+        store.backup(tmp_path / "inside" / "copy")
+
+
+def test_what_cannot_be_a_backups_name_is_said(store, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ValueError, match="name a directory"):
+        store.backup("")
+    with pytest.raises(StoreError, match="working directory"):
+        store.backup(".")  # whoever works there would go on in a directory that is gone
+    monkeypatch.chdir(tmp_path)
+    for backup_of, to in ((store.path, ""), ("", "copy")):
+        with pytest.raises(ValueError, match="name a directory"):
+            DiskStateStore.restore(backup_of, to)
+    with pytest.raises(TypeError, match="NoneType"):
+        DiskStateStore.restore(None, "copy")  # type: ignore[arg-type] # not the user's own store
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name in ("loop", "n" * 300):
+        with pytest.raises(StoreError, match="No backup could be made in"):
+            store.backup(tmp_path / name)
+    monkeypatch.setattr(os.path, "ismount", lambda path: path.name == "here")
+    with pytest.raises(StoreError, match=r"where a disk is mounted.*such as .*here"):
+        store.backup(tmp_path / "here")
+    assert list((tmp_path / "here").iterdir()) == []
 
 
 def test_nothing_is_left_of_a_backup_that_failed(store, tmp_path, monkeypatch):
@@ -181,6 +219,6 @@ def test_a_damaged_backup_is_not_restored(store, tmp_path):
 def test_what_is_no_backup_is_not_restored(tmp_path):
     (tmp_path / "letters").mkdir()
     for name in ("letters", "none"):
-        with pytest.raises(StoreError, match="There is no store in"):
+        with pytest.raises(StoreError, match="There is no backup in"):
             DiskStateStore.restore(tmp_path / name, tmp_path / "again")
     assert [path.name for path in tmp_path.iterdir()] == ["letters"]
