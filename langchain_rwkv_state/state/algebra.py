@@ -61,7 +61,7 @@ def blend(a: RWKVState, b: RWKVState, alpha: float, *, parts: Parts = None) -> R
         True
     """
     require_states("blend", a, b, verb="store.blend(...)")
-    if isinstance(alpha, str) or not 0 <= alpha <= 1:
+    if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is the weight of the first state, from 0 to 1, got {alpha!r}.")
     return blend_many([a, b], [alpha, 1 - alpha], parts=parts)
 
