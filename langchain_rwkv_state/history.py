@@ -91,6 +91,9 @@ class RWKVStateHistory(BaseChatMessageHistory):
         self._open: Turn | None = None
         self._handed_out: deque[Turn] = deque(maxlen=_TURNS_REMEMBERED)
 
+    def __repr__(self) -> str:
+        return f"RWKVStateHistory({self.session_id!r}, store={self.store!r})"
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Travels as its session, store and time to live; a copy begins with no turn open."""
         return functools.partial(type(self), ttl=self.ttl), (self.session_id, self.store)

@@ -133,7 +133,7 @@ class ByName(AsyncVerbs):
             alpha: Weight of `a`, from 0 to 1.
             parts: Which tensors are blended; the others stay those of `a`.
             into: A new session that begins with what comes out; ``None`` for none.
-            ttl: Its time to live; ``None`` for the store's default.
+            ttl: Its time to live; ``None`` for the store's default, whatever `a` and `b` have left.
 
         Returns:
             The new state; with `into` its reference, the session's head.

@@ -1023,5 +1023,5 @@ def _check_ref(value: object, name: str) -> None:
     if not is_reference(value):
         raise ValueError(
             f"{name} is no state reference: {value!r:.200}. References come from put, stage, "
-            "head, or an answer's response_metadata['rwkv_state']."
+            "head, or an answer's response_metadata['rwkv_state']; state_of takes a session's name."
         )

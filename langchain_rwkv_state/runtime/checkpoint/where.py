@@ -45,6 +45,9 @@ class Found:
         return self.files[0].with_name("config.json")
 
 
+_OTHER_NAMES = "check the path. A model is 'demo', a checkpoint's file or folder, or org/repo/file.pth on a hub."
+
+
 def find(path: Path) -> Found:
     """Finds the files of a model.
 
@@ -68,7 +71,7 @@ def find(path: Path) -> Found:
         return Found(path, (path,))
     siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, siblings, n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(near)}?" if near else "check the path."
+    hint = f"did you mean {' or '.join(near)}?" if near else _OTHER_NAMES
     raise ModelLoadError(f"There is no file {path}: {hint}")
 
 
