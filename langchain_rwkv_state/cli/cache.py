@@ -95,7 +95,7 @@ def show(
             console.print(Text(f"{len(rows)} states, {output.size(total)}, in {path}"))
 
 
-@cache.command(cls=LiteralCommand)
+@cache.command(cls=LiteralCommand, epilog="Example: rwkv-state cache clear")
 def clear(directory: DirectoryOption = None) -> None:
     """Forget everything on disk, pinned prompts too."""
     path = _directory(directory)
@@ -107,7 +107,7 @@ def clear(directory: DirectoryOption = None) -> None:
         output.out().print(f"Removed {counted(count, 'state')}.")
 
 
-@cache.command(cls=LiteralCommand)
+@cache.command(cls=LiteralCommand, epilog='Example: rwkv-state cache explain "What is a lamp?"')
 def explain(
     prompt: Annotated[str, typer.Argument(help="What a human says.")],
     directory: DirectoryOption = None,
