@@ -21,6 +21,7 @@ from langchain_rwkv_state.errors import StateCorrupt, StoreError
 from langchain_rwkv_state.store.backup import back_up
 from langchain_rwkv_state.store.clock import TTL
 from langchain_rwkv_state.store.disk_backend import DiskBackend
+from langchain_rwkv_state.store.place import holds_store
 from langchain_rwkv_state.store.policy import DEFAULT_TTL, KeyedStore
 from langchain_rwkv_state.store.records import Backup, Codec, LogKind
 from langchain_rwkv_state.store.resources import OPEN_STORES, Resources
@@ -219,6 +220,8 @@ class DiskStateStore(KeyedStore):
             StoreError: There is no backup, or something stands in the store's place.
             StoreFull: The disk leaves no room.
         """
+        if not holds_store(Path(backup).expanduser()):
+            raise StoreError(f"There is no backup in {backup}: name the directory of one.")
         with DiskStateStore(backup, read_only=True) as store:
             report = store.check()
             if not report.sound:

@@ -181,6 +181,6 @@ def test_a_damaged_backup_is_not_restored(store, tmp_path):
 def test_what_is_no_backup_is_not_restored(tmp_path):
     (tmp_path / "letters").mkdir()
     for name in ("letters", "none"):
-        with pytest.raises(StoreError, match="There is no store in"):
+        with pytest.raises(StoreError, match="There is no backup in"):
             DiskStateStore.restore(tmp_path / name, tmp_path / "again")
     assert [path.name for path in tmp_path.iterdir()] == ["letters"]
