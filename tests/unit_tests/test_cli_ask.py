@@ -33,6 +33,8 @@ def _routed(*words):
         ["What is", "my name?"],
         ["\u00bfsesions?"],
         ["--", "--help"],
+        ["--", "-1 and 2?"],
+        ["--system", "- be kind", "hi"],
         ["--temperature", "0"],  # the question is in standard input
         [],
     ],
@@ -56,6 +58,10 @@ def test_commands_and_options_of_the_program_stay_what_they_are(words):
         (["-s", "bob", "sesions"], "Did you mean 'sessions'?"),
         (["--store", "x", "sessions"], "'sessions' comes first, and its options behind it"),
         (["--sesion", "bob", "hi"], "No such option"),
+        (["help"], "Did you mean '--help'?"),
+        (["version"], "Did you mean '--version'?"),
+        (["-1 and 2?", "-s", "bob"], "To ask it: rwkv-state -- '-1 and 2?'"),
+        (["--help me"], "To ask it: rwkv-state -- '--help me'"),
     ],
 )
 def test_a_mistyped_command_is_not_asked(words, said, monkeypatch):
