@@ -93,6 +93,14 @@ def test_what_cannot_be_meant_is_an_error_before_a_model_is_loaded(words, said, 
     assert said in result.stderr
 
 
+@pytest.mark.parametrize("words", [["--temperature", "inf"], ["--presence-penalty", "nan"]])
+def test_a_number_that_is_none_is_one_sentence(words):
+    result = CliRunner().invoke(app, ["ask", "hi", *words])
+    assert result.exit_code == 1
+    name = words[0].strip("-").replace("-", "_")
+    assert result.stderr == f"error: {name} is {words[1]}: Input should be a finite number.\n"
+
+
 def test_without_a_standard_input_there_are_only_words(monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
     assert list(_turns("Why?", lines=True)) == ["Why?"]
