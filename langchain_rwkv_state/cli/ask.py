@@ -169,11 +169,17 @@ def _stream(
 
 
 def _print(stream: Iterator[AIMessageChunk]) -> None:
-    for chunk in stream:
-        sys.stdout.write(output.plain(str(chunk.text)))
-        sys.stdout.flush()
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+    begun = whole = False
+    try:
+        for chunk in stream:
+            sys.stdout.write(output.plain(str(chunk.text)))
+            sys.stdout.flush()
+            begun = True
+        whole = True
+    finally:
+        if begun or whole:  # a line is an answer, also one that was cut off
+            sys.stdout.write("\n")
+            sys.stdout.flush()
 
 
 def _print_json(stream: Iterator[AIMessageChunk], session: str | None, *, kept: bool) -> None:

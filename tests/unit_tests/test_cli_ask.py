@@ -5,12 +5,14 @@ import sys
 
 import pytest
 import typer
+from langchain_core.messages import AIMessageChunk
 from typer.testing import CliRunner
 
 from langchain_rwkv_state.cli import app
 from langchain_rwkv_state.cli import ask as asking
 from langchain_rwkv_state.cli.ask import _turns
 from langchain_rwkv_state.cli.default import asked
+from langchain_rwkv_state.errors import SessionConflict
 
 COMMANDS = typer.main.get_command(app)
 
@@ -134,6 +136,18 @@ def _given(monkeypatch, text):
 def test_a_pipe_is_one_turn_or_one_a_line(monkeypatch, question, text, lines, turns):
     _given(monkeypatch, text)
     assert list(_turns(question, lines=lines)) == turns
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SessionConflict])
+@pytest.mark.parametrize(("words", "shown"), [((), ""), (("so ", "it"), "so it\n")])
+def test_what_ends_an_answer_stands_on_a_line_of_its_own(capsys, error, words, shown):
+    def stream():
+        yield from map(AIMessageChunk, words)
+        raise error("moved")
+
+    with pytest.raises(error):
+        asking._print(stream())
+    assert capsys.readouterr().out == shown
 
 
 def test_at_a_terminal_no_words_are_a_call_for_help(monkeypatch):
