@@ -192,3 +192,13 @@ os.write(2, b"Stopped.")
     for closed in ("2>&-", "<&- >&- 2>&-"):
         assert subprocess.run(["sh", "-c", f"{words} {closed}"], check=False).returncode == 0
         assert file.read_bytes() == b""
+
+
+@pytest.mark.parametrize("words", [["chat"], ["ask", "What is my name?"]])
+def test_a_conversation_without_a_standard_input_is_one_with_nothing_in_it(talked, words):
+    command = shlex.join([*RWKV_STATE, *words, "-s", NAME, *_at(talked)])
+    done = subprocess.run(
+        ["sh", "-c", f"{command} <&-"], capture_output=True, timeout=PATIENCE_SECONDS, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert len(done.stdout.splitlines()) == len(words) - 1
