@@ -59,8 +59,19 @@ class _Commands(LiteralGroup):
         except (RWKVStateError, OSError, ValueError) as problem:
             if isinstance(problem, BrokenPipeError):
                 raise
-            output.error(problem)
+            output.error(_sentence(problem))
             raise typer.Exit(1) from problem
+
+
+def _sentence(problem: Exception) -> str:
+    """Returns what an error says; of one of pydantic, which has lines and a link, a sentence."""
+    wrong = getattr(problem, "errors", None)
+    if not callable(wrong):
+        return str(problem)
+    return " ".join(
+        f"{'.'.join(map(str, each['loc']))} is {each['input']!r}: {each['msg']}."
+        for each in wrong()
+    )
 
 
 @contextmanager

@@ -11,7 +11,8 @@ import itertools
 import json
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -35,12 +36,14 @@ from langchain_rwkv_state.cli.options import (
     given,
     open_store,
 )
+from langchain_rwkv_state.cli.sessions import existing_store, unknown_session
 from langchain_rwkv_state.cli.streams import is_piped, piped_text
 
 if TYPE_CHECKING:
     from langchain_core.messages import AIMessageChunk, BaseMessage
 
     from langchain_rwkv_state.session import RWKVSession
+    from langchain_rwkv_state.store import StateStore
 
 _NOBODY = "nobody"  # the name of a conversation that ends with the command
 
@@ -99,7 +102,6 @@ def ask(
             'There is no question: rwkv-state ask "What is your name?", or pipe one in.'
         )
     from langchain_rwkv_state.chat_models import ChatRWKV
-    from langchain_rwkv_state.store import MemoryStateStore
 
     settings = given(
         temperature=temperature,
@@ -110,8 +112,7 @@ def ask(
         max_tokens=max_tokens,
         seed=seed,
     )
-    opened = MemoryStateStore() if session is None else open_store(store, create=create)
-    with closing(opened):
+    with _opened(session, store, create=create, aside=aside) as opened:
         llm = ChatRWKV(model=model, strategy=strategy, store=opened, **settings)
         talk = llm.with_session(_NOBODY if session is None else session, ttl=ttl)
         try:
@@ -124,6 +125,30 @@ def ask(
                         _print(stream)
         finally:
             llm.unload()
+
+
+@contextmanager
+def _opened(
+    session: str | None, directory: Path | None, *, create: bool, aside: bool
+) -> Iterator[StateStore]:
+    """Opens the store that a conversation is in.
+
+    Raises:
+        typer.Exit: An aside is asked of a session that there is not: its answer would be that of
+            somebody who forgot everything.
+    """
+    if session is None:
+        from langchain_rwkv_state.store import MemoryStateStore
+
+        yield MemoryStateStore()
+    elif aside:
+        with existing_store(directory) as found:
+            if found is None or found.session(session, renew=False) is None:
+                raise unknown_session(session)
+            yield found
+    else:
+        with closing(open_store(directory, create=create)) as made:
+            yield made
 
 
 def _require_session(context: typer.Context) -> None:
@@ -169,11 +194,17 @@ def _stream(
 
 
 def _print(stream: Iterator[AIMessageChunk]) -> None:
-    for chunk in stream:
-        sys.stdout.write(output.plain(str(chunk.text)))
-        sys.stdout.flush()
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+    begun = whole = False
+    try:
+        for chunk in stream:
+            sys.stdout.write(output.plain(str(chunk.text)))
+            sys.stdout.flush()
+            begun = True
+        whole = True
+    finally:
+        if begun or whole:  # a line is an answer, also one that was cut off
+            sys.stdout.write("\n")
+            sys.stdout.flush()
 
 
 def _print_json(stream: Iterator[AIMessageChunk], session: str | None, *, kept: bool) -> None:

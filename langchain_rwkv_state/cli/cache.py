@@ -95,7 +95,7 @@ def show(
             console.print(Text(f"{len(rows)} states, {output.size(total)}, in {path}"))
 
 
-@cache.command(cls=LiteralCommand)
+@cache.command(cls=LiteralCommand, epilog="Example: rwkv-state cache clear")
 def clear(directory: DirectoryOption = None) -> None:
     """Forget everything on disk, pinned prompts too."""
     path = _directory(directory)
@@ -107,7 +107,7 @@ def clear(directory: DirectoryOption = None) -> None:
         output.out().print(f"Removed {counted(count, 'state')}.")
 
 
-@cache.command(cls=LiteralCommand)
+@cache.command(cls=LiteralCommand, epilog='Example: rwkv-state cache explain "What is a lamp?"')
 def explain(
     prompt: Annotated[str, typer.Argument(help="What a human says.")],
     directory: DirectoryOption = None,
@@ -218,16 +218,16 @@ def read_prompts(file: Path) -> list[tuple[str, str | None, list[Any]]]:
         raise ValueError(
             f"{file} is not YAML; a text that holds ?, :, # or brackets needs quotes: {error}"
         ) from error
-    if not isinstance(given, Sequence) or isinstance(given, str):
-        raise ValueError(f"{file} must hold a list of prompts.")  # noqa: TRY004
-    prompts = []
+    if not isinstance(given, list) or not given:
+        raise ValueError(f"{file} must hold a list of prompts.")
+    prompts: list[tuple[str, str | None, list[Any]]] = []
+    pinned: set[tuple[str, str | None]] = set()
     for number, each in enumerate(given, 1):
         if not isinstance(each, Mapping) or not isinstance(each.get("name"), str):
             raise ValueError(f"Prompt {number} of {file} has no name.")  # noqa: TRY004
-        strange = sorted(set(map(str, each)) - {"name", "salt", "system", "messages"})
-        if strange or not (each.get("system") or each.get("messages")):
-            what = f"the unknown key {strange[0]!r}" if strange else "neither system nor messages"
-            raise ValueError(f"Prompt {each['name']!r} of {file} has {what}.")
+        wrong = _wrong(each)
+        if wrong:
+            raise ValueError(f"Prompt {each['name']!r} of {file} has {wrong}.")
         messages: list[Any] = [SystemMessage(str(each["system"]))] if each.get("system") else []
         try:
             said = [tuple(m) if isinstance(m, list) else m for m in each.get("messages") or ()]
@@ -238,9 +238,29 @@ def read_prompts(file: Path) -> list[tuple[str, str | None, list[Any]]]:
                 f"Prompt {each['name']!r} of {file} holds a message that is none ({reason}): write "
                 '[human, "Hi."], with quotes around numbers and signs.'
             ) from error
-        salt = each.get("salt")
-        prompts.append((each["name"], None if salt is None else str(salt), messages))
+        salt = None if each.get("salt") is None else str(each["salt"])
+        if (each["name"], salt) in pinned:
+            raise ValueError(
+                f"{file} has two prompts of the name {each['name']!r}: a name pins one of them."
+            )
+        pinned.add((each["name"], salt))
+        prompts.append((each["name"], salt, messages))
     return prompts
+
+
+def _wrong(prompt: Mapping[Any, Any]) -> str | None:
+    """Says what keeps a prompt from being one."""
+    strange = sorted(set(map(str, prompt)) - {"name", "salt", "system", "messages"})
+    if strange:
+        return f"the unknown key {strange[0]!r}"
+    for key in ("system", "salt"):
+        if isinstance(prompt.get(key), list | dict):
+            return f"a {key} that is no text"
+    if not isinstance(prompt.get("messages") or [], list):  # a text would be taken letter by letter
+        return 'messages that are no list: write [[human, "Hi."], [ai, "Hello."]]'
+    if not (prompt.get("system") or prompt.get("messages")):
+        return "neither system nor messages"
+    return None
 
 
 def _table(rows: Sequence[Row]) -> Table:
@@ -288,7 +308,7 @@ def _tree(rows: Sequence[Row], decode: Callable[[Row, tuple[int, ...]], str]) ->
             f"  {len(row.key) // 4} tokens, {output.size(row.nbytes)}, hits {row.uses}", "dim"
         )
         if row.pin:
-            line.append(f"  pinned: {output.plain(row.pin)}", "bold")
+            line.append(f"  pinned: {output.in_one_line(row.pin)}", "bold")
         stack.append((row.key, branch.add(line)))
     return drawn
 

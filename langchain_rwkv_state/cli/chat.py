@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, TextIO
 
@@ -181,7 +181,7 @@ class _Talk:
             except EOFError:
                 self.console.print()
                 if begun:
-                    output.note('The turn was not ended by """: nothing of it is read.')
+                    output.note("The turn was not ended: nothing of it is read.")
                 return None
             except KeyboardInterrupt:
                 self.console.print("\n[dim]Ctrl-D or /quit ends.[/]")
@@ -245,24 +245,31 @@ class _Talk:
         Raises:
             RWKVStateError, ValueError: It cannot be done, or says nothing known.
         """
-        word, _, rest = text.partition(" ")
+        word, *more = text.split(maxsplit=1)
+        rest = more[0] if more else ""
         actions: dict[str, Callable[[str], None]] = {
-            "/log": self._log,
             "/rewind": self._rewind,
             "/fork": self._fork,
             "/ask": self._ask,
             "/system": self._system,
+        }
+        alone: dict[str, Callable[[], None]] = {
+            "/log": self._log,
             "/stats": self._stats,
             "/help": self._help,
             "/quit": self._quit,
             "/exit": self._quit,
         }
-        action = actions.get(word)
-        if action is None:
+        if word in actions:
+            actions[word](rest)
+        elif word not in alone:
             raise ValueError(f"There is no command {word!r}: /help lists them.")
-        action(rest.strip())
+        elif rest:
+            raise ValueError(f"{word} stands alone: what is {rest!r}?")
+        else:
+            alone[word]()
 
-    def _log(self, _: str) -> None:
+    def _log(self) -> None:
         from langchain_rwkv_state.cli.sessions import log_table
 
         log = self.session.log()
@@ -304,15 +311,15 @@ class _Talk:
             told += ", behind what the conversation holds: what was read before stays in it"
         self.console.print(f"{told}.")
 
-    def _stats(self, _: str) -> None:
+    def _stats(self) -> None:
         stats = self.session.chat.stats()  # type: ignore[attr-defined]
         self.console.print(Text(output.plain(str(stats))), soft_wrap=True)
 
-    def _help(self, _: str) -> None:
+    def _help(self) -> None:
         for usage, meaning in _COMMANDS:
             self.console.print(Text(f"  {usage:<14}{meaning}"))
 
-    def _quit(self, _: str) -> None:
+    def _quit(self) -> None:
         self._over = True
 
     def _greet(self) -> None:
@@ -341,12 +348,17 @@ class _Talk:
 
 
 def _prompt(who: str, console: Console) -> str:
-    """Returns the prompt for `input`; colour codes are marked as taking no room."""
-    with suppress(ImportError):
+    """Returns the prompt for `input`; to readline, colour codes are marked as taking no room."""
+    try:
         import readline  # noqa: F401
-    if console.no_color or not console.color_system:
+    except ImportError:
+        begin = end = ""  # a terminal would show the marks, or do what it likes
+    else:
+        begin, end = "\x01", "\x02"
+    if console.no_color or not console.color_system or console.legacy_windows:
         return f"{who}  \u203a "
-    return f"\x01\x1b[1;36m\x02{who}\x01\x1b[0;2m\x02  \u203a \x01\x1b[0m\x02"
+    bold, dim, plain = (f"{begin}\x1b[{code}m{end}" for code in ("1;36", "0;2", "0"))
+    return f"{bold}{who}{dim}  \u203a {plain}"
 
 
 @contextmanager

@@ -62,7 +62,12 @@ def _sessions(directory: Path, begun: str) -> list[str]:
             (start, start + _END, _SESSIONS_MOST),
         ).fetchall()
     names = (bytes(key[1:]).decode("utf-8", "replace") for (key,) in rows)
-    return [name for name in names if shlex.quote(name) == name]
+    return [name for name in names if _is_plain(name) and not name.startswith("-")]
+
+
+def _is_plain(name: str) -> bool:
+    """Says whether a name needs no quotes; where it does, the shell's own completion knows how."""
+    return shlex.quote(name) == name
 
 
 def _files(begun: str, ends: tuple[str, ...]) -> list[str]:
@@ -80,6 +85,8 @@ def _beside(begun: str, ends: tuple[str, ...]) -> Iterable[str]:
         entries = sorted(Path(shown or ".").expanduser().iterdir())
         for entry in entries:
             if not entry.name.startswith(name) or (entry.name.startswith(".") and not name):
+                continue
+            if not _is_plain(entry.name):
                 continue
             if entry.is_dir():
                 yield f"{shown}{entry.name}/"

@@ -31,6 +31,7 @@ def look_into(name: str) -> Iterator[Finding]:
     Args:
         name: The model, as for `load_runtime`.
     """
+    from langchain_rwkv_state.errors import ModelLoadError
     from langchain_rwkv_state.loaded import trained_on
     from langchain_rwkv_state.runtime import locate
     from langchain_rwkv_state.runtime.checkpoint import Checkpoint, read_contents
@@ -49,9 +50,14 @@ def look_into(name: str) -> Iterator[Finding]:
     yield Finding("model", f"{shape}, {found.vocab_size:,} tokens, {' and '.join(dtypes)}")
     yield Finding("weights", found.weights)
     yield Finding("template", trained_on(name, path).name)
-    yield Finding(
-        "tokenizer", repr(load_tokenizer(None, model_path=path, vocab_size=found.vocab_size))
-    )
+    try:
+        tokenizer = load_tokenizer(None, model_path=path, vocab_size=found.vocab_size)
+        yield Finding("tokenizer", repr(tokenizer))
+    except ModelLoadError as problem:  # it hides nothing of what comes behind
+        advice = (
+            "Put the model's tokenizer.json beside its file, or name it where the model is loaded."
+        )
+        yield Finding("tokenizer", str(problem), advice)
     strategy = Strategy.parse("auto")
     is_native = strategy.is_native_for(found.version, deep_embed=found.deep_embed)
     runtime = "the native runtime" if is_native else "the rwkv package"
@@ -123,8 +129,12 @@ def trial(name: str) -> Iterator[Finding]:
         while count <= 0 or time.perf_counter() - begun < TRIAL_SECONDS:
             if count == 0:
                 begun = time.perf_counter()
-            token = int(slots.read([(0, [token])]).argmax())
+            logits = slots.read([(0, [token])])
+            token = int(logits.argmax())
             count += 1
+        if not logits.isfinite().all():
+            advice = "Its weights are broken, or too large for this strategy: download them again."
+            yield Finding("answers", "no text: its logits hold NaN or infinity", advice)
         speed = count / (time.perf_counter() - begun)
         yield Finding(
             "speed",

@@ -212,7 +212,10 @@ def _facts(info: SessionInfo, now: float) -> Text:
     facts = (
         ("session", output.one_line(info.session)),
         ("model", output.one_line(info.model or "none that can be read")),
-        ("head", info.head or "none: only unread messages so far"),
+        (
+            "head",
+            info.head or f"none: {'only unread messages' if info.unread else 'no turn'} so far",
+        ),
         ("turns", str(info.n_turns)),
         ("tokens", f"{info.n_tokens}, which the state stands for"),
         ("bytes", f"{info.nbytes:,} ({output.size(info.nbytes)}) for all states kept"),

@@ -3,15 +3,20 @@ r"""The standard streams, whatever their encoding: nothing that is printed or re
 Where output is not UTF-8 (a Windows pipe under cp1252, a log under C), signs that it lacks become
 simpler ones, and letters that it lacks their number, \u65e5. The easy mistake is to take a byte
 order mark, which PowerShell and Notepad write, for text: it says how the rest is encoded.
+
+A process may be started without a stream (`>&-`, a service). Then nothing is read, what is printed
+goes nowhere, as Python's `print` has it, and the stream's number is taken: the next file that is
+opened would get it, and with it what is written to that stream.
 """
 
 from __future__ import annotations
 
 import codecs
 import io
+import os
 import sys
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import BinaryIO, Literal, TextIO
 
 _ERRORS = "rwkv-state.simpler"
 _MARKS = (
@@ -41,10 +46,20 @@ _SIMPLER = {
 
 def prepare_streams() -> None:
     """Lets the process's standard streams take every text; for `main`, once."""
+    if sys.stdin is None:
+        sys.stdin = _nowhere("r")
+    if sys.stdout is None:
+        sys.stdout = _nowhere("w")
+    if sys.stderr is None:
+        sys.stderr = _nowhere("w")
     codecs.register_error(_ERRORS, _simpler)
     for stream, errors in ((sys.stdout, _ERRORS), (sys.stderr, _ERRORS), (sys.stdin, "replace")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
+
+
+def _nowhere(mode: Literal["r", "w"]) -> TextIO:
+    return Path(os.devnull).open(mode, encoding="utf-8")
 
 
 def is_piped() -> bool:

@@ -42,7 +42,7 @@ def watch(
         typer.Argument(help="Its name; it need not be there yet.", autocompletion=complete_session),
     ],
     every: Annotated[
-        float, typer.Option(min=0.01, help="Seconds between two looks at the store.")
+        float, typer.Option(min=0.01, max=86_400, help="Seconds between two looks at the store.")
     ] = 0.5,
     once: Annotated[bool, typer.Option("--once", help="Show how it stands, and end.")] = False,
     turns: Annotated[

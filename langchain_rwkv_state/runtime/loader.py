@@ -134,6 +134,8 @@ def locate(model: str | Path, *, quiet: bool = False) -> Path:
     """
     if model == DEMO:
         return _demo_path()
+    if model == "":  # which, as a path, is the folder that the process happens to be in
+        raise ModelLoadError(f"The model's name is empty: give {DEMO!r}, or the path of a model.")
     path = Path(model).expanduser()
     if isinstance(model, Path) or path.exists() or not _is_hub_name(model):
         find(path)

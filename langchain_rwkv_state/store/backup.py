@@ -34,6 +34,11 @@ from langchain_rwkv_state.whole import flush_directory
 
 _LOOKS = 5  # the first takes all files, each later one what was committed since
 _READ_ONLY_LOOKS = 50  # where writers cannot be kept out
+_ROWS = "SELECT CAST(key AS BLOB), CASE typeof(value) WHEN 'blob' THEN value END FROM Cache"
+_MEND = (
+    "The copy would not be whole: mend the store first, with check(fix=True) or `rwkv-state doctor "
+    "--fix`."
+)
 
 
 def back_up(backend: DiskBackend, directory: Path) -> Backup:
@@ -116,35 +121,39 @@ class _Copy:
         """Makes it; returns the numbers of sessions, states and bytes.
 
         Raises:
-            StateCorrupt: The store is damaged: a row cannot be read, or a file is missing.
+            StateCorrupt: The store is damaged: a row was changed, or a file is missing or of
+                another size.
         """
         missing: StateRow | None = None
         looks = _READ_ONLY_LOOKS if self._backend.read_only else _LOOKS
         for look in range(looks):
             alone = look == looks - 1 and not self._backend.read_only
-            found = self._backend.snapshot(self._take, alone=alone)
+            try:
+                found = self._backend.snapshot(self._take, alone=alone)
+            except StateCorrupt as error:
+                raise StateCorrupt(f"{error} {_MEND}") from error
             if not isinstance(found, StateRow):
                 return found
             missing = found
         assert missing is not None  # noqa: S101 # there is at least one look
         raise StateCorrupt(
-            f"The file {missing.blob} of the state {missing.ref} is missing, so that the copy "
-            "would not be whole: check(fix=True) or `rwkv-state doctor --fix` mends the store, or "
-            "says what else to do first."
+            f"The file {missing.blob} of the state {missing.ref} is missing. {_MEND}"
         )
 
     def _take(self, connection: sqlite3.Connection) -> tuple[int, int, int] | StateRow:
         """Copies what a snapshot holds; returns what is missing where a file is gone by now."""
-        found = connection.execute(
-            "SELECT key, value FROM Cache WHERE key >= x'74' AND key < x'75'"  # t: states
-        ).fetchall()
-        states = [StateRow.unpack(rows.ref_text(bytes(key[1:])), value) for key, value in found]
+        found = []
+        for key, value in connection.execute(_ROWS):
+            rows.peek_expires(key, value)  # one that was changed would be so in the copy
+            if key[:1] == b"t":  # of a state
+                found.append((key, value))
+        states = [StateRow.unpack(rows.ref_text(key[1:]), value) for key, value in found]
         missing = None
         for row in states:
             if row.blob in self._taken:
                 continue
             with _errors(self._directory):
-                taken = self._backend.files.copy_to(self._files, row.blob)
+                taken = self._backend.files.copy_to(self._files, row.blob, row.nbytes)
             if taken:
                 self._taken.add(row.blob)
             else:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from langchain_rwkv_state.errors import StateCorrupt, StoreError, StoreFull
 from langchain_rwkv_state.state.header import read_state_file
@@ -153,13 +153,17 @@ def read_regular(path: Path, nbytes: int | None) -> bytes:
     with os.fdopen(open_regular(path), "rb") as file:
         if nbytes is None:
             return read_state_file(file)
-        size = os.fstat(file.fileno()).st_size
-        if size != nbytes:
-            raise StateCorrupt(
-                f"The file {path.name} has {size} bytes and should have {nbytes}: it was truncated "
-                "or changed."
-            )
+        _require_size(path, file, nbytes)
         return file.read(nbytes)
+
+
+def _require_size(path: Path, file: BinaryIO, nbytes: int) -> None:
+    size = os.fstat(file.fileno()).st_size
+    if size != nbytes:
+        raise StateCorrupt(
+            f"The file {path.name} has {size} bytes and should have {nbytes}: it was truncated "
+            "or changed."
+        )
 
 
 class StateFiles:
@@ -231,7 +235,7 @@ class StateFiles:
         except OSError as error:
             raise StoreError(f"The state file {path} could not be read: {error}") from error
 
-    def copy_to(self, other: StateFiles, name: str) -> bool:
+    def copy_to(self, other: StateFiles, name: str, nbytes: int) -> bool:
         """Puts a blob into another store's directory, durably; it stays here.
 
         The file gets a second name there, since it is never changed under either; where the disk
@@ -241,7 +245,7 @@ class StateFiles:
             Whether it was here; or there, from an earlier call.
 
         Raises:
-            StateCorrupt: What stands under its name is no plain file.
+            StateCorrupt: What stands under its name is no plain file of `nbytes` bytes.
             OSError: It could not be written.
         """
         source, target = self._path(name), other._path(name)
@@ -251,6 +255,7 @@ class StateFiles:
         except FileNotFoundError:
             return target.exists()
         with os.fdopen(handle, "rb") as file:
+            _require_size(source, file, nbytes)
             if not target.parent.exists():
                 make_directories(target.parent)
             try:

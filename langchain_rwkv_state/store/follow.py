@@ -128,10 +128,8 @@ def standing(store: StoreVerbs, session: str) -> Standing | None:
         if info is None:
             return None
         if info.head is None:
-            raise ValueError(
-                f"The session {session!r} has no state: it holds unread messages alone, or was "
-                "rewound to before its first turn."
-            )
+            has = "only unread messages" if info.unread else "no turn"
+            raise ValueError(f"The session {session!r} has no state: {has} so far.")
         try:
             state = store.get(info.head, renew=False)
         except (StateNotFound, StateExpired):

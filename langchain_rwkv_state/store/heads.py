@@ -132,7 +132,8 @@ class Heads:
         if not ledger.lives(turn.ref):
             raise StateNotFound(
                 f"Turn {turn.seq} of {turn.session!r} is in its log, but its state {turn.ref} is "
-                f"no longer kept: this store keeps {self._history} states before a head (history)."
+                "no longer kept: before a head there are as many as history= says of the store "
+                "that turns are committed through."
             )
         return turn
 

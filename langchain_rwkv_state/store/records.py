@@ -41,7 +41,7 @@ class SessionInfo:
 
     Attributes:
         session: Its name.
-        head: Reference of its state; ``None`` where it has only unread messages.
+        head: Reference of its state; ``None`` where no turn is left, or was yet.
         n_tokens: Tokens that the head stands for.
         n_turns: Entries ever committed and not rewound.
         nbytes: Bytes stored for its states.

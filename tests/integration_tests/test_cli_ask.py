@@ -99,6 +99,14 @@ def test_aside_is_answered_by_the_session_as_aside(run, monkeypatch, tmp_path):
         assert len(opened.log("bob")) == 1
 
 
+def test_an_aside_of_nobody_is_an_error_and_makes_no_store(tmp_path, monkeypatch):
+    monkeypatch.setenv("RWKV_STATE_DIR", str(tmp_path / "store"))
+    result = CliRunner().invoke(app, ["ask", "--aside", "-s", "bbo", "Who am I?"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "There is no session 'bbo'" in result.stderr
+    assert not (tmp_path / "store").exists()
+
+
 def test_a_process_with_a_question_in_its_pipe_alone(tmp_path):
     done = rwkv_state(tmp_path / "store", "-s", "bob", text="My name is Marlow.\n")
     assert (done.returncode, done.stderr) == (0, "")

@@ -133,6 +133,11 @@ def test_warm_says_how_what_it_wrote_elsewhere_is_used(run, prompts, tmp_path):
         ("- {name: a, messages: [[human, 2]]}", "'a' .* holds a message that is none"),
         ("- {name: a, messages: [[nobody, x]]}", "Unexpected message type: 'nobody'"),
         ("- {name: a, messages: [7]}", "Unsupported message type"),
+        ("- {name: a, messages: Hi.}", "'a' .* has messages that are no list: write"),
+        ("- {name: a, messages: {human: Hi.}}", "'a' .* has messages that are no list: write"),
+        ("- {name: a, system: [Be kind.]}", "'a' .* has a system that is no text"),
+        ("- {name: a, system: x}\n- {name: a, system: y}", "two prompts of the name 'a'"),
+        ("[]", "must hold a list of prompts"),
     ],
 )
 def test_a_prompt_that_is_none_is_named_in_a_sentence(tmp_path, text, message):

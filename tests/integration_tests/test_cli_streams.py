@@ -3,6 +3,7 @@
 import codecs
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -156,3 +157,48 @@ def test_lines_are_answered_as_they_come_and_not_at_the_end(tmp_path):
             assert answer in process.stdout.readline()
         process.stdin.close()
         assert process.wait(PATIENCE_SECONDS) == 0
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_process_without_a_standard_stream_does_its_work(talked, tmp_path, closed):
+    """And no file that it opens stands in the stream's place."""
+    copy = tmp_path / "copy"
+    words = [*RWKV_STATE, "backup", str(copy), *_at(talked)]
+    done = subprocess.run(
+        ["sh", "-c", f"{shlex.join(words)} {closed}"],
+        capture_output=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    with DiskStateStore(copy) as store:
+        assert store.sessions() == [NAME]
+        assert store.check().sound
+
+
+def test_what_is_written_to_a_stream_that_is_not_there_is_in_no_file(tmp_path):
+    script = """
+import os, sys
+from langchain_rwkv_state.cli.streams import prepare_streams
+prepare_streams()
+with open(sys.argv[1], "wb") as file:
+    assert file.fileno() > 2, file.fileno()
+print("out", flush=True)
+print("err", file=sys.stderr, flush=True)
+os.write(2, b"Stopped.")
+"""
+    file = tmp_path / "file"
+    words = shlex.join([sys.executable, "-c", script, str(file)])
+    for closed in ("2>&-", "<&- >&- 2>&-"):
+        assert subprocess.run(["sh", "-c", f"{words} {closed}"], check=False).returncode == 0
+        assert file.read_bytes() == b""
+
+
+@pytest.mark.parametrize("words", [["chat"], ["ask", "What is my name?"]])
+def test_a_conversation_without_a_standard_input_is_one_with_nothing_in_it(talked, words):
+    command = shlex.join([*RWKV_STATE, *words, "-s", NAME, *_at(talked)])
+    done = subprocess.run(
+        ["sh", "-c", f"{command} <&-"], capture_output=True, timeout=PATIENCE_SECONDS, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert len(done.stdout.splitlines()) == len(words) - 1

@@ -58,7 +58,10 @@ def test_a_turn_of_several_lines_a_paste_and_the_commands(terminal):
     _say(at, '"""lost\n\x03', "Ctrl-D or /quit ends")
     _say(at, "/ask Who am I?\n", "<aside ['Who am I?']>")
     _say(at, "/ask\n", "error: ", "/ask needs a question: /ask TEXT.")
+    _say(at, "/ask\tWho?\n", "<aside ['Who?']>")
     _say(at, "/stats\n", "12 tokens a second [of late]")
+    for word in ("/stats", "/log", "/help", "/quit"):
+        _say(at, f"{word} [b]now\n", "error: ", f"{word} stands alone: what is '[b]now'?")
     _say(at, "/system\n", "No system prompt was set")
     _say(at, "/system Be [b]kind.\n", "It is read with the next turn, behind")
     _say(at, "/system\n", "System prompt: Be [b]kind.")
@@ -75,6 +78,7 @@ def test_a_turn_of_several_lines_a_paste_and_the_commands(terminal):
 def test_a_paste_is_one_turn_without_readline_too(terminal):
     at = terminal("import sys; sys.modules['readline'] = None\n")
     assert "\x1b[?2004h" in at.seen
+    assert "\x01" not in at.seen  # which marks colours for readline alone
     _say(at, "\x1b[200~one\ntwo\n\x1b[201~\n", r"<turn ['one\ntwo']>")
     at.type("\x04")
     at.until("\x1b[?2004l", within_seconds=_SOON_SECONDS)

@@ -25,7 +25,7 @@ from langchain_rwkv_state.errors import StoreError
 from langchain_rwkv_state.messages import message_to_json
 from langchain_rwkv_state.state import StateLayout, zero_state
 from langchain_rwkv_state.store import DiskStateStore, disk_backend
-from tests.helpers.checkpoints import random_checkpoint, write_tokenizer
+from tests.helpers.checkpoints import random_checkpoint, write_checkpoint, write_tokenizer
 from tests.helpers.hugging_face import write_hugging_face
 
 LAYOUT = StateLayout.of(7, n_layer=1, n_embd=64, head_size=64)
@@ -123,6 +123,20 @@ def test_doctor_says_what_a_model_is_and_what_it_takes(tmp_path, monkeypatch, no
     ill = CliRunner().invoke(app, [*words, str(folder)], env={"COLUMNS": "300"})
     assert ill.exit_code == 1
     assert "git lfs pull" in " ".join(ill.stdout.split())
+
+
+def test_doctor_tells_what_a_model_lacks_beside_all_else(tmp_path, monkeypatch, no_demo):
+    tensors = random_checkpoint(7, head_size=64)
+    tensors["head.weight"][3] = float("nan")
+    file = write_checkpoint(tmp_path / "ill.pth", tensors=tensors)
+    monkeypatch.setattr("langchain_rwkv_state.cli.model_check.TRIAL_SECONDS", 0.05)
+    words = ["doctor", "--store", str(tmp_path / "none"), "--model", str(file)]
+    ill = CliRunner().invoke(app, words, env={"COLUMNS": "300"})
+    shown = " ".join(ill.stdout.split())
+    assert "\u2717 tokenizer No tokenizer is known for a model of 288 tokens" in shown
+    assert "\u2713 memory of a state 67.6 kB" in shown
+    assert "\u2717 answers no text: its logits hold NaN or infinity" in shown
+    assert "2 of these need attention." in shown
 
 
 def _commands(command, words=()):

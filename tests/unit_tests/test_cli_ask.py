@@ -5,12 +5,14 @@ import sys
 
 import pytest
 import typer
+from langchain_core.messages import AIMessageChunk
 from typer.testing import CliRunner
 
 from langchain_rwkv_state.cli import app
 from langchain_rwkv_state.cli import ask as asking
 from langchain_rwkv_state.cli.ask import _turns
 from langchain_rwkv_state.cli.default import asked
+from langchain_rwkv_state.errors import SessionConflict
 
 COMMANDS = typer.main.get_command(app)
 
@@ -33,6 +35,8 @@ def _routed(*words):
         ["What is", "my name?"],
         ["\u00bfsesions?"],
         ["--", "--help"],
+        ["--", "-1 and 2?"],
+        ["--system", "- be kind", "hi"],
         ["--temperature", "0"],  # the question is in standard input
         [],
     ],
@@ -51,11 +55,17 @@ def test_commands_and_options_of_the_program_stay_what_they_are(words):
     [
         (["sesions"], "Did you mean 'sessions'? To ask it: rwkv-state ask sesions"),
         (["Show", "me"], "Did you mean 'show'? To ask it: rwkv-state ask 'Show me'"),
-        (["delete", "bob"], "No such command 'delete'. To ask it: rwkv-state ask 'delete bob'"),
+        (["open", "bob"], "No such command 'open'. To ask it: rwkv-state ask 'open bob'"),
+        (["delete", "bob"], "Did you mean 'rm'? To ask it: rwkv-state ask 'delete bob'"),
+        (["ls"], "Did you mean 'sessions'? To ask it: rwkv-state ask ls"),
         (["What", "is", "new?"], "To ask it: rwkv-state ask 'What is new?'"),
         (["-s", "bob", "sesions"], "Did you mean 'sessions'?"),
         (["--store", "x", "sessions"], "'sessions' comes first, and its options behind it"),
         (["--sesion", "bob", "hi"], "No such option"),
+        (["help"], "Did you mean '--help'?"),
+        (["version"], "Did you mean '--version'?"),
+        (["-1 and 2?", "-s", "bob"], "To ask it: rwkv-state -- '-1 and 2?'"),
+        (["--help me"], "To ask it: rwkv-state -- '--help me'"),
     ],
 )
 def test_a_mistyped_command_is_not_asked(words, said, monkeypatch):
@@ -85,6 +95,14 @@ def test_what_cannot_be_meant_is_an_error_before_a_model_is_loaded(words, said, 
     result = CliRunner().invoke(app, words, env={"COLUMNS": "300"})
     assert result.exit_code == 2
     assert said in result.stderr
+
+
+@pytest.mark.parametrize("words", [["--temperature", "inf"], ["--presence-penalty", "nan"]])
+def test_a_number_that_is_none_is_one_sentence(words):
+    result = CliRunner().invoke(app, ["ask", "hi", *words])
+    assert result.exit_code == 1
+    name = words[0].strip("-").replace("-", "_")
+    assert result.stderr == f"error: {name} is {words[1]}: Input should be a finite number.\n"
 
 
 def test_without_a_standard_input_there_are_only_words(monkeypatch):
@@ -120,6 +138,18 @@ def _given(monkeypatch, text):
 def test_a_pipe_is_one_turn_or_one_a_line(monkeypatch, question, text, lines, turns):
     _given(monkeypatch, text)
     assert list(_turns(question, lines=lines)) == turns
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SessionConflict])
+@pytest.mark.parametrize(("words", "shown"), [((), ""), (("so ", "it"), "so it\n")])
+def test_what_ends_an_answer_stands_on_a_line_of_its_own(capsys, error, words, shown):
+    def stream():
+        yield from (AIMessageChunk(word) for word in words)
+        raise error("moved")
+
+    with pytest.raises(error):
+        asking._print(stream())
+    assert capsys.readouterr().out == shown
 
 
 def test_at_a_terminal_no_words_are_a_call_for_help(monkeypatch):

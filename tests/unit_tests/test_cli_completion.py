@@ -18,7 +18,7 @@ LAYOUT = StateLayout.of(7, n_layer=1, n_embd=64, head_size=64)
 @pytest.fixture
 def store(tmp_path):
     with DiskStateStore(tmp_path / "store") as opened:
-        for name in ("bob", "bob2", "ann", "a name to quote", "b$x"):
+        for name in ("bob", "bob2", "ann", "a name to quote", "b$x", "-v"):
             opened.commit(name, opened.stage(zero_state(LAYOUT, "model")), None)
         yield opened
 
@@ -53,7 +53,16 @@ def test_where_nothing_can_be_read_nothing_is_offered_and_nothing_made(tmp_path,
 
 
 def test_files_of_models_and_states_are_offered_with_their_folders(store, tmp_path, monkeypatch):
-    for name in ("a.pth", "b.GGUF", "c.safetensors", "d.txt", ".hidden.pth", "sub/e.pth"):
+    for name in (
+        "a.pth",
+        "b.GGUF",
+        "c.safetensors",
+        "d.txt",
+        ".hidden.pth",
+        "sub/e.pth",
+        "a b.pth",
+        "a$.pth",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)

@@ -449,3 +449,8 @@ def test_every_command_has_help(command):
     result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "120"})
     assert result.exit_code == 0
     assert "--store" in result.stdout
+
+
+@pytest.mark.parametrize("every", ["inf", "1e20", "nan", "0"])
+def test_no_look_is_further_away_than_a_day(run, every):
+    assert run("watch", "bob", "--every", every).exit_code == 2

@@ -48,6 +48,14 @@ def test_a_session_is_forked_taken_back_and_renamed(run, store):
     assert store.check().problems == ()
 
 
+def test_a_turn_that_is_not_kept_is_not_blamed_on_the_store_as_the_command_opens_it(run, store):
+    turns(store, "dot", 8)
+    back = run("rewind", "dot", "7")
+    assert back.exit_code == 1
+    assert "is no longer kept: before a head there are as many as history= says" in back.stderr
+    assert "100" not in back.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -57,6 +65,7 @@ def test_a_session_is_forked_taken_back_and_renamed(run, store):
         (("rename", "cy", "dan"), "There is no session 'cy'"),
         (("rewind", "cy"), "There is no session 'cy'"),
         (("rewind", "bob", "9"), "It has 4 turns"),
+        (("restore", "nothing"), "There is no backup in nothing: name the directory of one."),
     ],
     ids=" ".join,
 )
@@ -66,6 +75,12 @@ def test_what_cannot_be_is_a_sentence_and_changes_nothing(run, store, words, sai
     assert result.exit_code == 1
     assert said in result.stderr
     assert {name: store.log(name) for name in store.sessions()} == before
+
+
+def test_a_session_whose_turns_are_all_taken_back_has_none_and_no_unread_messages(run):
+    assert run("rewind", "al").stdout == "Took back 1 turn of al: 0 turns.\n"
+    assert "none: no turn so far" in run("show", "al").stdout
+    assert "has no state: no turn so far." in run("inspect", "al").stderr
 
 
 @pytest.mark.parametrize("command", [("fork", "a", "b"), ("rewind", "a"), ("backup", "copy")])

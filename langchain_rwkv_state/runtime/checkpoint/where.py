@@ -45,7 +45,9 @@ class Found:
         return self.files[0].with_name("config.json")
 
 
-_OTHER_NAMES = "check the path. A model is 'demo', a checkpoint's file or folder, or org/repo/file.pth on a hub."
+_OTHER_NAMES = (
+    "check the path. A model is 'demo', a checkpoint's file or folder, or org/repo/file on a hub."
+)
 
 
 def find(path: Path) -> Found:

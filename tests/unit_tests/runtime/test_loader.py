@@ -342,3 +342,11 @@ def test_a_fifo_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "m.pth")
     with pytest.raises(ModelLoadError, match="There is no file"):
         load_runtime(tmp_path / "m.pth", "cpu fp32")
+
+
+def test_an_empty_name_is_not_the_folder_that_the_process_is_in(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(model.parent)
+    with pytest.raises(ModelLoadError, match="name is empty: give 'demo'"):
+        loader.locate("")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sqlite3
 import stat
 
 import pytest
@@ -173,6 +174,22 @@ def test_a_damaged_store_is_not_backed_up_as_if_it_were_whole(store, tmp_path):
     with pytest.raises(StateCorrupt, match=f"{file.stem}.*is missing.*doctor --fix"):
         store.backup(tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
+
+
+def test_a_file_of_another_size_or_a_row_that_was_changed_is_not_copied_as_if_it_were_whole(
+    store, tmp_path
+):
+    file = store.path / _state_files(store.path)[0]
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    with pytest.raises(StateCorrupt, match=f"{file.stem}.*truncated or changed.*doctor --fix"):
+        store.backup(tmp_path / "copy")
+    file.write_bytes(whole)
+    with sqlite3.connect(store.path / "cache.db") as database:
+        database.execute("UPDATE Cache SET value = x'723100' WHERE key = ?", (b"sbob",))
+    with pytest.raises(StateCorrupt, match=r"session row of 'bob'.*was changed.*doctor --fix"):
+        store.backup(tmp_path / "copy")
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
 def test_a_closed_store_makes_none(store, tmp_path):
