@@ -144,7 +144,7 @@ def test_a_pipe_is_one_turn_or_one_a_line(monkeypatch, question, text, lines, tu
 @pytest.mark.parametrize(("words", "shown"), [((), ""), (("so ", "it"), "so it\n")])
 def test_what_ends_an_answer_stands_on_a_line_of_its_own(capsys, error, words, shown):
     def stream():
-        yield from (AIMessageChunk(word) for word in words)
+        yield from (AIMessageChunk(content=word) for word in words)
         raise error("moved")
 
     with pytest.raises(error):

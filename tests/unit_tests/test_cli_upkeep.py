@@ -65,7 +65,7 @@ def test_a_turn_that_is_not_kept_is_not_blamed_on_the_store_as_the_command_opens
         (("rename", "cy", "dan"), "There is no session 'cy'"),
         (("rewind", "cy"), "There is no session 'cy'"),
         (("rewind", "bob", "9"), "It has 4 turns"),
-        (("restore", "nothing"), "There is no backup in nothing: name the directory of one."),
+        (("restore", "nothing"), "nothing: name the directory of one."),
     ],
     ids=" ".join,
 )
