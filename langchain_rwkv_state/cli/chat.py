@@ -88,8 +88,6 @@ def chat(
 
     In a terminal /help lists commands, and three quotes begin a turn of several lines and end it.
     Through a pipe each line is a turn, and only answers are printed.
-
-    Example: rwkv-state chat --session bob
     """
     settings = given(
         temperature=temperature,
