@@ -197,6 +197,8 @@ class _Talk:
         try:
             with self._told():
                 self._stream(session.stream_aside(messages) if aside else session.stream(messages))
+            if not aside:  # which left the conversation as it was
+                self._system_told = False
         except KeyboardInterrupt:
             if not self.is_terminal:
                 self._write(Text("\n"))  # a line is an answer, also one that was cut off
@@ -216,7 +218,6 @@ class _Talk:
             if self._system_told:
                 warnings.filterwarnings("ignore", "The messages before the state marker")
             yield
-        self._system_told = False
 
     def _stream(self, stream: Iterator[AIMessageChunk]) -> None:
         """Writes an answer as it comes.
