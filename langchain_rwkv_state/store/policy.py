@@ -417,29 +417,29 @@ class KeyedStore(StateStore):
 
         return self._write(work, freeing=True)
 
-    def rename(self, session: str, new_name: str) -> None:
+    def rename(self, session: str, new_session: str) -> None:
         """See `StateStore.rename`."""
         self._check_open()
         check_name(session, "session")
-        check_name(new_name, "new")
+        check_name(new_session, "new_session")
 
         def work(ledger: Ledger) -> None:
             row = ledger.session(session)
             if row is None:
                 raise StateNotFound(f"There is no session {session!r} to rename.")
-            if ledger.session(new_name) is not None:
+            if ledger.session(new_session) is not None:
                 raise SessionConflict(
-                    f"The session {new_name!r} exists already: choose another name, or "
+                    f"The session {new_session!r} exists already: choose another name, or "
                     "delete it first."
                 )
-            for name in (session, new_name):
+            for name in (session, new_session):
                 queue.require_empty(ledger, name)
-            ledger.remove_session(new_name, expired=True)  # what is left of an expired one
-            ledger.rename_session(row, new_name)
+            ledger.remove_session(new_session, expired=True)  # what is left of an expired one
+            ledger.rename_session(row, new_session)
 
         self._write(work)
         for turn in self.take_unsaved(session):
-            self.note_unsaved(new_name, turn)
+            self.note_unsaved(new_session, turn)
 
     def delete_session(self, session: str) -> bool:
         """See `StateStore.delete_session`."""
