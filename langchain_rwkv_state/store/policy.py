@@ -374,11 +374,7 @@ class KeyedStore(StateStore):
             source = ledger.session(session)
             if source is None or source.head is None:
                 raise StateNotFound(f"The session {session!r} has no state to fork.")
-            if ledger.session(new_session) is not None:
-                raise SessionConflict(
-                    f"The session {new_session!r} exists already: choose another name, or "
-                    "delete it first."
-                )
+            _require_free(ledger, new_session)
             turn = self._heads.turn_at(ledger, source, at or source.head)
             fresh = replace(
                 self._heads.living(ledger, new_session),
@@ -427,11 +423,7 @@ class KeyedStore(StateStore):
             row = ledger.session(session)
             if row is None:
                 raise StateNotFound(f"There is no session {session!r} to rename.")
-            if ledger.session(new_session) is not None:
-                raise SessionConflict(
-                    f"The session {new_session!r} exists already: choose another name, or "
-                    "delete it first."
-                )
+            _require_free(ledger, new_session)
             for name in (session, new_session):
                 queue.require_empty(ledger, name)
             ledger.remove_session(new_session, expired=True)  # what is left of an expired one
@@ -961,6 +953,14 @@ def _clock_mark(backend: Backend) -> ClockMark | None:
         return ClockMark(body.seconds("wall"), body.seconds("offset"))
     except StateCorrupt:
         return None  # without a mark the clock is taken at its word
+
+
+def _require_free(view: View, session: str) -> None:
+    """Checks that no session has a name."""
+    if view.session(session) is not None:
+        raise SessionConflict(
+            f"The session {session!r} exists already: choose another name, or delete it first."
+        )
 
 
 def _readable(view: View, ref: str) -> StateRow | None:
