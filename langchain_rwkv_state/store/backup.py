@@ -137,7 +137,8 @@ class _Copy:
     def _take(self, connection: sqlite3.Connection) -> tuple[int, int, int] | StateRow:
         """Copies what a snapshot holds; returns what is missing where a file is gone by now."""
         found = connection.execute(
-            "SELECT key, value FROM Cache WHERE key >= ? AND key < ?", (b"t", b"u")  # states
+            "SELECT key, value FROM Cache WHERE key >= ? AND key < ?",
+            (b"t", b"u"),  # states
         ).fetchall()
         states = [StateRow.unpack(rows.ref_text(bytes(key[1:])), value) for key, value in found]
         missing = None
@@ -161,7 +162,8 @@ class _Copy:
             with closing(sqlite3.connect(path)) as target:
                 connection.backup(target)
         ((sessions,),) = connection.execute(
-            "SELECT COUNT(*) FROM Cache WHERE key >= ? AND key < ?", (b"s", b"t")  # sessions
+            "SELECT COUNT(*) FROM Cache WHERE key >= ? AND key < ?",
+            (b"s", b"t"),  # sessions
         )
         nbytes = path.stat().st_size + sum(row.nbytes for row in states)
         return int(sessions), len(states), nbytes

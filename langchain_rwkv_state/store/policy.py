@@ -366,7 +366,7 @@ class KeyedStore(StateStore):
         """See `StateStore.fork`."""
         self._check_open()
         check_name(session, "session")
-        check_name(new_session, "new_session")
+        check_name(new_session, "new")
         if at is not None:
             _check_ref(at, "at")
 
@@ -417,7 +417,7 @@ class KeyedStore(StateStore):
         """See `StateStore.rename`."""
         self._check_open()
         check_name(session, "session")
-        check_name(new_session, "new_session")
+        check_name(new_session, "new")
 
         def work(ledger: Ledger) -> None:
             row = ledger.session(session)
