@@ -31,7 +31,7 @@ from langchain_rwkv_state.cli.options import (
     open_store,
 )
 from langchain_rwkv_state.cli.streams import read_text
-from langchain_rwkv_state.views.words import counted
+from langchain_rwkv_state.words import counted
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.chat_models import ChatRWKV

@@ -41,7 +41,7 @@ from langchain_rwkv_state.cli.options import (
 from langchain_rwkv_state.cli.streams import piped_text
 from langchain_rwkv_state.cli.typed import Typed, marked_pastes, typed_turn
 from langchain_rwkv_state.errors import RWKVStateError
-from langchain_rwkv_state.views.words import counted
+from langchain_rwkv_state.words import counted
 
 if TYPE_CHECKING:
     from langchain_core.messages import AIMessageChunk, BaseMessage

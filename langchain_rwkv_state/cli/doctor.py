@@ -26,7 +26,7 @@ from langchain_rwkv_state.cli.options import (
     open_store,
     store_directory,
 )
-from langchain_rwkv_state.views.words import counted
+from langchain_rwkv_state.words import counted
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.store import DiskStateStore
