@@ -35,6 +35,7 @@ from langchain_rwkv_state.words import counted
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.chat_models import ChatRWKV
+    from langchain_rwkv_state.prefix_cache import Root
     from langchain_rwkv_state.prefix_cache.disk import DiskTier, Row
 
 _SHOWN_CHARS = 60
@@ -267,19 +268,14 @@ def _table(rows: Sequence[Row]) -> Table:
 
 def _tree(rows: Sequence[Row], decode: Callable[[Row, tuple[int, ...]], str]) -> Tree:
     """Draws the states of each root, each below the deepest one that it goes on from."""
-    from langchain_rwkv_state.prefix_cache.tree import unpack
-
     drawn = Tree("prefix cache")
-    root, stack = None, []
-    for row in rows:
-        if row.root != root:
-            root = row.root
-            name = root.fingerprint + (f", salt {root.salt[:8]}" if root.salt else "")
-            stack = [(b"", drawn.add(escape(output.plain(name))))]
-        while not row.key.startswith(stack[-1][0]):
-            stack.pop()
-        above, branch = stack[-1]
-        text = decode(row, unpack(row.key[len(above) :]))
+    trunks: dict[Root, Tree] = {}
+    branches: list[Tree] = []
+    for row, above, text in zip(rows, _above(rows), _texts(rows, decode), strict=True):
+        if row.root not in trunks:
+            salted = f", salt {row.root.salt[:8]}" if row.root.salt else ""
+            name = output.plain(row.root.fingerprint + salted)
+            trunks[row.root] = drawn.add(escape(name))
         if len(text) > _SHOWN_CHARS:
             half = _SHOWN_CHARS // 2
             text = f"{text[:half]}\u2026{text[-half:]}"
@@ -289,7 +285,7 @@ def _tree(rows: Sequence[Row], decode: Callable[[Row, tuple[int, ...]], str]) ->
         )
         if row.pin:
             line.append(f"  pinned: {output.plain(row.pin)}", "bold")
-        stack.append((row.key, branch.add(line)))
+        branches.append((trunks[row.root] if above is None else branches[above]).add(line))
     return drawn
 
 
