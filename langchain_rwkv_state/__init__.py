@@ -57,7 +57,8 @@ def __getattr__(name: str) -> Any:
     collects = gc.isenabled()
     gc.disable()
     try:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        return value
     finally:
         if collects:
             gc.enable()

@@ -728,7 +728,7 @@ class _Bound(RunnableBinding[LanguageModelInput, AIMessage]):
         Raises:
             TypeError: What the options are bound to is no model alone, as after `with_retry`.
         """
-        return self._kept_by(self._chat.with_session(session, **kwargs))
+        return self._bind_to(self._chat.with_session(session, **kwargs))
 
     def with_sessions(self, *args: Any, **kwargs: Any) -> BoundSession:
         """Returns `ChatRWKV.with_sessions` of the model, with the same options.
@@ -736,9 +736,9 @@ class _Bound(RunnableBinding[LanguageModelInput, AIMessage]):
         Raises:
             TypeError: What the options are bound to is no model alone, as after `with_retry`.
         """
-        return self._kept_by(self._chat.with_sessions(*args, **kwargs))
+        return self._bind_to(self._chat.with_sessions(*args, **kwargs))
 
-    def _kept_by(self, calls: SessionCalls) -> BoundSession:
+    def _bind_to(self, calls: SessionCalls) -> BoundSession:
         """Binds to a session what is bound here."""
         return BoundSession(
             bound=calls,

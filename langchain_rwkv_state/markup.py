@@ -25,14 +25,7 @@ def escaped(text: object) -> str:
     return html.escape(in_one_line(str(text)))
 
 
-def table(
-    title: str,
-    columns: Sequence[str],
-    rows: Iterable[Sequence[object]],
-    count: int,
-    *,
-    note: str = "",
-) -> str:
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], count: int) -> str:
     """Returns a table of at most `MOST_ROWS` rows, with the number of those left out.
 
     Args:
@@ -40,7 +33,6 @@ def table(
         columns: Names of the columns.
         rows: Cells of any kind, shown as their text; no more are taken than are shown.
         count: How many rows there are.
-        note: A sentence below it.
 
     Example:
         >>> "<td>&lt;b&gt;</td>" in table("Names", ["NAME"], [["<b>"]], 1)
@@ -52,11 +44,10 @@ def table(
         shown.append(f'<tr><td colspan="{len(columns)}">and {left} more</td></tr>')
     head = f"<thead>{_row('th', columns)}</thead>"
     caption = f"<caption>{escaped(title)}</caption>"
-    below = f"<p>{escaped(note)}</p>" if note else ""
-    return f"<table>{caption}{head}<tbody>{''.join(shown)}</tbody></table>{below}"
+    return f"<table>{caption}{head}<tbody>{''.join(shown)}</tbody></table>"
 
 
-def facts(title: str, known: Mapping[str, object], *, note: str = "") -> str:
+def facts(title: str, known: Mapping[str, object]) -> str:
     """Returns a table of two columns: what is known, by name.
 
     Example:
@@ -67,8 +58,7 @@ def facts(title: str, known: Mapping[str, object], *, note: str = "") -> str:
         f'<tr><th scope="row">{escaped(name)}</th><td>{escaped(value)}</td></tr>'
         for name, value in known.items()
     )
-    below = f"<p>{escaped(note)}</p>" if note else ""
-    return f"<table><caption>{escaped(title)}</caption><tbody>{rows}</tbody></table>{below}"
+    return f"<table><caption>{escaped(title)}</caption><tbody>{rows}</tbody></table>"
 
 
 def sentence(text: str) -> str:

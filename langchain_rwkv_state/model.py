@@ -208,10 +208,8 @@ class RWKVModel(BaseModel):
         """Shows what tells a model from another: model, strategy, store, and what was set."""
         fields, always = type(self).model_fields, ("model", "strategy", "store_location")
         for name in dict.fromkeys((*always, *fields)):
-            value, default = (
-                getattr(self, name),
-                fields[name].get_default(call_default_factory=True),
-            )
+            value = getattr(self, name)
+            default = fields[name].get_default(call_default_factory=True)
             if name == "metadata":  # LangChain notes versions there
                 value = {key: value[key] for key in value or {} if key != "lc_versions"} or None
             is_set = fields[name].repr and name != "profile" and value != default

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Self
 
 from langchain_core.callbacks import BaseCallbackHandler
 
+from langchain_rwkv_state.words import in_one_line
+
 if TYPE_CHECKING:  # a twentieth of a second, which an answer that draws no bar need not wait
     from rich.console import Console
     from rich.progress import Progress
@@ -148,8 +150,7 @@ def stepping(
         if bar is None:
             yield lambda _done, _total: None
             return
-        shown = "".join(each if each.isprintable() else "?" for each in label)
-        task = bar.add_task(shown, total=None)
+        task = bar.add_task(in_one_line(label), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 

@@ -493,8 +493,8 @@ class BoundSession(RunnableBinding[LanguageModelInput, AIMessage]):
         """
         if not isinstance(self.bound, SessionCalls):
             raise TypeError(
-                f"An aside is a session's, and this is {type(self.bound).__name__}: ask the "
-                "session itself, and put what else is wanted behind it."
+                f"Asides and tools are a session's, and this is {type(self.bound).__name__}: ask "
+                "the session itself, and put what else is wanted behind it."
             )
         return self.bound
 

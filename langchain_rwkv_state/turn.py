@@ -178,7 +178,7 @@ def count_tokens(
     reasoning: Reasoning = None,
     thoughts: bool = False,
 ) -> int:
-    """Returns how many tokens an answer to messages reads that goes on from nothing.
+    """Returns how many tokens are read, from nothing on, before messages are answered.
 
     Args:
         messages: What is said, with no marker.

@@ -163,7 +163,7 @@ _COMMANDS: dict[str, dict[Callable[..., None], str]] = {
 for _panel, _examples in _COMMANDS.items():
     for _command, _example in _examples.items():
         app.command(
-            (_command.__name__.rstrip("_").replace("_", "-")),
+            _command.__name__.rstrip("_").replace("_", "-"),
             cls=LiteralCommand,
             epilog=f"Example: rwkv-state {_example}",
             rich_help_panel=_panel,

@@ -31,10 +31,11 @@ from langchain_rwkv_state.cli.options import (
     open_store,
 )
 from langchain_rwkv_state.cli.streams import read_text
-from langchain_rwkv_state.views.words import counted
+from langchain_rwkv_state.words import counted
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.chat_models import ChatRWKV
+    from langchain_rwkv_state.prefix_cache import Root
     from langchain_rwkv_state.prefix_cache.disk import DiskTier, Row
 
 _SHOWN_CHARS = 60
@@ -287,19 +288,14 @@ def _table(rows: Sequence[Row]) -> Table:
 
 def _tree(rows: Sequence[Row], decode: Callable[[Row, tuple[int, ...]], str]) -> Tree:
     """Draws the states of each root, each below the deepest one that it goes on from."""
-    from langchain_rwkv_state.prefix_cache.tree import unpack
-
     drawn = Tree("prefix cache")
-    root, stack = None, []
-    for row in rows:
-        if row.root != root:
-            root = row.root
-            name = root.fingerprint + (f", salt {root.salt[:8]}" if root.salt else "")
-            stack = [(b"", drawn.add(escape(output.plain(name))))]
-        while not row.key.startswith(stack[-1][0]):
-            stack.pop()
-        above, branch = stack[-1]
-        text = decode(row, unpack(row.key[len(above) :]))
+    trunks: dict[Root, Tree] = {}
+    branches: list[Tree] = []
+    for row, above, text in zip(rows, _above(rows), _texts(rows, decode), strict=True):
+        if row.root not in trunks:
+            salted = f", salt {row.root.salt[:8]}" if row.root.salt else ""
+            name = output.plain(row.root.fingerprint + salted)
+            trunks[row.root] = drawn.add(escape(name))
         if len(text) > _SHOWN_CHARS:
             half = _SHOWN_CHARS // 2
             text = f"{text[:half]}\u2026{text[-half:]}"
@@ -309,7 +305,7 @@ def _tree(rows: Sequence[Row], decode: Callable[[Row, tuple[int, ...]], str]) ->
         )
         if row.pin:
             line.append(f"  pinned: {output.in_one_line(row.pin)}", "bold")
-        stack.append((row.key, branch.add(line)))
+        branches.append((trunks[row.root] if above is None else branches[above]).add(line))
     return drawn
 
 

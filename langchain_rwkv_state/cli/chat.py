@@ -41,7 +41,7 @@ from langchain_rwkv_state.cli.options import (
 from langchain_rwkv_state.cli.streams import piped_text
 from langchain_rwkv_state.cli.typed import Typed, marked_pastes, typed_turn
 from langchain_rwkv_state.errors import RWKVStateError
-from langchain_rwkv_state.views.words import counted
+from langchain_rwkv_state.words import counted
 
 if TYPE_CHECKING:
     from langchain_core.messages import AIMessageChunk, BaseMessage
@@ -88,8 +88,6 @@ def chat(
 
     In a terminal /help lists commands, and three quotes begin a turn of several lines and end it.
     Through a pipe each line is a turn, and only answers are printed.
-
-    Example: rwkv-state chat --session bob
     """
     settings = given(
         temperature=temperature,
@@ -199,6 +197,8 @@ class _Talk:
         try:
             with self._told():
                 self._stream(session.stream_aside(messages) if aside else session.stream(messages))
+            if not aside:  # which left the conversation as it was
+                self._system_told = False
         except KeyboardInterrupt:
             if not self.is_terminal:
                 self._write(Text("\n"))  # a line is an answer, also one that was cut off
@@ -218,7 +218,6 @@ class _Talk:
             if self._system_told:
                 warnings.filterwarnings("ignore", "The messages before the state marker")
             yield
-        self._system_told = False
 
     def _stream(self, stream: Iterator[AIMessageChunk]) -> None:
         """Writes an answer as it comes.

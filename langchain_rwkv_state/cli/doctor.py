@@ -17,7 +17,7 @@ import typer
 from rich.text import Text
 
 from langchain_rwkv_state.cli import output
-from langchain_rwkv_state.cli.findings import Check, Finding, as_json, findings, show
+from langchain_rwkv_state.cli.findings import Check, Finding, document, findings, show
 from langchain_rwkv_state.cli.model_check import look_into, trial
 from langchain_rwkv_state.cli.options import (
     JsonOption,
@@ -26,7 +26,7 @@ from langchain_rwkv_state.cli.options import (
     open_store,
     store_directory,
 )
-from langchain_rwkv_state.views.words import counted
+from langchain_rwkv_state.words import counted
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.store import DiskStateStore
@@ -60,7 +60,7 @@ def doctor(
     fix: Annotated[
         bool, typer.Option("--fix", help="Mend the store, and say what was done.")
     ] = False,
-    json_wanted: JsonOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Say what is installed, what would run, and whether a model and the store are sound.
 
@@ -78,7 +78,7 @@ def doctor(
         checks.insert(3, ("model", lambda: look_into(model)))
         if not no_trial:
             checks.append(("trial", lambda: trial(model)))
-    wrong = _documented(checks) if json_wanted else _shown(checks)
+    wrong = _documented(checks) if as_json else _shown(checks)
     if wrong:
         raise typer.Exit(1)
 
@@ -102,7 +102,7 @@ def _shown(checks: Iterable[tuple[str, Check]]) -> int:
 def _documented(checks: Iterable[tuple[str, Check]]) -> int:
     """Prints all findings as one document; returns how many need attention."""
     found = [
-        as_json(title, finding) for title, check in checks for finding in findings(title, check)
+        document(title, finding) for title, check in checks for finding in findings(title, check)
     ]
     wrong = sum(each["advice"] is not None for each in found)
     output.as_json({"well": not wrong, "findings": found})

@@ -62,7 +62,7 @@ def show(finding: Finding) -> None:
     output.out().print(table)
 
 
-def as_json(section: str, finding: Finding) -> dict[str, Any]:
+def document(section: str, finding: Finding) -> dict[str, Any]:
     """Returns a finding for programs."""
     return {
         "section": section,

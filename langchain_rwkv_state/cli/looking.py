@@ -33,8 +33,8 @@ from langchain_rwkv_state.cli.states import (
     read_healthy,
     state_of,
 )
-from langchain_rwkv_state.views.words import counted, span
 from langchain_rwkv_state.whole import require_new, write_whole
+from langchain_rwkv_state.words import counted, span
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import Diff, HeadMap, Inspection, RWKVState

@@ -19,7 +19,7 @@ from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.completion import complete_session
 from langchain_rwkv_state.cli.options import StoreOption
 from langchain_rwkv_state.cli.sessions import existing_store, unknown_session
-from langchain_rwkv_state.views.words import counted
+from langchain_rwkv_state.words import counted
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.store import DiskStateStore

@@ -33,8 +33,8 @@ from langchain_rwkv_state.cli.states import (
     loaded_model,
     state_of,
 )
-from langchain_rwkv_state.views.words import counted
 from langchain_rwkv_state.whole import require_new
+from langchain_rwkv_state.words import counted
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import RWKVState

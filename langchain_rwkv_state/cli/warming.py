@@ -26,7 +26,7 @@ from langchain_rwkv_state.cli.options import (
     open_store,
 )
 from langchain_rwkv_state.cli.states import Into, keep, loaded_model
-from langchain_rwkv_state.views.words import counted
+from langchain_rwkv_state.words import counted
 
 
 def prefill(

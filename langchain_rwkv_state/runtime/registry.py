@@ -13,9 +13,7 @@ from typing import Any
 
 import torch
 
-from langchain_rwkv_state.registry import Hold, Registry
-
-__all__ = ["MODELS", "Hold", "Registry", "return_memory"]
+from langchain_rwkv_state.registry import Registry
 
 
 def return_memory() -> None:

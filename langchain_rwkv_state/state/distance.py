@@ -89,7 +89,7 @@ class Distance(float):
         """The number itself, over the whole states."""
         return float(self)
 
-    def __eq__(self, other: object) -> bool:  # the float's own, which mypy takes for a narrower one
+    def __eq__(self, other: object) -> bool:  # as float's; without it mypy refuses `found == 0`
         return float(self) == other
 
     __hash__ = float.__hash__

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from langchain_rwkv_state.errors import StateCorrupt
 
-HEADER_LIMIT_BYTES = 1 << 20  # a header of the largest known model takes 40 kB
+HEADER_LIMIT_BYTES = 1 << 20  # a header of the largest known model takes 2 kB
 FILE_LIMIT_BYTES = 4 << 30  # a state of the largest known model takes 80 MB
 START_BYTES = 1 << 13  # of a file, that hold the header: its layers are joined, so it is short
 _VERSION_DIGITS = 9  # a later version, however long its number: `int` refuses thousands of digits

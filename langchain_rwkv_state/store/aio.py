@@ -198,9 +198,9 @@ class AsyncVerbs(StoreVerbs):
         """Async twin of `rewind`."""
         return await self._in_thread(self.rewind, session, turns, to)
 
-    async def arename(self, session: str, new_name: str) -> None:
+    async def arename(self, session: str, new_session: str) -> None:
         """Async twin of `rename`."""
-        await self._in_thread(self.rename, session, new_name)
+        await self._in_thread(self.rename, session, new_session)
 
     async def adelete_session(self, session: str) -> bool:
         """Async twin of `delete_session`."""

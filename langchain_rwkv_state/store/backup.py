@@ -22,6 +22,7 @@ from langchain_rwkv_state.store.disk_backend import DiskBackend
 from langchain_rwkv_state.store.files import (
     RESERVE,
     StateFiles,
+    flush_file,
     is_full,
     make_directories,
     write_new,
@@ -169,7 +170,8 @@ class _Copy:
             with closing(sqlite3.connect(path)) as target:
                 connection.backup(target)
         ((sessions,),) = connection.execute(
-            "SELECT COUNT(*) FROM Cache WHERE key >= x'73' AND key < x'74'"  # s: sessions
+            "SELECT COUNT(*) FROM Cache WHERE key >= ? AND key < ?",
+            (b"s", b"t"),  # sessions
         )
         nbytes = path.stat().st_size + sum(row.nbytes for row in states)
         return int(sessions), len(states), nbytes
@@ -177,10 +179,6 @@ class _Copy:
 
 def _flush_all(root: Path) -> None:
     """Waits until a new store's database, folders and names are on the disk."""
-    handle = os.open(root / DATABASE, os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    flush_file(root / DATABASE)
     for folder in (*(each for each in root.iterdir() if each.is_dir()), root):
         flush_directory(folder)

@@ -206,8 +206,8 @@ class DiskStateStore(KeyedStore):
     def restore(backup: str | os.PathLike[str], directory: str | os.PathLike[str]) -> Backup:
         """Makes a store of a backup, once every row and file of that was looked at.
 
-        The backup is read and left as it is; so is a store that stands in the place of the new
-        one, which is refused. It is a backup of the backup: the other way round.
+        The backup is only read. What is made is in turn a backup of it, and like one it needs a
+        place where no store stands.
 
         Args:
             backup: A directory that `backup` made, or a copy of one.

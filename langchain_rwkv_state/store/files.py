@@ -111,7 +111,8 @@ def write_new(path: Path, parts: Iterable[Buffer], *, flush: bool = True) -> Non
         raise
 
 
-def _flush_file(path: Path) -> None:
+def flush_file(path: Path) -> None:
+    """Waits until what a file holds is on the disk."""
     handle = os.open(path, os.O_RDWR | NO_LINK)
     try:
         os.fsync(handle)
@@ -206,7 +207,7 @@ class StateFiles:
         except OSError:
             return False  # no room, no links, or no such file: whoever asks writes it anew
         try:
-            _flush_file(target)
+            flush_file(target)
         except OSError:
             self.drop(name)
             return False

@@ -366,7 +366,7 @@ class KeyedStore(StateStore):
         """See `StateStore.fork`."""
         self._check_open()
         check_name(session, "session")
-        check_name(new_session, "new_session")
+        check_name(new_session, "new")
         if at is not None:
             _check_ref(at, "at")
 
@@ -374,11 +374,7 @@ class KeyedStore(StateStore):
             source = ledger.session(session)
             if source is None or source.head is None:
                 raise StateNotFound(f"The session {session!r} has no state to fork.")
-            if ledger.session(new_session) is not None:
-                raise SessionConflict(
-                    f"The session {new_session!r} exists already: choose another name, or "
-                    "delete it first."
-                )
+            _require_free(ledger, new_session)
             turn = self._heads.turn_at(ledger, source, at or source.head)
             fresh = replace(
                 self._heads.living(ledger, new_session),
@@ -417,29 +413,25 @@ class KeyedStore(StateStore):
 
         return self._write(work, freeing=True)
 
-    def rename(self, session: str, new_name: str) -> None:
+    def rename(self, session: str, new_session: str) -> None:
         """See `StateStore.rename`."""
         self._check_open()
         check_name(session, "session")
-        check_name(new_name, "new")
+        check_name(new_session, "new")
 
         def work(ledger: Ledger) -> None:
             row = ledger.session(session)
             if row is None:
                 raise StateNotFound(f"There is no session {session!r} to rename.")
-            if ledger.session(new_name) is not None:
-                raise SessionConflict(
-                    f"The session {new_name!r} exists already: choose another name, or "
-                    "delete it first."
-                )
-            for name in (session, new_name):
+            _require_free(ledger, new_session)
+            for name in (session, new_session):
                 queue.require_empty(ledger, name)
-            ledger.remove_session(new_name, expired=True)  # what is left of an expired one
-            ledger.rename_session(row, new_name)
+            ledger.remove_session(new_session, expired=True)  # what is left of an expired one
+            ledger.rename_session(row, new_session)
 
         self._write(work)
         for turn in self.take_unsaved(session):
-            self.note_unsaved(new_name, turn)
+            self.note_unsaved(new_session, turn)
 
     def delete_session(self, session: str) -> bool:
         """See `StateStore.delete_session`."""
@@ -961,6 +953,14 @@ def _clock_mark(backend: Backend) -> ClockMark | None:
         return ClockMark(body.seconds("wall"), body.seconds("offset"))
     except StateCorrupt:
         return None  # without a mark the clock is taken at its word
+
+
+def _require_free(view: View, session: str) -> None:
+    """Checks that no session has a name."""
+    if view.session(session) is not None:
+        raise SessionConflict(
+            f"The session {session!r} exists already: choose another name, or delete it first."
+        )
 
 
 def _readable(view: View, ref: str) -> StateRow | None:

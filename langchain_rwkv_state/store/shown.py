@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from langchain_rwkv_state.store.records import SessionInfo
     from langchain_rwkv_state.store.verbs import StoreVerbs
 
-_COLUMNS = ("session", "turns", "tokens", "size", "last turn", "expires", "head", "unread")
+_COLUMNS = (
+    *("session", "model", "turns", "tokens", "size"),
+    *("last turn", "expires", "head", "unread"),
+)
 
 
 def store_html(store: StoreVerbs) -> str:
@@ -57,6 +60,7 @@ def _cells(info: SessionInfo) -> tuple[object, ...]:
     now = time.time()
     return (
         info.session,
+        info.model or "-",
         info.n_turns,
         info.n_tokens,
         size(info.nbytes),

@@ -187,7 +187,7 @@ class StoreVerbs(ABC):
         """
 
     @abstractmethod
-    def rename(self, session: str, new_name: str) -> None:
+    def rename(self, session: str, new_session: str) -> None:
         """Gives a session another name, with all that it has, at one stroke.
 
         Log, unread messages, states and time to live move along; the old name is that of no session

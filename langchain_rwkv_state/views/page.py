@@ -18,7 +18,7 @@ from langchain_rwkv_state.views.sections import (
 )
 from langchain_rwkv_state.views.session_report import SessionReport
 from langchain_rwkv_state.views.style import CSS
-from langchain_rwkv_state.views.words import clock_time
+from langchain_rwkv_state.words import clock_time
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 

@@ -16,7 +16,7 @@ from langchain_rwkv_state.views.heat_svg import heat_map
 from langchain_rwkv_state.views.html_parts import legend, section, table_html
 from langchain_rwkv_state.views.scale import Scale
 from langchain_rwkv_state.views.session_report import SessionReport
-from langchain_rwkv_state.views.words import ago, clock_time, counted, short, size, span, until
+from langchain_rwkv_state.words import ago, clock_time, counted, short, size, span, until
 
 _CLASSES = {"Sound": "good", "Finite": "good", "Empty": "warn", "Unusual": "warn"}
 _KINDS = {

@@ -65,6 +65,7 @@ def test_a_turn_of_several_lines_a_paste_and_the_commands(terminal):
     _say(at, "/system\n", "No system prompt was set")
     _say(at, "/system Be [b]kind.\n", "It is read with the next turn, behind")
     _say(at, "/system\n", "System prompt: Be [b]kind.")
+    _say(at, "/ask So?\n", "<aside ['Be [b]kind.', 'So?']>")
     _say(at, "Hi.\n", "<turn ['Be [b]kind.', 'Hi.']>")
     assert "marker" not in at.seen  # /system said so
     _say(at, "/help\n", '"""', "begin a turn of several lines")

@@ -167,5 +167,6 @@ class TestWithTheModel:
             await bob.aask_aside("One."),
         ]
         assert [usage(answer) for answer in answers] == [2, 2, 2]
-        with pytest.raises(TypeError, match="ask the session itself"):
-            bob.with_retry().ask_aside("One.")
+        for ask in (bob.with_retry().ask_aside, bob.with_retry().bind_tools):
+            with pytest.raises(TypeError, match=r"Asides and tools .*: ask the session itself"):
+                ask([])

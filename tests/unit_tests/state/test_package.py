@@ -5,8 +5,11 @@ import sys
 
 import pytest
 
+from langchain_rwkv_state import DiskStateStore
+from tests.helpers.states import random_state
 
-@pytest.mark.parametrize("name", ["distance", "memory", "motion"])
+
+@pytest.mark.parametrize("name", ["diff", "distance", "memory", "motion"])
 def test_a_submodule_does_not_hide_the_function_of_its_name(name):
     code = (
         f"import langchain_rwkv_state.state.{name}\n"
@@ -17,12 +20,15 @@ def test_a_submodule_does_not_hide_the_function_of_its_name(name):
 
 
 def test_a_store_is_looked_into_without_pytorch(tmp_path):
+    with DiskStateStore(tmp_path / "store") as store:
+        store.commit("ada", store.stage(random_state([1])), None)
     code = (
         "import sys\n"
         "from langchain_rwkv_state import DiskStateStore\n"
         f"with DiskStateStore({str(tmp_path / 'store')!r}) as store:\n"
         "    store.append_unread('bob', ['\"hello\"'])\n"
-        "    assert store.sessions() == ['bob']\n"
+        "    assert store.sessions() == ['ada', 'bob']\n"
+        "    assert store.session('ada').model.startswith('RWKV-')\n"
         "    assert store.session('bob').n_turns == 0\n"
         "    assert store.log('bob') == []\n"
         "    store.prune(), store.stats()\n"
