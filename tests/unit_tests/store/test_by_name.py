@@ -70,7 +70,7 @@ class TestNames:
         with pytest.raises(StateNotFound, match=r"no session 'carol'.*store.sessions"):
             store.distance("alice", "carol")
         store.append_unread("dora", ["{}"])
-        with pytest.raises(ValueError, match="unread messages alone, or was rewound"):
+        with pytest.raises(ValueError, match="has no state: only unread messages"):
             store.inspect("dora")
         with pytest.raises(TypeError, match="Name a session, a reference or a state, got 7"):
             store.inspect(7)

@@ -241,7 +241,7 @@ def test_a_state_that_is_trimmed_between_two_looks_is_looked_for_anew(store, mon
 def test_what_cannot_be_looked_at_is_said(store, monkeypatch):
     assert standing(store, "nobody") is None
     store.append_unread("waiting", ["{}"])
-    with pytest.raises(ValueError, match="unread messages alone"):
+    with pytest.raises(ValueError, match="only unread messages"):
         standing(store, "waiting")
     turn(store, 1)
 
