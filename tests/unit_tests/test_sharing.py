@@ -111,7 +111,7 @@ def test_making_a_chat_object_is_cheap_once_the_model_is_at_work(own_model, stor
 
 class TestTheEnd:
     def test_a_dropped_model_stays_for_a_moment_after_its_last_answer(self, own_model, monkeypatch):
-        monkeypatch.setattr(engine_module, "_IDLE_SECONDS", 2.0)  # longer than a busy collector takes
+        monkeypatch.setattr(engine_module, "_IDLE_SECONDS", 2.0)  # a busy gc takes less
         before = len(MODELS), len(LOADED), len(ENGINES)
         chat = ChatRWKV(model=own_model, store=MemoryStateStore(), max_tokens=3)
         chat.invoke("Hi")
