@@ -18,7 +18,7 @@ from queue import SimpleQueue
 from typing import Any, cast
 
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
+from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 from langchain_core.runnables.config import get_config_list, get_executor_for_config
 from langchain_core.runnables.utils import gather_with_concurrency
@@ -387,28 +387,20 @@ class SessionCalls(Runnable[LanguageModelInput, AIMessage]):
     def _turn(
         self, given: LanguageModelInput, config: RunnableConfig | None, *, aside: bool = False
     ) -> SessionTurn:
-        messages = to_messages(given)
-        if messages and _says_nothing(messages[-1]):
+        if isinstance(given, str) and not given.strip():
             raise InputError(
-                "The input is an empty text, or ends with one, and what is said in a session "
-                "stays: pass a text."
+                "The input is an empty text, and what is said in a session stays: pass a text, or "
+                "a message where an empty one is meant."
             )
         return SessionTurn(
             self.store,
             self._session_of(config),
-            messages,
+            to_messages(given),
             ttl=self.ttl,
             on_conflict=self.on_conflict,
             wait_seconds=self.wait_timeout,
             aside=aside,
         )
-
-
-def _says_nothing(message: BaseMessage) -> bool:
-    """Says whether somebody said an empty text; a tool's result may be one."""
-    return isinstance(message, HumanMessage) and not (
-        message.content.strip() if isinstance(message.content, str) else message.content
-    )
 
 
 def _answered(done: tuple[int, Any], *, return_exceptions: bool) -> tuple[int, Any]:

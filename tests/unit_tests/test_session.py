@@ -141,15 +141,7 @@ class TestTurns:
             heads.add(store.head(f"bob-{number}"))
         assert len(heads) == 1
 
-    @pytest.mark.parametrize(
-        "nothing",
-        [
-            "",
-            " \n",
-            [SystemMessage("Be kind."), HumanMessage(" ")],
-            [HumanMessage("One."), HumanMessage([])],
-        ],
-    )
+    @pytest.mark.parametrize("nothing", ["", " \n"])
     def test_that_say_nothing_are_refused(self, chat, store, nothing):
         bob = chat.with_session("bob")
         for call in (bob.invoke, lambda text: list(bob.stream(text)), bob.ask_aside):
