@@ -55,10 +55,10 @@ EXPECTED = {
     ],
     "docs/tutorials/operator.md": [
         "All is well.",
-        "4 sessions, 0 damaged",
+        "sessions, 0 damaged",
         "Renamed countess as ada",
         "nothing was to be mended",
-        "4 sessions, ",
+        "2 sessions, ",
         "drill: Your name is Marlow.",
         "turns moved: ",
     ],
@@ -156,7 +156,10 @@ def reader(desk, tmp_path):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page != "README.md"])
-def test_the_code_of_a_page_runs_in_its_own_order(page, reader):
+def test_the_code_of_a_page_runs_in_its_own_order(page, reader, tmp_path):
+    if page in TUTORIALS:  # which begin with nothing but the package
+        (tmp_path / "new").mkdir()
+        reader = Reader(tmp_path / "new", tmp_path / "home")
     # Tutorials are typed again, in the same home and directory.
     for _ in range(2 if page in TUTORIALS else 1):
         printed = reader.follow(page)
