@@ -25,11 +25,13 @@ from langchain_rwkv_state.cli.options import (
     MaxTokensOption,
     ModelOption,
     PresenceOption,
+    ReasoningOption,
     SeedOption,
     StoreOption,
     StrategyOption,
     SystemOption,
     TemperatureOption,
+    TokenizerOption,
     TopKOption,
     TopPOption,
     TtlOption,
@@ -77,6 +79,8 @@ def ask(
     store: StoreOption = None,
     create: CreateOption = False,
     strategy: StrategyOption = "auto",
+    tokenizer: TokenizerOption = None,
+    reasoning: ReasoningOption = None,
     system: SystemOption = None,
     ttl: TtlOption = None,
     temperature: TemperatureOption = None,
@@ -104,6 +108,8 @@ def ask(
     from langchain_rwkv_state.chat_models import ChatRWKV
 
     settings = given(
+        tokenizer=tokenizer,
+        reasoning=reasoning,
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,

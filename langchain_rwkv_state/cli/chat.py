@@ -27,11 +27,13 @@ from langchain_rwkv_state.cli.options import (
     MaxTokensOption,
     ModelOption,
     PresenceOption,
+    ReasoningOption,
     SeedOption,
     StoreOption,
     StrategyOption,
     SystemOption,
     TemperatureOption,
+    TokenizerOption,
     TopKOption,
     TopPOption,
     TtlOption,
@@ -74,6 +76,8 @@ def chat(
     store: StoreOption = None,
     create: CreateOption = False,
     strategy: StrategyOption = "auto",
+    tokenizer: TokenizerOption = None,
+    reasoning: ReasoningOption = None,
     system: SystemOption = None,
     ttl: TtlOption = None,
     temperature: TemperatureOption = None,
@@ -90,6 +94,8 @@ def chat(
     Through a pipe each line is a turn, and only answers are printed.
     """
     settings = given(
+        tokenizer=tokenizer,
+        reasoning=reasoning,
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,

@@ -75,9 +75,17 @@ def doctor(
         ("demo model", _demo),
     ]
     if model is not None:
-        checks.insert(3, ("model", lambda: look_into(model)))
-        if not no_trial:
-            checks.append(("trial", lambda: trial(model)))
+        readable = False
+
+        def look() -> Iterator[Finding]:
+            nonlocal readable
+            yield from look_into(model)
+            readable = True
+
+        checks.insert(3, ("model", look))
+        if not no_trial:  # what cannot be read is told once
+            left_out = Finding("left out", "the model cannot be read")
+            checks.append(("trial", lambda: trial(model) if readable else iter((left_out,))))
     wrong = _documented(checks) if as_json else _shown(checks)
     if wrong:
         raise typer.Exit(1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -70,12 +70,23 @@ FrequencyOption = Annotated[float | None, typer.Option("--frequency-penalty")]
 MaxTokensOption = Annotated[
     int | None, typer.Option("--max-tokens", min=1, help="Most tokens of an answer.")
 ]
+ReasoningOption = Annotated[
+    Literal["low", "medium", "high", "off"] | None,
+    typer.Option(
+        "--reasoning",
+        show_default="the model's own way",
+        help="How long a model that can think does so first; what it thinks is not shown.",
+    ),
+]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Makes answers repeatable.")]
 
 
 def given(**settings: Any) -> dict[str, Any]:
     """Returns the settings that were given: those that are not ``None``."""
-    return {name: value for name, value in settings.items() if value is not None}
+    found = {name: value for name, value in settings.items() if value is not None}
+    if found.get("reasoning") == "off":
+        found["reasoning"] = False
+    return found
 
 
 JsonOption = Annotated[

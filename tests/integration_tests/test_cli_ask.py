@@ -99,6 +99,15 @@ def test_aside_is_answered_by_the_session_as_aside(run, monkeypatch, tmp_path):
         assert len(opened.log("bob")) == 1
 
 
+def test_thinking_and_a_tokenizer_are_the_models():
+    result = CliRunner().invoke(app, ["ask", "--reasoning", "low", "Why?"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "models of the template 'demo' have none" in result.stderr
+    result = CliRunner().invoke(app, ["ask", "--reasoning", "off", "--tokenizer", "nope", "Why?"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "The tokenizer 'nope' cannot be read" in result.stderr
+
+
 def test_an_aside_of_nobody_is_an_error_and_makes_no_store(tmp_path, monkeypatch):
     monkeypatch.setenv("RWKV_STATE_DIR", str(tmp_path / "store"))
     result = CliRunner().invoke(app, ["ask", "--aside", "-s", "bbo", "Who am I?"])

@@ -125,6 +125,14 @@ def test_doctor_says_what_a_model_is_and_what_it_takes(tmp_path, monkeypatch, no
     assert "git lfs pull" in " ".join(ill.stdout.split())
 
 
+def test_doctor_tells_once_that_a_model_cannot_be_read(tmp_path, no_demo):
+    words = ["doctor", "--store", str(tmp_path / "none"), "--model", str(tmp_path / "none.pth")]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 1
+    assert "1 of these need attention" in result.stdout
+    assert "left out" in result.stdout
+
+
 def test_doctor_tells_what_a_model_lacks_beside_all_else(tmp_path, monkeypatch, no_demo):
     tensors = random_checkpoint(7, head_size=64)
     tensors["head.weight"][3] = float("nan")
