@@ -10,30 +10,18 @@ import pytest
 from langchain_rwkv_state import state as states
 from langchain_rwkv_state.errors import SessionConflict, StateMismatch, StateNotFound, StoreError
 from langchain_rwkv_state.state import Derivation, RWKVState, StateLayout, zero_state
-from langchain_rwkv_state.store import DiskStateStore, MemoryStateStore, StateStore
-from tests.helpers.states import SetClock, random_state
+from langchain_rwkv_state.store import MemoryStateStore
+from tests.helpers.states import random_state
+from tests.store_contract import DAY
 
-DAY = 86_400.0
 ALICE, BOB = random_state([1, 2]), random_state([3])
 
 
 @pytest.fixture
-def clock():
-    return SetClock()
-
-
-@pytest.fixture(params=["memory", "disk"])
-def store(request, clock, tmp_path):
-    in_memory = request.param == "memory"
-    made: StateStore = (
-        MemoryStateStore(ttl=DAY, clock=clock)
-        if in_memory
-        else DiskStateStore(tmp_path / "store", ttl=DAY, clock=clock)
-    )
-    with made as opened:
-        opened.commit("alice", opened.stage(ALICE), None)
-        opened.commit("bob", opened.stage(BOB), None)
-        yield opened
+def store(store):
+    store.commit("alice", store.stage(ALICE), None)
+    store.commit("bob", store.stage(BOB), None)
+    return store
 
 
 class TestNames:

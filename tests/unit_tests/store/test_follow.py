@@ -7,28 +7,9 @@ from itertools import islice
 import pytest
 
 from langchain_rwkv_state.errors import StateNotFound, StoreError
-from langchain_rwkv_state.store import DiskStateStore, MemoryStateStore, StateStore
 from langchain_rwkv_state.store.follow import follow, parent_of_head, standing, state_if_kept
-from tests.helpers.states import SetClock, random_state
-
-DAY = 86_400.0
-
-
-@pytest.fixture
-def clock():
-    return SetClock()
-
-
-@pytest.fixture(params=["memory", "disk"])
-def store(request, clock, tmp_path):
-    in_memory = request.param == "memory"
-    made: StateStore = (
-        MemoryStateStore(ttl=DAY, clock=clock)
-        if in_memory
-        else DiskStateStore(tmp_path / "store", ttl=DAY, clock=clock)
-    )
-    with made as opened:
-        yield opened
+from tests.helpers.states import random_state
+from tests.store_contract import DAY
 
 
 def turn(store, *tokens, session="bob"):
