@@ -27,9 +27,9 @@ test: lint typing
 # that of $(VENV), which this one stands upon, so that PyTorch is not installed twice.
 OLDEST := .venv-oldest
 OLDEST_CORE := 1.7.2
-FACES := $(wildcard $(addprefix tests/unit_tests/test_, chat_models*.py llms*.py history*.py session*.py \
-	messages*.py turn*.py standard.py imports.py \
-	tools.py structured.py thinking.py)) tests/integration_tests/test_standard.py
+FACES := $(wildcard $(addprefix tests/unit_tests/, test_chat_models*.py test_llms*.py test_standard.py \
+	test_imports.py conversation/test_*.py $(addprefix prompt/test_, markers.py plan.py \
+	tool_calling.py structured.py thinking.py))) tests/integration_tests/test_standard.py
 
 test-oldest: $(OLDEST)/.dev
 	$(OLDEST)/$(BINARIES)/python -m pytest $(FACES) -q

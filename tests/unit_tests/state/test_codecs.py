@@ -25,8 +25,8 @@ from langchain_rwkv_state.state import (
 )
 from langchain_rwkv_state.state.packing import Stack, pack, unpack
 from tests.helpers.states import random_state
-from tests.unit_tests.state.test_algebra import a_state
-from tests.unit_tests.test_state import LAYOUTS, resealed
+from tests.unit_tests.state.test_state import LAYOUTS, resealed
+from tests.unit_tests.toolbox.test_algebra import a_state
 
 SMALL = StateLayout.of(7, n_layer=1, n_embd=8, head_size=8)
 LARGE = StateLayout.of(7, n_layer=12, n_embd=768, head_size=64)

@@ -8,7 +8,7 @@ from langchain_rwkv_state.state import HeadMap, StateLayout, difference_map, hea
 from langchain_rwkv_state.views.figure import save
 from langchain_rwkv_state.views.heat import draw_maps
 from tests.helpers.states import random_state
-from tests.unit_tests.state.conftest import LAYOUTS
+from tests.unit_tests.conftest import LAYOUTS
 
 
 def panels(drawn):

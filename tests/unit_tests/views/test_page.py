@@ -15,7 +15,7 @@ from langchain_rwkv_state.toolbox.recall import Point, Recall, Section, Series
 from langchain_rwkv_state.views.page import report_page
 from langchain_rwkv_state.views.session_report import SessionReport
 from tests.helpers.states import random_state
-from tests.unit_tests.state.conftest import LAYOUTS
+from tests.unit_tests.conftest import LAYOUTS
 
 HOSTILE = '</title><script>alert(1)</script><img src=x onerror="x">\'&\u202e\x1b\n'
 VOID = {"meta", "line", "rect", "circle", "polyline", "img", "link"}

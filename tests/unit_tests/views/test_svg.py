@@ -12,7 +12,7 @@ from langchain_rwkv_state.views.charts import Axis, Bars, Line, bar_chart, line_
 from langchain_rwkv_state.views.heat_svg import heat_map
 from langchain_rwkv_state.views.scale import Scale
 from tests.helpers.states import random_state
-from tests.unit_tests.state.conftest import LAYOUTS
+from tests.unit_tests.conftest import LAYOUTS
 
 HOSTILE = "<script>&amp;\"'\x00\x1b\u202e]]>\ud800"
 words = st.text(max_size=30)

@@ -23,7 +23,7 @@ from langchain_rwkv_state.state import (
 )
 from langchain_rwkv_state.toolbox.diagnostics import effective_ranks
 from tests.helpers.states import random_state
-from tests.unit_tests.state.conftest import LAYOUTS
+from tests.unit_tests.conftest import LAYOUTS
 
 NARROW_4 = StateLayout.of(4, n_layer=2, n_embd=96)  # its second block has 32 channels
 

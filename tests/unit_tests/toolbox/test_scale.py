@@ -9,7 +9,7 @@ import torch
 
 from langchain_rwkv_state.state import RWKVState, check_scale, renormalise, zero_state
 from tests.helpers.states import random_state
-from tests.unit_tests.state.conftest import LAYOUTS
+from tests.unit_tests.conftest import LAYOUTS
 
 
 @pytest.mark.parametrize("version", [5, 6, 7])

@@ -12,7 +12,7 @@ from llguidance import LLMatcher
 from langchain_rwkv_state.errors import RWKVStateError, SchemaError
 from langchain_rwkv_state.grammar.constraint import json_schema_constraint
 from langchain_rwkv_state.grammar.json_schema import _DO, _FORMATS, held_schema, parts
-from tests.unit_tests.test_constraint import fits
+from tests.unit_tests.grammar.test_constraint import fits
 
 
 def object_of(**properties: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from langchain_rwkv_state.runtime import load_runtime
 from langchain_rwkv_state.state import export_tensors, import_tensors, zero_state
 from tests.helpers.checkpoints import random_checkpoint, write_checkpoint
 from tests.helpers.states import random_state
-from tests.unit_tests.state.conftest import LAYOUTS
+from tests.unit_tests.conftest import LAYOUTS
 
 VERSIONS = list(LAYOUTS)
 

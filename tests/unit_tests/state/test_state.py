@@ -34,7 +34,7 @@ from langchain_rwkv_state.state import (
 )
 from tests.helpers.states import LAYOUT, random_state
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TOKENS = st.lists(st.integers(0, 65535), max_size=20)
 LAYOUTS = [
     StateLayout.of(4, n_layer=2, n_embd=16),

@@ -22,7 +22,7 @@ from langchain_rwkv_state.state import (
 )
 from langchain_rwkv_state.state.parts import chosen
 from tests.helpers.states import random_state
-from tests.unit_tests.state.conftest import LAYOUTS
+from tests.unit_tests.conftest import LAYOUTS
 
 KEY = bytes(32)
 TOKENS = st.lists(st.integers(0, 287), min_size=1, max_size=12)

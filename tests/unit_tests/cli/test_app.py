@@ -83,7 +83,7 @@ def test_the_module_is_the_program_under_its_name():
     )
     assert done.returncode == 2
     assert done.stderr.startswith("Usage: rwkv-state [OPTIONS]")
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text("utf-8"))
     module, _, name = project["project"]["scripts"]["rwkv-state"].partition(":")
     assert getattr(importlib.import_module(module), name) is program.main
 

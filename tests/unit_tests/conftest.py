@@ -1,8 +1,9 @@
-"""Models of every version, and states that they read."""
+"""Random models of every version, and states that they read: for states, runtimes and toolbox."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from langchain_rwkv_state.runtime import Runtime, load_runtime
 from langchain_rwkv_state.state import RWKVState, StateLayout
 from tests.helpers.checkpoints import write_checkpoint
 
+Load = Callable[..., Runtime]
 Read = Callable[..., RWKVState]
 LAYOUTS: dict[int, StateLayout] = {
     4: StateLayout.of(4, n_layer=2, n_embd=64),
@@ -50,3 +52,23 @@ def read(runtime: Runtime) -> Read:
         return runtime.forward(tokens, runtime.zero_state())[1]
 
     return state
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Iterator[Load]:
+    """Loads a random model: ``load(6, "cpu bf16", seed=1)``."""
+    opened: list[Runtime] = []
+
+    def make(
+        version: float, strategy: str = "cpu fp32", *, suffix: str = ".pth", **options: Any
+    ) -> Runtime:
+        path = tmp_path / f"{version}-{options.get('seed', 0)}{suffix}"
+        if not path.exists():
+            sizes = {"n_embd": 64, "head_size": 32, **options}
+            write_checkpoint(path, version, **sizes)
+        opened.append(load_runtime(path, strategy))
+        return opened[-1]
+
+    yield make
+    for runtime in opened:
+        runtime.close()

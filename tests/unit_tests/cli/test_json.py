@@ -24,7 +24,7 @@ from langchain_rwkv_state.store import DiskStateStore
 from tests.helpers.states import random_state
 
 LAYOUT = StateLayout.of(7, n_layer=2, n_embd=64, head_size=32)
-PAGE = Path(__file__).parents[2] / "docs" / "json.md"
+PAGE = Path(__file__).parents[3] / "docs" / "json.md"
 
 
 @pytest.fixture

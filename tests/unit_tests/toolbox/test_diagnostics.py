@@ -19,7 +19,7 @@ from langchain_rwkv_state.state import (
 )
 from langchain_rwkv_state.toolbox.diagnostics import effective_ranks
 from tests.helpers.states import random_state
-from tests.unit_tests.state.conftest import LAYOUTS
+from tests.unit_tests.conftest import LAYOUTS
 
 
 def changed(state, name, change):

@@ -14,8 +14,8 @@ from pydantic import TypeAdapter
 from langchain_rwkv_state.grammar.constraint import json_schema_constraint
 from langchain_rwkv_state.grammar.formats import FORMAT_PATTERNS
 from langchain_rwkv_state.grammar.json_schema import held_schema
-from tests.unit_tests.test_constraint import fits
-from tests.unit_tests.test_patterns import drawn
+from tests.unit_tests.grammar.test_constraint import fits
+from tests.unit_tests.grammar.test_patterns import drawn
 
 TYPES: dict[str, type] = {
     "date": dt.date,
