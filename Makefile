@@ -13,8 +13,8 @@ endif
 BIN := $(VENV)/$(BINARIES)
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
-.PHONY: demo test test-oldest lint typing docs docs-serve unit integration browser gpu bench dist \
-	format clean
+.PHONY: demo test tests integration_tests test-oldest lint typing docs docs-serve unit integration \
+	browser gpu bench dist format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -22,6 +22,10 @@ demo: $(VENV)/.demo
 # The two halves of the tests beside each other, each with its output in one piece.
 test: lint typing
 	$(MAKE) -j2 $(SYNC) unit integration
+
+# The names that LangChain's own packages have for them.
+tests: unit
+integration_tests: integration
 
 # The faces to LangChain on the oldest langchain-core that pyproject.toml allows: everything else is
 # that of $(VENV), which this one stands upon, so that PyTorch is not installed twice.
@@ -56,11 +60,11 @@ docs-serve: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
 
 unit: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/unit_tests --disable-socket --allow-unix-socket -q
+	$(BIN)/python -m pytest tests/unit_tests --disable-socket --allow-unix-socket -q --durations=25
 	$(BIN)/python -m pytest --doctest-modules langchain_rwkv_state --disable-socket --allow-unix-socket -q
 
 integration: $(VENV)/.dev browser
-	$(BIN)/python -m pytest tests/integration_tests -q
+	$(BIN)/python -m pytest tests/integration_tests -q --durations=25
 
 # The report page is tested in a browser; without one that test is skipped, and says what to install.
 browser:

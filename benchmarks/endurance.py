@@ -203,7 +203,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=6)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
-    minutes = 0.2 if arguments.quick else arguments.minutes
+    minutes = 0.1 if arguments.quick else arguments.minutes
     folder = Path(tempfile.mkdtemp(prefix="rwkv-endurance-"))
     try:
         return _measure(arguments, folder, minutes)

@@ -81,17 +81,18 @@ def load_one(path: str) -> None:
     runtime.close()
 
 
-def measure_loading(report: Report, forms: dict[str, Path], rounds: int) -> None:
+def measure_loading(report: Report, forms: dict[str, Path], rounds: int, *, quick: bool) -> None:
     """Loads every form by turns, and compares each with the ``.pth`` of the same round."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in forms}
-    for _ in range(rounds + 1):
+    first = 0 if quick else 1  # it brings the file into memory, and does not count
+    for _ in range(first + rounds):
         for name, path in forms.items():
             command = [sys.executable, "-m", "benchmarks.model_files", "--load", str(path)]
             done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
             found[name].append(json.loads(done.stdout))
     rows = {}
     for name, loads in found.items():
-        counted, plain = loads[1:], found[PLAIN][1:]  # the first brings the file into memory
+        counted, plain = loads[first:], found[PLAIN][first:]
         rows[name] = {
             "seconds": statistics.median(each["seconds"] for each in counted),
             "bytes": statistics.median(each["bytes"] for each in counted),
@@ -202,7 +203,7 @@ def main() -> int:
     report = Report("model_files", settings)
     with tempfile.TemporaryDirectory() as directory:
         forms = write_forms(Path(directory), quick=arguments.quick)
-        measure_loading(report, forms, rounds)
+        measure_loading(report, forms, rounds, quick=arguments.quick)
     with tempfile.TemporaryDirectory() as directory:
         measure_logits(report, Path(directory), arguments.peer_python, quick=arguments.quick)
     show(report)

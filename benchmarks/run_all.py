@@ -13,6 +13,7 @@ import sys
 
 from benchmarks import common, tables
 
+# `endurance` is not here: it takes an hour of its own.
 BENCHMARKS = (
     *("recall", "conversation", "store", "speed", "crowd", "int8"),
     *("sampling", "corrections", "codecs", "retention", "prefix_cache", "staging", "model_files"),

@@ -48,6 +48,12 @@ settings.register_profile(
 settings.register_profile("thorough", **{**_PROFILE, "max_examples": 500, "derandomize": False})
 settings.load_profile("quick")
 
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if os.name == "nt" and item.get_closest_marker("posix"):
+        pytest.skip("needs symbolic links, pipes or fork")
+
+
 TinyModel = Callable[..., Path]
 MakeChat = Callable[..., "ChatRWKV"]
 MakeLLM = Callable[..., "RWKVLLM"]

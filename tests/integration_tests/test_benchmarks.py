@@ -4,6 +4,7 @@ Nothing here looks at a time or a percentage: with `--quick` both mean nothing.
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from random import Random
 
 import pytest
 
-from benchmarks import cases, speed, tables, values
+from benchmarks import cases, run_all, speed, tables, values
 from benchmarks.common import Check
 from benchmarks.conversation import THINGS, question
 from examples.demo_training import words
@@ -22,12 +23,16 @@ from langchain_rwkv_state.toolbox.recall.nouns import WORDS
 from langchain_rwkv_state.toolbox.recall.values import KINDS, number
 
 ROOT = Path(__file__).parent.parent.parent
-SCRIPTS = (
-    *("recall", "conversation", "speed", "crowd", "int8", "sampling"),
-    *("corrections", "codecs", "retention", "prefix_cache", "staging", "endurance"),
-    "model_files",
-    *("constraints", "startup"),
+SCRIPTS = sorted(
+    path.stem
+    for path in (ROOT / "benchmarks").glob("*.py")
+    if ".finish(arguments)" in path.read_text("utf-8")
 )
+NEEDS = {
+    "endurance": (os.name != "nt", "counts descriptors"),
+    "model_files": (Path("/proc/self/clear_refs").exists(), "asks Linux for the peak of memory"),
+    "store": (hasattr(os, "fork"), "forks writers and kills them"),
+}
 OPTIONS = {"retention": ["-n", "1"]}
 
 
@@ -54,8 +59,15 @@ def results(tmp_path_factory):
     return Results(tmp_path_factory.mktemp("results"))
 
 
+def test_all_benchmarks_are_run_together_but_for_the_hour_of_load():
+    assert sorted((*run_all.BENCHMARKS, "endurance")) == SCRIPTS
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_benchmark_runs_and_writes_its_json(name, results):
+    if name in NEEDS and not NEEDS[name][0]:
+        pytest.skip(f"It {NEEDS[name][1]}.")
     report = results.of(name)
     assert report["benchmark"] == name
     assert report["machine"]["cores"] >= 1
@@ -101,9 +113,9 @@ def test_a_target_is_missed_below_its_ratio():
 
 
 def test_the_page_takes_its_tables_from_the_json(results):
-    names = {benchmark for benchmark, _ in tables.TABLES.values()} & set(SCRIPTS)
-    for name in names:
-        results.of(name)
+    for name in {benchmark for benchmark, _ in tables.TABLES.values()} & {*SCRIPTS}:
+        if NEEDS.get(name, (True,))[0]:
+            results.of(name)
     page = tables.fill(tables.PAGE.read_text("utf-8"), results.directory)
     assert "| answers compared with those alone |" in page
     assert f"| decode B=1 / {speed.PACKAGE} |" in page
@@ -121,6 +133,15 @@ def test_pictures_are_drawn_from_results(results, tmp_path):
     drawn += plots.draw(results.directory, tmp_path / "small", only=("speed", "crowd"))
     assert {path.name for path in drawn} >= {"recall.png", "speed.png", "waiting.png"}
     assert all(path.stat().st_size > 1000 for path in drawn)
+
+
+def test_pictures_of_the_pages_on_looking_are_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    command = [sys.executable, "-m", "benchmarks.looking", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    drawn = {path.name for path in tmp_path.iterdir()}
+    assert drawn >= {"heat_maps.png", "heat_difference.png", "watch.svg"}
 
 
 def drawn_by_training(kind, rng):

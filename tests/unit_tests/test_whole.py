@@ -46,6 +46,7 @@ def test_an_error_leaves_what_was_there_and_nothing_beside_it(tmp_path):
     assert [each.read_bytes() for each in tmp_path.iterdir()] == [b"old"]
 
 
+@pytest.mark.posix
 def test_a_file_that_is_there_is_refused_before_any_work(tmp_path):
     path = tmp_path / "file"
     assert require_new(path) == path

@@ -365,6 +365,7 @@ class TestATurnInATurn:
         assert list(stream)
         assert talk(fake).invoke(said("next")).content == "heard 2"
 
+    @pytest.mark.posix
     def test_is_seen_by_whatever_name_the_store_is_given(self, tmp_path):
         (tmp_path / "real").mkdir()
         (tmp_path / "alias").symlink_to(tmp_path / "real")

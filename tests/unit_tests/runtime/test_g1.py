@@ -51,6 +51,7 @@ def test_others_are_none(name: str) -> None:
     assert not is_g1(name)
 
 
+@pytest.mark.posix
 def test_of_a_path_that_exists_the_last_part_counts(tmp_path: Path) -> None:
     (tmp_path / "g1").mkdir()
     path = write_checkpoint(tmp_path / "g1" / "m.pth", 7)

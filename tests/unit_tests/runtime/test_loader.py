@@ -73,6 +73,7 @@ def test_it_is_a_runtime(model: Path) -> None:
     assert "closed" in repr(runtime)
 
 
+@pytest.mark.posix
 def test_one_load_of_a_file_and_strategy_serves_everyone(
     model: Path, tmp_path: Path, loads: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -468,6 +468,7 @@ def test_a_library_that_was_cut_short_is_built_again(fresh_build: Path) -> None:
         os.truncate(built, size // 2)
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("damage", ["none", "cut", "emptied", "altered", "named as before", "link"])
 def test_a_library_is_loaded_only_as_it_was_built(damage: str, tmp_path: Path) -> None:
     content = b"\x7fELF and so on"

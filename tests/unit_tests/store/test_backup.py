@@ -120,6 +120,7 @@ def test_an_empty_directory_may_become_a_backup(store, tmp_path):
     assert store.backup(tmp_path / "copy").sessions == 2
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("is_there", [True, False])
 def test_a_link_leads_to_where_the_backup_is_made(store, tmp_path, is_there):
     if is_there:
@@ -135,6 +136,7 @@ def test_a_link_leads_to_where_the_backup_is_made(store, tmp_path, is_there):
         store.backup(tmp_path / "inside" / "copy")
 
 
+@pytest.mark.posix
 def test_what_cannot_be_a_backups_name_is_said(store, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

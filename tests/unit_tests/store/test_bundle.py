@@ -351,6 +351,7 @@ def test_a_bundle_is_its_owners_alone_and_flushed(tmp_path, monkeypatch):
     assert [each.name for each in tmp_path.iterdir()] == ["bob.zip"]
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("kind", ["file", "folder", "dangling link"])
 def test_nothing_that_is_there_is_written_over(tmp_path, path, kind):
     match kind:
@@ -405,6 +406,7 @@ def test_a_full_disk_leaves_no_half_bundle(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("kind", ["folder", "pipe", "device"])
 def test_what_is_no_plain_file_is_not_read(path, target, kind):
     match kind:
@@ -418,6 +420,7 @@ def test_what_is_no_plain_file_is_not_read(path, target, kind):
         target.import_session(path)
 
 
+@pytest.mark.posix
 def test_a_bundle_may_be_named_by_a_link(data, path, tmp_path, target):
     (tmp_path / "link").symlink_to(path)
     assert target.import_session(tmp_path / "link").n_turns == 2

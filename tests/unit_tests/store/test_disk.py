@@ -361,6 +361,7 @@ def test_a_blob_has_a_strict_name(path, store, name):
             verb(name)
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder", "folder link"])
 def test_what_is_no_plain_file_is_not_opened(path, store, tmp_path, kind):
     (ref,) = turns(store, "bob", 1)
@@ -386,6 +387,7 @@ def test_what_is_no_plain_file_is_not_opened(path, store, tmp_path, kind):
     assert (tmp_path / "moved" / file.name).exists() or moved.exists()
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("name", ["cache.db", "cache.db-wal", "lock"])
 def test_a_link_in_the_place_of_the_database_is_refused(path, tmp_path, name):
     path.mkdir()

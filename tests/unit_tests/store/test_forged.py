@@ -175,6 +175,7 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, kind):
     assert [type(error) for error in failed] == [StateCorrupt]
 
 
+@pytest.mark.posix
 def test_a_link_to_a_state_is_followed_and_a_missing_one_is_missing(tmp_path):
     random_state([1]).save(tmp_path / "state")
     (tmp_path / "link").symlink_to(tmp_path / "state")

@@ -229,6 +229,7 @@ class TestOneDirectoryOneStore:
             other.commit("bob", ref, None)
             assert one.head("bob") == ref
 
+    @pytest.mark.posix
     def test_another_spelling_of_the_path_is_the_same_store(self, path, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         (tmp_path / "link").symlink_to(path)
@@ -383,6 +384,7 @@ class TestCopies:
 
 
 class TestProcesses:
+    @pytest.mark.posix
     def test_what_a_killed_process_staged_goes_at_the_next_opening(self, path):
         DiskStateStore(path).close()
         child = os.fork()
@@ -403,6 +405,7 @@ class TestProcesses:
         for number, ref in enumerate(refs):
             assert small.get(ref) == random_state([number])
 
+    @pytest.mark.posix
     def test_a_forked_child_stages_anew_what_its_parent_has_committed(self, small, path):
         refs = [small.stage(random_state([number])) for number in range(6)]
         ready, go = os.pipe(), os.pipe()
@@ -421,6 +424,7 @@ class TestProcesses:
         assert status == 0
         assert small.head("child") == refs[0]
 
+    @pytest.mark.posix
     def test_a_forked_child_deletes_nothing_of_its_parents(self, small, path):
         refs = [small.stage(random_state([number])) for number in range(6)]
         child = os.fork()
