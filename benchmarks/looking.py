@@ -22,10 +22,10 @@ from langchain_rwkv_state import ChatRWKV, MemoryStateStore
 from langchain_rwkv_state.cli.report import look
 from langchain_rwkv_state.state import RWKVState, difference_map, head_maps, inspect, motion
 from langchain_rwkv_state.store.follow import follow
-from langchain_rwkv_state.views.figure import save
-from langchain_rwkv_state.views.heat import draw_maps
-from langchain_rwkv_state.views.page import report_page
-from langchain_rwkv_state.views.terminal import Frame, watch_view
+from langchain_rwkv_state.views.plots.figure import save
+from langchain_rwkv_state.views.plots.heat_plot import draw_maps
+from langchain_rwkv_state.views.report.page import report_page
+from langchain_rwkv_state.views.terminal.live_view import Frame, watch_view
 from tests.helpers.browser import find_chromium, screenshot
 
 BOB = (

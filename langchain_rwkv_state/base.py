@@ -35,7 +35,7 @@ from langchain_rwkv_state.errors import StoreError, StoreFull
 from langchain_rwkv_state.loaded import Loaded, find_loaded, hold_model
 from langchain_rwkv_state.model_stats import ModelStats, StatsWatch
 from langchain_rwkv_state.prefix_cache import PrefixStateCache, default_cache
-from langchain_rwkv_state.prompt.plan import Reading
+from langchain_rwkv_state.prompt.plan import PromptPlan
 from langchain_rwkv_state.prompt.template import ChatTemplate
 from langchain_rwkv_state.reuse import Flight, launch
 from langchain_rwkv_state.runtime import check_model
@@ -433,7 +433,7 @@ class RWKVModel(BaseModel):
     def _request(
         self,
         loaded: Loaded,
-        reading: Reading,
+        reading: PromptPlan,
         stop: Sequence[str] | None,
         options: Mapping[str, Any],
     ) -> Request:
@@ -473,7 +473,7 @@ class RWKVModel(BaseModel):
         )
 
     def _launch(
-        self, loaded: Loaded, reading: Reading, request: Request, options: Mapping[str, Any]
+        self, loaded: Loaded, reading: PromptPlan, request: Request, options: Mapping[str, Any]
     ) -> Flight:
         """Sends a request on its way, past what was read before; may wait for another one."""
         salt = settings.salt(options.get("cache_salt"))
@@ -486,7 +486,7 @@ class RWKVModel(BaseModel):
         )
 
     async def _alaunch(
-        self, loaded: Loaded, reading: Reading, request: Request, options: Mapping[str, Any]
+        self, loaded: Loaded, reading: PromptPlan, request: Request, options: Mapping[str, Any]
     ) -> Flight:
         """As `_launch`, without blocking the event loop; cancelled, it leaves no request behind."""
         loop = asyncio.get_running_loop()

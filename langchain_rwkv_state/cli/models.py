@@ -70,7 +70,7 @@ def half_life(
         table.add_row(str(number), *map(short, figures))
     console.print(table)
     if plot is not None:
-        from langchain_rwkv_state.views.half_life import half_life_picture
+        from langchain_rwkv_state.views.plots.half_life_plot import half_life_picture
 
         output.written(half_life_picture(found, plot, name=Path(model).stem))
     if json_file is not None:

@@ -127,7 +127,7 @@ def check_plot(plot: Path | None) -> None:
         ValueError, OSError: As `require_picture`.
     """
     if plot is not None:
-        from langchain_rwkv_state.views.figure import require_picture
+        from langchain_rwkv_state.views.plots.figure import require_picture
 
         require_picture(plot)
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from langchain_rwkv_state.state import Healthy
     from langchain_rwkv_state.store import StateStore
     from langchain_rwkv_state.toolbox.recall import Recall
-    from langchain_rwkv_state.views.session_report import SessionReport
+    from langchain_rwkv_state.views.report.session_report import SessionReport
 
 
 def report(
@@ -56,7 +56,7 @@ def report(
             raise unknown_session(session)
         found = look(opened, session, ranges, measured)
 
-    from langchain_rwkv_state.views.page import report_page
+    from langchain_rwkv_state.views.report.page import report_page
 
     write_whole(out, report_page(found).encode("utf-8", "replace"), new=True)
     output.written(out)
@@ -87,7 +87,7 @@ def look(
     """
     from langchain_rwkv_state.state import difference_map, head_maps, inspect
     from langchain_rwkv_state.store.follow import standing, state_if_kept
-    from langchain_rwkv_state.views.session_report import SessionReport
+    from langchain_rwkv_state.views.report.session_report import SessionReport
 
     found = standing(store, session)
     if found is None:

@@ -26,7 +26,7 @@ from langchain_rwkv_state.cli.states import HealthyOption, read_healthy
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import Healthy, RWKVState
     from langchain_rwkv_state.store.follow import Sight
-    from langchain_rwkv_state.views.terminal import Frame
+    from langchain_rwkv_state.views.terminal.live_view import Frame
 
 _FRAMES_KEPT = 64
 _SAID = {
@@ -125,7 +125,7 @@ class _Watching:
         return live
 
     def _take(self, sight: Sight) -> None:
-        from langchain_rwkv_state.views.terminal import frame_line, watch_view
+        from langchain_rwkv_state.views.terminal.live_view import frame_line, watch_view
 
         note = _SAID.get(sight.kind, "")
         if sight.kind == "head":
@@ -153,7 +153,7 @@ class _Watching:
     def _frame(self, sight: Sight) -> str:
         """Adds a head to what was seen; returns what is to be said where there is none."""
         from langchain_rwkv_state.state import inspect, motion
-        from langchain_rwkv_state.views.terminal import Frame
+        from langchain_rwkv_state.views.terminal.live_view import Frame
 
         info, state = sight.info, sight.state
         if info is None or info.head is None:

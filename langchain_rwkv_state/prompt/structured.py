@@ -29,7 +29,7 @@ from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
-from langchain_rwkv_state.prompt.ask import as_tools, pydantic_schema
+from langchain_rwkv_state.prompt.call_options import as_tools, pydantic_schema
 from langchain_rwkv_state.prompt.tools import function_of
 
 Method: TypeAlias = Literal["json_schema", "function_calling", "json_mode"]

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from langchain_rwkv_state.toolbox.diff import Diff, diff
     from langchain_rwkv_state.toolbox.distance import Distance, Metric, Reader, distance
     from langchain_rwkv_state.toolbox.interchange import export_tensors, import_tensors
+    from langchain_rwkv_state.toolbox.kv_cache import Memory, memory
     from langchain_rwkv_state.toolbox.maps import HeadMap, difference_map, head_maps
-    from langchain_rwkv_state.toolbox.memory import Memory, memory
     from langchain_rwkv_state.toolbox.motion import LayerMotion, Motion, motion
     from langchain_rwkv_state.toolbox.scale import ScaleCheck, check_scale
 
@@ -103,7 +103,7 @@ _HOMES = {
     "Healthy": "toolbox.diagnostics",
     "Inspection": "toolbox.diagnostics",
     "LayerMotion": "toolbox.motion",
-    "Memory": "toolbox.memory",
+    "Memory": "toolbox.kv_cache",
     "Metric": "toolbox.distance",
     "Motion": "toolbox.motion",
     "Parts": "state.parts",
@@ -131,7 +131,7 @@ _HOMES = {
     "import_tensors": "toolbox.interchange",
     "inspect": "toolbox.diagnostics",
     "lossy": "state.codec",
-    "memory": "toolbox.memory",
+    "memory": "toolbox.kv_cache",
     "motion": "toolbox.motion",
     "renormalise": "state.accumulators",
     "require_finite": "state.state",

@@ -65,4 +65,4 @@ def renormalise(state: RWKVState) -> RWKVState:
     if all(torch.equal(tensors[name], state.shared(name)) for name in state):
         return state
     derivation = state.derivation.rooted("renormalise")
-    return RWKVState(state.layout, tensors, derivation, block=state.block)
+    return RWKVState(state.layout, tensors, derivation, system_digest=state.system_digest)

@@ -118,7 +118,7 @@ def encode_parts(
     entries = _entries(state, codec)
     derivation = state.derivation
     about: dict[str, Any] = {
-        "block": state.block,
+        "block": state.system_digest,
         "codec": codec,
         "created": time.time() if created_seconds is None else created_seconds,
         "fingerprint": derivation.fingerprint,
@@ -169,7 +169,7 @@ def lossy(state: RWKVState, codec: CodecName) -> RWKVState:
         return state
     tensors = _unpacked(_packed(_even(state), codec), state.layout, codec)
     derivation = state.derivation.rooted(f"codec:{codec}")
-    return RWKVState(state.layout, tensors, derivation, block=state.block)
+    return RWKVState(state.layout, tensors, derivation, system_digest=state.system_digest)
 
 
 def _even(state: RWKVState) -> RWKVState:
@@ -211,7 +211,7 @@ def decode(data: bytes, *, fingerprint: str | None = None, ref: str | None = Non
     )
     try:
         tensors = _unpacked(safetensors.torch.load(data), layout, about["codec"])
-        state = RWKVState(layout, tensors, derivation, block=about["block"])
+        state = RWKVState(layout, tensors, derivation, system_digest=about["block"])
     except (
         *(safetensors.SafetensorError, StateMismatch, LookupError),
         *(ValueError, TypeError, OverflowError, RuntimeError),

@@ -20,7 +20,7 @@ from langchain_rwkv_state._text import size
 from langchain_rwkv_state.errors import StateCorrupt, StateMismatch
 from langchain_rwkv_state.state.derivation import Derivation
 from langchain_rwkv_state.state.layout import StateLayout
-from langchain_rwkv_state.state.plain_file import open_plain
+from langchain_rwkv_state.state.regular_file import open_plain
 from langchain_rwkv_state.whole import write_whole
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class RWKVState(Mapping[str, torch.Tensor]):
         layout: Names, shapes and dtypes of the tensors.
         tensors: One tensor for each name of the layout.
         derivation: What the state was made from.
-        block: Digest of the system block that the conversation began with, ``None`` for none.
+        system_digest: Digest of the system messages that the conversation began with, or ``None``.
 
     Raises:
         StateMismatch: A tensor is missing, unknown, or of another shape or dtype.
@@ -48,7 +48,7 @@ class RWKVState(Mapping[str, torch.Tensor]):
         0
     """
 
-    __slots__ = ("_block", "_derivation", "_layout", "_tensors")
+    __slots__ = ("_derivation", "_layout", "_system_digest", "_tensors")
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class RWKVState(Mapping[str, torch.Tensor]):
         tensors: Mapping[str, torch.Tensor],
         derivation: Derivation,
         *,
-        block: str | None = None,
+        system_digest: str | None = None,
     ) -> None:
         extra = sorted(set(tensors) - {spec.name for spec in layout.specs})
         if extra:
@@ -75,7 +75,7 @@ class RWKVState(Mapping[str, torch.Tensor]):
         self._layout = layout
         self._tensors = kept
         self._derivation = derivation
-        self._block = block
+        self._system_digest = system_digest
 
     @property
     def layout(self) -> StateLayout:
@@ -98,9 +98,14 @@ class RWKVState(Mapping[str, torch.Tensor]):
         return self._derivation.n_tokens
 
     @property
+    def system_digest(self) -> str | None:
+        """Digest of the system messages that the conversation began with."""
+        return self._system_digest
+
+    @property
     def block(self) -> str | None:
-        """Digest of the system block that the conversation began with."""
-        return self._block
+        """The same as `system_digest`: its name in the file format."""
+        return self._system_digest
 
     @property
     def nbytes(self) -> int:
@@ -169,16 +174,18 @@ class RWKVState(Mapping[str, torch.Tensor]):
 
     def advanced(self, tensors: Mapping[str, torch.Tensor], tokens: Iterable[int]) -> RWKVState:
         """Returns the state that a model gives after reading `tokens` from this one."""
-        return RWKVState(self._layout, tensors, self._derivation.read(tokens), block=self._block)
+        return RWKVState(
+            self._layout, tensors, self._derivation.read(tokens), system_digest=self._system_digest
+        )
 
-    def with_block(self, block: str | None) -> RWKVState:
-        """Returns the same state with another digest of the system block."""
-        return RWKVState(self._layout, self._tensors, self._derivation, block=block)
+    def with_system_digest(self, digest: str | None) -> RWKVState:
+        """Returns the same state with another digest of the system messages."""
+        return RWKVState(self._layout, self._tensors, self._derivation, system_digest=digest)
 
     def with_fingerprint(self, fingerprint: str) -> RWKVState:
         """Returns the same numbers under another fingerprint (the caller vouches for it)."""
         derivation = replace(self._derivation, fingerprint=fingerprint)
-        return RWKVState(self._layout, self._tensors, derivation, block=self._block)
+        return RWKVState(self._layout, self._tensors, derivation, system_digest=self._system_digest)
 
     def to(self, device: str | torch.device) -> RWKVState:
         """Returns the state with all tensors on `device` (itself where they are there already)."""
@@ -186,7 +193,7 @@ class RWKVState(Mapping[str, torch.Tensor]):
         if all(tensor.device == target for tensor in self._tensors.values()):
             return self
         moved = {name: tensor.to(target) for name, tensor in self._tensors.items()}
-        return RWKVState(self._layout, moved, self._derivation, block=self._block)
+        return RWKVState(self._layout, moved, self._derivation, system_digest=self._system_digest)
 
     def repeat(self, count: int) -> list[RWKVState]:
         """Returns as many copies of the state, no two of which share memory.
@@ -214,7 +221,7 @@ class RWKVState(Mapping[str, torch.Tensor]):
                 self._layout,
                 {name: tensor.clone() for name, tensor in self._tensors.items()},
                 self._derivation,
-                block=self._block,
+                system_digest=self._system_digest,
             )
             for _ in range(count)
         ]

@@ -107,8 +107,13 @@ def blend_many(
     )
     derivation = first.derivation.rooted(f"blend:{operands}:{_named(first, names)}")
     derivation = replace(derivation, n_tokens=max(state.n_tokens for state in states))
-    block = first.block if all(state.block == first.block for state in states) else None
-    return RWKVState(first.layout, tensors, derivation, block=block)
+    digests = {state.system_digest for state in states}
+    return RWKVState(
+        first.layout,
+        tensors,
+        derivation,
+        system_digest=first.system_digest if len(digests) == 1 else None,
+    )
 
 
 def decay(state: RWKVState, factor: float, *, parts: Parts = None) -> RWKVState:
@@ -213,7 +218,7 @@ def _accumulators_among(state: RWKVState, parts: Parts) -> frozenset[str]:
 
 def _changed(state: RWKVState, tensors: dict[str, torch.Tensor], operation: str) -> RWKVState:
     derivation = state.derivation.rooted(operation)
-    return RWKVState(state.layout, tensors, derivation, block=state.block)
+    return RWKVState(state.layout, tensors, derivation, system_digest=state.system_digest)
 
 
 def _origin(derivation: Derivation) -> str:

@@ -7,8 +7,8 @@ easy mistake is to read one shard of several: what it lacks may make it look lik
 """
 
 from langchain_rwkv_state.runtime.checkpoint.architecture import Checkpoint, in_loading_order
+from langchain_rwkv_state.runtime.checkpoint.contents import Contents, read_contents, read_tensors
 from langchain_rwkv_state.runtime.checkpoint.g1 import is_g1
-from langchain_rwkv_state.runtime.checkpoint.read import Contents, read_contents, read_tensors
 from langchain_rwkv_state.runtime.checkpoint.where import SUFFIXES, Found, find
 
 __all__ = [

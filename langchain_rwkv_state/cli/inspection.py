@@ -253,8 +253,8 @@ def _print_diff(found: Diff) -> None:
 
 
 def _draw(maps: Any, title: str, plot: Path) -> None:
-    from langchain_rwkv_state.views.figure import save
-    from langchain_rwkv_state.views.heat import draw_maps
+    from langchain_rwkv_state.views.plots.figure import save
+    from langchain_rwkv_state.views.plots.heat_plot import draw_maps
 
     save(draw_maps(maps, output.in_one_line(title)), plot)
     output.written(plot, as_note=True)

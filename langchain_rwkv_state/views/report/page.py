@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from langchain_rwkv_state._markup import escaped
 from langchain_rwkv_state._text import clock_time
-from langchain_rwkv_state.views.recall_section import recall_section
-from langchain_rwkv_state.views.sections import (
+from langchain_rwkv_state.views.report.recall_section import recall_section
+from langchain_rwkv_state.views.report.sections import (
     facts_section,
     health_section,
     log_section,
     maps_section,
     sizes_section,
 )
-from langchain_rwkv_state.views.session_report import SessionReport
-from langchain_rwkv_state.views.style import CSS
+from langchain_rwkv_state.views.report.session_report import SessionReport
+from langchain_rwkv_state.views.report.style import CSS
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 

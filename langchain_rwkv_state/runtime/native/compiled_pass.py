@@ -17,7 +17,7 @@ from torch import Tensor
 
 from langchain_rwkv_state.runtime.native.arrays import StateArrays
 from langchain_rwkv_state.runtime.native.large_pages import room
-from langchain_rwkv_state.runtime.native.plain import Segments
+from langchain_rwkv_state.runtime.native.plain_pass import Segments
 from langchain_rwkv_state.runtime.native.weights import Layer, Lora, Norm, Weights
 
 LARGEST_HEAD = 256  # for which the kernel has room

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from langchain_rwkv_state.toolbox.recall.result import Recall, Section, Series
-from langchain_rwkv_state.views.figure import EXTRA, QUIET, STATE, TRANSCRIPT, figure, save
-from langchain_rwkv_state.views.figure import without_frame as plain
+from langchain_rwkv_state.views.plots.figure import EXTRA, QUIET, STATE, TRANSCRIPT, figure, save
+from langchain_rwkv_state.views.plots.figure import without_frame as plain
 
 _PANEL_INCHES = (5.6, 3.3)
 _LOOKS: tuple[dict[str, Any], ...] = (

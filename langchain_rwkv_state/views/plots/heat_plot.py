@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from langchain_rwkv_state.toolbox.maps import HeadMap
-from langchain_rwkv_state.views.figure import figure
-from langchain_rwkv_state.views.scale import Scale, ticks
+from langchain_rwkv_state.views.colour_scale import Scale, ticks
+from langchain_rwkv_state.views.plots.figure import figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

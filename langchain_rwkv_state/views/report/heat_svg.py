@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 
 from langchain_rwkv_state.toolbox.maps import HeadMap
-from langchain_rwkv_state.views.scale import Scale, colour, ticks
-from langchain_rwkv_state.views.svg import box, drawing, letters, upright
+from langchain_rwkv_state.views.colour_scale import Scale, colour, ticks
+from langchain_rwkv_state.views.report.svg import box, drawing, letters, upright
 
 _BROKEN = "#d1495b"
 _NUMBERED_CELLS = 48  # so few that each can carry its figure

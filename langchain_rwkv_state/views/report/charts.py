@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from langchain_rwkv_state._markup import escaped
-from langchain_rwkv_state.views.scale import Scale
-from langchain_rwkv_state.views.svg import box, drawing, letters, stroke, upright
+from langchain_rwkv_state.views.colour_scale import Scale
+from langchain_rwkv_state.views.report.svg import box, drawing, letters, stroke, upright
 
 SERIES = 5  # how many have a look of their own; others begin anew
 _WIDTH, _HEIGHT = 380.0, 220.0

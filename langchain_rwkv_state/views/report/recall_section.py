@@ -11,9 +11,9 @@ from math import isfinite
 
 from langchain_rwkv_state._markup import escaped
 from langchain_rwkv_state.toolbox.recall import Recall, Section
-from langchain_rwkv_state.views.charts import Axis, Bars, Line, bar_chart, line_chart
-from langchain_rwkv_state.views.html_parts import legend, section, table_html
-from langchain_rwkv_state.views.scale import Scale
+from langchain_rwkv_state.views.colour_scale import Scale
+from langchain_rwkv_state.views.report.charts import Axis, Bars, Line, bar_chart, line_chart
+from langchain_rwkv_state.views.report.html_parts import legend, section, table_html
 
 _SHARES = tuple((part / 4, f"{part * 25} %") for part in range(5))
 _MOST_MARKS = 9

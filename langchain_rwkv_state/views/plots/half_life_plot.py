@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from langchain_rwkv_state.runtime import HalfLife
-from langchain_rwkv_state.views.figure import (
+from langchain_rwkv_state.views.plots.figure import (
     QUIET,
     STATE,
     TRANSCRIPT,
