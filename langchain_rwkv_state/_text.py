@@ -1,4 +1,4 @@
-"""Numbers and times as people read them, and texts that do no harm where they are shown.
+"""Writes numbers and times as people read them, and texts that do no harm where they are shown.
 
 Plain functions of values; nothing is printed here. The easy mistake is to show a text that somebody
 typed as it stands: a terminal obeys the escape sequences in it, and marks of direction turn a line

@@ -1,9 +1,9 @@
-"""Text to token ids and back, over two libraries, and a decoder that streams whole characters.
+"""Turns text into token ids and back, by two libraries, and streams whole characters.
 
-It knows nothing of messages or models. The easy mistake is to decode ids one by one into text: a
-token may hold half a character, so what is decoded piecewise goes through bytes (`StreamDecoder`).
-Text that spells a special token, such as ``<|endoftext|>``, is encoded as ordinary text: only the
-template and the engine may speak of special ids.
+It knows nothing of messages or models. A token may hold half a character, so what is decoded
+piecewise goes through bytes (`StreamDecoder`). Text that spells a special token, such as
+``<|endoftext|>``, is encoded as ordinary text: only the template and the engine may speak of
+special ids.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The application: its commands, and one place where errors become sentences.
+"""Registers the commands, and turns errors into sentences in one place.
 
-Each command lives in a module of its own. The easy mistake is to catch this package's errors in a
-command: `_Commands` prints them all in one form, with exit code 1 and no traceback.
+Each command lives in a module of its own and catches none of this package's errors: `_Commands`
+prints them all in one form, with exit code 1 and no traceback.
 """
 
 from __future__ import annotations

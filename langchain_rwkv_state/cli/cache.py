@@ -1,8 +1,8 @@
-"""The commands ``cache`` and ``warm``: what the prefix cache on disk holds, and what it is to hold.
+"""The commands ``cache`` and ``warm``: show what the prefix cache on disk holds, and fill it.
 
 They see the disk tier; what a running process keeps in memory only that process can tell
-(``chat.prefix_cache.stats()``). The easy mistake is to print a prompt as it stands: it is somebody
-else's text, so it goes through `output.one_line`.
+(``chat.prefix_cache.stats()``). A prompt is somebody else's text, so it goes through
+`output.one_line` before it is printed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The command ``chat``: a conversation with a name, in a terminal or through a pipe.
+"""The command ``chat``: holds a conversation with a name, in a terminal or through a pipe.
 
 In a terminal it prompts and streams, and a turn may have several lines; through a pipe each line of
-the input is one turn and only the answers go to standard output. The easy mistake is to let Ctrl-C
-end the program: during an answer it stops that answer, of which nothing is kept.
+the input is one turn and only the answers go to standard output. During an answer Ctrl-C stops that
+answer, of which nothing is kept, and not the program.
 """
 
 from __future__ import annotations

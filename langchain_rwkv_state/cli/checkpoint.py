@@ -1,7 +1,7 @@
-"""What the commands on models share: a checkpoint looked into, texts as options, tables.
+"""Opens a checkpoint for the commands on models, and reads the texts that are given to them.
 
-Nothing is loaded into a runtime here. The easy mistake is to take a text's ids from the wrong
-tokenizer: it is found beside the model's file, or told by the size of its vocabulary.
+Nothing is loaded into a runtime here. A text's ids come from the tokenizer beside the model's file,
+or from the one that the size of its vocabulary names.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The command ``clamp-decay``: what clamped decays change in an RWKV-4 or 5, before and after.
+"""The command ``clamp-decay``: shows what clamped decays change in an RWKV-4 or 5.
 
-It changes no file; a clamped model goes to a new one where that is asked for. The easy mistake is
-to judge by the loss alone: a text's words follow from their neighbours, and a model can lose its
-memory without it.
+It changes no file; a clamped model goes to a new one where that is asked for. The loss alone does
+not judge it: a text's words follow from their neighbours, and a model can lose its memory without
+it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The command ``doctor``: what is installed, what would run, whether model and store are sound.
+"""The command ``doctor``: says what is installed, what would run, and what is not sound.
 
-Each check gives findings and changes nothing but for a store that it opens, or is told to mend. The
-easy mistake is to begin with what takes long: whoever waits sees each finding when it is there.
+Each check gives findings and changes nothing but for a store that it opens, or is told to repair.
+Findings are shown as they come, the quick checks first.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The commands that look at states: ``inspect``, ``calibrate`` and ``diff``.
 
-They change nothing, and looking at a session is no use of it: its time to live goes on. The easy
-mistake is to measure first and find then that the picture cannot be written.
+They change nothing, and looking at a session is no use of it: its time to live goes on. Whether a
+picture can be written is found out before anything is measured.
 """
 
 from __future__ import annotations

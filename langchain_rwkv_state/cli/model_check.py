@@ -1,7 +1,7 @@
-"""What ``doctor --model`` finds: what a model's files are, what it will take, how fast it answers.
+"""Checks a model for ``doctor --model``: its files, its memory, its speed.
 
-All but the trial looks at names and shapes alone. The easy mistake is to trust the trial of a busy
-machine: it says what one conversation gets now.
+All but the trial looks at names and shapes alone. The trial says what one conversation gets now,
+beside whatever else the machine does.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The commands that make a state to begin from: ``zero`` and ``prefill``.
 
 `prefill` reads a text as it stands, without the chat template and without an answer; the session
-that it makes is a warm state with a name. The easy mistake is to read into a session that is there:
-its next answer would follow from a text that nobody in it said, so that has to be asked for.
+that it makes is a warm state with a name. To read into a session that is there has to be asked for:
+its next answer follows from a text that nobody in it said.
 """
 
 from __future__ import annotations

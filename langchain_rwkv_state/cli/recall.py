@@ -1,7 +1,7 @@
-"""``rwkv-state recall``: what a model still knows of what it was told, measured and drawn.
+"""The command ``recall``: measures what a model still knows of what it was told, and draws it.
 
-It keeps no session and changes no store. The easy mistake is to find out that a file cannot be
-written when the hour of measuring is over: that is checked first.
+It keeps no session and changes no store. Whether a file can be written is checked before an hour of
+measuring.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The command ``report``: everything there is to see of a session, on one page to keep or show.
+"""The command ``report``: writes everything there is to see of a session as one page.
 
-It measures and hands on; the page itself is made in `views`. The easy mistake is to name a file
-that is there: nothing is written over, and this is found out before anything is measured.
+It measures and hands on; the page itself is made in `views`. Nothing is written over, and that is
+found out before anything is measured.
 """
 
 from __future__ import annotations

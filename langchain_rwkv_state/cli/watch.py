@@ -1,7 +1,7 @@
-"""The command ``watch``: a live view of a session's state while somebody else talks in it.
+"""The command ``watch``: shows a session's state while somebody else talks in it.
 
-In a terminal one view is drawn over and over; through a pipe each new head is one line. The easy
-mistake is to keep the states that were seen: only the last is needed, to measure the next against.
+In a terminal one view is drawn over and over; through a pipe each new head is one line. Only the
+last state is kept, to measure the next against.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-r"""From what a model says to what LangChain hears: text, thoughts, and calls of tools.
+"""Turns what a model says into what LangChain hears: text, thoughts, and calls of tools.
 
 An answer comes in pieces, and calls in it are told from text as they come: what may still become
 the opening of a call is held back, and a call's arguments are handed on as they are written. It
-relies on calls being compact JSON, as the constraint on decoding sees to. The easy mistake is to
-parse a call that was cut off: LangChain's lenient JSON makes a whole one of it, with arguments that
-nobody gave.
+relies on calls being compact JSON, as the constraint on decoding sees to. A call that was cut off
+stays cut off: LangChain's lenient JSON would make a whole one of it, with arguments that nobody
+gave.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What a call asks of a model beside its messages: tools, JSON of a schema, a thought.
+"""Reads what a call asks of a model beside its messages: tools, JSON of a schema, a thought.
 
 It reads LangChain's options, says what of them is wrong, and gives what the layers below need: the
-lines of the system prompt and the constraint on decoding. It loads no model. The easy mistake is to
-let the choice of a tool into the system prompt: a conversation whose turns choose otherwise would
-read that prompt again at each.
+lines of the system prompt and the constraint on decoding. It loads no model. Which tool must be
+called is no part of the system prompt: a conversation whose turns choose otherwise would read that
+prompt again at each.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Structured output, as LangChain's partners have it: options of a call, and who reads its answer.
+"""Asks for structured output as LangChain's partners do, and reads it: options and parsers.
 
-The constraint on decoding makes answers fit; this only asks for it and reads the result. The easy
-mistake is to trust LangChain's JSON parsers with an answer that `max_tokens` cut off: they mend it,
-and half a name is a name then.
+The constraint on decoding makes answers fit; this only asks for it and reads the result. An answer
+that `max_tokens` cut off is refused: LangChain's JSON parsers mend it, and half a name is a name
+then.
 """
 
 from __future__ import annotations

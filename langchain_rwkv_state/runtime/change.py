@@ -1,9 +1,8 @@
-"""Changes of a model's weights on their way from the file into a runtime: the port.
+"""Defines the port by which a model's weights are changed between the file and a runtime.
 
 A change is a value: two equal ones of one file are one loaded model, and whatever it changes
 becomes part of the model's fingerprint, so that no state ever passes from the changed model to the
-plain one. The easy mistake is to write into the tensors that it is handed: they are views of the
-mapped file.
+plain one. The tensors it is handed are the loaded ones: it returns new ones and writes into none.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""`RuntimeHandle`: one user's hold on a loaded model, and the `Runtime` that the user sees.
+"""Gives one user a hold on a loaded model: `RuntimeHandle`, the `Runtime` that the user sees.
 
 Many handles share one model; each has the identities of its own tokenizer and template, and gives
-the model back when it is closed or collected. It does no arithmetic. The easy mistake is to hold
-a handle for the weights' lifetime: they live until the last handle is closed.
+the model back when it is closed or collected. The weights live until the last handle is closed. It
+does no arithmetic.
 """
 
 from __future__ import annotations

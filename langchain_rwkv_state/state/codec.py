@@ -1,9 +1,8 @@
-"""A state as bytes and back: a safetensors file whose header says what it is and a checksum.
+"""Turns a state into bytes and back: a safetensors file with a header of its own and a checksum.
 
 The codec turns values into values; it opens no file and knows no store. `docs/state_format.md`
 describes the bytes one by one, and `packing` makes the tensors smaller where that is asked for. The
-easy mistake is to check the tensors and not the header: the checksum covers every byte of the file
-except itself.
+checksum covers every byte of the file, the header too, except itself.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""A safetensors file in pieces: the header, and the tensors' own memory, uncopied.
+"""Lays out a safetensors file in pieces: the header, and the tensors' own memory, uncopied.
 
 What it lays out is byte for byte what the `safetensors` library writes for the same tensors, but
 with the header's keys in order, which the library turns over at each call, and without joining
 everything in memory twice, which takes longer than all the rest of a write. It checks nothing and
-reads nothing. The easy mistake is to lay tensors out in the order of their names: larger numbers
-come first, so that each is aligned.
+reads nothing. Larger numbers come first, so that each tensor is aligned.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Opening a file that somebody named: a plain file, or nothing at all.
+"""Opens a file that somebody named: a regular file, or nothing at all.
 
 A link is followed, since the caller named it. The easy mistake is to open and then look: a pipe
 waits for whoever writes to it, for good.

@@ -1,8 +1,8 @@
-"""`RWKVState`: everything that an RWKV model remembers of a conversation, as one value.
+"""Holds everything that an RWKV model remembers of a conversation as one value: `RWKVState`.
 
-A state holds named tensors and knows where it came from; it does not run a model and does not
-store itself anywhere but in a file it is told to. The easy mistake is to change a tensor of it:
-indexing gives copies, so that a state, once made, stays what it was.
+A state holds named tensors and knows where it came from; it does not run a model and does not store
+itself anywhere but in a file it is told to. Indexing gives copies, so that a state, once made,
+stays what it was.
 """
 
 from __future__ import annotations

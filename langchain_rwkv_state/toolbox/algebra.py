@@ -1,9 +1,9 @@
-"""Operations on states: weighted sums, forgetting, and RWKV-4's change of scale.
+"""Adds states with weights, and lets their past fade: `blend`, `blend_many`, `decay`.
 
 Values in, values out, for every RWKV version; nothing here runs a model. Whatever comes out was
 read from no text, so it has a root of its own: its reference never stands for an exact state. The
-easy mistake is to add RWKV-4's ``att_aa`` of two states: each stands for
-``att_aa * exp(att_pp)``, and the two scales differ by orders of magnitude.
+easy mistake is to add RWKV-4's ``att_aa`` of two states: each stands for ``att_aa * exp(att_pp)``,
+and the two scales differ by orders of magnitude.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What a state looks like: sizes, NaN, ranks, and a verdict in words.
+"""Inspects a state: sizes, NaN, ranks, and a verdict in words.
 
-It reads numbers and changes none; it cannot say what a state knows. The easy mistake is to judge
-sizes by a fixed range such as 0.1 to 10: models differ by orders of magnitude, and so do layers of
-one model, so what is healthy is learnt from a model's own states (`calibrate`).
+It reads numbers and changes none; it cannot say what a state knows. No fixed range of sizes is
+healthy: models differ by orders of magnitude, and so do layers of one model, so what is healthy is
+learnt from a model's own states (`calibrate`).
 """
 
 from __future__ import annotations

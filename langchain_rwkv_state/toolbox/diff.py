@@ -1,8 +1,7 @@
-"""`diff`: how far apart two states are, as a table of layers and their tensors.
+"""Sets two states side by side as a table: how far apart each layer and its tensors are.
 
-The figures are those of `distance`; this only sets them side by side, for a terminal, a notebook
-and a data frame alike. The easy mistake is to add a row up: a layer's figure is measured over its
-tensors together, and is no sum of theirs.
+The figures are those of `distance`, for a terminal, a notebook and a data frame alike. A layer's
+figure is measured over its tensors together, and is no sum of theirs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How far apart two states are, layer by layer and in total, by a metric of the caller's choice.
+"""Measures how far apart two states are, layer by layer and in total, by a metric of your choice.
 
 Three metrics look at the numbers, one asks a model. The easy mistake is to compare RWKV-4's
 ``att_aa`` as they stand: two states that mean the same can be far apart in them. So its

@@ -1,9 +1,8 @@
-"""How long a model remembers, channel by channel: after how many tokens half of a write is left.
+"""Measures how long a model remembers, channel by channel: the tokens until half a write is left.
 
 The decay is fixed by the weights for RWKV-4 and 5, and set by the text for RWKV-6 and 7, where it
-is measured. It says how long something *can* stay, not what does: RWKV-7 also overwrites. The easy
-mistake is to read ``time_decay`` as the decay: it is the logarithm of a rate, so that -8 is a long
-memory and 1 a short one.
+is measured. It says how long something *can* stay, not what does: RWKV-7 also overwrites.
+``time_decay`` is the logarithm of a rate, so that -8 is a long memory and 1 a short one.
 """
 
 from __future__ import annotations

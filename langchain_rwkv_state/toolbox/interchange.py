@@ -1,10 +1,9 @@
-"""States of other tools: plain tensors in a file, without a word on which model they are of.
+"""Reads and writes the states of other tools: plain tensors, with no word on which model's.
 
-Reads and writes what the `rwkv` package's users exchange: ``.pt`` and ``.pth`` files with a list, a
-tuple or a dict of tensors, safetensors, and tuned start states (``*.time_state``). Such a file
-cannot be checked: only the shapes say whether it fits, so the caller vouches for the model. The
-easy mistake is the side of RWKV-7's tuned start states: those of RWKV-5 and 6 are stored turned,
-those of RWKV-7 are not.
+These are what the `rwkv` package's users exchange: ``.pt`` and ``.pth`` files with a list, a tuple
+or a dict of tensors, safetensors, and tuned start states (``*.time_state``). Such a file cannot be
+checked: only the shapes say whether it fits, so the caller vouches for the model. Tuned start
+states of RWKV-5 and 6 are stored transposed, those of RWKV-7 are not.
 """
 
 from __future__ import annotations

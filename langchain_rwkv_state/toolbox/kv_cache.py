@@ -1,8 +1,8 @@
-"""What remembering costs: the bytes of an RWKV state beside those of a key-value cache.
+"""Compares the bytes of an RWKV state with those of a transformer's key-value cache: `memory`.
 
-Arithmetic on shapes; it measures nothing. The easy mistake is to give a count of numbers as a count
-of bytes, and to compare with attention as nobody builds it any more: most transformers share keys
-and values between several heads, which divides their cache.
+Arithmetic on shapes; it measures nothing. It gives bytes, not counts of numbers, and also those of
+grouped attention: most transformers share keys and values between several heads, which divides
+their cache.
 """
 
 from __future__ import annotations

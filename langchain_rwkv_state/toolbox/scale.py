@@ -1,8 +1,7 @@
-"""`check_scale`: whether a state's numbers need another scale, and why not.
+"""Says whether a state's numbers need another scale, and why not: `check_scale`.
 
-It looks and changes nothing; `renormalise` changes. The easy mistake is to fear large numbers as
-such: what ends is the range of fp32, at 3.4e38, and a state of usual size is a hundred powers of
-two below it.
+It looks and changes nothing; `renormalise` changes. Large numbers are no harm as such: what ends is
+the range of fp32, at 3.4e38, and a state of usual size is a hundred powers of two below it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""How figures become places and colours: the ends of a scale, its marks, and where a figure stands.
+"""Turns figures into places and colours: the ends of a scale, its marks, and where a figure stands.
 
-Shared by pictures and pages, so that both show a figure alike. The easy mistake is a scale from 0
-for sizes: heads differ by orders of magnitude, and all but the largest would look the same.
+Shared by pictures and pages, so that both show a figure alike. Sizes have a logarithmic scale:
+heads differ by orders of magnitude, and from 0 on all but the largest would look the same.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From a path to tensors under BlinkDL's names, running nothing that a file brings.
+"""Reads the tensors at a path under BlinkDL's names, and runs nothing that a file brings.
 
 Here the parts meet: which files, which container, whose names; it knows no versions of RWKV. The
 easy mistake is to map a file whose every number is needed: somebody may write a new one in its

@@ -1,9 +1,9 @@
-"""Hugging Face's RWKV-7: fla's names and shapes to BlinkDL's.
+"""Turns the names and shapes of Hugging Face's RWKV-7 (fla) into BlinkDL's.
 
 Taken from ``utils/convert_from_rwkv7.py`` and ``fla/models/rwkv7`` of fla-org's
 flash-linear-attention. Tensors are renamed and their small ones reshaped; the numbers stay. The
-easy mistake is a LoRA's matrices: fla keeps them as linear layers do, ``[out, in]``, BlinkDL the
-other way. What would be computed otherwise than it was trained (attention layers between, another
+matrices of a LoRA are turned: fla keeps them as linear layers do, ``[out, in]``, BlinkDL the other
+way. What would be computed otherwise than it was trained (attention layers between, another
 epsilon) is refused by the settings in ``config.json``.
 
 D width, R rank of a LoRA.

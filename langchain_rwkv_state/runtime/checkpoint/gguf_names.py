@@ -1,11 +1,11 @@
-"""GGUF's RWKV-6 and 7: llama.cpp's names and shapes to BlinkDL's.
+"""Turns the names and shapes of a GGUF's RWKV-6 or 7 (llama.cpp) into BlinkDL's.
 
 Taken from ``conversion/rwkv.py`` and ``src/models/rwkv6.cpp`` and ``rwkv7.cpp`` of ggml-org's
-llama.cpp. The easy mistakes: llama.cpp divides two matrices of RWKV-6 by two for every few layers,
-fills the first layer's value mix, which is never used, with copies of something else, and keeps in
-fp32 what the checkpoint had in 16 bits. The last is taken back where it loses nothing, so that a
-GGUF in F16 is bit for bit the checkpoint that it was made from, with the same fingerprint. (But for
-an RWKV-6 that was divided: its numbers below 6e-5 have lost their last bits.)
+llama.cpp. Three things are undone: llama.cpp divides two matrices of RWKV-6 by two for every few
+layers, fills the first layer's value mix, which is never used, with copies of something else, and
+keeps in fp32 what the checkpoint had in 16 bits. The last is taken back where it loses nothing, so
+that a GGUF in F16 is bit for bit the checkpoint that it was made from, with the same fingerprint.
+(But for an RWKV-6 that was divided: its numbers below 6e-5 have lost their last bits.)
 
 D width, H heads of size N, R rank of a LoRA.
 """

@@ -1,8 +1,8 @@
-"""Names as trainers leave them: wrappers and prefixes taken off, and what is no model told apart.
+"""Takes wrappers and prefixes of trainers off the names of tensors, and refuses what is no model.
 
-It knows BlinkDL's names and what stands around them; other formats' names are `fla_names`' and
-`gguf_names`' business. The easy mistake is to take a prefix off one tensor alone: two may then
-have one name, which is refused.
+It knows BlinkDL's names and what stands around them; other formats' names are the business of
+`fla_names` and `gguf_names`. A prefix is taken off all tensors or none, so that no two get one
+name.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Memory that goes back to the system as soon as its tensor is gone, and files read into it.
+"""Reads files into memory that goes back to the system as soon as its tensor is gone.
 
-malloc keeps tens of megabytes of what a thread gave back. The easy mistake is to map small tensors
-too: each takes a page at least.
+malloc keeps tens of megabytes of what a thread gave back. Small tensors stay with malloc: mapped,
+each would take a page at least.
 """
 
 from __future__ import annotations

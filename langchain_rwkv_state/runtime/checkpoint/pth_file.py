@@ -3,8 +3,8 @@
 PyTorch reads one all at once through malloc, which keeps tens of megabytes of what is freed, or
 maps it. Here PyTorch maps the file and reads the pickle, so that nothing of it is run; the numbers
 are then read from their places in the archive, and the mapping, which somebody may cut short, is
-never looked into. The easy mistake is to trust a place: names, sizes and distances must all agree,
-and where they do not PyTorch reads the file its own way.
+never looked into. Names, sizes and distances must all agree: where they do not, PyTorch reads the
+file its own way.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""`CompiledPass`: the pass of `plain.py` as one call into `kernels.cpp`, on a CPU in fp32.
+"""Runs the pass of `plain_pass.py` as one call into `kernels.cpp`, on a CPU in fp32.
 
 Weights are kept in the dtype of their file, in the order in which they are read, and widened to
 fp32 in registers: a checkpoint in bf16 or fp16 takes half the memory, and decodes twice as fast,
 with the same results. With `int8` the large matrices are rounded to 8 bits per output; where the
-processor sums products of bytes, what they multiply is rounded too, row by row. The easy mistake is
-to let a tensor go whose address the structures hold: `_kept` owns them all.
+processor sums products of bytes, what they multiply is rounded too, row by row. The C++ holds bare
+addresses: `_kept` owns every tensor behind them.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Matrix products by whichever way this machine has: one function, with a public fallback.
+"""Packs a matrix once and returns the gemm with it, by whichever way this machine has.
 
-A matrix is packed once, at loading, for oneDNN where PyTorch has it, which is two to four times as
-fast as the plain product on a CPU, and equal to it within rounding. The operators are private to
-PyTorch, so each is tried at packing, and the plain product serves where that fails. The easy
-mistake is to keep the matrix beside its packed form: that is the whole model twice.
+A matrix is packed at loading for oneDNN where PyTorch has it, which is two to four times as fast as
+the plain gemm on a CPU, and equal to it within rounding. The operators are private to PyTorch, so
+each is tried at packing, and the plain gemm serves where that fails. Only the packed form is kept,
+not the matrix beside it.
 """
 
 from __future__ import annotations

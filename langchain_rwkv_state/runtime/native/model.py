@@ -1,9 +1,8 @@
-"""`NativeModel`: RWKV-7 over many states at once, by the best pass that this machine has.
+"""Runs RWKV-7 over many states at once, by the best pass that this machine has.
 
-It turns ids into rows, keeps a pass within a bounded number of rows, and chooses between the
-compiled pass, the plain one, and on a card its recorded steps; the arithmetic is theirs. The easy
-mistake is to run a long prompt in one pass: its memory grows with the rows, and nobody else is
-served meanwhile.
+`NativeModel` turns ids into rows, keeps a pass within a bounded number of rows, so that a long
+prompt neither takes memory by its length nor holds up everybody else, and chooses between the
+compiled pass, the plain one, and on a card its recorded steps; the arithmetic is theirs.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""RWKV-7 in readable PyTorch: every formula once, on any device, in fp32, bf16 or fp16.
+"""Computes RWKV-7 in readable PyTorch: every formula once, on any device, in fp32, bf16 or fp16.
 
 The oracle of the compiled pass, and what runs where there is no compiler or no CPU; on CUDA the
-recurrence alone is a kernel (`triton_kernel.py`) where Triton is installed. It follows
-`RWKV_x070` of the `rwkv` package, whose roundings it shares: WKV states in fp32, the rest in the
-compute dtype. The easy mistake is to mix rows of two conversations: what stands one row above
-belongs to the same one only inside a segment.
+recurrence alone is a kernel (`triton_kernel.py`) where Triton is installed. It follows `RWKV_x070`
+of the `rwkv` package, whose roundings it shares: WKV states in fp32, the rest in the compute dtype.
+The row above belongs to the same conversation only inside a segment.
 
 T rows (tokens) of G segments, each one conversation's ids in a slot; D width, H heads, N head size.
 """

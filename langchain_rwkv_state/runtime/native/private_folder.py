@@ -1,8 +1,8 @@
-"""A folder for code that this process will run: nobody else may have put it there.
+"""Makes a folder for code that this process will run: nobody else may have put it there.
 
 Whoever can write to a folder can replace what lies in it, folders too, so each one on the way
-counts, up to the user's home (above it, the system's rules hold) or to the root. The easy mistake
-is to refuse what is usual: where each user has a group of their own, homes are group-writable.
+counts, up to the user's home (above it, the system's rules hold) or to the root. A home that is
+writable for its group is usual, and allowed, where each user has a group of their own.
 """
 
 from __future__ import annotations

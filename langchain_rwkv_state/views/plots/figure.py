@@ -1,7 +1,7 @@
-"""The paper that pictures are drawn on: one look for all, and matplotlib only where it is used.
+"""Makes the figures that pictures are drawn on, with one look, and saves them.
 
-Nothing is measured here, and no figure knows what is drawn on it. The easy mistake is to use
-`pyplot`: it keeps every figure in a global list, and may open a window.
+Nothing is measured here, and no figure knows what is drawn on it. matplotlib is imported where it
+is used, and never `pyplot`, which keeps every figure in a global list, and may open a window.
 """
 
 from __future__ import annotations

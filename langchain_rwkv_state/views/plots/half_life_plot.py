@@ -1,7 +1,7 @@
-"""A picture of a model's half-lives: layer by layer, on a logarithmic axis of tokens.
+"""Draws a model's half-lives: layer by layer, on a logarithmic axis of tokens.
 
-It draws what `half_life` found and measures nothing. The easy mistake is a linear axis: half-lives
-reach from half a token to thousands, and the short ones would be one line.
+It draws what `half_life` found and measures nothing. Half-lives reach from half a token to
+thousands: on a linear axis the short ones would be one line.
 """
 
 from __future__ import annotations

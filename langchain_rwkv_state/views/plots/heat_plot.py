@@ -1,7 +1,6 @@
-"""Heat maps of a state as a picture: layers down, heads across, one panel for each figure.
+"""Draws heat maps of a state as a picture: layers down, heads across, one panel for each figure.
 
-It draws what `state.maps` found and measures nothing. The easy mistake is a scale from 0 for sizes:
-heads differ by orders of magnitude, and all but the largest would be one colour.
+It draws what `toolbox.maps` found and measures nothing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Recall figures as a picture: a curve for what has an axis, bars for what has labels.
+"""Draws recall figures as a picture: a curve for what has an axis, bars for what has labels.
 
-It draws what `recall.measure` counted. The easy mistake is an axis that starts above zero: a loss
-of two points would look like all.
+It draws what `recall.measure` counted. Axes start at zero: otherwise a loss of two points would
+look like all.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Curves and bars for a page, as SVG text.
+"""Draws curves and bars for a page, as SVG text.
 
-They are as wide as a phone and grow with the page. The easy mistake is to tell curves apart by
-colour alone: each also has dashes of its own.
+They are as wide as a phone and grow with the page. Curves have dashes of their own and not colours
+alone, for whoever cannot tell the colours apart.
 """
 
 from __future__ import annotations

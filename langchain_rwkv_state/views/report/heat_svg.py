@@ -1,7 +1,7 @@
-"""Heat maps of a state for a page: layers down, heads across, a tooltip on every cell.
+"""Draws heat maps of a state for a page: layers down, heads across, a tooltip on every cell.
 
-The twin of `heat`, for where there is no matplotlib. The easy mistake is to leave a cell out whose
-figure is not finite: that is the one to be seen.
+The twin of `heat_plot`, for where there is no matplotlib. A cell whose figure is not finite is
+drawn too: that is the one to be seen.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The pieces that the sections of a page are made of: a table, a legend, a section.
+"""Writes the pieces that the sections of a page are made of: a table, a legend, a section.
 
-Text in, HTML out. The easy mistake is a table that makes the page wider than a phone: each scrolls
-in a box of its own.
+Text in, HTML out. Tables scroll in a box of their own, so that none makes the page wider than a
+phone.
 """
 
 from __future__ import annotations

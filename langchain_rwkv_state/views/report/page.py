@@ -1,8 +1,8 @@
-"""A report on a session as one HTML page that needs nothing else: no network, no script, no font.
+"""Writes a report on a session as one HTML page that needs no network, no script and no font.
 
-Values in, text out; it measures nothing and writes no file. The easy mistake is to let a name or a
-title in unescaped: everything that somebody typed goes through `escaped`. Should one slip through,
-the page's own policy still lets no script run and nothing load.
+Values in, text out; it measures nothing and writes no file. Everything that somebody typed goes
+through `escaped`. Should a text slip through, the page's own policy still lets no script run and
+nothing load.
 """
 
 from __future__ import annotations

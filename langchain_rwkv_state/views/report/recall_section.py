@@ -1,7 +1,7 @@
-"""The section of a report that says what the model recalls: curves, bars and their counts.
+"""Writes the section of a report that says what the model recalls: curves, bars and their counts.
 
-It draws a `Recall` that a command measured before. The easy mistake is to read it as a figure of
-the session: it is one of the model, and only of the model whose fingerprint it carries.
+It draws a `Recall` that a command measured before: figures of the model whose fingerprint it
+carries, and not of the session.
 """
 
 from __future__ import annotations

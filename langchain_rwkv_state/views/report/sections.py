@@ -1,7 +1,7 @@
-"""The sections of a report on a session: facts, log, sizes, health and heat maps.
+"""Writes the sections of a report on a session: facts, log, sizes, health and heat maps.
 
-Each takes the report and returns HTML. The easy mistake is to show a reference in full: who has it
-can read the conversation, so a page shows its first digits.
+Each takes the report and returns HTML. Of a reference a page shows the first digits: who has all of
+it can read the conversation.
 """
 
 from __future__ import annotations

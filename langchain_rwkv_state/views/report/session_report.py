@@ -1,7 +1,7 @@
-"""What a report on a session tells: everything that was found, as one value.
+"""Holds what a report on a session tells: everything that was found, as one value.
 
-Plain values, measured elsewhere and drawn elsewhere. The easy mistake is to put a message's text
-here: a report is made to be shown to others, so unread messages are counted and no more.
+Plain values, measured elsewhere and drawn elsewhere. No message's text is in it: a report is made
+to be shown to others, so unread messages are counted and no more.
 """
 
 from __future__ import annotations

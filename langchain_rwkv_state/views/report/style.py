@@ -1,7 +1,7 @@
-"""The style sheet of a report: light and dark, a phone and paper.
+"""Holds the style sheet of a report: light and dark, a phone and paper.
 
-It names no address, since the page loads nothing. The easy mistake is a colour in a diagram's text:
-what is not a class here does not follow light and dark.
+It names no address, since the page loads nothing. Colours stand here as classes and not in the
+diagrams: what is not a class does not follow light and dark.
 """
 
 CSS = """

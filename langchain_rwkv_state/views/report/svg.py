@@ -1,9 +1,9 @@
-"""The pieces of a diagram as SVG text: letters, lines and boxes, safe for a page.
+"""Writes the pieces of a diagram as SVG text: letters, lines and boxes, safe for a page.
 
 Values in, text out; what is drawn of them stands in `heat_svg` and `charts`. Colours of lines and
-letters come from the page's style sheet (classes), so that they follow light and dark. The easy
-mistake is an ``id`` or a ``url()``: two diagrams of a page would share it, and a page that is to
-hold no address would hold one.
+letters come from the page's style sheet (classes), so that they follow light and dark. No piece has
+an ``id`` or a ``url()``: two diagrams of a page would share it, and a page that is to hold no
+address would hold one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The live view of a session in a terminal: how its state moved, layer by layer, turn by turn.
+"""Shows a session live in a terminal: how its state moved, layer by layer, turn by turn.
 
-Values in, something that rich can print out; it follows nothing and measures nothing. The easy
-mistake is to hand rich a session's name as it stands: it would read markup in it.
+Values in, something that rich can print out; it follows nothing and measures nothing. A session's
+name is handed to rich as plain text, never as markup.
 """
 
 from __future__ import annotations

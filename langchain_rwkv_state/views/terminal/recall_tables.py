@@ -1,7 +1,7 @@
-"""Recall figures for a terminal: a table for each section, with a bar for each share.
+"""Shows recall figures in a terminal: a table for each section, with a bar for each share.
 
-Values in, something to print out. The easy mistake is a bar without its counts: of 40 cases, one
-answer is 2.5 points.
+Values in, something to print out. Every bar has its counts beside it: of 40 cases, one answer is
+2.5 points.
 """
 
 from __future__ import annotations
