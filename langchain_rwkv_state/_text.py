@@ -63,6 +63,16 @@ def counted(count: int, thing: str) -> str:
     return f"{count} {thing}" + "s" * (count != 1)
 
 
+def model_shape(version: object, n_layer: int, n_embd: int) -> str:
+    """Returns a model's version, layers and width in a word.
+
+    Example:
+        >>> model_shape(7, 24, 2048)
+        'RWKV-7 24x2048'
+    """
+    return f"RWKV-{version} {n_layer}x{n_embd}"
+
+
 def span(figures: Sequence[float]) -> str:
     """Returns the least and the largest of some figures; nothing for none.
 

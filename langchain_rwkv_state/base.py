@@ -376,28 +376,28 @@ class RWKVModel(BaseModel):
         )
 
     def watch_stats(
-        self, callback: Callable[[ModelStats], object], *, seconds: float = 10.0
+        self, callback: Callable[[ModelStats], object], *, every_seconds: float = 10.0
     ) -> StatsWatch:
         """Calls a function with `stats` every so many seconds, on a thread of its own.
 
         Args:
             callback: Called with a `ModelStats`. What it raises is logged, the first time.
-            seconds: Between two calls.
+            every_seconds: Between two calls.
 
         Returns:
             The watch. It ends when it is closed, or left as a context, with a last call; and when
             this object is gone, which it does not keep.
 
         Raises:
-            TypeError: `callback` cannot be called, or is a coroutine function; `seconds` is no
-                number.
-            ValueError: `seconds` is not above zero.
+            TypeError: `callback` cannot be called, or is a coroutine function; `every_seconds` is
+                no number.
+            ValueError: `every_seconds` is not above zero.
 
         Example:
-            >>> with chat.watch_stats(print, seconds=60):  # doctest: +SKIP
+            >>> with chat.watch_stats(print, every_seconds=60):  # doctest: +SKIP
             ...     serve(chat)
         """
-        return StatsWatch(self.stats, callback, seconds=seconds)
+        return StatsWatch(self.stats, callback, every_seconds=every_seconds)
 
     def _hold_model(self) -> Hold[Loaded]:
         limits = {name: getattr(self, name) for name in _LIMITS if name in self.model_fields_set}

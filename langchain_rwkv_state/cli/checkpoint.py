@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from langchain_rwkv_state._text import model_shape
 from langchain_rwkv_state.cli.streams import read_text
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Opened:
     def about(self) -> str:
         """The model in a word."""
         found = self.checkpoint
-        return f"RWKV-{found.version} {found.n_layer}x{found.n_embd}"
+        return model_shape(found.version, found.n_layer, found.n_embd)
 
     def ids(self, text: str, tokenizer: str | None) -> list[int]:
         """Returns a text's ids."""

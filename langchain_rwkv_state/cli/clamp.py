@@ -16,6 +16,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from langchain_rwkv_state._text import counted
 from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.checkpoint import (
     Opened,
@@ -113,7 +114,7 @@ def _losses(model: str, ids: list[int], clamp: DecayClamp, strategy: str, change
         before = text_loss(plain, ids)
     finally:
         plain.close()
-    line = f"Loss on {len(ids)} tokens: {before:.4f} nats a token before"
+    line = f"Loss on {counted(len(ids), 'token')}: {before:.4f} nats a token before"
     if not changes:
         return Text(f"{line}; nothing changes.")
     clamped = clamp_decay(model, clamp.low, clamp.high, strategy=strategy)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from langchain_rwkv_state._text import counted, span
+from langchain_rwkv_state._text import counted, model_shape, span
 from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.completion import complete_session
 from langchain_rwkv_state.cli.options import (
@@ -101,7 +101,7 @@ def calibrate(
         healthy = states.calibrate(_healthy_states(opened, session or opened.sessions()))
     write_whole(out, f"{healthy.to_json()}\n".encode(), new=True)
     output.written(out)
-    output.out().print(f"Learnt from {healthy.n_states} states.")
+    output.out().print(f"Learnt from {counted(healthy.n_states, 'state')}.")
 
 
 def diff(
@@ -239,7 +239,7 @@ def _require_one_model(first: str, a: RWKVState, second: str, b: RWKVState) -> N
 
 def _model(state: RWKVState) -> str:
     layout = state.layout
-    size = f"RWKV-{layout.version} of {layout.n_layer} x {layout.n_embd}"
+    size = model_shape(layout.version, layout.n_layer, layout.n_embd)
     return f"{size}, fingerprint {state.fingerprint}"
 
 

@@ -54,7 +54,7 @@ def report(
     with existing_store(store) as opened:
         if opened is None:
             raise unknown_session(session)
-        found = look(opened, session, ranges, measured)
+        found = gather(opened, session, ranges, measured)
 
     from langchain_rwkv_state.views.report.page import report_page
 
@@ -78,10 +78,10 @@ def _built_in(fingerprint: str) -> Recall | None:
     return found if found is not None and found.fingerprint == fingerprint else None
 
 
-def look(
+def gather(
     store: StateStore, session: str, healthy: Healthy | None, recall: Recall | None
 ) -> SessionReport:
-    """Measures all that a report tells; this is no use of the session.
+    """Measures all that a report shows; this counts as no use of the session.
 
     Recall is not measured here, which takes minutes; the built-in model's figures come with it.
     """

@@ -16,7 +16,7 @@ from langchain_rwkv_state.runtime.checkpoint import Checkpoint
 
 
 class Change(Hashable, Protocol):
-    """What is done to a checkpoint's tensors before a runtime takes them."""
+    """A change of a checkpoint's tensors before a runtime takes them."""
 
     @property
     def name(self) -> str:
@@ -26,7 +26,7 @@ class Change(Hashable, Protocol):
     def of(
         self, tensors: Mapping[str, torch.Tensor], checkpoint: Checkpoint
     ) -> dict[str, torch.Tensor]:
-        """Returns those tensors that become others, by name: none where nothing changes.
+        """Returns the changed tensors by name, none where nothing changes.
 
         Args:
             tensors: The checkpoint's; left as they are.

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from langchain_rwkv_state import _markup as markup
-from langchain_rwkv_state._text import size
+from langchain_rwkv_state._text import model_shape, size
 from langchain_rwkv_state.errors import StateCorrupt, StateMismatch
 from langchain_rwkv_state.state.derivation import Derivation
 from langchain_rwkv_state.state.layout import StateLayout
@@ -146,16 +146,19 @@ class RWKVState(Mapping[str, torch.Tensor]):
     def __repr__(self) -> str:
         """Shows size and origin, never numbers."""
         return (
-            f"RWKVState(RWKV-{self._layout.version}, {self._layout.n_layer}x{self._layout.n_embd}, "
+            f"RWKVState({self._shape}, "
             f"n_tokens={self.n_tokens}, nbytes={self.nbytes}, fingerprint={self.fingerprint!r})"
         )
 
+    @property
+    def _shape(self) -> str:
+        return model_shape(self._layout.version, self._layout.n_layer, self._layout.n_embd)
+
     def _repr_html_(self) -> str:
-        layout = self._layout
         return markup.facts(
             "RWKVState",
             {
-                "model": f"RWKV-{layout.version}, {layout.n_layer} x {layout.n_embd}",
+                "model": self._shape,
                 "tokens": self.n_tokens,
                 "size": size(self.nbytes),
                 "tensors": len(self),

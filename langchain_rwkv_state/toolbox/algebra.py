@@ -75,8 +75,8 @@ def blend_many(
         parts: Which tensors are blended; the others stay those of the first state.
 
     Returns:
-        A new state. It counts the tokens of the longest text in it, and keeps the digest of the
-        system block where all states have the same.
+        A new state. It counts the tokens of the longest text in it, and keeps the system
+        digest where all states have the same.
 
     Raises:
         TypeError: One is no state, such as a session's name.

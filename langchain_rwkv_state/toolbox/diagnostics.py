@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 
 from langchain_rwkv_state import _markup as markup
-from langchain_rwkv_state._text import span
+from langchain_rwkv_state._text import counted, span
 from langchain_rwkv_state.errors import StateCorrupt, StateMismatch
 from langchain_rwkv_state.state.accumulators import LOG_ZERO
 from langchain_rwkv_state.state.parts import kind
@@ -115,7 +115,7 @@ class Inspection:
         return not self.problems
 
     def __repr__(self) -> str:
-        return f"Inspection({self.verdict!r}, {len(self.tensors)} tensors)"
+        return f"Inspection({self.verdict!r}, {counted(len(self.tensors), 'tensor')})"
 
     def _repr_html_(self) -> str:
         columns = ("tensor", "mean |x|", "max |x|", "rms", "of range", "NaN", "inf", "ranks")
@@ -278,4 +278,4 @@ def _verdict(
         return f"Unusual: {len(unusual)} of {len(tensors)} tensors. {unusual[0]}"
     if healthy is None:
         return "Finite: no NaN, nothing infinite. Without `calibrate` no size can be judged."
-    return f"Sound: all sizes are those of {healthy.n_states} states of this model."
+    return f"Sound: all sizes are those of {counted(healthy.n_states, 'state')} of this model."

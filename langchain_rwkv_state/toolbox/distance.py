@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, Self, get_args
 
 import torch
 
+from langchain_rwkv_state._text import counted
 from langchain_rwkv_state.state.parts import ACCUMULATORS_4, accumulators, kind, layer
 from langchain_rwkv_state.state.state import RWKVState, require_states
 from langchain_rwkv_state.toolbox.algebra import require_same_model
@@ -96,7 +97,7 @@ class Distance(float):
     __str__ = float.__repr__
 
     def __repr__(self) -> str:
-        return f"Distance({self.metric!r}, {self}, {len(self.layers)} layers)"
+        return f"Distance({self.metric!r}, {self}, {counted(len(self.layers), 'layer')})"
 
     def _repr_html_(self) -> str:
         from langchain_rwkv_state.toolbox.diff import Diff

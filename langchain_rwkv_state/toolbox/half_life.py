@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from langchain_rwkv_state._text import counted
 from langchain_rwkv_state.demo.sample import SAMPLE_IDS, SAMPLE_TEXT
 from langchain_rwkv_state.runtime.checkpoint import Checkpoint, read_tensors
 from langchain_rwkv_state.runtime.loader import DEMO, locate
@@ -43,7 +44,7 @@ class HalfLife:
     text: str = ""
 
     def __repr__(self) -> str:
-        return f"HalfLife(RWKV-{self.version}, {len(self.layers)} layers, {self.source})"
+        return f"HalfLife(RWKV-{self.version}, {counted(len(self.layers), 'layer')}, {self.source})"
 
     @property
     def measured(self) -> bool:
@@ -56,7 +57,7 @@ class HalfLife:
         if not self.measured:
             return "read off the weights: no text changes it"
         built_in = " of the built-in conversation" if self.text else ""
-        return f"measured on {self.n_tokens} tokens{built_in}"
+        return f"measured on {counted(self.n_tokens, 'token')}{built_in}"
 
 
 def half_life(model: str | Path, tokens: Sequence[int] | None = None) -> HalfLife:

@@ -20,7 +20,7 @@ _FP32_POWERS = 128  # log2 of where fp32 ends
 
 @dataclass(frozen=True)
 class ScaleCheck:
-    """What became of the question whether a state should be renormalised.
+    """Whether a state should be renormalised, and why.
 
     Attributes:
         changes: Whether `renormalise` would change the state; of RWKV-4 alone.

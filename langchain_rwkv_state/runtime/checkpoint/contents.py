@@ -24,13 +24,12 @@ from langchain_rwkv_state.runtime.checkpoint.fla_names import from_fla, is_fla, 
 from langchain_rwkv_state.runtime.checkpoint.gguf_file import GGUF, read_gguf
 from langchain_rwkv_state.runtime.checkpoint.gguf_names import from_gguf
 from langchain_rwkv_state.runtime.checkpoint.kind import EXPECTED, Kind, kind_of
-from langchain_rwkv_state.runtime.checkpoint.names import require_model, without_prefixes
-from langchain_rwkv_state.runtime.checkpoint.own_memory import counted
+from langchain_rwkv_state.runtime.checkpoint.names import Tensors, require_model, without_prefixes
+from langchain_rwkv_state.runtime.checkpoint.own_memory import counting
 from langchain_rwkv_state.runtime.checkpoint.pth_file import read_pth
 from langchain_rwkv_state.runtime.checkpoint.safetensors_file import read_safetensors
 from langchain_rwkv_state.runtime.checkpoint.where import find
 
-Tensors = dict[str, torch.Tensor]
 Progress = Callable[[int, int], None]
 
 # What PyTorch raises on a pickle whose objects are of other types than it thinks.
@@ -90,7 +89,7 @@ def read_contents(
 ) -> Contents:
     """Reads a checkpoint and says what form it has; otherwise as `read_tensors`."""
     found = find(path)
-    with _unchanged(found.files), _told(found.files, on_progress):
+    with _unchanged(found.files), _reporting(found.files, on_progress):
         parts = [_read(file, mapped=mapped) for file in found.files]
         tensors = _joined(parts, found.files)
     containers = sorted({part.container for part in parts})
@@ -194,8 +193,8 @@ def _unchanged(files: Sequence[Path]) -> Iterator[None]:
 
 
 @contextmanager
-def _told(files: Sequence[Path], on_progress: Progress | None) -> Iterator[None]:
-    """Tells of the bytes that are read of files."""
+def _reporting(files: Sequence[Path], on_progress: Progress | None) -> Iterator[None]:
+    """Calls `on_progress` with the bytes that were read of the files, and with all of theirs."""
     if on_progress is None:
         yield
         return
@@ -206,7 +205,7 @@ def _told(files: Sequence[Path], on_progress: Progress | None) -> Iterator[None]
         done += count
         tell(min(done, total), total)
 
-    with counted(on_bytes):
+    with counting(on_bytes):
         yield
 
 

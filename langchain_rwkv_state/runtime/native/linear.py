@@ -20,7 +20,7 @@ Linear: TypeAlias = Callable[[Tensor], Tensor]
 
 
 def pack(weight: Tensor, bias: Tensor | None = None) -> Linear:
-    """Returns the product with a matrix.
+    """Packs a matrix, and returns the gemm with it.
 
     Args:
         weight: ``[out, in]``, in the dtype and on the device in which to compute.
@@ -42,9 +42,9 @@ def _onednn(weight: Tensor, bias: Tensor | None) -> Linear:
     multiply = torch.ops.mkldnn._linear_pointwise
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
 
-    def product(x: Tensor) -> Tensor:
+    def gemm(x: Tensor) -> Tensor:
         result: Tensor = multiply(x, packed, bias, "none", [], "")
         return result
 
-    product(weight.new_zeros(1, weight.shape[1]))
-    return product
+    gemm(weight.new_zeros(1, weight.shape[1]))
+    return gemm

@@ -16,7 +16,7 @@ from langchain_rwkv_state.state import RWKVState
 
 
 class Stopped(Exception):
-    """Nobody waits for what a conversation would say any more."""
+    """Raised where nobody waits for the answer any more."""
 
 
 class Talk:

@@ -42,7 +42,7 @@ def table_html(
 
 
 def legend(names: Sequence[str]) -> str:
-    """Returns which look is which, for the series of a chart in their order."""
+    """Returns a legend: the line and the name of each series of a chart, in their order."""
     items = "".join(
         f'<li><svg width="26" height="10" viewBox="0 0 26 10" aria-hidden="true">'
         f'<line class="line s{number % SERIES}" x1="0" y1="5" x2="26" y2="5"/></svg>'

@@ -8,7 +8,7 @@ nothing load.
 from __future__ import annotations
 
 from langchain_rwkv_state._markup import escaped
-from langchain_rwkv_state._text import clock_time
+from langchain_rwkv_state._text import clock_time, model_shape
 from langchain_rwkv_state.views.report.recall_section import recall_section
 from langchain_rwkv_state.views.report.sections import (
     facts_section,
@@ -27,7 +27,7 @@ def report_page(report: SessionReport) -> str:
     """Returns the page, as UTF-8 text to be written to a file."""
     layout = report.layout
     name = escaped(report.info.session)
-    shape = f"RWKV-{layout.version} state of {layout.n_layer} layers of {layout.n_embd}"
+    shape = f"State of an {model_shape(layout.version, layout.n_layer, layout.n_embd)}"
     sections = "\n".join(
         (
             facts_section(report),

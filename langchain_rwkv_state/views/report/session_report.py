@@ -15,7 +15,7 @@ from langchain_rwkv_state.toolbox.recall import Recall
 
 @dataclass(frozen=True)
 class SessionReport:
-    """A session, looked at.
+    """Everything that a report on a session shows.
 
     Attributes:
         info: The session as it stands.

@@ -15,7 +15,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from langchain_rwkv_state._text import clock_time, in_one_line, until
+from langchain_rwkv_state._text import clock_time, counted, in_one_line, until
 from langchain_rwkv_state.state import Motion
 
 SPARK_TURNS = 16
@@ -83,7 +83,7 @@ def frame_line(frame: Frame) -> str:
     """Returns a head in one line, for a pipe."""
     told = [
         f"turn {frame.turn}",
-        f"{frame.n_tokens} tokens",
+        counted(frame.n_tokens, "token"),
         clock_time(frame.at_seconds),
     ]
     if frame.motion is None:
