@@ -12,7 +12,7 @@ import json
 import re
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors
@@ -21,8 +21,9 @@ import torch
 
 from langchain_rwkv_state.errors import StateCorrupt, StateMismatch
 from langchain_rwkv_state.state.accumulators import renormalise
+from langchain_rwkv_state.state.checks import require_states
 from langchain_rwkv_state.state.codec_names import CODECS, LOSSY, CodecName, require_codec
-from langchain_rwkv_state.state.container import Buffer, Entry, laid_out
+from langchain_rwkv_state.state.container import Buffer, Entry, as_bytes, laid_out
 from langchain_rwkv_state.state.derivation import Derivation
 from langchain_rwkv_state.state.header import HEADER_LIMIT_BYTES, is_later, parsed_header
 from langchain_rwkv_state.state.layout import StateLayout, TensorSpec, dtype_name
@@ -32,7 +33,9 @@ from langchain_rwkv_state.state.packing import (
     require_finite,
     unpack,
 )
-from langchain_rwkv_state.state.state import RWKVState, as_bytes, require_states
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.state.state import RWKVState
 
 FORMAT = "langchain-rwkv-state"
 FORMAT_VERSION = 1
@@ -167,8 +170,7 @@ def lossy(state: RWKVState, codec: CodecName) -> RWKVState:
     if codec not in LOSSY:
         return state
     tensors = _unpacked(_packed(_even(state), codec), state.layout, codec)
-    derivation = state.derivation.rooted(f"codec:{codec}")
-    return RWKVState(state.layout, tensors, derivation, system_digest=state.system_digest)
+    return state.with_tensors(tensors, state.derivation.rooted(f"codec:{codec}"))
 
 
 def _even(state: RWKVState) -> RWKVState:
@@ -180,11 +182,14 @@ def _even(state: RWKVState) -> RWKVState:
     return renormalise(state)
 
 
-def decode(data: bytes, *, fingerprint: str | None = None, ref: str | None = None) -> Decoded:
-    """Reads what `encode` wrote.
+def decoded(
+    data: bytes, make: type[RWKVState], *, fingerprint: str | None = None, ref: str | None = None
+) -> Decoded:
+    """Reads what `encode` wrote; what `decode` does.
 
     Args:
         data: The bytes of the file.
+        make: `RWKVState`, which is built on this module.
         fingerprint: If given, the model that the state must belong to.
         ref: If given, the reference that the header must name.
 
@@ -210,7 +215,7 @@ def decode(data: bytes, *, fingerprint: str | None = None, ref: str | None = Non
     )
     try:
         tensors = _unpacked(safetensors.torch.load(data), layout, about["codec"])
-        state = RWKVState(layout, tensors, derivation, system_digest=about["block"])
+        state = make(layout, tensors, derivation, system_digest=about["block"])
     except (
         *(safetensors.SafetensorError, StateMismatch, LookupError),
         *(ValueError, TypeError, OverflowError, RuntimeError),

@@ -16,6 +16,7 @@ import torch
 
 from langchain_rwkv_state.errors import StateMismatch
 from langchain_rwkv_state.state.accumulators import LOG_ZERO
+from langchain_rwkv_state.state.checks import require_states
 from langchain_rwkv_state.state.derivation import Derivation
 from langchain_rwkv_state.state.parts import (
     ACCUMULATORS_4,
@@ -25,7 +26,7 @@ from langchain_rwkv_state.state.parts import (
     chosen,
     kind,
 )
-from langchain_rwkv_state.state.state import RWKVState, require_states
+from langchain_rwkv_state.state.state import RWKVState
 
 
 def blend(a: RWKVState, b: RWKVState, alpha: float, *, parts: Parts = None) -> RWKVState:
@@ -156,7 +157,7 @@ def decay(state: RWKVState, factor: float, *, parts: Parts = None) -> RWKVState:
         elif kind(name) == "att_pp":
             tensors[name] = tensor + math.log(factor)
     operation = f"decay:{float(factor).hex()}:{_named(state, names)}"
-    return _changed(state, tensors, operation)
+    return state.with_tensors(tensors, state.derivation.rooted(operation))
 
 
 def require_same_model(a: RWKVState, b: RWKVState) -> None:
@@ -214,11 +215,6 @@ def _accumulators_among(state: RWKVState, parts: Parts) -> frozenset[str]:
         if isinstance(item, str) and kind(item) in SHIFTS:
             raise ValueError(f"{item!r} is a token shift, the last token and not the past.")
     return frozenset(name for name in names if kind(name) not in SHIFTS)
-
-
-def _changed(state: RWKVState, tensors: dict[str, torch.Tensor], operation: str) -> RWKVState:
-    derivation = state.derivation.rooted(operation)
-    return RWKVState(state.layout, tensors, derivation, system_digest=state.system_digest)
 
 
 def _origin(derivation: Derivation) -> str:

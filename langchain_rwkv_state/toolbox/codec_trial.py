@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TypeVar
 
-from langchain_rwkv_state.state.codec import decode, encode, lossy
+from langchain_rwkv_state.state.checks import require_states
+from langchain_rwkv_state.state.codec import encode, lossy
 from langchain_rwkv_state.state.codec_names import CODECS, LOSSY, CodecName
-from langchain_rwkv_state.state.state import RWKVState, require_states
+from langchain_rwkv_state.state.state import RWKVState, decode
 from langchain_rwkv_state.toolbox.distance import Reader, distance
 
 T = TypeVar("T")

@@ -18,8 +18,9 @@ from langchain_rwkv_state import _markup as markup
 from langchain_rwkv_state._text import counted, span
 from langchain_rwkv_state.errors import StateCorrupt, StateMismatch
 from langchain_rwkv_state.state.accumulators import LOG_ZERO
+from langchain_rwkv_state.state.checks import require_states
 from langchain_rwkv_state.state.parts import kind
-from langchain_rwkv_state.state.state import RWKVState, require_states
+from langchain_rwkv_state.state.state import RWKVState
 
 _EMPTY_BELOW = LOG_ZERO / 10
 _MARGIN = 2.0  # twice as large or half as small as any state that was seen is unusual

@@ -22,9 +22,11 @@ import torch
 
 from langchain_rwkv_state.errors import StateCorrupt, StateMismatch
 from langchain_rwkv_state.state.accumulators import LOG_ZERO
+from langchain_rwkv_state.state.checks import require_states
+from langchain_rwkv_state.state.container import as_bytes
 from langchain_rwkv_state.state.layout import StateLayout
 from langchain_rwkv_state.state.parts import SHIFTS, kind
-from langchain_rwkv_state.state.state import RWKVState, as_bytes, require_states
+from langchain_rwkv_state.state.state import RWKVState
 from langchain_rwkv_state.whole import whole_file, write_whole
 
 _TUNED = re.compile(r"(?:.*\.)?blocks\.(\d+)\.att\.time_state")

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from langchain_rwkv_state.state.checks import require_states
 from langchain_rwkv_state.state.layout import StateLayout
-from langchain_rwkv_state.state.state import require_states
 
 
 @dataclass(frozen=True)

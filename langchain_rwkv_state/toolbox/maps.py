@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from langchain_rwkv_state.state.state import RWKVState, require_states
+from langchain_rwkv_state.state.checks import require_states
+from langchain_rwkv_state.state.state import RWKVState
 from langchain_rwkv_state.toolbox.algebra import require_same_model
 from langchain_rwkv_state.toolbox.diagnostics import effective_ranks
 from langchain_rwkv_state.toolbox.distance import accumulated

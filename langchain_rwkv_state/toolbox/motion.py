@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from langchain_rwkv_state.state.checks import require_states
 from langchain_rwkv_state.state.parts import SHIFTS, kind, layer
-from langchain_rwkv_state.state.state import RWKVState, require_states
+from langchain_rwkv_state.state.state import RWKVState
 from langchain_rwkv_state.toolbox.diagnostics import Inspection
 from langchain_rwkv_state.toolbox.distance import distance
 from langchain_rwkv_state.toolbox.maps import size_map

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 
 from langchain_rwkv_state.state.accumulators import renormalise
+from langchain_rwkv_state.state.checks import require_states
 from langchain_rwkv_state.state.parts import SHIFTS, accumulators, kind
-from langchain_rwkv_state.state.state import RWKVState, require_states
+from langchain_rwkv_state.state.state import RWKVState
 
 _FP32_POWERS = 128  # log2 of where fp32 ends
 
