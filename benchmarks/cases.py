@@ -19,7 +19,7 @@ from langchain_core.messages import (
 
 from benchmarks import values
 from examples.demo_training import words
-from langchain_rwkv_state.prompt.answer import read_answer
+from langchain_rwkv_state.prompt.answer_message import read_answer
 from langchain_rwkv_state.prompt.tools import ToolFormat
 from langchain_rwkv_state.toolbox.recall.talk import Talk, Talks
 from langchain_rwkv_state.toolbox.recall.values import FACTS, KINDS, holds, number

@@ -19,13 +19,13 @@ from rich.console import Console
 
 from benchmarks import common
 from langchain_rwkv_state import ChatRWKV, MemoryStateStore
-from langchain_rwkv_state.cli.report import look
+from langchain_rwkv_state.cli.report import gather
 from langchain_rwkv_state.state import RWKVState, difference_map, head_maps, inspect, motion
 from langchain_rwkv_state.store.follow import follow
-from langchain_rwkv_state.views.figure import save
-from langchain_rwkv_state.views.heat import draw_maps
-from langchain_rwkv_state.views.page import report_page
-from langchain_rwkv_state.views.terminal import Frame, watch_view
+from langchain_rwkv_state.views.plots.figure import save
+from langchain_rwkv_state.views.plots.heat_plot import draw_maps
+from langchain_rwkv_state.views.report.page import report_page
+from langchain_rwkv_state.views.terminal.live_view import Frame, watch_view
 from tests.helpers.browser import find_chromium, screenshot
 
 BOB = (
@@ -60,7 +60,7 @@ def draw(folder: Path) -> list[Path]:
         return files
     with tempfile.TemporaryDirectory() as place:
         page = Path(place) / "bob.html"
-        page.write_text(report_page(look(store, "bob", None, None)), "utf-8")
+        page.write_text(report_page(gather(store, "bob", None, None)), "utf-8")
         files.append(folder / "report.png")
         screenshot(chromium, page, Path(place) / "profile", files[-1], WIDTH, HEIGHT)
     return files

@@ -22,7 +22,7 @@ from benchmarks.common import IMAGES, RESULTS
 from benchmarks.endurance import SETTLED_MINUTES
 from benchmarks.recall import TARGETS
 from langchain_rwkv_state.toolbox.recall.result import Recall
-from langchain_rwkv_state.views.recall import draw_recall
+from langchain_rwkv_state.views.plots.recall_plot import draw_recall
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt  # after the choice of a backend without a screen

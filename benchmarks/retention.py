@@ -18,7 +18,7 @@ from langchain_rwkv_state._progress import stepping
 from langchain_rwkv_state.demo import RECALL_PATH
 from langchain_rwkv_state.toolbox.recall import Recall, measure
 from langchain_rwkv_state.toolbox.recall.cases import STRANGER, ZERO
-from langchain_rwkv_state.views.bars import recall_tables
+from langchain_rwkv_state.views.terminal.recall_tables import recall_tables
 from langchain_rwkv_state.whole import write_whole
 
 CASES = 300

@@ -1,7 +1,7 @@
-"""Tables for a notebook: plain HTML that takes on the look of the page around it.
+"""Writes tables for a notebook: plain HTML that takes on the look of the page around it.
 
-Values in, text out, and all text escaped; it brings no colour and no style, so that light and dark
-are the notebook's affair. The easy mistake is to pass HTML as a cell: it is shown as it is written.
+Values in, text out, and all text escaped, cells too; it brings no colour and no style, so that
+light and dark are the notebook's affair.
 """
 
 from __future__ import annotations

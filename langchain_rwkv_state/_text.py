@@ -1,4 +1,4 @@
-"""Numbers and times as people read them, and texts that do no harm where they are shown.
+"""Writes numbers and times as people read them, and texts that do no harm where they are shown.
 
 Plain functions of values; nothing is printed here. The easy mistake is to show a text that somebody
 typed as it stands: a terminal obeys the escape sequences in it, and marks of direction turn a line
@@ -61,6 +61,16 @@ def counted(count: int, thing: str) -> str:
         ('1 turn', '2 turns')
     """
     return f"{count} {thing}" + "s" * (count != 1)
+
+
+def model_shape(version: object, n_layer: int, n_embd: int) -> str:
+    """Returns a model's version, layers and width in a word.
+
+    Example:
+        >>> model_shape(7, 24, 2048)
+        'RWKV-7 24x2048'
+    """
+    return f"RWKV-{version} {n_layer}x{n_embd}"
 
 
 def span(figures: Sequence[float]) -> str:

@@ -35,7 +35,7 @@ from langchain_rwkv_state.errors import StoreError, StoreFull
 from langchain_rwkv_state.loaded import Loaded, find_loaded, hold_model
 from langchain_rwkv_state.model_stats import ModelStats, StatsWatch
 from langchain_rwkv_state.prefix_cache import PrefixStateCache, default_cache
-from langchain_rwkv_state.prompt.plan import Reading
+from langchain_rwkv_state.prompt.plan import PromptPlan
 from langchain_rwkv_state.prompt.template import ChatTemplate
 from langchain_rwkv_state.reuse import Flight, launch
 from langchain_rwkv_state.runtime import check_model
@@ -376,28 +376,28 @@ class RWKVModel(BaseModel):
         )
 
     def watch_stats(
-        self, callback: Callable[[ModelStats], object], *, seconds: float = 10.0
+        self, callback: Callable[[ModelStats], object], *, every_seconds: float = 10.0
     ) -> StatsWatch:
         """Calls a function with `stats` every so many seconds, on a thread of its own.
 
         Args:
             callback: Called with a `ModelStats`. What it raises is logged, the first time.
-            seconds: Between two calls.
+            every_seconds: Between two calls.
 
         Returns:
             The watch. It ends when it is closed, or left as a context, with a last call; and when
             this object is gone, which it does not keep.
 
         Raises:
-            TypeError: `callback` cannot be called, or is a coroutine function; `seconds` is no
-                number.
-            ValueError: `seconds` is not above zero.
+            TypeError: `callback` cannot be called, or is a coroutine function; `every_seconds` is
+                no number.
+            ValueError: `every_seconds` is not above zero.
 
         Example:
-            >>> with chat.watch_stats(print, seconds=60):  # doctest: +SKIP
+            >>> with chat.watch_stats(print, every_seconds=60):  # doctest: +SKIP
             ...     serve(chat)
         """
-        return StatsWatch(self.stats, callback, seconds=seconds)
+        return StatsWatch(self.stats, callback, every_seconds=every_seconds)
 
     def _hold_model(self) -> Hold[Loaded]:
         limits = {name: getattr(self, name) for name in _LIMITS if name in self.model_fields_set}
@@ -433,7 +433,7 @@ class RWKVModel(BaseModel):
     def _request(
         self,
         loaded: Loaded,
-        reading: Reading,
+        reading: PromptPlan,
         stop: Sequence[str] | None,
         options: Mapping[str, Any],
     ) -> Request:
@@ -473,7 +473,7 @@ class RWKVModel(BaseModel):
         )
 
     def _launch(
-        self, loaded: Loaded, reading: Reading, request: Request, options: Mapping[str, Any]
+        self, loaded: Loaded, reading: PromptPlan, request: Request, options: Mapping[str, Any]
     ) -> Flight:
         """Sends a request on its way, past what was read before; may wait for another one."""
         salt = settings.salt(options.get("cache_salt"))
@@ -486,7 +486,7 @@ class RWKVModel(BaseModel):
         )
 
     async def _alaunch(
-        self, loaded: Loaded, reading: Reading, request: Request, options: Mapping[str, Any]
+        self, loaded: Loaded, reading: PromptPlan, request: Request, options: Mapping[str, Any]
     ) -> Flight:
         """As `_launch`, without blocking the event loop; cancelled, it leaves no request behind."""
         loop = asyncio.get_running_loop()

@@ -44,7 +44,7 @@ from langchain_rwkv_state.engine import Delta, Done, Request, check_constraint, 
 from langchain_rwkv_state.loaded import Loaded
 from langchain_rwkv_state.prefix_cache import Kept, Root
 from langchain_rwkv_state.prompt import plan as turn
-from langchain_rwkv_state.prompt.ask import ASK_OPTIONS, Ask, as_reasoning
+from langchain_rwkv_state.prompt.call_options import ASK_OPTIONS, Ask, as_reasoning
 from langchain_rwkv_state.prompt.chat_plan import ChatPlan
 from langchain_rwkv_state.prompt.markers import (
     STATE_KEY,
@@ -52,7 +52,7 @@ from langchain_rwkv_state.prompt.markers import (
     to_messages,
     without_markers,
 )
-from langchain_rwkv_state.prompt.plan import Reading
+from langchain_rwkv_state.prompt.plan import PromptPlan
 from langchain_rwkv_state.prompt.structured import Method, Structured, tool_options
 from langchain_rwkv_state.prompt.template import ChatTemplate
 from langchain_rwkv_state.reuse import Flight
@@ -642,7 +642,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
 
     def _plan(
         self, loaded: Loaded, messages: Sequence[BaseMessage], *, answer: bool = True
-    ) -> Reading:
+    ) -> PromptPlan:
         return turn.plan(
             messages,
             template=loaded.template,
@@ -786,7 +786,7 @@ class _Prefill:
                 chat.store, session, self._messages, ttl=ttl, wait_seconds=wait, answered=False
             )
 
-    def plan(self, messages: Sequence[BaseMessage] | None) -> tuple[Loaded, Reading, Request]:
+    def plan(self, messages: Sequence[BaseMessage] | None) -> tuple[Loaded, PromptPlan, Request]:
         """Plans the reading, behind a session's messages where there are some."""
         chat, loaded = self._chat, self._chat.loaded()
         if self._text is not None:
@@ -817,7 +817,7 @@ class _Prefill:
 
     def state(self, done: Done) -> RWKVState:
         """Returns the state that was read."""
-        return done.state.with_block(self._reading.block)
+        return done.state.with_system_digest(self._reading.system_digest)
 
     def stage(self, done: Done) -> str:
         """Stages the state that was read, and returns its reference."""

@@ -32,7 +32,7 @@ from langchain_rwkv_state.prompt.markers import (
     marker,
     without_markers,
 )
-from langchain_rwkv_state.prompt.plan import Reading
+from langchain_rwkv_state.prompt.plan import PromptPlan
 from langchain_rwkv_state.reuse import Flight
 
 
@@ -235,7 +235,7 @@ class RWKVLLM(RWKVModel, BaseLLM):
 
     def _prepare(
         self, prompts: Sequence[str], stop: Sequence[str] | None, options: dict[str, Any]
-    ) -> tuple[Loaded, list[tuple[Reading, Request]]]:
+    ) -> tuple[Loaded, list[tuple[PromptPlan, Request]]]:
         """Plans one reading for each prompt.
 
         Raises:

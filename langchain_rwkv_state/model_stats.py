@@ -135,14 +135,15 @@ class StatsWatch:
     Args:
         read: Gives the figures: a method, whose object is held weakly.
         callback: Called with them. What it raises is logged, the first time, and stops nothing.
-        seconds: Between two calls.
+        every_seconds: Between two calls.
 
     Raises:
-        TypeError: `callback` cannot be called, or is a coroutine function; `seconds` is no number.
-        ValueError: `seconds` is not above zero.
+        TypeError: `callback` cannot be called, or is a coroutine function; `every_seconds` is no
+            number.
+        ValueError: `every_seconds` is not above zero.
 
     Example:
-        >>> with StatsWatch(chat.stats, print, seconds=60):  # doctest: +SKIP
+        >>> with StatsWatch(chat.stats, print, every_seconds=60):  # doctest: +SKIP
         ...     serve(chat)
     """
 
@@ -151,20 +152,24 @@ class StatsWatch:
         read: Callable[[], ModelStats],
         callback: Callable[[ModelStats], object],
         *,
-        seconds: float,
+        every_seconds: float,
     ) -> None:
         if iscoroutinefunction(callback) or not callable(callback):
             raise TypeError(
                 f"callback is {callback!r:.100}, which cannot be called on a thread: pass a plain "
                 "function of a ModelStats."
             )
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-            raise TypeError(f"seconds is {seconds!r:.100}: pass a number above zero, such as 10.")
-        if not 0 < seconds <= threading.TIMEOUT_MAX:
-            raise ValueError(f"seconds is {seconds!r}: pass a number above zero, such as 10.")
+        if isinstance(every_seconds, bool) or not isinstance(every_seconds, int | float):
+            raise TypeError(
+                f"every_seconds is {every_seconds!r:.100}: pass a number above zero, such as 10."
+            )
+        if not 0 < every_seconds <= threading.TIMEOUT_MAX:
+            raise ValueError(
+                f"every_seconds is {every_seconds!r}: pass a number above zero, such as 10."
+            )
         self._read = weakref.WeakMethod(read) if isinstance(read, MethodType) else lambda: read
         self._callback = callback
-        self._seconds = seconds
+        self._every_seconds = every_seconds
         self._closed = threading.Event()
         self._failed = False
         self._thread = threading.Thread(target=self._run, name="rwkv-stats", daemon=True)
@@ -190,7 +195,7 @@ class StatsWatch:
     def _run(self) -> None:
         over = False
         while not over:
-            over = self._closed.wait(self._seconds)
+            over = self._closed.wait(self._every_seconds)
             read = self._read()
             if read is None:
                 return

@@ -20,7 +20,7 @@ from langchain_rwkv_state.engine import Done, Engine, Request, Ticket
 from langchain_rwkv_state.prefix_cache import Hit, Kept, PrefixStateCache, Root, marks
 from langchain_rwkv_state.prefix_cache.inflight import Promise
 from langchain_rwkv_state.prefix_cache.tree import pack
-from langchain_rwkv_state.prompt.plan import Reading
+from langchain_rwkv_state.prompt.plan import PromptPlan
 from langchain_rwkv_state.state import RWKVState
 
 logger = logging.getLogger("langchain_rwkv_state.prefix_cache")
@@ -43,7 +43,7 @@ class Flight:
     """
 
     ticket: Ticket
-    reading: Reading
+    reading: PromptPlan
     reused: int = 0
     _keep: Callable[[Done], None] | None = None
 
@@ -56,7 +56,7 @@ class Flight:
 def launch(
     engine: Engine,
     request: Request,
-    reading: Reading,
+    reading: PromptPlan,
     *,
     cache: PrefixStateCache | None = None,
     salt: str | None = None,
@@ -91,7 +91,7 @@ class _Plan:
     """One request's dealings with the cache. Nothing here raises because of the cache."""
 
     def __init__(
-        self, cache: PrefixStateCache, request: Request, reading: Reading, salt: str | None
+        self, cache: PrefixStateCache, request: Request, reading: PromptPlan, salt: str | None
     ) -> None:
         self._cache = cache
         self._request = request
@@ -103,7 +103,7 @@ class _Plan:
         self._private = reading.base_ref is not None
         self._root = Root.of(reading.base, salt)
         self._ends = reading.ends
-        self._first = () if reading.block_end is None else (reading.block_end,)
+        self._first = () if reading.system_end is None else (reading.system_end,)
         unread = reading.unread_at
         self._limit = min(self._reach, len(self._ids) if unread is None else unread)
         self._answers = request.max_tokens > 0
@@ -111,7 +111,7 @@ class _Plan:
 
     @classmethod
     def of(
-        cls, cache: PrefixStateCache, request: Request, reading: Reading, salt: str | None
+        cls, cache: PrefixStateCache, request: Request, reading: PromptPlan, salt: str | None
     ) -> _Plan | None:
         """Returns a plan, ``None`` where there is nothing that a cache could save."""
         least = _LEAST_PRIVATE if reading.base_ref is not None else 1

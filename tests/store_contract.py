@@ -98,11 +98,11 @@ class StoreContract(ABC):
         ref = store.put(state)
         assert is_reference(ref)
         assert store.get(ref) == state
-        assert store.get(ref).block is None
+        assert store.get(ref).system_digest is None
 
     def test_a_states_block_digest_comes_back(self, store):
-        ref = store.put(random_state([1]).with_block("digest"))
-        assert store.get(ref).block == "digest"
+        ref = store.put(random_state([1]).with_system_digest("digest"))
+        assert store.get(ref).system_digest == "digest"
 
     def test_two_stores_name_one_state_differently(self, make_store):
         state = random_state([1])
@@ -1471,7 +1471,7 @@ def assert_same_log(store: StateStore, session: str, other: StateStore, original
         if entry.kept:
             state, original_state = store.get(entry.ref), other.get(old.ref)
             assert state == original_state
-            assert state.block == original_state.block
+            assert state.system_digest == original_state.system_digest
     assert store.head(session) == (log[0].ref if log else None)
 
 

@@ -1,7 +1,7 @@
-"""The application: its commands, and one place where errors become sentences.
+"""Registers the commands, and turns errors into sentences in one place.
 
-Each command lives in a module of its own. The easy mistake is to catch this package's errors in a
-command: `_Commands` prints them all in one form, with exit code 1 and no traceback.
+Each command lives in a module of its own and catches none of this package's errors: `_Commands`
+prints them all in one form, with exit code 1 and no traceback.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from langchain_rwkv_state.cli.codecs import codecs
 from langchain_rwkv_state.cli.default import asked
 from langchain_rwkv_state.cli.doctor import doctor
 from langchain_rwkv_state.cli.help import LiteralCommand, LiteralGroup
-from langchain_rwkv_state.cli.looking import calibrate, diff, inspect
+from langchain_rwkv_state.cli.inspection import calibrate, diff, inspect
 from langchain_rwkv_state.cli.models import half_life, memory
 from langchain_rwkv_state.cli.naming import fork, rename, rewind
+from langchain_rwkv_state.cli.prefill import prefill, zero
 from langchain_rwkv_state.cli.recall import recall
 from langchain_rwkv_state.cli.report import report
 from langchain_rwkv_state.cli.sessions import prune, rm, sessions, show
 from langchain_rwkv_state.cli.streams import is_piped, prepare_streams
 from langchain_rwkv_state.cli.toolbox import blend, decay, export, import_, renormalise
-from langchain_rwkv_state.cli.warming import prefill, zero
 from langchain_rwkv_state.cli.watch import watch
 from langchain_rwkv_state.errors import RWKVStateError
 

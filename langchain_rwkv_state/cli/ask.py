@@ -1,7 +1,7 @@
-"""The command ``ask``: a question, its answer, and the end.
+"""The command ``ask``: asks one question, prints the answer, and ends.
 
-Without a session nothing is remembered and no store is opened. The easy mistake is to take every
-line of a pipe for a turn, as ``chat`` does: a file that is piped in is one text.
+Without a session nothing is remembered and no store is opened. A text that is piped in is one
+question, where ``chat`` takes each line for a turn.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The commands ``backup`` and ``restore``: a store's copy, and a store of a copy.
+"""The commands ``backup`` and ``restore``: copy a store, and make a store of a copy.
 
-They need no model; ``restore`` looks at every state, and needs PyTorch for that. The easy mistake
-is to look for a flag that writes over: neither command has one.
+They need no model; ``restore`` looks at every state, and needs PyTorch for that. Neither writes
+over anything.
 """
 
 from __future__ import annotations

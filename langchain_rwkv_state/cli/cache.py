@@ -1,8 +1,8 @@
-"""The commands ``cache`` and ``warm``: what the prefix cache on disk holds, and what it is to hold.
+"""The commands ``cache`` and ``warm``: show what the prefix cache on disk holds, and fill it.
 
 They see the disk tier; what a running process keeps in memory only that process can tell
-(``chat.prefix_cache.stats()``). The easy mistake is to print a prompt as it stands: it is somebody
-else's text, so it goes through `output.one_line`.
+(``chat.prefix_cache.stats()``). A prompt is somebody else's text, so it goes through
+`output.one_line` before it is printed.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def show(
         else:
             console.print(_table(rows))
             total = sum(row.nbytes for row in rows)
-            console.print(Text(f"{len(rows)} states, {output.size(total)}, in {path}"))
+            console.print(Text(f"{counted(len(rows), 'state')}, {output.size(total)}, in {path}"))
 
 
 @cache.command(cls=LiteralCommand, epilog="Example: rwkv-state cache clear")
@@ -179,9 +179,8 @@ def warm(
                 known = llm.pin_prefix(messages, name=name)
                 segments = llm.loaded().template.segments(messages, start=True)
                 tokens = sum(len(segment.ids) for segment in segments)
-                line = Text.assemble(
-                    output.one_line(name), f": {tokens} tokens, {tokens - known} of them read"
-                )
+                read = f": {counted(tokens, 'token')}, {tokens - known} of them read"
+                line = Text.assemble(output.one_line(name), read)
                 console.print(line, soft_wrap=True)
         finally:
             llm.unload()
@@ -300,9 +299,8 @@ def _tree(rows: Sequence[Row], decode: Callable[[Row, tuple[int, ...]], str]) ->
             half = _SHOWN_CHARS // 2
             text = f"{text[:half]}\u2026{text[-half:]}"
         line = output.one_line(repr(text)[1:-1])
-        line.append(
-            f"  {len(row.key) // 4} tokens, {output.size(row.nbytes)}, hits {row.uses}", "dim"
-        )
+        tokens = counted(len(row.key) // 4, "token")
+        line.append(f"  {tokens}, {output.size(row.nbytes)}, hits {row.uses}", "dim")
         if row.pin:
             line.append(f"  pinned: {output.in_one_line(row.pin)}", "bold")
         branches.append((trunks[row.root] if above is None else branches[above]).add(line))

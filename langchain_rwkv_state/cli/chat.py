@@ -1,8 +1,8 @@
-"""The command ``chat``: a conversation with a name, in a terminal or through a pipe.
+"""The command ``chat``: holds a conversation with a name, in a terminal or through a pipe.
 
 In a terminal it prompts and streams, and a turn may have several lines; through a pipe each line of
-the input is one turn and only the answers go to standard output. The easy mistake is to let Ctrl-C
-end the program: during an answer it stops that answer, of which nothing is kept.
+the input is one turn and only the answers go to standard output. During an answer Ctrl-C stops that
+answer, of which nothing is kept, and not the program.
 """
 
 from __future__ import annotations
@@ -290,7 +290,7 @@ class _Talk:
         self.session.store.rewind(self.session.session, turns)
         info = self.session.store.session(self.session.session, renew=False)
         count = f"the last {turns} turns" if turns > 1 else "the last turn"
-        where = f"{info.n_tokens} tokens" if info and info.head else "its beginning"
+        where = counted(info.n_tokens, "token") if info and info.head else "its beginning"
         self.console.print(f"Took back {count}: the conversation stands at {where}.")
 
     def _fork(self, name: str) -> None:
@@ -334,7 +334,7 @@ class _Talk:
             self.console.print(Text("New session ") + name + Text(". /help lists commands."))
             return
         turns = counted(info.n_turns, "turn")
-        text = f": {turns}, {info.n_tokens} tokens, last used "
+        text = f": {turns}, {counted(info.n_tokens, 'token')}, last used "
         text += f"{output.ago(info.updated_seconds, time.time())}. /help lists commands."
         self.console.print(Text("Session ") + name + Text(text), soft_wrap=True)
 
@@ -343,7 +343,9 @@ class _Talk:
         if info is None:
             return
         expires = output.until(info.expires_seconds, time.time())
-        text = f": {info.n_tokens} tokens in {output.size(info.nbytes)}, expires {expires}."
+        text = (
+            f": {counted(info.n_tokens, 'token')} in {output.size(info.nbytes)}, expires {expires}."
+        )
         line = Text("Kept ") + output.one_line(self.session.session) + Text(text)
         self.console.print(line, style="dim", soft_wrap=True)
 

@@ -1,7 +1,7 @@
-"""What the commands on models share: a checkpoint looked into, texts as options, tables.
+"""Opens a checkpoint for the commands on models, and reads the texts that are given to them.
 
-Nothing is loaded into a runtime here. The easy mistake is to take a text's ids from the wrong
-tokenizer: it is found beside the model's file, or told by the size of its vocabulary.
+Nothing is loaded into a runtime here. A text's ids come from the tokenizer beside the model's file,
+or from the one that the size of its vocabulary names.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from langchain_rwkv_state._text import model_shape
 from langchain_rwkv_state.cli.streams import read_text
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Opened:
     def about(self) -> str:
         """The model in a word."""
         found = self.checkpoint
-        return f"RWKV-{found.version} {found.n_layer}x{found.n_embd}"
+        return model_shape(found.version, found.n_layer, found.n_embd)
 
     def ids(self, text: str, tokenizer: str | None) -> list[int]:
         """Returns a text's ids."""

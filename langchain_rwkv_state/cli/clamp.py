@@ -1,8 +1,8 @@
-"""The command ``clamp-decay``: what clamped decays change in an RWKV-4 or 5, before and after.
+"""The command ``clamp-decay``: shows what clamped decays change in an RWKV-4 or 5.
 
-It changes no file; a clamped model goes to a new one where that is asked for. The easy mistake is
-to judge by the loss alone: a text's words follow from their neighbours, and a model can lose its
-memory without it.
+It changes no file; a clamped model goes to a new one where that is asked for. The loss alone does
+not judge it: a text's words follow from their neighbours, and a model can lose its memory without
+it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from langchain_rwkv_state._text import counted
 from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.checkpoint import (
     Opened,
@@ -113,7 +114,7 @@ def _losses(model: str, ids: list[int], clamp: DecayClamp, strategy: str, change
         before = text_loss(plain, ids)
     finally:
         plain.close()
-    line = f"Loss on {len(ids)} tokens: {before:.4f} nats a token before"
+    line = f"Loss on {counted(len(ids), 'token')}: {before:.4f} nats a token before"
     if not changes:
         return Text(f"{line}; nothing changes.")
     clamped = clamp_decay(model, clamp.low, clamp.high, strategy=strategy)

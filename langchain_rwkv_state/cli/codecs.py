@@ -1,7 +1,6 @@
-"""``rwkv-state codecs``: what each codec would make of a state, before a store is made with it.
+"""The command ``codecs``: shows what each codec would make of a state.
 
-It stores nothing. The easy mistake is to choose by these figures alone: what a codec does to memory
-is for ``rwkv-state recall --only codecs`` to say.
+It stores nothing. What a codec does to memory is for ``rwkv-state recall --only codecs`` to say.
 """
 
 from __future__ import annotations

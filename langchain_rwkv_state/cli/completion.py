@@ -1,8 +1,8 @@
-"""What a shell offers to complete: names of sessions, and files of models and of states.
+"""Offers a shell what completes a word: names of sessions, and files of models and of states.
 
 It reads the store's database as plain SQLite, so that neither is PyTorch imported for a key press
-nor a store made. The easy mistake is to let an error out: it would be printed into the line that
-somebody types, so where nothing can be read nothing is offered.
+nor a store made. No error gets out: it would be printed into the line that somebody types, so where
+nothing can be read nothing is offered.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What ``rwkv-state`` does with words that are no command: they are a question, as for ``ask``.
+"""Takes words that are no command for a question, as for ``ask``.
 
-It routes words and runs nothing. The easy mistake is to ask a model what somebody mistyped: a bare
-word that is nearly a command, or that is followed by others as a command is, is an error instead.
+It routes words and runs nothing. A bare word that is nearly a command, or that is followed by
+others as a command is, was mistyped: it is an error and no question.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The command ``doctor``: what is installed, what would run, whether model and store are sound.
+"""The command ``doctor``: says what is installed, what would run, and what is not sound.
 
-Each check gives findings and changes nothing but for a store that it opens, or is told to mend. The
-easy mistake is to begin with what takes long: whoever waits sees each finding when it is there.
+Each check gives findings and changes nothing but for a store that it opens, or is told to repair.
+Findings are shown as they come, the quick checks first.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from langchain_rwkv_state._text import counted
+from langchain_rwkv_state._text import counted, model_shape
 from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.findings import Check, Finding, document, findings, show
-from langchain_rwkv_state.cli.model_check import look_into, trial
+from langchain_rwkv_state.cli.model_check import check_files, trial
 from langchain_rwkv_state.cli.options import (
     JsonOption,
     StoreOption,
@@ -58,13 +58,13 @@ def doctor(
         bool, typer.Option("--no-trial", help="Only look into the model, without loading it.")
     ] = False,
     fix: Annotated[
-        bool, typer.Option("--fix", help="Mend the store, and say what was done.")
+        bool, typer.Option("--fix", help="Repair the store, and say what was done.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Say what is installed, what would run, and whether a model and the store are sound.
 
-    The exit code is 1 when something is wrong, and with --fix where something could not be mended.
+    The exit code is 1 when something is wrong, and with --fix where something is still wrong.
     """
     if no_trial and model is None:
         raise typer.BadParameter("--no-trial is for --model: name a model.")
@@ -77,12 +77,12 @@ def doctor(
     if model is not None:
         readable = False
 
-        def look() -> Iterator[Finding]:
+        def check_model() -> Iterator[Finding]:
             nonlocal readable
-            yield from look_into(model)
+            yield from check_files(model)
             readable = True
 
-        checks.insert(3, ("model", look))
+        checks.insert(3, ("model", check_model))
         if not no_trial:  # what cannot be read is told once
             left_out = Finding("left out", "the model cannot be read")
             checks.append(("trial", lambda: trial(model) if readable else iter((left_out,))))
@@ -134,7 +134,7 @@ def _device() -> Iterator[Finding]:
         yield Finding("cuda", f"{torch.cuda.get_device_name()} (CUDA {torch.version.cuda})")
     else:
         yield Finding("cuda", "no device: models run on the CPU")
-    yield Finding("cpu", f"{torch.get_num_threads()} threads")
+    yield Finding("cpu", counted(torch.get_num_threads(), "thread"))
 
 
 def _demo() -> Iterator[Finding]:
@@ -146,7 +146,7 @@ def _demo() -> Iterator[Finding]:
     try:
         loaded = chat.loaded()
         layout = loaded.runtime.layout
-        shape = f"RWKV-{layout.version}, {layout.n_layer}x{layout.n_embd}"
+        shape = model_shape(layout.version, layout.n_layer, layout.n_embd)
         yield Finding("loads", f"{shape}, {output.size(layout.nbytes)} a state")
         about = getattr(loaded.runtime, "about", "unknown")
         yield Finding("runtime", f"{about}; 'auto' is {str(Strategy.parse('auto'))!r}")
@@ -177,7 +177,7 @@ def _store(directory: Path | None, *, fix: bool) -> Iterator[Finding]:
             unit="states",
         )
         files = [file.stat().st_size for file in path.rglob("*") if file.is_file()]
-        on_disk = f"{output.size(sum(files))} in {len(files)} files"
+        on_disk = f"{output.size(sum(files))} in {counted(len(files), 'file')}"
         yield Finding("on disk", on_disk, figure=sum(files), unit="bytes")
         yield from _fixed(store) if fix else _checked(store)
     finally:
@@ -204,7 +204,7 @@ def _checked(store: DiskStateStore) -> Iterator[Finding]:
     if not problems:
         yield Finding("sound", "yes")
     for problem in problems[:_SHOWN_PROBLEMS]:
-        advice = "`rwkv-state doctor --fix` mends what can be mended, and says how."
+        advice = "`rwkv-state doctor --fix` repairs what can be repaired, and says how."
         yield Finding("problem", problem, advice)
     more = len(problems) - _SHOWN_PROBLEMS
     if more > 0:
@@ -212,7 +212,7 @@ def _checked(store: DiskStateStore) -> Iterator[Finding]:
 
 
 def _fixed(store: DiskStateStore) -> Iterator[Finding]:
-    """Mends a store; says what was wrong, what was done, and what is left."""
+    """Repairs a store; says what was wrong, what was done, and what is left."""
     report = store.check(fix=True)
     for problem in report.problems:
         yield Finding("found", problem)
@@ -220,8 +220,8 @@ def _fixed(store: DiskStateStore) -> Iterator[Finding]:
         yield Finding("done", done)
     left = store.check().problems
     for problem in left:
-        advice = "This cannot be mended: restore a backup, or delete the session (`rwkv-state rm`)."
+        advice = "It cannot be repaired: restore a backup, or delete the session (`rwkv-state rm`)."
         yield Finding("left", problem, advice)
     if not left:
-        mended = f"yes, {counted(len(report.problems), 'problem')} mended"
-        yield Finding("sound", mended if report.problems else "yes, nothing was to be mended")
+        repaired = f"yes, {counted(len(report.problems), 'problem')} repaired"
+        yield Finding("sound", repaired if report.problems else "yes, nothing was to be repaired")

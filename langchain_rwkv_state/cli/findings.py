@@ -1,7 +1,6 @@
-"""What ``doctor`` finds, line by line: shown as it comes, or as one document at the end.
+"""Prints what ``doctor`` finds, line by line as it comes, or as one document at the end.
 
-The easy mistake is to let one failed check hide the others: a check that raises is itself a
-finding.
+A check that raises is itself a finding, and hides no other.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Commands whose help says what was written: what stands in square brackets stays.
+"""Prints commands' help as it was written: what stands in square brackets stays.
 
-Typer hands help texts to rich, which reads ``[system, You are ...]`` as markup and shows nothing of
-it. The easy mistake is to escape a text where it is written: the next one is forgotten.
+The easy mistake is to escape a text where it is written: Typer hands help texts to rich, which
+reads ``[system, You are ...]`` as markup and shows nothing of it, and the next text is forgotten.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Ctrl-C in a conversation at a terminal: a key that is never lost.
+"""Hears Ctrl-C in a conversation at a terminal: a key that is never lost.
 
 Python loses one in two places. A signal that arrives as a prompt is drawn is noted, and then
 `input` waits for a key without looking (readline's select, or fgets: whatever reads the terminal);

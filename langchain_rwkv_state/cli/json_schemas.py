@@ -1,8 +1,8 @@
-"""What ``--json`` prints, command by command, as JSON schemas: the one place that says so.
+"""Says what ``--json`` prints, command by command, as JSON schemas: `docs/json.md` links to them.
 
-Each command makes its document itself; the tests hold what it prints against the schema here, and
-`docs/json.md` against the names. The easy mistake is to add a field to a command alone: nothing
-that is not written here may be printed, and all that is written here always is.
+Each command makes its document itself; the tests hold what it prints, and the fields that
+`docs/json.md` names, to the schema here. Nothing that is not written here may be printed, and all
+that is written here always is.
 """
 
 from __future__ import annotations

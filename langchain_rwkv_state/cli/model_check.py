@@ -1,7 +1,7 @@
-"""What ``doctor --model`` finds: what a model's files are, what it will take, how fast it answers.
+"""Checks a model for ``doctor --model``: its files, its memory, its speed.
 
-All but the trial looks at names and shapes alone. The easy mistake is to trust the trial of a busy
-machine: it says what one conversation gets now.
+All but the trial looks at names and shapes alone. The trial says what one conversation gets now,
+beside whatever else the machine does.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from langchain_rwkv_state._text import counted, model_shape
 from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.findings import Finding
 
@@ -25,7 +26,7 @@ _WARM_UP_STEPS = 8
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
-def look_into(name: str) -> Iterator[Finding]:
+def check_files(name: str) -> Iterator[Finding]:
     """Says what a model's files are and what it will take; loads nothing into a runtime.
 
     Args:
@@ -42,11 +43,11 @@ def look_into(name: str) -> Iterator[Finding]:
     contents = read_contents(path, mapped=True)
     yield Finding("form", contents.form)
     sizes = sum(file.stat().st_size for file in contents.files)
-    files = f"{len(contents.files)} files in {path}" if path.is_dir() else str(path)
+    files = f"{counted(len(contents.files), 'file')} in {path}" if path.is_dir() else str(path)
     yield Finding("files", f"{files}, {output.size(sizes)}", figure=sizes, unit="bytes")
     found = Checkpoint.of(contents.tensors, path)
     dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in contents.tensors.values()})
-    shape = f"RWKV-{found.version}, {found.n_layer}x{found.n_embd}"
+    shape = model_shape(found.version, found.n_layer, found.n_embd)
     yield Finding("model", f"{shape}, {found.vocab_size:,} tokens, {' and '.join(dtypes)}")
     yield Finding("weights", found.weights)
     yield Finding("template", trained_on(name, path).name)

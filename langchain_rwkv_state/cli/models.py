@@ -1,7 +1,7 @@
 """The commands that ask a model and not a state: ``half-life`` and ``memory``.
 
-They read a checkpoint's tensors and load nothing into a runtime. The easy mistake is to take a
-half-life of RWKV-6 or 7 for the model's own: it is that of the text that was read.
+They read a checkpoint's tensors and load nothing into a runtime. A half-life of RWKV-6 or 7 is that
+of the text that was read, and not the model's own.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def half_life(
         table.add_row(str(number), *map(short, figures))
     console.print(table)
     if plot is not None:
-        from langchain_rwkv_state.views.half_life import half_life_picture
+        from langchain_rwkv_state.views.plots.half_life_plot import half_life_picture
 
         output.written(half_life_picture(found, plot, name=Path(model).stem))
     if json_file is not None:

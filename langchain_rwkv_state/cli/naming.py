@@ -1,8 +1,8 @@
 """The commands that give a session another name or another head: ``fork``, ``rewind``, ``rename``.
 
-They need no model, and start without PyTorch. The easy mistake is to open the store with the usual
-history: it says how many states stay behind a head that is moved, and a command is not to take away
-what a program that keeps more has kept.
+They need no model, and start without PyTorch. The store keeps behind a moved head what is kept
+already, whatever the usual history: a command is not to take away what a program that keeps more
+has kept.
 """
 
 from __future__ import annotations

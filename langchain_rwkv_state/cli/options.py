@@ -1,7 +1,6 @@
-"""Options that several commands share, and how their texts become values.
+"""Defines the options that several commands share, and reads their texts.
 
-The easy mistake is to read an option's text in a command: a wrong one is then an error of the
-command instead of the parser's, which shows the usage.
+Texts are read by the parser and not in a command, so that a wrong one shows the usage.
 """
 
 from __future__ import annotations
@@ -127,7 +126,7 @@ def check_plot(plot: Path | None) -> None:
         ValueError, OSError: As `require_picture`.
     """
     if plot is not None:
-        from langchain_rwkv_state.views.figure import require_picture
+        from langchain_rwkv_state.views.plots.figure import require_picture
 
         require_picture(plot)
 

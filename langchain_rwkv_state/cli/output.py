@@ -1,8 +1,8 @@
-"""How the command line prints: two consoles, safe text, and (from `words`) numbers for people.
+"""Prints for the command line: two consoles, and safe text.
 
-Nothing here knows a store or a model. The easy mistake is to print a text that somebody typed, or
-a model wrote, as it stands: rich would read ``[red]`` as markup, and a terminal would obey an
-escape sequence in it; `plain` makes it harmless.
+Nothing here knows a store or a model. The easy mistake is to print a text that somebody typed, or a
+model wrote, as it stands: rich would read ``[red]`` as markup, and a terminal would obey an escape
+sequence in it; `plain` makes it harmless.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""``rwkv-state recall``: what a model still knows of what it was told, measured and drawn.
+"""The command ``recall``: measures what a model still knows of what it was told, and draws it.
 
-It keeps no session and changes no store. The easy mistake is to find out that a file cannot be
-written when the hour of measuring is over: that is checked first.
+It keeps no session and changes no store. Whether a file can be written is checked before an hour of
+measuring.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def recall(
 
     from langchain_rwkv_state._progress import stepping
     from langchain_rwkv_state.toolbox.recall import measure
-    from langchain_rwkv_state.views.bars import recall_tables
+    from langchain_rwkv_state.views.terminal.recall_tables import recall_tables
 
     with stepping("recall") as told:
         found = measure(
@@ -76,7 +76,7 @@ def recall(
     if json is not None:
         write_whole(json, found.to_json().encode(), new=True)
     if plot is not None:
-        from langchain_rwkv_state.views.recall import draw_recall
+        from langchain_rwkv_state.views.plots.recall_plot import draw_recall
 
         draw_recall(found, plot)
     for file in (json, plot):

@@ -1,7 +1,7 @@
-"""The command ``report``: everything there is to see of a session, on one page to keep or show.
+"""The command ``report``: writes everything there is to see of a session as one page.
 
-It measures and hands on; the page itself is made in `views`. The easy mistake is to name a file
-that is there: nothing is written over, and this is found out before anything is measured.
+It measures and hands on; the page itself is made in `views`. Nothing is written over, and that is
+found out before anything is measured.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from langchain_rwkv_state.state import Healthy
     from langchain_rwkv_state.store import StateStore
     from langchain_rwkv_state.toolbox.recall import Recall
-    from langchain_rwkv_state.views.session_report import SessionReport
+    from langchain_rwkv_state.views.report.session_report import SessionReport
 
 
 def report(
@@ -54,9 +54,9 @@ def report(
     with existing_store(store) as opened:
         if opened is None:
             raise unknown_session(session)
-        found = look(opened, session, ranges, measured)
+        found = gather(opened, session, ranges, measured)
 
-    from langchain_rwkv_state.views.page import report_page
+    from langchain_rwkv_state.views.report.page import report_page
 
     write_whole(out, report_page(found).encode("utf-8", "replace"), new=True)
     output.written(out)
@@ -78,16 +78,16 @@ def _built_in(fingerprint: str) -> Recall | None:
     return found if found is not None and found.fingerprint == fingerprint else None
 
 
-def look(
+def gather(
     store: StateStore, session: str, healthy: Healthy | None, recall: Recall | None
 ) -> SessionReport:
-    """Measures all that a report tells; this is no use of the session.
+    """Measures all that a report shows; this counts as no use of the session.
 
     Recall is not measured here, which takes minutes; the built-in model's figures come with it.
     """
     from langchain_rwkv_state.state import difference_map, head_maps, inspect
     from langchain_rwkv_state.store.follow import standing, state_if_kept
-    from langchain_rwkv_state.views.session_report import SessionReport
+    from langchain_rwkv_state.views.report.session_report import SessionReport
 
     found = standing(store, session)
     if found is None:

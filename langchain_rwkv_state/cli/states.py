@@ -1,7 +1,7 @@
-"""What the commands on states share: where a state comes from, and where a new one goes.
+"""Finds the state that a command names, and keeps the one that it makes.
 
-A state is named by a session, whose head is meant, or by a file that this package wrote. The easy
-mistake is to let a name mean two things: what is a file is a file, and all else is a session.
+A state is named by a session, whose head is meant, or by a file that this package wrote: what is a
+file is a file, and all else is a session.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-r"""The standard streams, whatever their encoding: nothing that is printed or read ends a command.
+r"""Reads and writes the standard streams, whatever their encoding: no text ends a command.
 
 Where output is not UTF-8 (a Windows pipe under cp1252, a log under C), signs that it lacks become
 simpler ones, and letters that it lacks their number, \u65e5. The easy mistake is to take a byte

@@ -1,7 +1,7 @@
 """The commands that make states of states, and carry them to files and back.
 
-Nothing that is there is ever changed: results go to a new session or a new file. The easy mistake
-is to open a store for a file that is not there: opening makes the store.
+Nothing that is there is ever changed: results go to a new session or a new file. No store is opened
+for a file that is not there: opening makes the store.
 """
 
 from __future__ import annotations

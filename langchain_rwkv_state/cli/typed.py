@@ -1,4 +1,4 @@
-"""How a turn is typed at a terminal: a line, a paste, or a block between two times three quotes.
+"""Reads a turn that is typed at a terminal: a line, a paste, or lines between triple quotes.
 
 It reads lines from whoever has a prompt, and knows no model. The easy mistake is to take every
 newline for the end of a turn: a text that is pasted would be as many turns as it has lines. A

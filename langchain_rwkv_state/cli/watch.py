@@ -1,7 +1,7 @@
-"""The command ``watch``: a live view of a session's state while somebody else talks in it.
+"""The command ``watch``: shows a session's state while somebody else talks in it.
 
-In a terminal one view is drawn over and over; through a pipe each new head is one line. The easy
-mistake is to keep the states that were seen: only the last is needed, to measure the next against.
+In a terminal one view is drawn over and over; through a pipe each new head is one line. Only the
+last state is kept, to measure the next against.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from langchain_rwkv_state.cli.states import HealthyOption, read_healthy
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import Healthy, RWKVState
     from langchain_rwkv_state.store.follow import Sight
-    from langchain_rwkv_state.views.terminal import Frame
+    from langchain_rwkv_state.views.terminal.live_view import Frame
 
 _FRAMES_KEPT = 64
 _SAID = {
@@ -125,7 +125,7 @@ class _Watching:
         return live
 
     def _take(self, sight: Sight) -> None:
-        from langchain_rwkv_state.views.terminal import frame_line, watch_view
+        from langchain_rwkv_state.views.terminal.live_view import frame_line, watch_view
 
         note = _SAID.get(sight.kind, "")
         if sight.kind == "head":
@@ -153,7 +153,7 @@ class _Watching:
     def _frame(self, sight: Sight) -> str:
         """Adds a head to what was seen; returns what is to be said where there is none."""
         from langchain_rwkv_state.state import inspect, motion
-        from langchain_rwkv_state.views.terminal import Frame
+        from langchain_rwkv_state.views.terminal.live_view import Frame
 
         info, state = sight.info, sight.state
         if info is None or info.head is None:

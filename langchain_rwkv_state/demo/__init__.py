@@ -1,8 +1,8 @@
 """The demo model: a trained RWKV-7 of 1.5 million parameters that remembers what it is told.
 
 Three files and their paths, nothing else; `docs/demo_model.md` says what it knows and how it was
-trained. The easy mistake is to expect talk: it gives back facts, follows a manner of speech, calls
-tools and says that it is tiny about anything else.
+trained. It gives back facts, follows a manner of speech, calls tools and says that it is tiny about
+anything else.
 """
 
 from __future__ import annotations

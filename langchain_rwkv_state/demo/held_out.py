@@ -1,7 +1,7 @@
-"""Which made-up words and numbers the demo model's training left to evaluations.
+"""Says which made-up words and numbers the demo model's training left to evaluations.
 
-One rule, asked by the training and by whoever measures. The easy mistake is to ask it of listed
-words: those are kept apart by the lists themselves.
+One rule, asked by the training and by whoever measures. Listed words are kept apart by the lists
+themselves.
 """
 
 from __future__ import annotations

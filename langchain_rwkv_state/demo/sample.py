@@ -1,7 +1,7 @@
-"""A short conversation of the kind that the demo model knows, as text and as the model's ids.
+"""Holds a short conversation of the kind that the demo model knows, as text and as the model's ids.
 
-It is what is measured on where somebody asks for the demo model's figures and brings no text. The
-easy mistake is to change one of the two alone: a test holds them together.
+It is what is measured on where somebody asks for the demo model's figures and brings no text. A
+test holds the two forms together.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-r"""What an answer may be, as values: grammars for JSON of a schema and for calls of tools.
+"""Says what an answer may be, as values: grammars for JSON of a schema and for calls of tools.
 
-It writes grammars in llguidance's language and reads none; the engine does. The easy mistake is to
-hold free text to a grammar: text is left alone, and the grammar begins where a call does
-(`triggers`). Answers are read as ``" " + text`` (see `template`), so a grammar that begins with
-the answer begins with that blank.
+It writes grammars in llguidance's language and reads none; the engine does. Free text is left
+alone, and the grammar begins where a call does (`triggers`). Answers are read as ``" " + text``
+(see `template`), so a grammar that begins with the answer begins with that blank.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Formats of texts as patterns: each match is one to JSON schema's checkers and to pydantic.
+"""Writes JSON schema's formats as patterns: each match is valid to its checkers and to pydantic.
 
 It knows neither schemas nor grammars. The easy mistake is to take what a format's standard allows:
 years that no calendar of Python has, 25 digits of a second, months of no certain length. These are

@@ -1,10 +1,10 @@
-r"""JSON schemas as a grammar can hold them: what cannot be held is refused by name, with its place.
+r"""Turns a JSON schema into one that a grammar can hold, or says what of it none can, and where.
 
-It knows schemas and neither grammars nor models. The easy mistake is to leave out what cannot be
-held: the answer would parse and break the schema, so every keyword that means something is held
-or refused. Where a schema leaves open what a grammar cannot tell apart it is narrowed: an object
-that lists properties gets those and no others, also where it allows others, since these could come
-under the same names, spelt otherwise (``"\u0061"`` for ``"a"``), and take their place.
+It knows schemas and neither grammars nor models. Every keyword that means something is held or
+refused: of one that is left out, an answer would parse and break the schema. Where a schema leaves
+open what a grammar cannot tell apart it is narrowed: an object that lists properties gets those and
+no others, also where it allows others, since these could come under the same names, spelt otherwise
+(``"\u0061"`` for ``"a"``), and take their place.
 """
 
 from __future__ import annotations

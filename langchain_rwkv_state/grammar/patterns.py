@@ -1,4 +1,4 @@
-r"""Regular expressions as grammars take them: each allows at most what Python's `re` would find.
+r"""Rewrites regular expressions for grammars: each allows at most what Python's `re` would find.
 
 It knows Python's syntax and that of Rust, which grammars read, and no schemas. The easy mistake is
 to pass a pattern on as it is: both read most of them alike, and some otherwise (``\W`` is wider in

@@ -15,9 +15,9 @@ from langchain_core.messages import AIMessage
 
 from langchain_rwkv_state.engine import Done, Request, Thought
 from langchain_rwkv_state.grammar.constraint import Constraint
-from langchain_rwkv_state.prompt.answer import AnswerStream, read_answer
-from langchain_rwkv_state.prompt.ask import Ask
-from langchain_rwkv_state.prompt.plan import Reading
+from langchain_rwkv_state.prompt.answer_message import AnswerStream, read_answer
+from langchain_rwkv_state.prompt.call_options import Ask
+from langchain_rwkv_state.prompt.plan import PromptPlan
 from langchain_rwkv_state.prompt.template import ChatTemplate
 from langchain_rwkv_state.prompt.tools import ToolFormat
 
@@ -38,7 +38,7 @@ class ChatPlan:
     """
 
     loaded: Loaded
-    reading: Reading
+    reading: PromptPlan
     request: Request
     tools: ToolFormat | None
     held: bool
@@ -47,7 +47,7 @@ class ChatPlan:
     def of(
         cls,
         loaded: Loaded,
-        reading: Reading,
+        reading: PromptPlan,
         request: Request,
         ask: Ask,
         constraint: Constraint | None,
@@ -118,7 +118,9 @@ class ChatPlan:
         return AnswerStream(self.tools, self.reading.continued, called=self.held)
 
 
-def _thought(reading: Reading, ask: Ask, template: ChatTemplate, *, held: bool) -> Thought | None:
+def _thought(
+    reading: PromptPlan, ask: Ask, template: ChatTemplate, *, held: bool
+) -> Thought | None:
     """Returns how a thought is delimited that may stand before the answer."""
     if reading.continued or not template.thinks:
         return None

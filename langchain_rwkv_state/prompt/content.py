@@ -1,8 +1,7 @@
-"""What a LangChain message says and who says it, before any template writes it down.
+"""Says what a LangChain message says and who says it, before any template writes it down.
 
-It knows kinds of messages and of content blocks, and no model's format. The easy mistake is to
-take what cannot be read for an empty text: an image that is dropped in silence is an answer about
-nothing.
+It knows kinds of messages and of content blocks, and no model's format. What cannot be read, such
+as an image, is an error, never an empty text.
 """
 
 from __future__ import annotations

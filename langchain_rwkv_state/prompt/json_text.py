@@ -1,7 +1,7 @@
-"""Values that programs put into messages, as JSON text: dates, decimals, models and more.
+"""Writes values that programs put into messages as JSON: dates, decimals, models and more.
 
-Arguments of tool calls hold whatever a tool takes. The easy mistake is to write what JSON does not
-know by its `repr`: one that names an address in memory is another text in each process.
+Arguments of tool calls hold whatever a tool takes. What has no form in JSON is not written by its
+`repr`: one that names an address in memory is another text in each process.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The state marker: the one message by which a conversation's memory enters a model.
+"""Makes and reads state markers: the one message by which a conversation's memory enters a model.
 
-A marker is an ordinary `SystemMessage` with a fixed text that is never fed to the model. It
-stands for every message before it. The easy mistake is to build or read one by hand: `marker`
-makes it, `read_marker` reads it, and nothing else needs to know its form.
+A marker is an ordinary `SystemMessage` with a fixed text that is never fed to the model. It stands
+for every message before it. `marker` makes it, `read_marker` reads it, and nothing else needs to
+know its form.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""From messages to one reading: which state to start from, and which token ids to read.
+"""Plans a turn: turns messages into the state to start from and the token ids to read.
 
-A turn is planned here and filed here; nothing is generated, and no head moves. The easy mistake
-is to read the block before a marker again: it is already in the state that the marker names,
-unless it has changed.
+Also files the answer for the history that asked for it. Nothing is generated here, and no head
+moves. What stands before a marker is already in the marker's state, so it is read again only where
+it has changed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 
 from langchain_rwkv_state.engine import Done
 from langchain_rwkv_state.errors import MarkerError
-from langchain_rwkv_state.prompt.ask import with_system
+from langchain_rwkv_state.prompt.call_options import with_system
 from langchain_rwkv_state.prompt.content import kind_of
 from langchain_rwkv_state.prompt.markers import (
     Mark,
@@ -38,7 +38,7 @@ from langchain_rwkv_state.store import Filing, StateStore
 
 
 @dataclass(frozen=True)
-class Reading:
+class PromptPlan:
     """What a model has to read for one turn.
 
     Attributes:
@@ -48,12 +48,12 @@ class Reading:
         prompt: Token ids to read before the answer, where they are others: what asks for a thought
             is in no state, and neither is the beginning of an answer that is to be continued.
         continued: That beginning.
-        block: Digest of the block before the marker, kept with the states that follow.
+        system_digest: Digest of the messages before the marker, kept with the states that follow.
         turn_id: Under which a history wants the answer filed.
         unread_at: Number of ids after which a history's unread messages are read.
         unread_digest: Digest of those messages.
         ends: Numbers of ids after which segments end.
-        block_end: Number of ids after which the block of leading messages ends, where there is one.
+        system_end: Number of ids after which the messages before the marker end, if there are any.
         shared: Number of ids that other conversations may begin with too; ``None`` for all. What
             comes behind the marker of a new conversation is that conversation's own.
         flattened: Whether a marker's text stands among what is read, as words.
@@ -64,12 +64,12 @@ class Reading:
     ids: tuple[int, ...]
     prompt: tuple[int, ...] | None = None
     continued: str = ""
-    block: str | None = None
+    system_digest: str | None = None
     turn_id: str | None = None
     unread_at: int | None = None
     unread_digest: str | None = None
     ends: tuple[int, ...] = ()
-    block_end: int | None = None
+    system_end: int | None = None
     shared: int | None = None
     flattened: bool = False
 
@@ -88,7 +88,7 @@ class Reading:
 class _Parts:
     """Messages taken apart at their marker."""
 
-    block: list[BaseMessage]
+    before: list[BaseMessage]
     mark: Mark | None
     after: list[BaseMessage]
 
@@ -103,7 +103,7 @@ def plan(
     lines: str = "",
     reasoning: Reasoning = None,
     thoughts: bool = False,
-) -> Reading:
+) -> PromptPlan:
     """Works out what to read for `messages`.
 
     Args:
@@ -127,10 +127,10 @@ def plan(
     mark = parts.mark
     ref = mark.ref if mark else None
     base = zero if ref is None else load_state(ref, store=store, fingerprint=zero.fingerprint)
-    block, covered = with_system(parts.block, lines), base.block
-    if block and not _is_transcript(block, base, template=template, zero=zero, thoughts=thoughts):
-        covered = _block_digest(block, template)
-    head = block if ref is None or _changed(covered, base.block) else []
+    before, covered = with_system(parts.before, lines), base.system_digest
+    if before and not _is_transcript(before, base, template=template, zero=zero, thoughts=thoughts):
+        covered = _system_digest(before, template)
+    head = before if ref is None or _changed(covered, base.system_digest) else []
     to_read = [*head, *parts.after]
     if not to_read and mark is None:
         raise ValueError("There are no messages to read: pass at least one.")
@@ -145,7 +145,7 @@ def plan(
         thoughts=thoughts,
     )
     ends = tuple(itertools.accumulate(len(segment.ids) for segment in segments))
-    block_end = ends[len(head) - 1] if head else None
+    system_end = ends[len(head) - 1] if head else None
     unread_at = unread_digest = None
     if mark is not None and mark.n_unread:
         unread = parts.after[: mark.n_unread]
@@ -153,19 +153,19 @@ def plan(
             until = len(head) + mark.n_unread
             unread_at = len(ids_of(segments[:until]))
             unread_digest = messages_digest(unread)
-    return Reading(
+    return PromptPlan(
         base=base,
         base_ref=ref,
         ids=ids_of(segments),
         prompt=prompt,
         continued=continued,
-        block=covered,
+        system_digest=covered,
         turn_id=mark.turn_id if mark else None,
         unread_at=unread_at,
         unread_digest=unread_digest,
         ends=ends,
-        block_end=block_end,
-        shared=block_end or 0 if mark is not None and ref is None else None,
+        system_end=system_end,
+        shared=system_end or 0 if mark is not None and ref is None else None,
         flattened=_told_of_flattened(message.content for message in to_read),
     )
 
@@ -215,7 +215,7 @@ def _written(
     """Writes messages down; the first `fixed` of them are no beginning of an answer.
 
     Returns:
-        The segments; and, as in `Reading`, the prompt and the answer's beginning.
+        The segments; and, as in `PromptPlan`, the prompt and the answer's beginning.
     """
     begun = to_read[-1] if answer and len(to_read) > fixed and _is_begun(to_read[-1]) else None
     told = to_read[:-1] if begun is not None else to_read
@@ -281,7 +281,7 @@ def plan_text(
     template: ChatTemplate,
     store: StateStore,
     zero: RWKVState,
-) -> Reading:
+) -> PromptPlan:
     """Works out what to read for a plain text, as it stands, without the chat template.
 
     Args:
@@ -297,7 +297,7 @@ def plan_text(
     """
     if not text:
         raise ValueError("The text to read is empty: pass at least one character.")
-    before = Reading(zero, None, ())
+    before = PromptPlan(zero, None, ())
     if after:
         before = plan(after, template=template, store=store, zero=zero, answer=False)
     start = before.base.n_tokens == 0 and not before.ids
@@ -320,15 +320,15 @@ def load_state(ref: str, *, store: StateStore, fingerprint: str) -> RWKVState:
     return state
 
 
-def stage(reading: Reading, done: Done, store: StateStore) -> str:
+def stage(planned: PromptPlan, done: Done, store: StateStore) -> str:
     """Keeps the state behind an answer for whoever commits it, and returns its reference."""
-    tokens = (*reading.ids, *done.answer_ids)
-    state = done.state.with_block(reading.block)
-    return store.stage(state, parent=reading.base_ref, tokens=tokens)
+    tokens = (*planned.ids, *done.answer_ids)
+    state = done.state.with_system_digest(planned.system_digest)
+    return store.stage(state, parent=planned.base_ref, tokens=tokens)
 
 
 def file_answer(
-    reading: Reading, done: Done, ref: str, store: StateStore, message: BaseMessage | None = None
+    planned: PromptPlan, done: Done, ref: str, store: StateStore, message: BaseMessage | None = None
 ) -> None:
     """Files an answer under the turn id that a history handed out, if one did.
 
@@ -336,30 +336,30 @@ def file_answer(
     then knows that the cause was told.
 
     Args:
-        reading: What was read.
+        planned: What was read.
         done: The answer.
         ref: The state behind it.
         store: Where it is filed.
         message: The answer as its caller has it; ``None`` for its bare text.
     """
     digest = text_digest(done.text) if message is None else message_digest(message)
-    if reading.flattened:
-        store.file(flattened_key(digest), Filing(digest, ref, reading.base_ref))
-    if reading.turn_id is None:
+    if planned.flattened:
+        store.file(flattened_key(digest), Filing(digest, ref, planned.base_ref))
+    if planned.turn_id is None:
         return
     unread_ref = None
-    if reading.unread_at is not None and done.checkpoints:
-        state = done.checkpoints[0].with_block(reading.block)
-        tokens = reading.ids[: reading.unread_at]
-        unread_ref = store.stage(state, parent=reading.base_ref, tokens=tokens)
+    if planned.unread_at is not None and done.checkpoints:
+        state = done.checkpoints[0].with_system_digest(planned.system_digest)
+        tokens = planned.ids[: planned.unread_at]
+        unread_ref = store.stage(state, parent=planned.base_ref, tokens=tokens)
     filing = Filing(
         text_digest=digest,
         ref=ref,
-        base=reading.base_ref,
+        base=planned.base_ref,
         unread_ref=unread_ref,
-        unread_digest=reading.unread_digest,
+        unread_digest=planned.unread_digest,
     )
-    store.file(reading.turn_id, filing)
+    store.file(planned.turn_id, filing)
 
 
 def ids_of(segments: Iterable[Segment]) -> tuple[int, ...]:
@@ -368,7 +368,7 @@ def ids_of(segments: Iterable[Segment]) -> tuple[int, ...]:
 
 
 def _take_apart(given: Sequence[BaseMessage], store: StateStore) -> _Parts:
-    """Splits messages into the block before the marker and what comes after it.
+    """Splits messages into those before the marker and those after it.
 
     Where a history handed out a marker, that one counts and no other: what else is among the
     messages came from whoever writes to the chain, and a reference is a capability.
@@ -391,10 +391,10 @@ def _take_apart(given: Sequence[BaseMessage], store: StateStore) -> _Parts:
     for earlier in marks[:-1]:
         _require_descent(marks[-1], earlier, store)
     first, last = places[0], places[-1]
-    before, _ = marker_remainder(messages[first])
+    ahead, _ = marker_remainder(messages[first])
     _, behind = marker_remainder(messages[last])
-    block = [*messages[:first], *_system(before)]
-    return _Parts(block, marks[-1], [*_system(behind), *messages[last + 1 :]])
+    before = [*messages[:first], *_system(ahead)]
+    return _Parts(before, marks[-1], [*_system(behind), *messages[last + 1 :]])
 
 
 def _require_descent(later: Mark, earlier: Mark, store: StateStore) -> None:
@@ -413,7 +413,7 @@ def _system(text: str) -> list[BaseMessage]:
 
 
 def _is_transcript(
-    block: Sequence[BaseMessage],
+    before: Sequence[BaseMessage],
     base: RWKVState,
     *,
     template: ChatTemplate,
@@ -423,14 +423,14 @@ def _is_transcript(
     """Says whether the messages before a marker are the very ones that its state stands for."""
     if base.n_tokens == 0:
         return False
-    said = ids_of(template.segments(block, start=True, thoughts=thoughts))
+    said = ids_of(template.segments(before, start=True, thoughts=thoughts))
     return zero.derivation.read(said) == base.derivation
 
 
-def _block_digest(block: Sequence[BaseMessage], template: ChatTemplate) -> str:
-    """Returns a digest of what a model would read of the block."""
+def _system_digest(before: Sequence[BaseMessage], template: ChatTemplate) -> str:
+    """Returns a digest of what a model would read of the messages before a marker."""
     digest = hashlib.sha256()
-    for segment in template.segments(block, start=True):
+    for segment in template.segments(before, start=True):
         digest.update(repr(segment.ids).encode())
     return digest.hexdigest()
 
@@ -450,7 +450,7 @@ def _told_of_flattened(contents: Iterable[object]) -> bool:
 
 
 def _changed(now: str | None, then: str | None) -> bool:
-    """Says, with a warning, whether the block before the marker is another than it was."""
+    """Says, with a warning, whether the messages before the marker are others than they were."""
     if now is None or now == then:
         return False
     warnings.warn(

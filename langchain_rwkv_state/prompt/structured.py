@@ -1,8 +1,8 @@
-"""Structured output, as LangChain's partners have it: options of a call, and who reads its answer.
+"""Asks for structured output as LangChain's partners do, and reads it: options and parsers.
 
-The constraint on decoding makes answers fit; this only asks for it and reads the result. The easy
-mistake is to trust LangChain's JSON parsers with an answer that `max_tokens` cut off: they mend it,
-and half a name is a name then.
+The constraint on decoding makes answers fit; this only asks for it and reads the result. An answer
+that `max_tokens` cut off is refused: LangChain's JSON parsers mend it, and half a name is a name
+then.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
-from langchain_rwkv_state.prompt.ask import as_tools, pydantic_schema
+from langchain_rwkv_state.prompt.call_options import as_tools, pydantic_schema
 from langchain_rwkv_state.prompt.tools import function_of
 
 Method: TypeAlias = Literal["json_schema", "function_calling", "json_mode"]

@@ -1,4 +1,4 @@
-r"""Messages to segments to ids: the one place that knows how a conversation is written down.
+r"""Turns messages into segments and ids: the one place that knows how a conversation is written.
 
 It reads no state and samples nothing. Each segment is encoded on its own, and the separator stands
 *before* a segment, never behind one: so a transcript read in one go and its increments have the

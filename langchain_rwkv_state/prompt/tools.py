@@ -1,9 +1,9 @@
-r"""How tools are listed, called and answered: the format of RWKV-7 G1, and the place of others.
+"""Writes how tools are listed, called and answered: in the format of RWKV-7 G1, or another.
 
-The authority is ``RWKV-v7/RWKV7-G1x-templates.txt`` in BlinkDL/RWKV-LM: a line for each tool in
-the system prompt, a call as compact JSON in a fence, a result as a turn of the user. It writes
-texts and knows no tokens. The easy mistake is to list a tool by its whole JSON schema: small models
-lose the question behind it, and every conversation has to read it.
+The authority is ``RWKV-v7/RWKV7-G1x-templates.txt`` in BlinkDL/RWKV-LM: a line for each tool in the
+system prompt, a call as compact JSON in a fence, a result as a turn of the user. It writes texts
+and knows no tokens. A tool is a line and not its whole JSON schema: small models lose the question
+behind a schema, and every conversation has to read it.
 """
 
 from __future__ import annotations

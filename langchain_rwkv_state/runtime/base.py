@@ -1,4 +1,4 @@
-"""The runtime port: tokens and a state in, next-token logits and a new state out.
+"""Defines the runtime port: tokens and a state in, next-token logits and a new state out.
 
 Nothing above this port knows about files, strategies, devices or environment flags. The easy
 mistake of an adapter is to change the state it was handed: a `Runtime` never does, on any device.

@@ -1,9 +1,8 @@
-"""Changes of a model's weights on their way from the file into a runtime: the port.
+"""Defines the port by which a model's weights are changed between the file and a runtime.
 
 A change is a value: two equal ones of one file are one loaded model, and whatever it changes
 becomes part of the model's fingerprint, so that no state ever passes from the changed model to the
-plain one. The easy mistake is to write into the tensors that it is handed: they are views of the
-mapped file.
+plain one. The tensors it is handed are the loaded ones: it returns new ones and writes into none.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from langchain_rwkv_state.runtime.checkpoint import Checkpoint
 
 
 class Change(Hashable, Protocol):
-    """What is done to a checkpoint's tensors before a runtime takes them."""
+    """A change of a checkpoint's tensors before a runtime takes them."""
 
     @property
     def name(self) -> str:
@@ -27,7 +26,7 @@ class Change(Hashable, Protocol):
     def of(
         self, tensors: Mapping[str, torch.Tensor], checkpoint: Checkpoint
     ) -> dict[str, torch.Tensor]:
-        """Returns those tensors that become others, by name: none where nothing changes.
+        """Returns the changed tensors by name, none where nothing changes.
 
         Args:
             tensors: The checkpoint's; left as they are.

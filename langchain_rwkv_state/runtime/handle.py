@@ -1,8 +1,8 @@
-"""`RuntimeHandle`: one user's hold on a loaded model, and the `Runtime` that the user sees.
+"""Gives one user a hold on a loaded model: `RuntimeHandle`, the `Runtime` that the user sees.
 
 Many handles share one model; each has the identities of its own tokenizer and template, and gives
-the model back when it is closed or collected. It does no arithmetic. The easy mistake is to hold
-a handle for the weights' lifetime: they live until the last handle is closed.
+the model back when it is closed or collected. The weights live until the last handle is closed. It
+does no arithmetic.
 """
 
 from __future__ import annotations
@@ -276,7 +276,7 @@ class ArraySlots:
         """
         self._handle.require(state)
         self._arrays.put(slot, [state.shared(name) for name in state])
-        self._held[slot] = _Held(state.derivation, state.block)
+        self._held[slot] = _Held(state.derivation, state.system_digest)
 
     def get(self, slot: int) -> RWKVState:
         """Returns a copy of the state in a slot."""
@@ -285,7 +285,7 @@ class ArraySlots:
         layout = self._handle.layout
         names = (spec.name for spec in layout.specs)
         tensors = dict(zip(names, self._arrays.get(slot), strict=True))
-        return RWKVState(layout, tensors, held.derivation, block=held.block)
+        return RWKVState(layout, tensors, held.derivation, system_digest=held.system_digest)
 
     def read(self, reads: Reads) -> torch.Tensor:
         """Reads ids into slots, in one pass.
@@ -320,10 +320,10 @@ class _Held:
 
     Attributes:
         derivation: At the last look.
-        block: Of the state that was put in.
+        system_digest: Of the state that was put in.
         unnamed: Ids read since the last look.
     """
 
     derivation: Derivation
-    block: str | None
+    system_digest: str | None
     unnamed: list[int] = field(default_factory=list)

@@ -1,9 +1,8 @@
-"""Models from a hub: a name like ``org/repo/file.pth`` to files in the hub's own cache.
+"""Downloads models from a hub: turns ``org/repo/file.pth`` into files in the hub's own cache.
 
 huggingface_hub does the work and is asked as it is configured (``HF_ENDPOINT``, ``HF_TOKEN``,
-``HF_HUB_OFFLINE``, ``HF_HOME``); here are the choice of files and errors that say what to do. The
-easy mistake is to promise more resuming than there is: a dropped connection goes on where it broke,
-but a process that was killed begins the file anew.
+``HF_HUB_OFFLINE``, ``HF_HOME``); here are the choice of files and errors that say what to do. A
+dropped connection goes on where it broke; a process that was killed begins the file anew.
 """
 
 from __future__ import annotations

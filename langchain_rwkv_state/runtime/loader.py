@@ -1,8 +1,8 @@
-"""`load_runtime`: from the name of a model to a `Runtime`.
+"""Loads a model by its name: `load_runtime` gives a `Runtime`.
 
 Finds the file, reads what it is, checks that the strategy can be had, and only then loads weights,
-once for the process. It neither parses checkpoints nor runs them. The easy mistake is to name a
-model by its path alone: a file that was replaced is another model, so size, time and inode count.
+once for the process. It neither parses checkpoints nor runs them. A file that was replaced is
+another model: what is shared goes by path, size, time and inode.
 """
 
 from __future__ import annotations

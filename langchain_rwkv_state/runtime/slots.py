@@ -1,9 +1,9 @@
-"""Slots: places in which a runtime holds the states of many conversations and advances them.
+"""Defines slots: places in which a runtime holds the states of many conversations.
 
 Whoever decodes many conversations at once puts each state into a slot, reads ids into any of the
 slots at each step, and takes copies out when a state is to be kept. A runtime with a batch of its
-own offers `slots`; `open_slots` gives the same interface to every other. The easy mistake is to
-keep a slot's number beyond its conversation: the next one overwrites it.
+own offers `slots`; `open_slots` gives the same interface to every other. The next `put` into a slot
+overwrites what is there.
 """
 
 from __future__ import annotations

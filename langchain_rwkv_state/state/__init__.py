@@ -15,11 +15,12 @@ from langchain_rwkv_state.state.fingerprint import Fingerprint
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state.accumulators import renormalise
-    from langchain_rwkv_state.state.codec import Decoded, decode, encode, encode_parts, lossy
+    from langchain_rwkv_state.state.checks import require_finite
+    from langchain_rwkv_state.state.codec import Decoded, encode, encode_parts, lossy
     from langchain_rwkv_state.state.container import Buffer
     from langchain_rwkv_state.state.layout import StateLayout, TensorSpec, Version, dtype_name
     from langchain_rwkv_state.state.parts import Parts
-    from langchain_rwkv_state.state.state import RWKVState, require_finite, zero_state
+    from langchain_rwkv_state.state.state import RWKVState, decode, zero_state
     from langchain_rwkv_state.toolbox.algebra import blend, blend_many, decay
     from langchain_rwkv_state.toolbox.codec_trial import CodecTrial, try_codecs
     from langchain_rwkv_state.toolbox.diagnostics import (
@@ -29,11 +30,11 @@ if TYPE_CHECKING:
         calibrate,
         inspect,
     )
-    from langchain_rwkv_state.toolbox.diff import Diff, diff
-    from langchain_rwkv_state.toolbox.distance import Distance, Metric, Reader, distance
+    from langchain_rwkv_state.toolbox.diff import Diff, Distance, Metric
+    from langchain_rwkv_state.toolbox.distance import Reader, diff, distance
     from langchain_rwkv_state.toolbox.interchange import export_tensors, import_tensors
+    from langchain_rwkv_state.toolbox.kv_cache import Memory, memory
     from langchain_rwkv_state.toolbox.maps import HeadMap, difference_map, head_maps
-    from langchain_rwkv_state.toolbox.memory import Memory, memory
     from langchain_rwkv_state.toolbox.motion import LayerMotion, Motion, motion
     from langchain_rwkv_state.toolbox.scale import ScaleCheck, check_scale
 
@@ -98,13 +99,13 @@ _HOMES = {
     "CodecTrial": "toolbox.codec_trial",
     "Decoded": "state.codec",
     "Diff": "toolbox.diff",
-    "Distance": "toolbox.distance",
+    "Distance": "toolbox.diff",
     "HeadMap": "toolbox.maps",
     "Healthy": "toolbox.diagnostics",
     "Inspection": "toolbox.diagnostics",
     "LayerMotion": "toolbox.motion",
-    "Memory": "toolbox.memory",
-    "Metric": "toolbox.distance",
+    "Memory": "toolbox.kv_cache",
+    "Metric": "toolbox.diff",
     "Motion": "toolbox.motion",
     "Parts": "state.parts",
     "RWKVState": "state.state",
@@ -119,8 +120,8 @@ _HOMES = {
     "calibrate": "toolbox.diagnostics",
     "check_scale": "toolbox.scale",
     "decay": "toolbox.algebra",
-    "decode": "state.codec",
-    "diff": "toolbox.diff",
+    "decode": "state.state",
+    "diff": "toolbox.distance",
     "difference_map": "toolbox.maps",
     "distance": "toolbox.distance",
     "dtype_name": "state.layout",
@@ -131,10 +132,10 @@ _HOMES = {
     "import_tensors": "toolbox.interchange",
     "inspect": "toolbox.diagnostics",
     "lossy": "state.codec",
-    "memory": "toolbox.memory",
+    "memory": "toolbox.kv_cache",
     "motion": "toolbox.motion",
     "renormalise": "state.accumulators",
-    "require_finite": "state.state",
+    "require_finite": "state.checks",
     "try_codecs": "toolbox.codec_trial",
     "zero_state": "state.state",
 }

@@ -5,10 +5,15 @@ The numerator is ``att_aa * exp(att_pp)``, the denominator ``att_bb * exp(att_pp
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
+from langchain_rwkv_state.state.checks import require_states
 from langchain_rwkv_state.state.parts import ACCUMULATORS_4, accumulators
-from langchain_rwkv_state.state.state import RWKVState, require_states
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.state.state import RWKVState
 
 LOG_ZERO = -1e30
 """RWKV-4's log-scale of an empty past, as the `rwkv` package has it."""
@@ -64,5 +69,4 @@ def renormalise(state: RWKVState) -> RWKVState:
         }
     if all(torch.equal(tensors[name], state.shared(name)) for name in state):
         return state
-    derivation = state.derivation.rooted("renormalise")
-    return RWKVState(state.layout, tensors, derivation, block=state.block)
+    return state.with_tensors(tensors, state.derivation.rooted("renormalise"))

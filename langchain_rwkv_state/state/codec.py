@@ -1,9 +1,8 @@
-"""A state as bytes and back: a safetensors file whose header says what it is and a checksum.
+"""Turns a state into bytes and back: a safetensors file with a header of its own and a checksum.
 
 The codec turns values into values; it opens no file and knows no store. `docs/state_format.md`
 describes the bytes one by one, and `packing` makes the tensors smaller where that is asked for. The
-easy mistake is to check the tensors and not the header: the checksum covers every byte of the file
-except itself.
+checksum covers every byte of the file, the header too, except itself.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import json
 import re
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors
@@ -22,8 +21,9 @@ import torch
 
 from langchain_rwkv_state.errors import StateCorrupt, StateMismatch
 from langchain_rwkv_state.state.accumulators import renormalise
+from langchain_rwkv_state.state.checks import require_states
 from langchain_rwkv_state.state.codec_names import CODECS, LOSSY, CodecName, require_codec
-from langchain_rwkv_state.state.container import Buffer, Entry, laid_out
+from langchain_rwkv_state.state.container import Buffer, Entry, as_bytes, laid_out
 from langchain_rwkv_state.state.derivation import Derivation
 from langchain_rwkv_state.state.header import HEADER_LIMIT_BYTES, is_later, parsed_header
 from langchain_rwkv_state.state.layout import StateLayout, TensorSpec, dtype_name
@@ -33,7 +33,9 @@ from langchain_rwkv_state.state.packing import (
     require_finite,
     unpack,
 )
-from langchain_rwkv_state.state.state import RWKVState, as_bytes, require_states
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.state.state import RWKVState
 
 FORMAT = "langchain-rwkv-state"
 FORMAT_VERSION = 1
@@ -118,7 +120,7 @@ def encode_parts(
     entries = _entries(state, codec)
     derivation = state.derivation
     about: dict[str, Any] = {
-        "block": state.block,
+        "block": state.system_digest,
         "codec": codec,
         "created": time.time() if created_seconds is None else created_seconds,
         "fingerprint": derivation.fingerprint,
@@ -168,8 +170,7 @@ def lossy(state: RWKVState, codec: CodecName) -> RWKVState:
     if codec not in LOSSY:
         return state
     tensors = _unpacked(_packed(_even(state), codec), state.layout, codec)
-    derivation = state.derivation.rooted(f"codec:{codec}")
-    return RWKVState(state.layout, tensors, derivation, block=state.block)
+    return state.with_tensors(tensors, state.derivation.rooted(f"codec:{codec}"))
 
 
 def _even(state: RWKVState) -> RWKVState:
@@ -181,11 +182,14 @@ def _even(state: RWKVState) -> RWKVState:
     return renormalise(state)
 
 
-def decode(data: bytes, *, fingerprint: str | None = None, ref: str | None = None) -> Decoded:
-    """Reads what `encode` wrote.
+def decoded(
+    data: bytes, make: type[RWKVState], *, fingerprint: str | None = None, ref: str | None = None
+) -> Decoded:
+    """Reads what `encode` wrote; what `decode` does.
 
     Args:
         data: The bytes of the file.
+        make: `RWKVState`, which is built on this module.
         fingerprint: If given, the model that the state must belong to.
         ref: If given, the reference that the header must name.
 
@@ -211,7 +215,7 @@ def decode(data: bytes, *, fingerprint: str | None = None, ref: str | None = Non
     )
     try:
         tensors = _unpacked(safetensors.torch.load(data), layout, about["codec"])
-        state = RWKVState(layout, tensors, derivation, block=about["block"])
+        state = make(layout, tensors, derivation, system_digest=about["block"])
     except (
         *(safetensors.SafetensorError, StateMismatch, LookupError),
         *(ValueError, TypeError, OverflowError, RuntimeError),

@@ -1,7 +1,4 @@
-"""The names of the codecs, and which of them lose digits; `packing` has what they do.
-
-The easy mistake is to take a name from here for a scheme: this module knows no number of a state.
-"""
+"""Lists the names of the codecs, and which of them lose digits; `packing` has what they do."""
 
 from __future__ import annotations
 

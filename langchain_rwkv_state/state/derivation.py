@@ -1,4 +1,4 @@
-"""How a state came to be: the model, the root it started from, and the tokens read since.
+"""Says how a state came to be: the model, the root it started from, and the tokens read since.
 
 A derivation names a state by its history, as a git commit names a tree: two ways of reading one
 text have one derivation. It is not a checksum of the state's numbers (floats differ in the last

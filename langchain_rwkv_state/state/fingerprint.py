@@ -1,8 +1,7 @@
-"""The fingerprint: which model, tokenizer and template a state belongs to, as one short string.
+"""Names the model, tokenizer and template that a state belongs to, as one short string.
 
-It is text, made of four parts that can be compared one by one, so that a refusal can say what
-differs. The easy mistake is to compare whole strings where only the weights matter: a runtime
-takes tokens and cares for `weights` alone, a chat model cares for all.
+A fingerprint is text, made of four parts that can be compared one by one, so that a refusal can say
+what differs. A runtime takes tokens and compares `weights` alone; a chat model compares all.
 """
 
 from __future__ import annotations

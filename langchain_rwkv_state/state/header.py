@@ -1,7 +1,7 @@
-"""The start of a state's file: what it says of itself, readable without its numbers.
+"""Reads what a state's file says of itself at its start, without its numbers.
 
 It parses and checks form alone, and needs no PyTorch, so that who lists sessions does not wait for
-it. The easy mistake is to believe what stands here: only `codec.decode` has looked at the checksum.
+it. Nothing here has looked at the checksum; `codec.decode` does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The names, shapes and dtypes of the tensors that make up one RWKV state.
+"""Describes the names, shapes and dtypes of the tensors that make up one RWKV state.
 
 A layout is pure description: it holds no numbers and knows no model file. The easy mistake is to
 leave out ``att_pp`` for RWKV-4: the true numerator is ``att_aa * exp(att_pp)``, so four tensors a

@@ -1,9 +1,9 @@
-"""How the stacked tensors of a state become fewer bytes: one small scheme for each kind of number.
+"""Packs the stacked tensors of a state into fewer bytes: one small scheme for each kind of number.
 
-A packing turns one stack of layers into the tensors that are stored, and back; it knows no file
-and no checksum. Lossless are ``exact`` and ``zstd``; ``fp16``, ``bf16``, ``int8`` and ``int4`` lose
-digits, and packing what they gave loses nothing more. The easy mistake is a scale with digits that
-the file does not keep: numbers must be divided by the scale as it is stored.
+A packing turns one stack of layers into the tensors that are stored, and back; it knows no file and
+no checksum. Lossless are ``exact`` and ``zstd``; ``fp16``, ``bf16``, ``int8`` and ``int4`` lose
+digits, and packing what they gave loses nothing more. For that, numbers are divided by the scale as
+it is stored, not as it was computed.
 
 Glossary: L layers in the stack, R rows, N numbers a row (a row of a head's matrix, or N numbers of
 a vector).

@@ -1,8 +1,7 @@
-"""Which tensors of a state an operation is about: layers, kinds or names, as a set of names.
+"""Chooses the tensors of a state that an operation is about: layers, kinds or names.
 
-It only chooses and changes nothing. The easy mistake is to choose one of RWKV-4's three
-accumulators: ``att_aa``, ``att_bb`` and ``att_pp`` are one quantity in three numbers, and are
-chosen together, as ``"wkv"``.
+It changes nothing. RWKV-4's ``att_aa``, ``att_bb`` and ``att_pp`` are one quantity in three
+numbers, and are chosen together, as ``"wkv"``.
 """
 
 from __future__ import annotations

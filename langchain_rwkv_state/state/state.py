@@ -1,8 +1,8 @@
-"""`RWKVState`: everything that an RWKV model remembers of a conversation, as one value.
+"""Holds everything that an RWKV model remembers of a conversation as one value: `RWKVState`.
 
-A state holds named tensors and knows where it came from; it does not run a model and does not
-store itself anywhere but in a file it is told to. The easy mistake is to change a tensor of it:
-indexing gives copies, so that a state, once made, stays what it was.
+A state holds named tensors and knows where it came from; it does not run a model and does not store
+itself anywhere but in a file it is told to. Indexing gives copies, so that a state, once made,
+stays what it was.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from langchain_rwkv_state import _markup as markup
-from langchain_rwkv_state._text import size
-from langchain_rwkv_state.errors import StateCorrupt, StateMismatch
+from langchain_rwkv_state._text import model_shape, size
+from langchain_rwkv_state.errors import StateMismatch
+from langchain_rwkv_state.state import codec as codecs
+from langchain_rwkv_state.state.codec_names import CodecName
+from langchain_rwkv_state.state.container import as_bytes
 from langchain_rwkv_state.state.derivation import Derivation
+from langchain_rwkv_state.state.header import read_state_file
 from langchain_rwkv_state.state.layout import StateLayout
-from langchain_rwkv_state.state.plain_file import open_plain
+from langchain_rwkv_state.state.regular_file import open_plain
 from langchain_rwkv_state.whole import write_whole
-
-if TYPE_CHECKING:
-    from langchain_rwkv_state.state.codec_names import CodecName
 
 
 class RWKVState(Mapping[str, torch.Tensor]):
@@ -34,7 +34,7 @@ class RWKVState(Mapping[str, torch.Tensor]):
         layout: Names, shapes and dtypes of the tensors.
         tensors: One tensor for each name of the layout.
         derivation: What the state was made from.
-        block: Digest of the system block that the conversation began with, ``None`` for none.
+        system_digest: Digest of the system messages that the conversation began with, or ``None``.
 
     Raises:
         StateMismatch: A tensor is missing, unknown, or of another shape or dtype.
@@ -48,7 +48,7 @@ class RWKVState(Mapping[str, torch.Tensor]):
         0
     """
 
-    __slots__ = ("_block", "_derivation", "_layout", "_tensors")
+    __slots__ = ("_derivation", "_layout", "_system_digest", "_tensors")
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class RWKVState(Mapping[str, torch.Tensor]):
         tensors: Mapping[str, torch.Tensor],
         derivation: Derivation,
         *,
-        block: str | None = None,
+        system_digest: str | None = None,
     ) -> None:
         extra = sorted(set(tensors) - {spec.name for spec in layout.specs})
         if extra:
@@ -75,7 +75,7 @@ class RWKVState(Mapping[str, torch.Tensor]):
         self._layout = layout
         self._tensors = kept
         self._derivation = derivation
-        self._block = block
+        self._system_digest = system_digest
 
     @property
     def layout(self) -> StateLayout:
@@ -98,9 +98,14 @@ class RWKVState(Mapping[str, torch.Tensor]):
         return self._derivation.n_tokens
 
     @property
+    def system_digest(self) -> str | None:
+        """Digest of the system messages that the conversation began with."""
+        return self._system_digest
+
+    @property
     def block(self) -> str | None:
-        """Digest of the system block that the conversation began with."""
-        return self._block
+        """The same as `system_digest`: its name in the file format."""
+        return self._system_digest
 
     @property
     def nbytes(self) -> int:
@@ -141,16 +146,19 @@ class RWKVState(Mapping[str, torch.Tensor]):
     def __repr__(self) -> str:
         """Shows size and origin, never numbers."""
         return (
-            f"RWKVState(RWKV-{self._layout.version}, {self._layout.n_layer}x{self._layout.n_embd}, "
+            f"RWKVState({self._shape}, "
             f"n_tokens={self.n_tokens}, nbytes={self.nbytes}, fingerprint={self.fingerprint!r})"
         )
 
+    @property
+    def _shape(self) -> str:
+        return model_shape(self._layout.version, self._layout.n_layer, self._layout.n_embd)
+
     def _repr_html_(self) -> str:
-        layout = self._layout
         return markup.facts(
             "RWKVState",
             {
-                "model": f"RWKV-{layout.version}, {layout.n_layer} x {layout.n_embd}",
+                "model": self._shape,
                 "tokens": self.n_tokens,
                 "size": size(self.nbytes),
                 "tensors": len(self),
@@ -167,18 +175,23 @@ class RWKVState(Mapping[str, torch.Tensor]):
             self._layout[name]
             raise
 
+    def with_tensors(
+        self, tensors: Mapping[str, torch.Tensor], derivation: Derivation
+    ) -> RWKVState:
+        """Returns a state of the same layout and system digest, with other numbers and origin."""
+        return RWKVState(self._layout, tensors, derivation, system_digest=self._system_digest)
+
     def advanced(self, tensors: Mapping[str, torch.Tensor], tokens: Iterable[int]) -> RWKVState:
         """Returns the state that a model gives after reading `tokens` from this one."""
-        return RWKVState(self._layout, tensors, self._derivation.read(tokens), block=self._block)
+        return self.with_tensors(tensors, self._derivation.read(tokens))
 
-    def with_block(self, block: str | None) -> RWKVState:
-        """Returns the same state with another digest of the system block."""
-        return RWKVState(self._layout, self._tensors, self._derivation, block=block)
+    def with_system_digest(self, digest: str | None) -> RWKVState:
+        """Returns the same state with another digest of the system messages."""
+        return RWKVState(self._layout, self._tensors, self._derivation, system_digest=digest)
 
     def with_fingerprint(self, fingerprint: str) -> RWKVState:
         """Returns the same numbers under another fingerprint (the caller vouches for it)."""
-        derivation = replace(self._derivation, fingerprint=fingerprint)
-        return RWKVState(self._layout, self._tensors, derivation, block=self._block)
+        return self.with_tensors(self._tensors, replace(self._derivation, fingerprint=fingerprint))
 
     def to(self, device: str | torch.device) -> RWKVState:
         """Returns the state with all tensors on `device` (itself where they are there already)."""
@@ -186,7 +199,7 @@ class RWKVState(Mapping[str, torch.Tensor]):
         if all(tensor.device == target for tensor in self._tensors.values()):
             return self
         moved = {name: tensor.to(target) for name, tensor in self._tensors.items()}
-        return RWKVState(self._layout, moved, self._derivation, block=self._block)
+        return self.with_tensors(moved, self._derivation)
 
     def repeat(self, count: int) -> list[RWKVState]:
         """Returns as many copies of the state, no two of which share memory.
@@ -210,11 +223,8 @@ class RWKVState(Mapping[str, torch.Tensor]):
         if count < 0:
             raise ValueError(f"A state cannot be repeated {count} times.")
         return [
-            RWKVState(
-                self._layout,
-                {name: tensor.clone() for name, tensor in self._tensors.items()},
-                self._derivation,
-                block=self._block,
+            self.with_tensors(
+                {name: tensor.clone() for name, tensor in self._tensors.items()}, self._derivation
             )
             for _ in range(count)
         ]
@@ -230,9 +240,7 @@ class RWKVState(Mapping[str, torch.Tensor]):
         Raises:
             ValueError: The codec is unknown, or cannot keep NaN or infinity.
         """
-        from langchain_rwkv_state.state.codec import encode_parts, lossy
-
-        write_whole(path, *encode_parts(lossy(self, codec), codec=codec))
+        write_whole(path, *codecs.encode_parts(codecs.lossy(self, codec), codec=codec))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, fingerprint: str | None = None) -> RWKVState:
@@ -247,12 +255,26 @@ class RWKVState(Mapping[str, torch.Tensor]):
                 plain file; a pipe or a device is not waited for.
             StateMismatch: It belongs to another model.
         """
-        from langchain_rwkv_state.state.codec import decode
-        from langchain_rwkv_state.state.header import read_state_file
-
         with open_plain(path) as file:
             data = read_state_file(file)
         return decode(data, fingerprint=fingerprint).state
+
+
+def decode(
+    data: bytes, *, fingerprint: str | None = None, ref: str | None = None
+) -> codecs.Decoded:
+    """Reads what `encode` wrote.
+
+    Args:
+        data: The bytes of the file.
+        fingerprint: If given, the model that the state must belong to.
+        ref: If given, the reference that the header must name.
+
+    Raises:
+        StateCorrupt: The bytes are truncated, changed, foreign or of a later format.
+        StateMismatch: The state belongs to another model than `fingerprint`.
+    """
+    return codecs.decoded(data, RWKVState, fingerprint=fingerprint, ref=ref)
 
 
 def zero_state(layout: StateLayout, fingerprint: str) -> RWKVState:
@@ -268,78 +290,6 @@ def zero_state(layout: StateLayout, fingerprint: str) -> RWKVState:
         for spec in layout.specs
     }
     return RWKVState(layout, tensors, Derivation(fingerprint))
-
-
-def require_states(function: str, *values: object, verb: str | None = None) -> None:
-    """Checks that what a function is given are states, and not what they are found by.
-
-    Args:
-        function: Its name, for the message.
-        values: What it was given.
-        verb: The store's verb that takes names, such as ``store.blend(...)``; ``None`` for none.
-
-    Raises:
-        TypeError: One is a session's name, a reference, or anything else.
-    """
-    for value in values:
-        if isinstance(value, RWKVState):
-            continue
-        if not isinstance(value, str):
-            raise TypeError(f"{function} takes an RWKVState, got {value!r:.100}.")
-        use = f"{verb}, or " if verb else ""
-        if value.startswith("rwkv1-"):
-            raise TypeError(
-                f"{function} takes states, and {value!r:.100} is a reference: use {use}"
-                "store.get(ref)."
-            )
-        raise TypeError(
-            f"{function} takes states, and {value!r:.100} is a session's name or reference: use "
-            f"{use}store.get(store.head(name))."
-        )
-
-
-def require_finite(state: RWKVState) -> None:
-    """Checks that all numbers of a state are numbers.
-
-    Raises:
-        StateCorrupt: One is NaN or infinite; the message names the tensor.
-    """
-    for name in state:
-        if not _all_finite(state.shared(name)):
-            raise StateCorrupt(
-                f"The state's tensor {name!r} holds NaN or infinity, as after an overflow, so that "
-                "nothing could be read from it: it is not kept. Load the model in fp32 or bf16; if "
-                "it does the same there, its file is damaged."
-            )
-
-
-def _all_finite(tensor: torch.Tensor) -> bool:
-    """Says whether all numbers of a tensor are finite; at the speed of memory, on one thread."""
-    if not tensor.is_cpu:
-        return bool(torch.isfinite(tensor).all())
-    exponent = _EXPONENTS.get(tensor.dtype)
-    if exponent is not None:
-        bits = as_bytes(tensor.contiguous()).view(np.uint16)
-        return bool(((bits & exponent) != exponent).all())
-    numbers = tensor.contiguous().numpy()
-    with np.errstate(all="ignore"):
-        total = np.add.reduce(numbers, axis=None)
-    return bool(np.isfinite(total) or np.isfinite(numbers).all())  # finite numbers may overflow
-
-
-_EXPONENTS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80}
-"""Bits that are all set in a 16-bit number that is infinite or NaN, and in no other."""
-
-
-def as_bytes(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Returns a contiguous CPU tensor's bytes, shared, the last dimension longer by its item size.
-
-    States are copied through these and not by PyTorch, whose copies of more than 32,768 numbers
-    start a pool of OpenMP threads for the calling thread. Where pools outnumber the cores, their
-    threads sleep between operations instead of spinning, and the model, on another thread, decodes
-    at two thirds of its speed.
-    """
-    return tensor.view(torch.uint8).numpy()
 
 
 def _compact(tensor: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from langchain_rwkv_state.errors import StateCorrupt
-from langchain_rwkv_state.state.plain_file import open_plain
+from langchain_rwkv_state.state.regular_file import open_plain
 from langchain_rwkv_state.store.manifest import (
     FORMAT,
     FORMAT_VERSION,

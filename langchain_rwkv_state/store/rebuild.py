@@ -60,7 +60,7 @@ class Rebuilder:
         if not _same_model(last.fingerprint, runtime.fingerprint):
             return self._from_zero(ref, path, runtime)
         state, origin = self._nearest(path, runtime)
-        state = _read(runtime, state, origin).with_block(last.block)
+        state = _read(runtime, state, origin).with_system_digest(last.block)
         if reference(state.derivation, self._key) != ref:
             raise StateCorrupt(
                 f"The token ids of the state {ref} lead to another state: it was not read from "
@@ -94,7 +94,7 @@ class Rebuilder:
                 f"The token ids of the state {ref} do not reach back to the zero state, so "
                 "another model cannot read them."
             )
-        return _read(runtime, runtime.zero_state(), origin).with_block(origin.block)
+        return _read(runtime, runtime.zero_state(), origin).with_system_digest(origin.block)
 
 
 def _read(runtime: Runtime, state: RWKVState, origin: Origin) -> RWKVState:

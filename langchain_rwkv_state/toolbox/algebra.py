@@ -1,9 +1,9 @@
-"""Operations on states: weighted sums, forgetting, and RWKV-4's change of scale.
+"""Adds states with weights, and lets their past fade: `blend`, `blend_many`, `decay`.
 
 Values in, values out, for every RWKV version; nothing here runs a model. Whatever comes out was
 read from no text, so it has a root of its own: its reference never stands for an exact state. The
-easy mistake is to add RWKV-4's ``att_aa`` of two states: each stands for
-``att_aa * exp(att_pp)``, and the two scales differ by orders of magnitude.
+easy mistake is to add RWKV-4's ``att_aa`` of two states: each stands for ``att_aa * exp(att_pp)``,
+and the two scales differ by orders of magnitude.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 
 from langchain_rwkv_state.errors import StateMismatch
 from langchain_rwkv_state.state.accumulators import LOG_ZERO
+from langchain_rwkv_state.state.checks import require_states
 from langchain_rwkv_state.state.derivation import Derivation
 from langchain_rwkv_state.state.parts import (
     ACCUMULATORS_4,
@@ -25,7 +26,7 @@ from langchain_rwkv_state.state.parts import (
     chosen,
     kind,
 )
-from langchain_rwkv_state.state.state import RWKVState, require_states
+from langchain_rwkv_state.state.state import RWKVState
 
 
 def blend(a: RWKVState, b: RWKVState, alpha: float, *, parts: Parts = None) -> RWKVState:
@@ -75,8 +76,8 @@ def blend_many(
         parts: Which tensors are blended; the others stay those of the first state.
 
     Returns:
-        A new state. It counts the tokens of the longest text in it, and keeps the digest of the
-        system block where all states have the same.
+        A new state. It counts the tokens of the longest text in it, and keeps the system
+        digest where all states have the same.
 
     Raises:
         TypeError: One is no state, such as a session's name.
@@ -107,8 +108,13 @@ def blend_many(
     )
     derivation = first.derivation.rooted(f"blend:{operands}:{_named(first, names)}")
     derivation = replace(derivation, n_tokens=max(state.n_tokens for state in states))
-    block = first.block if all(state.block == first.block for state in states) else None
-    return RWKVState(first.layout, tensors, derivation, block=block)
+    digests = {state.system_digest for state in states}
+    return RWKVState(
+        first.layout,
+        tensors,
+        derivation,
+        system_digest=first.system_digest if len(digests) == 1 else None,
+    )
 
 
 def decay(state: RWKVState, factor: float, *, parts: Parts = None) -> RWKVState:
@@ -151,7 +157,7 @@ def decay(state: RWKVState, factor: float, *, parts: Parts = None) -> RWKVState:
         elif kind(name) == "att_pp":
             tensors[name] = tensor + math.log(factor)
     operation = f"decay:{float(factor).hex()}:{_named(state, names)}"
-    return _changed(state, tensors, operation)
+    return state.with_tensors(tensors, state.derivation.rooted(operation))
 
 
 def require_same_model(a: RWKVState, b: RWKVState) -> None:
@@ -209,11 +215,6 @@ def _accumulators_among(state: RWKVState, parts: Parts) -> frozenset[str]:
         if isinstance(item, str) and kind(item) in SHIFTS:
             raise ValueError(f"{item!r} is a token shift, the last token and not the past.")
     return frozenset(name for name in names if kind(name) not in SHIFTS)
-
-
-def _changed(state: RWKVState, tensors: dict[str, torch.Tensor], operation: str) -> RWKVState:
-    derivation = state.derivation.rooted(operation)
-    return RWKVState(state.layout, tensors, derivation, block=state.block)
 
 
 def _origin(derivation: Derivation) -> str:

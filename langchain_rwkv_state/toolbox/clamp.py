@@ -1,9 +1,9 @@
-"""`clamp_decay`: an RWKV-4 or 5 whose channels forget neither faster nor slower than two bounds.
+"""Loads an RWKV-4 or 5 whose channels forget neither faster nor slower than two bounds.
 
-It changes a model, by name, and no state. RWKV-6 and 7 have no such numbers to clamp. The easy
-mistake is the side: ``time_decay`` is the logarithm of a rate, ``w = -exp(time_decay)``, so the low
-bound limits the *longest* memory and the high one the shortest. Clamped to the same numbers, ``w``
-itself, as the `rwkv` package keeps it once loaded, would lose every half-life above 6.9 tokens.
+`clamp_decay` changes a model, by name, and no state. RWKV-6 and 7 have no such numbers to clamp.
+``time_decay`` is the logarithm of a rate, ``w = -exp(time_decay)``, so the low bound limits the
+*longest* memory and the high one the shortest. Clamped to the same numbers, ``w`` itself, as the
+`rwkv` package keeps it once loaded, would lose every half-life above 6.9 tokens.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""`try_codecs`: what each codec would cost for a state at hand, before a store is made with it.
+"""Tries every codec on a state at hand: `try_codecs` says what each would cost.
 
-It stores nothing and changes nothing. The easy mistake is to judge a codec by how far numbers move:
-what that does to answers is asked with a model (`distance`), and what it does to memory with
-`recall`.
+It stores nothing and changes nothing. How far numbers move is not what that does to answers:
+`distance` with a model says so, and `recall` says what a codec does to memory.
 """
 
 from __future__ import annotations
@@ -13,9 +12,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TypeVar
 
-from langchain_rwkv_state.state.codec import decode, encode, lossy
+from langchain_rwkv_state.state.checks import require_states
+from langchain_rwkv_state.state.codec import encode, lossy
 from langchain_rwkv_state.state.codec_names import CODECS, LOSSY, CodecName
-from langchain_rwkv_state.state.state import RWKVState, require_states
+from langchain_rwkv_state.state.state import RWKVState, decode
 from langchain_rwkv_state.toolbox.distance import Reader, distance
 
 T = TypeVar("T")

@@ -1,8 +1,8 @@
-"""What a state looks like: sizes, NaN, ranks, and a verdict in words.
+"""Inspects a state: sizes, NaN, ranks, and a verdict in words.
 
-It reads numbers and changes none; it cannot say what a state knows. The easy mistake is to judge
-sizes by a fixed range such as 0.1 to 10: models differ by orders of magnitude, and so do layers of
-one model, so what is healthy is learnt from a model's own states (`calibrate`).
+It reads numbers and changes none; it cannot say what a state knows. No fixed range of sizes is
+healthy: models differ by orders of magnitude, and so do layers of one model, so what is healthy is
+learnt from a model's own states (`calibrate`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 import torch
 
 from langchain_rwkv_state import _markup as markup
-from langchain_rwkv_state._text import span
+from langchain_rwkv_state._text import counted, span
 from langchain_rwkv_state.errors import StateCorrupt, StateMismatch
 from langchain_rwkv_state.state.accumulators import LOG_ZERO
+from langchain_rwkv_state.state.checks import require_states
 from langchain_rwkv_state.state.parts import kind
-from langchain_rwkv_state.state.state import RWKVState, require_states
+from langchain_rwkv_state.state.state import RWKVState
 
 _EMPTY_BELOW = LOG_ZERO / 10
 _MARGIN = 2.0  # twice as large or half as small as any state that was seen is unusual
@@ -115,7 +116,7 @@ class Inspection:
         return not self.problems
 
     def __repr__(self) -> str:
-        return f"Inspection({self.verdict!r}, {len(self.tensors)} tensors)"
+        return f"Inspection({self.verdict!r}, {counted(len(self.tensors), 'tensor')})"
 
     def _repr_html_(self) -> str:
         columns = ("tensor", "mean |x|", "max |x|", "rms", "of range", "NaN", "inf", "ranks")
@@ -278,4 +279,4 @@ def _verdict(
         return f"Unusual: {len(unusual)} of {len(tensors)} tensors. {unusual[0]}"
     if healthy is None:
         return "Finite: no NaN, nothing infinite. Without `calibrate` no size can be judged."
-    return f"Sound: all sizes are those of {healthy.n_states} states of this model."
+    return f"Sound: all sizes are those of {counted(healthy.n_states, 'state')} of this model."

@@ -1,20 +1,91 @@
-"""`diff`: how far apart two states are, as a table of layers and their tensors.
+"""Holds what a comparison of two states found: a number, `Distance`, and a table of it, `Diff`.
 
-The figures are those of `distance`; this only sets them side by side, for a terminal, a notebook
-and a data frame alike. The easy mistake is to add a row up: a layer's figure is measured over its
-tensors together, and is no sum of theirs.
+For a terminal, a notebook and a data frame alike. A layer's figure is measured over its tensors
+together, and is no sum of theirs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal, Self
 
 from langchain_rwkv_state import _markup as markup
-from langchain_rwkv_state.state.state import RWKVState, require_states
-from langchain_rwkv_state.toolbox.distance import Distance, Metric, Reader, distance
+from langchain_rwkv_state._text import counted
 
+Metric = Literal["l2", "cosine", "rms_relative", "logits_kl"]
 _FIGURE = ".4g"
+
+
+class Distance(float):
+    """How far apart two states are: a number, with what it is made of.
+
+    It compares, adds and formats as the `float` that it is. So two distances of one size are equal
+    (and hash alike) whatever lies between: compare `layers` where that is meant. Sums and products
+    are plain floats.
+
+    Attributes:
+        metric: What was measured.
+        layers: Over each layer by itself, ``[L]``.
+        tensors: Over each tensor by itself, by name; empty for ``logits_kl``. RWKV-4's three
+            accumulators count as ``wkv``.
+
+    Example:
+        >>> found = Distance("l2", 2.5, (1.5, 2.0), {})
+        >>> found < 3, f"{found:.2f}", sum([found, found]), found.layers
+        (True, '2.50', 5.0, (1.5, 2.0))
+    """
+
+    __slots__ = ("layers", "metric", "tensors")
+    metric: Metric
+    layers: tuple[float, ...]
+    tensors: Mapping[str, float]
+
+    def __new__(
+        cls, metric: Metric, total: float, layers: Sequence[float], tensors: Mapping[str, float]
+    ) -> Self:
+        """Makes the number; see the class for what goes along with it."""
+        found = super().__new__(cls, total)
+        for name, value in (
+            ("metric", metric),
+            ("layers", tuple(layers)),
+            ("tensors", MappingProxyType(dict(tensors))),
+        ):
+            object.__setattr__(found, name, value)
+        return found
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"A Distance is a value: its {name} cannot be set.")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"A Distance is a value: its {name} cannot be deleted.")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.metric, self.total, self.layers, dict(self.tensors))
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+    @property
+    def total(self) -> float:
+        """The number itself, over the whole states."""
+        return float(self)
+
+    def __eq__(self, other: object) -> bool:  # as float's; without it mypy refuses `found == 0`
+        return float(self) == other
+
+    __hash__ = float.__hash__
+    __str__ = float.__repr__
+
+    def __repr__(self) -> str:
+        return f"Distance({self.metric!r}, {self}, {counted(len(self.layers), 'layer')})"
+
+    def _repr_html_(self) -> str:
+        return Diff.of(self)._repr_html_()
 
 
 @dataclass(frozen=True, repr=False)
@@ -77,39 +148,3 @@ class Diff:
         whole, *layers = reversed(self.cells())  # the whole comes first, should rows be left out
         rows = [whole, *reversed(layers)]
         return markup.table(title, ("layer", *self.columns), rows, len(rows))
-
-
-def diff(
-    a: RWKVState,
-    b: RWKVState,
-    metric: Metric = "rms_relative",
-    *,
-    runtime: Reader | None = None,
-    probe: Sequence[int] | None = None,
-) -> Diff:
-    """Measures how far apart two states of one model are, layer by layer and tensor by tensor.
-
-    Args:
-        a: A state.
-        b: Another of the same model.
-        metric: As for `distance`; here, as for ``rwkv-state diff``, the one without a scale.
-        runtime: As for `distance`.
-        probe: As for `distance`.
-
-    Returns:
-        A table: ``print(diff(a, b))`` shows it, and so does a notebook.
-
-    Raises:
-        TypeError, ValueError, StateMismatch: As `distance`.
-
-    Example:
-        >>> from langchain_rwkv_state.state import StateLayout, diff, zero_state
-        >>> zero = zero_state(StateLayout.of(7, n_layer=2, n_embd=64, head_size=64), "model")
-        >>> print(diff(zero, zero))
-        layer  whole  att_x_prev  att_kv  ffn_x_prev
-            0      0           0       0           0
-            1      0           0       0           0
-          all      0
-    """
-    require_states("diff", a, b, verb="store.diff(...)")
-    return Diff.of(distance(a, b, metric, runtime=runtime, probe=probe))

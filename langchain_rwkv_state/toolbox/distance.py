@@ -1,4 +1,4 @@
-"""How far apart two states are, layer by layer and in total, by a metric of the caller's choice.
+"""Measures how far apart two states are, layer by layer and in total, by a metric of your choice.
 
 Three metrics look at the numbers, one asks a model. The easy mistake is to compare RWKV-4's
 ``att_aa`` as they stand: two states that mean the same can be far apart in them. So its
@@ -8,18 +8,17 @@ accumulators are compared as what they mean, ``aa / bb`` and ``log(1 + bb * exp(
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, Literal, Protocol, Self, get_args
+from typing import Protocol, get_args
 
 import torch
 
+from langchain_rwkv_state.state.checks import require_states
 from langchain_rwkv_state.state.parts import ACCUMULATORS_4, accumulators, kind, layer
-from langchain_rwkv_state.state.state import RWKVState, require_states
+from langchain_rwkv_state.state.state import RWKVState
 from langchain_rwkv_state.toolbox.algebra import require_same_model
-
-Metric = Literal["l2", "cosine", "rms_relative", "logits_kl"]
+from langchain_rwkv_state.toolbox.diff import Diff, Distance, Metric
 
 
 class Reader(Protocol):
@@ -30,78 +29,6 @@ class Reader(Protocol):
     ) -> tuple[torch.Tensor, list[RWKVState]]:
         """See `Runtime.forward_batch`."""
         ...
-
-
-class Distance(float):
-    """How far apart two states are: a number, with what it is made of.
-
-    It compares, adds and formats as the `float` that it is. So two distances of one size are equal
-    (and hash alike) whatever lies between: compare `layers` where that is meant. Sums and products
-    are plain floats.
-
-    Attributes:
-        metric: What was measured.
-        layers: Over each layer by itself, ``[L]``.
-        tensors: Over each tensor by itself, by name; empty for ``logits_kl``. RWKV-4's three
-            accumulators count as ``wkv``.
-
-    Example:
-        >>> found = Distance("l2", 2.5, (1.5, 2.0), {})
-        >>> found < 3, f"{found:.2f}", sum([found, found]), found.layers
-        (True, '2.50', 5.0, (1.5, 2.0))
-    """
-
-    __slots__ = ("layers", "metric", "tensors")
-    metric: Metric
-    layers: tuple[float, ...]
-    tensors: Mapping[str, float]
-
-    def __new__(
-        cls, metric: Metric, total: float, layers: Sequence[float], tensors: Mapping[str, float]
-    ) -> Self:
-        """Makes the number; see the class for what goes along with it."""
-        found = super().__new__(cls, total)
-        for name, value in (
-            ("metric", metric),
-            ("layers", tuple(layers)),
-            ("tensors", MappingProxyType(dict(tensors))),
-        ):
-            object.__setattr__(found, name, value)
-        return found
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"A Distance is a value: its {name} cannot be set.")
-
-    def __delattr__(self, name: str) -> None:
-        raise AttributeError(f"A Distance is a value: its {name} cannot be deleted.")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.metric, self.total, self.layers, dict(self.tensors))
-
-    def __copy__(self) -> Self:
-        return self
-
-    def __deepcopy__(self, memo: object) -> Self:
-        return self
-
-    @property
-    def total(self) -> float:
-        """The number itself, over the whole states."""
-        return float(self)
-
-    def __eq__(self, other: object) -> bool:  # as float's; without it mypy refuses `found == 0`
-        return float(self) == other
-
-    __hash__ = float.__hash__
-    __str__ = float.__repr__
-
-    def __repr__(self) -> str:
-        return f"Distance({self.metric!r}, {self}, {len(self.layers)} layers)"
-
-    def _repr_html_(self) -> str:
-        from langchain_rwkv_state.toolbox.diff import Diff
-
-        return Diff.of(self)._repr_html_()
 
 
 def distance(
@@ -170,6 +97,42 @@ def distance(
         total = total.plus(each)
     tensors = {name: measure(each) for name, each in sums.items()}
     return Distance(metric, measure(total), tuple(map(measure, by_layer)), tensors)
+
+
+def diff(
+    a: RWKVState,
+    b: RWKVState,
+    metric: Metric = "rms_relative",
+    *,
+    runtime: Reader | None = None,
+    probe: Sequence[int] | None = None,
+) -> Diff:
+    """Measures how far apart two states of one model are, layer by layer and tensor by tensor.
+
+    Args:
+        a: A state.
+        b: Another of the same model.
+        metric: As for `distance`; here, as for ``rwkv-state diff``, the one without a scale.
+        runtime: As for `distance`.
+        probe: As for `distance`.
+
+    Returns:
+        A table: ``print(diff(a, b))`` shows it, and so does a notebook.
+
+    Raises:
+        TypeError, ValueError, StateMismatch: As `distance`.
+
+    Example:
+        >>> from langchain_rwkv_state.state import StateLayout, diff, zero_state
+        >>> zero = zero_state(StateLayout.of(7, n_layer=2, n_embd=64, head_size=64), "model")
+        >>> print(diff(zero, zero))
+        layer  whole  att_x_prev  att_kv  ffn_x_prev
+            0      0           0       0           0
+            1      0           0       0           0
+          all      0
+    """
+    require_states("diff", a, b, verb="store.diff(...)")
+    return Diff.of(distance(a, b, metric, runtime=runtime, probe=probe))
 
 
 @dataclass(frozen=True)

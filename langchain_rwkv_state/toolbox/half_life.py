@@ -1,9 +1,8 @@
-"""How long a model remembers, channel by channel: after how many tokens half of a write is left.
+"""Measures how long a model remembers, channel by channel: the tokens until half a write is left.
 
 The decay is fixed by the weights for RWKV-4 and 5, and set by the text for RWKV-6 and 7, where it
-is measured. It says how long something *can* stay, not what does: RWKV-7 also overwrites. The easy
-mistake is to read ``time_decay`` as the decay: it is the logarithm of a rate, so that -8 is a long
-memory and 1 a short one.
+is measured. It says how long something *can* stay, not what does: RWKV-7 also overwrites.
+``time_decay`` is the logarithm of a rate, so that -8 is a long memory and 1 a short one.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from langchain_rwkv_state._text import counted
 from langchain_rwkv_state.demo.sample import SAMPLE_IDS, SAMPLE_TEXT
 from langchain_rwkv_state.runtime.checkpoint import Checkpoint, read_tensors
 from langchain_rwkv_state.runtime.loader import DEMO, locate
@@ -44,7 +44,7 @@ class HalfLife:
     text: str = ""
 
     def __repr__(self) -> str:
-        return f"HalfLife(RWKV-{self.version}, {len(self.layers)} layers, {self.source})"
+        return f"HalfLife(RWKV-{self.version}, {counted(len(self.layers), 'layer')}, {self.source})"
 
     @property
     def measured(self) -> bool:
@@ -57,7 +57,7 @@ class HalfLife:
         if not self.measured:
             return "read off the weights: no text changes it"
         built_in = " of the built-in conversation" if self.text else ""
-        return f"measured on {self.n_tokens} tokens{built_in}"
+        return f"measured on {counted(self.n_tokens, 'token')}{built_in}"
 
 
 def half_life(model: str | Path, tokens: Sequence[int] | None = None) -> HalfLife:

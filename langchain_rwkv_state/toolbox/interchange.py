@@ -1,10 +1,9 @@
-"""States of other tools: plain tensors in a file, without a word on which model they are of.
+"""Reads and writes the states of other tools: plain tensors, with no word on which model's.
 
-Reads and writes what the `rwkv` package's users exchange: ``.pt`` and ``.pth`` files with a list, a
-tuple or a dict of tensors, safetensors, and tuned start states (``*.time_state``). Such a file
-cannot be checked: only the shapes say whether it fits, so the caller vouches for the model. The
-easy mistake is the side of RWKV-7's tuned start states: those of RWKV-5 and 6 are stored turned,
-those of RWKV-7 are not.
+These are what the `rwkv` package's users exchange: ``.pt`` and ``.pth`` files with a list, a tuple
+or a dict of tensors, safetensors, and tuned start states (``*.time_state``). Such a file cannot be
+checked: only the shapes say whether it fits, so the caller vouches for the model. Tuned start
+states of RWKV-5 and 6 are stored transposed, those of RWKV-7 are not.
 """
 
 from __future__ import annotations
@@ -23,9 +22,11 @@ import torch
 
 from langchain_rwkv_state.errors import StateCorrupt, StateMismatch
 from langchain_rwkv_state.state.accumulators import LOG_ZERO
+from langchain_rwkv_state.state.checks import require_states
+from langchain_rwkv_state.state.container import as_bytes
 from langchain_rwkv_state.state.layout import StateLayout
 from langchain_rwkv_state.state.parts import SHIFTS, kind
-from langchain_rwkv_state.state.state import RWKVState, as_bytes, require_states
+from langchain_rwkv_state.state.state import RWKVState
 from langchain_rwkv_state.whole import whole_file, write_whole
 
 _TUNED = re.compile(r"(?:.*\.)?blocks\.(\d+)\.att\.time_state")

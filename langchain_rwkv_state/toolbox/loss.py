@@ -1,7 +1,7 @@
-"""`text_loss`: how well a model foresees a text, as one number.
+"""Measures how well a model foresees a text, as one number: `text_loss`.
 
 It is the yardstick for changes of a model, not for memory: a text's words mostly follow from their
-near neighbours. The easy mistake is to compare losses of two tokenizers: they are per token.
+near neighbours. The loss is per token, so those of two tokenizers cannot be compared.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""One figure for each layer and head of a state: what heat maps are drawn from.
+"""Gives one figure for each layer and head of a state: what heat maps are drawn from.
 
-Values in, values out; nothing is drawn and nothing judged here. The easy mistake is to draw RWKV-4
-like the others: it has no heads and no matrices, so blocks of 64 channels stand in for heads, and
-its accumulators appear as what they mean (see `distance`), not as the numbers that are stored.
+Values in, values out; nothing is drawn and nothing judged here. RWKV-4 has no heads and no
+matrices, so groups of 64 channels stand in for heads, and its accumulators appear as what they mean
+(see `distance`), not as the numbers that are stored.
 
 Glossary: L layers, H heads, N head size, D embedding width.
 """
@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from langchain_rwkv_state.state.state import RWKVState, require_states
+from langchain_rwkv_state.state.checks import require_states
+from langchain_rwkv_state.state.state import RWKVState
 from langchain_rwkv_state.toolbox.algebra import require_same_model
 from langchain_rwkv_state.toolbox.diagnostics import effective_ranks
 from langchain_rwkv_state.toolbox.distance import accumulated

@@ -1,7 +1,7 @@
-"""How a state moves from one turn to the next, layer by layer: what a live view shows.
+"""Measures how a state moves from one turn to the next, layer by layer: what `watch` shows.
 
-Values in, values out; it follows nothing and draws nothing. The easy mistake is to read a large
-move as much being learnt: the token shifts are the last token, and move at every turn.
+Values in, values out; it follows nothing and draws nothing. A large move is not much learnt: the
+token shifts are the last token, and move at every turn.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from langchain_rwkv_state.state.checks import require_states
 from langchain_rwkv_state.state.parts import SHIFTS, kind, layer
-from langchain_rwkv_state.state.state import RWKVState, require_states
+from langchain_rwkv_state.state.state import RWKVState
 from langchain_rwkv_state.toolbox.diagnostics import Inspection
 from langchain_rwkv_state.toolbox.distance import distance
 from langchain_rwkv_state.toolbox.maps import size_map

@@ -1,8 +1,8 @@
-"""The models' formulas, one token at a time, to be read: what runs them fast is measured by this.
+"""Computes RWKV-4 to 7 one token at a time, in formulas to be read: the oracle of all runtimes.
 
 RWKV-4, 5 (5.0, 5.1 and 5.2), 6 and 7 over a checkpoint's tensors as they are, in fp32, on the CPU.
-It is no runtime: it has no batch, no devices and no speed. The easy mistake is the order of the
-matrix's two sides: RWKV-5 and 6 keep it as ``[key, value]``, RWKV-7 as ``[value, key]``.
+It is no runtime: it has no batch, no devices and no speed. RWKV-5 and 6 keep the matrix as ``[key,
+value]``, RWKV-7 as ``[value, key]``.
 
 Glossary, with the papers' letters: D width of the model; H heads of size N, with H * N = D; F width
 of the channel-mix; V size of the vocabulary; x the residual stream, r receptance, k key, v value,

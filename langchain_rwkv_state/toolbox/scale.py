@@ -1,8 +1,7 @@
-"""`check_scale`: whether a state's numbers need another scale, and why not.
+"""Says whether a state's numbers need another scale, and why not: `check_scale`.
 
-It looks and changes nothing; `renormalise` changes. The easy mistake is to fear large numbers as
-such: what ends is the range of fp32, at 3.4e38, and a state of usual size is a hundred powers of
-two below it.
+It looks and changes nothing; `renormalise` changes. Large numbers are no harm as such: what ends is
+the range of fp32, at 3.4e38, and a state of usual size is a hundred powers of two below it.
 """
 
 from __future__ import annotations
@@ -13,15 +12,16 @@ from dataclasses import dataclass
 import torch
 
 from langchain_rwkv_state.state.accumulators import renormalise
+from langchain_rwkv_state.state.checks import require_states
 from langchain_rwkv_state.state.parts import SHIFTS, accumulators, kind
-from langchain_rwkv_state.state.state import RWKVState, require_states
+from langchain_rwkv_state.state.state import RWKVState
 
 _FP32_POWERS = 128  # log2 of where fp32 ends
 
 
 @dataclass(frozen=True)
 class ScaleCheck:
-    """What became of the question whether a state should be renormalised.
+    """Whether a state should be renormalised, and why.
 
     Attributes:
         changes: Whether `renormalise` would change the state; of RWKV-4 alone.

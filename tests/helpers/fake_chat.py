@@ -84,8 +84,8 @@ class FakeChat(BaseChatModel):
         """Returns the answer, and what stages and files it."""
         mark, block, after = self._plan(messages)
         base = ZERO if mark.ref is None else self.store.get(mark.ref)
-        digest = hashlib.sha256(block.encode()).hexdigest() if block else base.block
-        head = block if mark.ref is None or digest != base.block else ""
+        digest = hashlib.sha256(block.encode()).hexdigest() if block else base.system_digest
+        head = block if mark.ref is None or digest != base.system_digest else ""
         prompt = head + lines(after)
         told = self.texts[mark.ref]
         with self._lock:
@@ -98,14 +98,14 @@ class FakeChat(BaseChatModel):
 
         def file() -> str:
             text = f"{prompt}ai:{answer}\n"
-            ref = self._stage(mark.ref, read(base, text).with_block(digest), told, text)
+            ref = self._stage(mark.ref, read(base, text).with_system_digest(digest), told, text)
             if mark.turn_id is None:
                 return ref
             unread_ref = unread_digest = None
             unread = after[: mark.n_unread]
             if mark.n_unread and len(unread) == mark.n_unread:
                 covered = head + lines(unread)
-                state = read(base, covered).with_block(digest)
+                state = read(base, covered).with_system_digest(digest)
                 unread_ref = self._stage(mark.ref, state, told, covered)
                 unread_digest = messages_digest(unread)
             filing = Filing(text_digest(answer), ref, mark.ref, unread_ref, unread_digest)

@@ -57,7 +57,7 @@ EXPECTED = {
         "All is well.",
         "sessions, 0 damaged",
         "Renamed countess as ada",
-        "nothing was to be mended",
+        "nothing was to be repaired",
         "2 sessions, ",
         "drill: Your name is Marlow.",
         "turns moved: ",

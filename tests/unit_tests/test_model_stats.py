@@ -101,7 +101,7 @@ def test_a_watch_calls_time_and_again_and_once_more_at_its_end():
         if len(told) == 3:
             enough.set()
 
-    with StatsWatch(lambda: figures(steps=len(told)), callback, seconds=0.005) as watch:
+    with StatsWatch(lambda: figures(steps=len(told)), callback, every_seconds=0.005) as watch:
         assert enough.wait(30)
     count = len(told)
     assert [each.steps for each in told] == list(range(count))
@@ -112,7 +112,7 @@ def test_a_watch_calls_time_and_again_and_once_more_at_its_end():
 
 def test_a_short_life_is_told_of_too():
     told: list[ModelStats] = []
-    with StatsWatch(figures, told.append, seconds=3600):
+    with StatsWatch(figures, told.append, every_seconds=3600):
         pass
     assert told == [figures()]
 
@@ -126,7 +126,7 @@ def test_a_callback_that_fails_is_logged_once_and_called_on(caplog):
             enough.set()
         raise RuntimeError("no such gauge")
 
-    with StatsWatch(figures, callback, seconds=0.005):
+    with StatsWatch(figures, callback, every_seconds=0.005):
         assert enough.wait(30)
     records = [each for each in caplog.records if each.name == "langchain_rwkv_state.stats"]
     assert len(records) == 1
@@ -141,14 +141,14 @@ def test_a_watch_can_be_closed_in_its_own_callback():
         watches[0].close()
         done.set()
 
-    watches.append(StatsWatch(figures, callback, seconds=0.05))
+    watches.append(StatsWatch(figures, callback, every_seconds=0.05))
     assert done.wait(30)
 
 
 def test_a_watch_does_not_keep_the_model(make_chat):
     chat = make_chat(7)
     told: list[ModelStats] = []
-    watch = chat.model_copy().watch_stats(told.append, seconds=0.005)
+    watch = chat.model_copy().watch_stats(told.append, every_seconds=0.005)
     gc.collect()
     watch._thread.join(30)
     assert not watch._thread.is_alive()
@@ -159,7 +159,7 @@ def test_a_watch_does_not_keep_the_model(make_chat):
 def test_a_model_is_watched(make, request):
     model = request.getfixturevalue(make)(7, max_tokens=2)
     told: list[ModelStats] = []
-    with model.watch_stats(told.append, seconds=3600):
+    with model.watch_stats(told.append, every_seconds=3600):
         model.invoke("Hi.")
     [found] = told
     assert found.loaded
@@ -168,26 +168,26 @@ def test_a_model_is_watched(make, request):
 
 def test_what_cannot_be_called_is_refused(make_chat):
     with pytest.raises(TypeError, match="cannot be called"):
-        make_chat(7).watch_stats("log", seconds=1)
+        make_chat(7).watch_stats("log", every_seconds=1)
 
     async def tell(_: object) -> None:
         """Would never be awaited."""
 
     with pytest.raises(TypeError, match="plain function"):
-        make_chat(7).watch_stats(tell, seconds=1)
+        make_chat(7).watch_stats(tell, every_seconds=1)
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), "10", True])
 def test_seconds_are_above_zero(seconds, make_chat):
     with pytest.raises((ValueError, TypeError), match="above zero"):
-        make_chat(7).watch_stats(print, seconds=seconds)
+        make_chat(7).watch_stats(print, every_seconds=seconds)
 
 
 def test_the_object_behind_a_watch_can_be_collected_while_the_watch_is_kept(make_chat):
     chat = make_chat(7)
     copied = chat.model_copy()
     seen = weakref.ref(copied)
-    watch = copied.watch_stats(lambda _: None, seconds=3600)
+    watch = copied.watch_stats(lambda _: None, every_seconds=3600)
     del copied
     gc.collect()
     assert seen() is None

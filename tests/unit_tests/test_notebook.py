@@ -161,7 +161,7 @@ class TestSessions:
 class TestStates:
     def test_a_state_shows_its_size_and_model(self):
         found = dict(seen(A).rows)
-        assert found["model"] == "RWKV-7, 2 x 64"
+        assert found["model"] == "RWKV-7 2x64"
         assert found["tokens"] == "1"
         strange = dict(seen(A.with_fingerprint(EVIL)).rows)
         assert strange["fingerprint"].startswith("<script>")

@@ -9,7 +9,7 @@ import pytest
 
 from langchain_rwkv_state.engine import Done, Engine, Request, Thought
 from langchain_rwkv_state.prefix_cache import PrefixStateCache
-from langchain_rwkv_state.prompt.plan import Reading
+from langchain_rwkv_state.prompt.plan import PromptPlan
 from langchain_rwkv_state.reuse import launch
 from tests.helpers.fake_runtime import FakeRuntime
 from tests.helpers.scripted import GREEDY, WORLD
@@ -36,7 +36,7 @@ def ask(
 ) -> tuple[Done, int]:
     """Answers through the cache; returns the end, and how many ids were reused."""
     zero = runtime.zero_state()
-    reading = Reading(zero, None, tuple(prompt), ends=(len(TURN), len(BEFORE)))
+    reading = PromptPlan(zero, None, tuple(prompt), ends=(len(TURN), len(BEFORE)))
     request = Request(
         zero,
         prompt,

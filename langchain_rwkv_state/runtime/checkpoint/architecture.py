@@ -1,8 +1,8 @@
-"""What a checkpoint is, found from the names and shapes of its tensors alone.
+"""Finds out what a checkpoint is, from the names and shapes of its tensors alone.
 
 The version, the sizes and the fingerprint of a model come from here; the name of its file is never
-asked. Nothing is loaded into a model here. The easy mistake is to let a tensor pass that no one
-knows: the `rwkv` package ignores it, and computes another model than the one that was trained.
+asked. Nothing is loaded into a model here. A tensor that no one knows is refused: the `rwkv`
+package ignores it, and computes another model than the one that was trained.
 
 Glossary: V vocabulary, D embedding width, A time-mix width, F channel-mix width, H heads,
 N head size, ``*`` any size (the ranks of the LoRAs).

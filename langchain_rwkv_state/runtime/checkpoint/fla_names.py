@@ -1,9 +1,9 @@
-"""Hugging Face's RWKV-7: fla's names and shapes to BlinkDL's.
+"""Turns the names and shapes of Hugging Face's RWKV-7 (fla) into BlinkDL's.
 
 Taken from ``utils/convert_from_rwkv7.py`` and ``fla/models/rwkv7`` of fla-org's
 flash-linear-attention. Tensors are renamed and their small ones reshaped; the numbers stay. The
-easy mistake is a LoRA's matrices: fla keeps them as linear layers do, ``[out, in]``, BlinkDL the
-other way. What would be computed otherwise than it was trained (attention layers between, another
+matrices of a LoRA are turned: fla keeps them as linear layers do, ``[out, in]``, BlinkDL the other
+way. What would be computed otherwise than it was trained (attention layers between, another
 epsilon) is refused by the settings in ``config.json``.
 
 D width, R rank of a LoRA.
@@ -21,8 +21,7 @@ from typing import Any
 import torch
 
 from langchain_rwkv_state.errors import ModelLoadError
-
-Tensors = dict[str, torch.Tensor]
+from langchain_rwkv_state.runtime.checkpoint.names import Tensors, renamed
 
 _OWN = re.compile(r"model\.layers\.\d+\.attn\.(r_proj\.weight|w_lora\.lora\.0\.weight)")
 _BLOCK = re.compile(r"model\.layers\.(\d+)\.(.+)")
@@ -87,32 +86,13 @@ def from_fla(tensors: Tensors, config: Mapping[str, Any], path: Path) -> Tensors
         ModelLoadError: It is a variant that would be computed wrongly.
     """
     _require_plain(config, path)
-    found: Tensors = {}
-    while tensors:
-        name, tensor = tensors.popitem()
-        if name in _TOP:
-            found[_TOP[name]] = tensor
-            continue
-        match = _BLOCK.fullmatch(name)
-        try:
-            parts = _part(match[2], tensor) if match else None
-        except (RuntimeError, ValueError) as error:  # of a shape that does not fit
-            raise ModelLoadError(
-                f"{path} is damaged or of an unknown kind: {name!r} has the shape "
-                f"{list(tensor.shape)}."
-            ) from error
-        if match is None or parts is None:
-            raise ModelLoadError(
-                f"{path} holds {name!r}, which fla's RWKV-7 has not: it is a variant that would be "
-                "computed wrongly."
-            )
-        found |= {f"blocks.{match[1]}.{part}": each for part, each in parts.items()}
+    found = renamed(tensors, _TOP, _BLOCK, _part, path=path, whose="fla's RWKV-7")
     if config.get("tie_word_embeddings") and "emb.weight" in found:
         found.setdefault("head.weight", found["emb.weight"])
     return found
 
 
-def _part(name: str, tensor: torch.Tensor) -> Tensors | None:
+def _part(_: int, name: str, tensor: torch.Tensor) -> Tensors | None:
     """Returns what one of a layer's tensors becomes; ``None`` for one that is not known."""
     if name in _PLAIN:
         return {_PLAIN[name]: tensor}

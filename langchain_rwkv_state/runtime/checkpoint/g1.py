@@ -1,8 +1,8 @@
-"""Whether a model is a G1: from its name, and from what its file says of itself.
+"""Says whether a model is a G1: from its name, and from what its file says of itself.
 
 G1 models (G0, G1, G1a to G1x) want prompts of their own; nothing in their tensors tells them from
-World models, so that this is the one question which a name answers. The easy mistake is to search
-a whole path: a folder called ``g1`` says nothing of what lies in it.
+World models, so that this is the one question which a name answers. Only the last part of a path
+counts: a folder called ``g1`` says nothing of what lies in it.
 """
 
 from __future__ import annotations

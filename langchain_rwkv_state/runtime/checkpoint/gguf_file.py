@@ -2,8 +2,8 @@
 
 The `gguf` package maps a file and makes an object of each of the vocabulary's texts, which takes
 longer than the weights; here the header is walked over, and the package is asked for what it alone
-knows: how quantised blocks become numbers. F32, F16 and BF16 need nothing but this module. The easy
-mistake is the order of a shape: the file has the innermost dimension first.
+knows: how quantised blocks become numbers. F32, F16 and BF16 need nothing but this module. The file
+gives a shape with its innermost dimension first.
 
 Layout: ``GGUF``, version, counts; pairs of key and value; name, shape, type and place of each
 tensor; the numbers, aligned. All little-endian.

@@ -1,11 +1,11 @@
-"""GGUF's RWKV-6 and 7: llama.cpp's names and shapes to BlinkDL's.
+"""Turns the names and shapes of a GGUF's RWKV-6 or 7 (llama.cpp) into BlinkDL's.
 
 Taken from ``conversion/rwkv.py`` and ``src/models/rwkv6.cpp`` and ``rwkv7.cpp`` of ggml-org's
-llama.cpp. The easy mistakes: llama.cpp divides two matrices of RWKV-6 by two for every few layers,
-fills the first layer's value mix, which is never used, with copies of something else, and keeps in
-fp32 what the checkpoint had in 16 bits. The last is taken back where it loses nothing, so that a
-GGUF in F16 is bit for bit the checkpoint that it was made from, with the same fingerprint. (But for
-an RWKV-6 that was divided: its numbers below 6e-5 have lost their last bits.)
+llama.cpp. Three things are undone: llama.cpp divides two matrices of RWKV-6 by two for every few
+layers, fills the first layer's value mix, which is never used, with copies of something else, and
+keeps in fp32 what the checkpoint had in 16 bits. The last is taken back where it loses nothing, so
+that a GGUF in F16 is bit for bit the checkpoint that it was made from, with the same fingerprint.
+(But for an RWKV-6 that was divided: its numbers below 6e-5 have lost their last bits.)
 
 D width, H heads of size N, R rank of a LoRA.
 """
@@ -21,9 +21,8 @@ from typing import Any
 import torch
 
 from langchain_rwkv_state.errors import ModelLoadError
+from langchain_rwkv_state.runtime.checkpoint.names import Tensors, renamed
 from langchain_rwkv_state.runtime.checkpoint.where import shard_hint
-
-Tensors = dict[str, torch.Tensor]
 
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 _PARTS = ("weight", "bias")
@@ -103,32 +102,17 @@ def from_gguf(tensors: Tensors, metadata: Mapping[str, Any], path: Path) -> Tens
         ModelLoadError: It is another architecture, or a variant that would be computed wrongly.
     """
     kind, size, every = _described(metadata, path)
-    found: Tensors = {}
-    while tensors:
-        name, tensor = tensors.popitem()
-        if name in _TOP:
-            found[_TOP[name]] = tensor
-            continue
-        match = _BLOCK.fullmatch(name)
-        try:
-            parts = _part(kind, match[2], tensor, size) if match else None
-        except RuntimeError as error:  # PyTorch's own, of a shape that does not fit
-            raise ModelLoadError(
-                f"{path} is damaged or of an unknown kind: {name!r} has the shape "
-                f"{list(tensor.shape)} with heads of {size}."
-            ) from error
-        if match is None or parts is None:
-            raise ModelLoadError(
-                f"{path} holds {name!r}, which llama.cpp's {kind} has not: it is a variant that "
-                "would be computed wrongly."
-            )
-        layer = int(match[1])
-        if kind == "rwkv7" and layer == 0 and match[2] in _UNUSED:
-            continue
-        for part, each in parts.items():
-            whole = each * 2 ** (layer // every) if every and part in _HALVED else each
-            found[f"blocks.{layer}.{part}"] = whole
-    return _narrowed(found)
+
+    def part(layer: int, name: str, tensor: torch.Tensor) -> Tensors | None:
+        found = _part(kind, name, tensor, size)
+        if kind == "rwkv7" and layer == 0 and name in _UNUSED:
+            return {}
+        if found and every:
+            return {n: t * 2 ** (layer // every) if n in _HALVED else t for n, t in found.items()}
+        return found
+
+    whose = f"llama.cpp's {kind} with heads of {size}"
+    return _narrowed(renamed(tensors, _TOP, _BLOCK, part, path=path, whose=whose))
 
 
 def _described(metadata: Mapping[str, Any], path: Path) -> tuple[str, int, int]:

@@ -1,7 +1,7 @@
-"""What a file is, from its first bytes; its name is not asked.
+"""Says what a file is, from its first bytes; its name is not asked, and no tensors are read.
 
-It reads no tensors. The easy mistake is to believe a suffix: people rename a ``.pth`` to
-``.safetensors``, and what a failed download leaves is a text under a checkpoint's name.
+People rename a ``.pth`` to ``.safetensors``, and what a failed download leaves is a text under a
+checkpoint's name.
 """
 
 from __future__ import annotations

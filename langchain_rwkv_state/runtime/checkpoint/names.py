@@ -1,19 +1,22 @@
-"""Names as trainers leave them: wrappers and prefixes taken off, and what is no model told apart.
+"""Takes wrappers and prefixes of trainers off the names of tensors, and refuses what is no model.
 
-It knows BlinkDL's names and what stands around them; other formats' names are `fla_names`' and
-`gguf_names`' business. The easy mistake is to take a prefix off one tensor alone: two may then
-have one name, which is refused.
+It knows BlinkDL's names and what stands around them; other formats' names are the business of
+`fla_names` and `gguf_names`. Where two tensors would get one name,
+the file is refused.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
 
 from langchain_rwkv_state.errors import ModelLoadError
+
+Tensors = dict[str, torch.Tensor]
+Part = Callable[[int, str, torch.Tensor], Tensors | None]
 
 WRAPPERS = ("state_dict", "model")
 """Under which names trainers keep a model among other things."""
@@ -38,9 +41,7 @@ def unwrapped(found: object) -> tuple[object, str]:
     return found, ""
 
 
-def without_prefixes(
-    tensors: dict[str, torch.Tensor], path: Path
-) -> tuple[dict[str, torch.Tensor], str]:
+def without_prefixes(tensors: Tensors, path: Path) -> tuple[Tensors, str]:
     """Takes trainers' prefixes off, such as ``module.``.
 
     Args:
@@ -67,8 +68,54 @@ def without_prefixes(
     return found, prefix
 
 
+def renamed(
+    tensors: Tensors,
+    top: Mapping[str, str],
+    block: re.Pattern[str],
+    part: Part,
+    *,
+    path: Path,
+    whose: str,
+) -> Tensors:
+    """Returns another format's tensors under BlinkDL's names.
+
+    Args:
+        tensors: By the format's names; emptied, so that no second copy stays.
+        top: BlinkDL's names of what is in no layer, by the format's.
+        block: Finds the number of a layer in a name, and the rest of the name.
+        part: Returns what a layer's tensor becomes, by names without the layer; ``None`` for one
+            that is not known.
+        path: Where they come from, for messages.
+        whose: Whose names they are, for messages.
+
+    Raises:
+        ModelLoadError: A tensor is not known, or has a shape that does not fit.
+    """
+    found: Tensors = {}
+    while tensors:
+        name, tensor = tensors.popitem()
+        if name in top:
+            found[top[name]] = tensor
+            continue
+        match = block.fullmatch(name)
+        try:
+            parts = part(int(match[1]), match[2], tensor) if match else None
+        except (RuntimeError, ValueError) as error:  # of a shape that does not fit
+            raise ModelLoadError(
+                f"{path} is damaged or of an unknown kind: {name!r} has the shape "
+                f"{list(tensor.shape)}, and not that of {whose}."
+            ) from error
+        if match is None or parts is None:
+            raise ModelLoadError(
+                f"{path} holds {name!r}, which {whose} has not: it is a variant that would be "
+                "computed wrongly."
+            )
+        found |= {f"blocks.{match[1]}.{ours}": each for ours, each in parts.items()}
+    return found
+
+
 def require_model(names: Iterable[str], path: Path) -> None:
-    """Refuses what is beside a model, not one: an unmerged LoRA, a file of states.
+    """Refuses files that hold no model: an unmerged LoRA, a file of states.
 
     Raises:
         ModelLoadError: It is one of these; the message says what to do with it.

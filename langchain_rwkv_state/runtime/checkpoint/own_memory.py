@@ -1,7 +1,7 @@
-"""Memory that goes back to the system as soon as its tensor is gone, and files read into it.
+"""Reads files into memory that goes back to the system as soon as its tensor is gone.
 
-malloc keeps tens of megabytes of what a thread gave back. The easy mistake is to map small tensors
-too: each takes a page at least.
+malloc keeps tens of megabytes of what a thread gave back. Small tensors stay with malloc: mapped,
+each would take a page at least.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def own_memory(nbytes: int) -> torch.Tensor:
 
 
 @contextmanager
-def counted(on_bytes: Callable[[int], None]) -> Iterator[None]:
-    """Has every piece that `read_into` reads in the body counted, in this thread alone.
+def counting(on_bytes: Callable[[int], None]) -> Iterator[None]:
+    """Calls a function with the size of every piece that `read_into` reads, in this thread.
 
     Args:
-        on_bytes: Called with the number of bytes of each piece.
+        on_bytes: Called with a number of bytes, until the body ends.
     """
     token = _count.set(on_bytes)
     try:

@@ -3,8 +3,8 @@
 PyTorch reads one all at once through malloc, which keeps tens of megabytes of what is freed, or
 maps it. Here PyTorch maps the file and reads the pickle, so that nothing of it is run; the numbers
 are then read from their places in the archive, and the mapping, which somebody may cut short, is
-never looked into. The easy mistake is to trust a place: names, sizes and distances must all agree,
-and where they do not PyTorch reads the file its own way.
+never looked into. Names, sizes and distances must all agree: where they do not, PyTorch reads the
+file its own way.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def read_pth(path: Path, *, mapped: bool) -> tuple[object, str]:
 
 
 def _loaded(path: Path) -> object:
-    """Returns what PyTorch reads all at once; from a file, so that it does not ask the name."""
+    """Returns what PyTorch reads all at once, from an open file, whose name it does not judge."""
     with path.open("rb") as file:
         return torch.load(file, map_location="cpu", weights_only=True)
 
@@ -109,7 +109,7 @@ def _storage(file: BinaryIO, place: int, mapped: torch.UntypedStorage) -> torch.
 
 
 def _moved(value: object, read: Mapping[int, torch.UntypedStorage]) -> object:
-    """Returns the same view of what was read; what is no tensor as it is."""
+    """Returns the same view of the storage that was read, or what is no tensor as it is."""
     if not isinstance(value, torch.Tensor):
         return value
     storage = read[value.untyped_storage().data_ptr()]

@@ -2,8 +2,8 @@
 
 The `safetensors` library maps a file, or copies it twice; a model's weights are to be read once,
 and given back one by one as a runtime packs them. What the library refuses is refused here: the
-tensors must fill the file without holes. The easy mistake is to trust the header: sizes in it are
-compared with the file's before anything is reserved for them.
+tensors must fill the file without holes, and the sizes in the header are compared with the file's
+before anything is reserved for them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Which files a model's path leads to: one, or all shards of a folder.
+"""Finds the files that a model's path leads to: one, or all shards of a folder.
 
-It reads no tensors; only an index of shards is looked into. The easy mistake is to take a shard
-that is there for the model: a folder is taken whole, or not at all.
+It reads no tensors; only an index of shards is looked into. A folder is taken whole, or not at all:
+a missing shard may make a model look like an older version.
 """
 
 from __future__ import annotations

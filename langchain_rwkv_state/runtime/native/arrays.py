@@ -1,9 +1,9 @@
-"""The states of many conversations as three tensors, one row a slot.
+"""Keeps the states of many conversations as three tensors, one row a slot.
 
 `StateArrays` holds them and copies single states in and out; `CudaArrays` does so through pinned
 memory, while the card computes. Who reads into which slot, and what a state stands for, is not
-their business. The easy mistake is to hand out a view of a slot, or a copy that is still on its
-way: what is taken out must stay what it was when the slot moves on.
+their business. What is taken out of a slot is a finished copy, never a view: it stays what it was
+when the slot moves on.
 
 L layers, S slots, D width, H heads, N head size.
 """

@@ -3,8 +3,8 @@
 `kernels.cpp` is the pass of a model, `sampling.cpp` the choice of tokens. Nothing is downloaded,
 and without a compiler there is no error: PyTorch and NumPy take over. The easy mistake is to load
 whatever lies under the right name: the folder belongs to the user alone, and the name holds two
-digests, one of source, flags and the processor's features, the other of the file's own bytes,
-since a library that was cut short kills the process that loads it.
+digests, one of source, flags and the processor's features, the other of the file's own bytes, since
+a library that was cut short kills the process that loads it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import platformdirs
 
-from langchain_rwkv_state.runtime.native.private import private_folder
+from langchain_rwkv_state.runtime.native.private_folder import private_folder
 from langchain_rwkv_state.whole import write_whole
 
 logger = logging.getLogger(__name__)

@@ -1,11 +1,10 @@
-"""`Decode`: the plain pass for one token in each of B slots, recorded once and replayed.
+"""Records the plain pass for one token in each of B slots as a CUDA graph, and replays it.
 
 On a card the pass is hundreds of small kernels, and starting them one by one takes longer than they
 run; a CUDA graph starts them all at once. One is recorded for each power of two of slots, and what
 a step lacks to that is filled with tokens read into a spare slot that nobody has. Recording itself
-has not yet run on a card. The easy mistake is to let a tensor go, or to make a new one, whose
-address was recorded: inputs are copied into the same tensors at every step, and the states' arrays
-must be those of the recording.
+has not yet run on a card. A graph holds addresses: inputs are copied into the same tensors at every
+step, and the states' arrays must be those of the recording.
 
 B slots, D width, V vocabulary size.
 """

@@ -1,8 +1,8 @@
-// One pass of an RWKV-7 model over ragged rows on a CPU: fp32 arithmetic, weights as they are kept.
+// Runs one pass of an RWKV-7 model over ragged rows on a CPU: fp32 arithmetic, weights as kept.
 //
-// The fast path of `plain.py`, which says the same in readable PyTorch and is the oracle of its
+// The fast path of `plain_pass.py`, which says the same in readable PyTorch and is the oracle of its
 // tests. It is built on the user's machine, for its instruction set. It knows nothing of PyTorch:
-// arrays are contiguous, and every buffer is the caller's. The easy mistake is to link an OpenMP
+// arrays are contiguous, and every buffer is the caller's. It links no OpenMP
 // library: PyTorch has one in the process already, and two pools fight for the same cores.
 //
 // T rows (tokens) of G segments, each one conversation's ids: segment s has the rows start[s] to
@@ -43,9 +43,9 @@ class Worker {
 public:
     explicit Worker(Phase* first) : next_(first) {}
 
-    // Does some of the units of a loop; what reads its results calls `meet` first.
+    // Does some of the units of a loop; what reads its results calls `wait` first.
     template <class Work>
-    void share(int64_t units, Work work) {
+    void parallel_for(int64_t units, Work work) {
         Phase& phase = *next_++;
         for (int64_t unit; (unit = phase.taken.fetch_add(1, std::memory_order_relaxed)) < units;) {
             work(unit);
@@ -54,8 +54,8 @@ public:
         open_[count_++] = {&phase, units};
     }
 
-    // Waits until all loops since the last meeting are done.
-    void meet() {
+    // Waits until all loops since the last wait are done.
+    void wait() {
         for (int i = 0; i < count_; i++) {
             int spins = 0;
             while (open_[i].phase->done.load(std::memory_order_acquire) < open_[i].units) {
@@ -71,7 +71,7 @@ private:
         int64_t units;
     };
     Phase* next_;
-    Open open_[12];                       // at most: a layer's first products, and what goes before
+    Open open_[12];                       // at most: a layer's first gemms, and what goes before
     int count_ = 0;
 };
 
@@ -297,9 +297,9 @@ void panel_rows(const Matrix& m, int64_t panel, int64_t rows, const float* x, Af
 INLINE Input plain(const float* x) { return {x, nullptr, nullptr}; }
 
 // Rounds rows to bytes where a matrix wants that.
-void prepare(Worker& me, const Matrix& m, int64_t T, const Input& input) {
+void quantise_rows(Worker& me, const Matrix& m, int64_t T, const Input& input) {
     if (m.kind != DOT8) return;
-    me.share(T, [&](int64_t t) {
+    me.parallel_for(T, [&](int64_t t) {
         const float* x = input.x + t * m.k;
         uint8_t* to = input.bytes + t * m.k;
         float most = 0.0f;
@@ -312,10 +312,10 @@ void prepare(Worker& me, const Matrix& m, int64_t T, const Input& input) {
 }
 
 // y[T][n] = after(x[T][k] m' + bias)
-void product(Worker& me, const Matrix& m, int64_t T, const Input& input, float* y,
+void gemm(Worker& me, const Matrix& m, int64_t T, const Input& input, float* y,
              After after = NOTHING) {
     const int64_t panels = (m.n + PANEL - 1) / PANEL, blocks = (T + BLOCK - 1) / BLOCK;
-    me.share(panels * blocks, [&](int64_t unit) {
+    me.parallel_for(panels * blocks, [&](int64_t unit) {
         const int64_t panel = unit / blocks, row = unit % blocks * BLOCK;
         const int64_t rows = std::min(BLOCK, T - row);
         const float* from = input.x + row * m.k;
@@ -330,7 +330,7 @@ void product(Worker& me, const Matrix& m, int64_t T, const Input& input, float* 
     });
 }
 
-// -- between the products ----------------------------------------------------------------------
+// -- between the gemms -------------------------------------------------------------------------
 
 struct Rows {
     int64_t T, G;
@@ -355,7 +355,7 @@ INLINE void layer_norm(const float* x, int64_t D, Norm norm, float* out) {
 void norm_shift_mix(Worker& me, const Rows& rows, int64_t D, float* x, const float* delta, Norm norm, int64_t M,
                     const float* mix, float* before, float* normed, float* out) {
     const int64_t some = 16, blocks = (rows.T + some - 1) / some;
-    me.share(blocks, [&](int64_t block) {
+    me.parallel_for(blocks, [&](int64_t block) {
         for (int64_t t = block * some; t < std::min(rows.T, (block + 1) * some); t++) {
             float* row = x + t * D;
             if (delta != nullptr)
@@ -363,9 +363,9 @@ void norm_shift_mix(Worker& me, const Rows& rows, int64_t D, float* x, const flo
             layer_norm(row, D, norm, normed + t * D);
         }
     });
-    me.meet();
+    me.wait();
     const bool many = rows.G > 1;         // else the rows of the one segment are shared
-    me.share(many ? rows.G : blocks, [&](int64_t unit) {
+    me.parallel_for(many ? rows.G : blocks, [&](int64_t unit) {
         const int64_t s = many ? unit : 0;
         const int64_t from = many ? rows.start[s] : unit * some;
         const int64_t to = many ? rows.start[s + 1] : std::min(rows.T, (unit + 1) * some);
@@ -378,8 +378,8 @@ void norm_shift_mix(Worker& me, const Rows& rows, int64_t D, float* x, const flo
             }
         }
     });
-    me.meet();
-    me.share(1, [&](int64_t) {
+    me.wait();
+    me.parallel_for(1, [&](int64_t) {
         for (int64_t s = 0; s < rows.G; s++)
             std::memcpy(before + rows.slot[s] * D, normed + (rows.start[s + 1] - 1) * D, D * sizeof(float));
     });
@@ -443,7 +443,7 @@ void head(const TimeMix& m, int64_t D, int64_t size, int64_t h, int64_t from, in
 
 void time_mix(Worker& me, const Rows& rows, const TimeMix& m, int64_t D, int64_t N, float* wkv, float* out) {
     const int64_t H = D / N;
-    me.share(rows.G * H, [&](int64_t unit) {
+    me.parallel_for(rows.G * H, [&](int64_t unit) {
         const int64_t s = unit / H, h = unit % H, from = rows.start[s], to = rows.start[s + 1];
         float* S = wkv + (rows.slot[s] * H + h) * N * N;
         switch (N) {
@@ -453,7 +453,7 @@ void time_mix(Worker& me, const Rows& rows, const TimeMix& m, int64_t D, int64_t
             default: head<0>(m, D, N, h, from, to, S, out);
         }
     });
-    me.meet();
+    me.wait();
 }
 
 struct Layer {
@@ -533,49 +533,49 @@ void forward(const Model* model, int64_t threads, int64_t T, int64_t G, const in
             float *a_low = w_low + T * y.w1.n, *g_low = a_low + T * y.a1.n, *v_low = g_low + T * y.g1.n;
             const bool gated = l > 0;
             norm_shift_mix(me, rows, D, x, pending, y.att_norm, 6, y.att_mix, att_x + l * S * D, normed, mixed);
-            prepare(me, y.receptance, T, in_r);
-            prepare(me, y.key, T, in_k);
-            prepare(me, y.value, T, in_v);
-            product(me, y.w1, T, plain(mixed + TD), w_low, TANH);
-            product(me, y.a1, T, plain(mixed + 4 * TD), a_low);
-            product(me, y.g1, T, plain(mixed + 5 * TD), g_low, SIGMOID);
-            if (gated) product(me, y.v1, T, plain(mixed + 3 * TD), v_low);
-            me.meet();
-            product(me, y.receptance, T, in_r, r);
-            product(me, y.key, T, in_k, k);
-            product(me, y.value, T, in_v, v);
-            product(me, y.w2, T, plain(w_low), w);
-            product(me, y.a2, T, plain(a_low), a);
-            product(me, y.g2, T, plain(g_low), g);
-            if (gated) product(me, y.v2, T, plain(v_low), v_gate);
-            me.meet();
+            quantise_rows(me, y.receptance, T, in_r);
+            quantise_rows(me, y.key, T, in_k);
+            quantise_rows(me, y.value, T, in_v);
+            gemm(me, y.w1, T, plain(mixed + TD), w_low, TANH);
+            gemm(me, y.a1, T, plain(mixed + 4 * TD), a_low);
+            gemm(me, y.g1, T, plain(mixed + 5 * TD), g_low, SIGMOID);
+            if (gated) gemm(me, y.v1, T, plain(mixed + 3 * TD), v_low);
+            me.wait();
+            gemm(me, y.receptance, T, in_r, r);
+            gemm(me, y.key, T, in_k, k);
+            gemm(me, y.value, T, in_v, v);
+            gemm(me, y.w2, T, plain(w_low), w);
+            gemm(me, y.a2, T, plain(a_low), a);
+            gemm(me, y.g2, T, plain(g_low), g);
+            if (gated) gemm(me, y.v2, T, plain(v_low), v_gate);
+            me.wait();
             const TimeMix mix = {r, k, v, w, a, g, gated ? v_gate : nullptr, v_first, y.k_k, y.k_a, y.r_k,
                                  y.head_norm_weight, y.head_norm_bias};
             time_mix(me, rows, mix, D, N, wkv + l * S * D * N, out);
-            prepare(me, y.output, T, in_out);
-            me.meet();
-            product(me, y.output, T, in_out, delta);
-            me.meet();
+            quantise_rows(me, y.output, T, in_out);
+            me.wait();
+            gemm(me, y.output, T, in_out, delta);
+            me.wait();
             norm_shift_mix(me, rows, D, x, delta, y.ffn_norm, 1, y.ffn_mix, ffn_x + l * S * D, normed, mixed);
-            prepare(me, y.ffn_key, T, in_ffn);
-            me.meet();
-            product(me, y.ffn_key, T, in_ffn, inner, SQUARED_RELU);
-            me.meet();
-            prepare(me, y.ffn_value, T, in_inner);
-            me.meet();
-            product(me, y.ffn_value, T, in_inner, delta);
-            me.meet();
+            quantise_rows(me, y.ffn_key, T, in_ffn);
+            me.wait();
+            gemm(me, y.ffn_key, T, in_ffn, inner, SQUARED_RELU);
+            me.wait();
+            quantise_rows(me, y.ffn_value, T, in_inner);
+            me.wait();
+            gemm(me, y.ffn_value, T, in_inner, delta);
+            me.wait();
             pending = delta;
         }
-        me.share(G, [&](int64_t s) {
+        me.parallel_for(G, [&](int64_t s) {
             const int64_t t = start[s + 1] - 1;
             for (int64_t d = 0; d < D; d++) x[t * D + d] += delta[t * D + d];
             layer_norm(x + t * D, D, model->out_norm, mixed + s * D);
         });
-        me.meet();
-        prepare(me, model->head, G, in_ffn);
-        me.meet();
-        product(me, model->head, G, in_ffn, logits);
+        me.wait();
+        quantise_rows(me, model->head, G, in_ffn);
+        me.wait();
+        gemm(me, model->head, G, in_ffn, logits);
     }
 }
 

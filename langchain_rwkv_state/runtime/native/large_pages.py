@@ -1,8 +1,8 @@
-"""Room for large arrays on a CPU, in large pages.
+"""Makes room for large arrays on a CPU, in large pages and from a cache line on.
 
 Weights are streamed through once a pass; in pages of 4 kB the processor spends a fifth of that time
-on looking up addresses. NumPy asks the system for large pages where PyTorch does not. The easy
-mistake is to forget alignment: a vector that crosses a cache line is read twice.
+on looking up addresses. NumPy asks the system for large pages where PyTorch does not. A vector that
+crosses a cache line is read twice.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Matrix products by whichever way this machine has: one function, with a public fallback.
+"""Packs a matrix once and returns the gemm with it, by whichever way this machine has.
 
-A matrix is packed once, at loading, for oneDNN where PyTorch has it, which is two to four times as
-fast as the plain product on a CPU, and equal to it within rounding. The operators are private to
-PyTorch, so each is tried at packing, and the plain product serves where that fails. The easy
-mistake is to keep the matrix beside its packed form: that is the whole model twice.
+A matrix is packed at loading for oneDNN where PyTorch has it, which is two to four times as fast as
+the plain gemm on a CPU, and equal to it within rounding. The operators are private to PyTorch, so
+each is tried at packing, and the plain gemm serves where that fails. Only the packed form is kept,
+not the matrix beside it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Linear: TypeAlias = Callable[[Tensor], Tensor]
 
 
 def pack(weight: Tensor, bias: Tensor | None = None) -> Linear:
-    """Returns the product with a matrix.
+    """Packs a matrix, and returns the gemm with it.
 
     Args:
         weight: ``[out, in]``, in the dtype and on the device in which to compute.
@@ -42,9 +42,9 @@ def _onednn(weight: Tensor, bias: Tensor | None) -> Linear:
     multiply = torch.ops.mkldnn._linear_pointwise
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
 
-    def product(x: Tensor) -> Tensor:
+    def gemm(x: Tensor) -> Tensor:
         result: Tensor = multiply(x, packed, bias, "none", [], "")
         return result
 
-    product(weight.new_zeros(1, weight.shape[1]))
-    return product
+    gemm(weight.new_zeros(1, weight.shape[1]))
+    return gemm

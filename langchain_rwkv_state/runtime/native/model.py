@@ -1,9 +1,8 @@
-"""`NativeModel`: RWKV-7 over many states at once, by the best pass that this machine has.
+"""Runs RWKV-7 over many states at once, by the best pass that this machine has.
 
-It turns ids into rows, keeps a pass within a bounded number of rows, and chooses between the
-compiled pass, the plain one, and on a card its recorded steps; the arithmetic is theirs. The easy
-mistake is to run a long prompt in one pass: its memory grows with the rows, and nobody else is
-served meanwhile.
+`NativeModel` turns ids into rows, keeps a pass within a bounded number of rows, so that a long
+prompt neither takes memory by its length nor holds up everybody else, and chooses between the
+compiled pass, the plain one, and on a card its recorded steps; the arithmetic is theirs.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from torch.nn import functional
 from langchain_rwkv_state.runtime.checkpoint import Checkpoint
 from langchain_rwkv_state.runtime.native import build
 from langchain_rwkv_state.runtime.native.arrays import CudaArrays, StateArrays
-from langchain_rwkv_state.runtime.native.compiled import LARGEST_HEAD, CompiledPass, rounded
+from langchain_rwkv_state.runtime.native.compiled_pass import LARGEST_HEAD, CompiledPass, rounded
 from langchain_rwkv_state.runtime.native.graphs import Decode, captures
-from langchain_rwkv_state.runtime.native.plain import PlainPass, Segments
+from langchain_rwkv_state.runtime.native.plain_pass import PlainPass, Segments
 from langchain_rwkv_state.runtime.native.weights import Layer, Weights
 from langchain_rwkv_state.runtime.strategy import Stage
 from langchain_rwkv_state.state import StateLayout

@@ -1,4 +1,4 @@
-"""The recurrence of RWKV-7 in plain PyTorch: one token of many states, many tokens of one, or both.
+"""Computes the recurrence of RWKV-7 in plain PyTorch: many states, many tokens of one, or both.
 
 With S the WKV state ``[value, key]``, decay w, receptance r, and a = -kk, b = kk * rate the removal
 and the replacement key (Peng et al. 2025, "RWKV-7 Goose", section 4.1, there with S transposed):
@@ -6,9 +6,8 @@ and the replacement key (Peng et al. 2025, "RWKV-7 Goose", section 4.1, there wi
     S = S diag(w) + (S a) b' + v k'        y = S r
 
 `step` and `chunked` change nothing that they are given; `recur` advances states in their slots. The
-easy mistake is to lengthen the chunk: keys are divided
-by the running product of decays inside one, which is exp(-0.607 * 16) = 6e-5 at worst; at 64 it
-would leave the range in which fp32 can divide.
+chunk must not be longer: keys are divided by the running product of decays inside one, which is
+exp(-0.607 * 16) = 6e-5 at worst; at 64 it would leave the range in which fp32 can divide.
 
 B states, T tokens of G segments, S slots, C chunks, L chunk length, H heads, N head size.
 """

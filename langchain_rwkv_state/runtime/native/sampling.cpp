@@ -3,9 +3,9 @@
 //
 // It knows nothing of requests: a row comes with its settings, its penalties and 64 random bits.
 // Built without -ffast-math and without fused products, since every float here is to be the same bit
-// for bit in NumPy; what is summed are whole numbers, so that order does not matter either. The easy
-// mistake is to look for top-p's border: it takes sorting. A token is drawn from all, and is within
-// the border if what is likelier weighs less than top-p; if not, the next is drawn from what is likelier.
+// for bit in NumPy; what is summed are whole numbers, so that order does not matter either. Top-p's
+// border is not looked for, since that takes sorting: a token is drawn from all, and is within the
+// border if what is likelier weighs less than top-p; if not, the next is drawn from what is likelier.
 //
 // V vocabulary, in blocks of BLOCK ids.
 

@@ -1,8 +1,8 @@
-"""Tokens chosen from many rows of logits as one call into `sampling.cpp`.
+"""Chooses tokens from many rows of logits by one call into `sampling.cpp`.
 
 It says what a choice is made of (`Draw`) and hands rows over; what the numbers mean is said in
-`engine/choices.py`, which does the same in NumPy and is the oracle of the tests. The easy mistake
-is to let an array go whose address the structures hold: the call keeps them all until it is over.
+`engine/choices.py`, which does the same in NumPy and is the oracle of the tests. The structures
+hold bare addresses: the call keeps every array behind them until it is over.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""The recurrence of RWKV-7 as one Triton kernel: decode and prefill, ragged, in the slots.
+"""Computes the recurrence of RWKV-7 in one Triton kernel: decode and prefill, ragged, in the slots.
 
 A program holds some rows of one head's state in registers, which need nothing of each other. It
 reads whole chunks of its segment in the chunked form of `recurrence.chunked` and the tokens that
 are left one by one, and writes the rows back. It is checked against the plain forms in Triton's
 interpreter, and compiles for cards from compute capability 7.5 to 9.0, but has not yet run on one:
 its blocks and warps are chosen so that registers suffice, not by speed, and whether
-`fused_recurrent_rwkv7` and `chunk_rwkv7` of flash-linear-attention would serve better is open. The
-easy mistake is TF32: `tl.dot` rounds fp32 to 10 bits unless told otherwise.
+`fused_recurrent_rwkv7` and `chunk_rwkv7` of flash-linear-attention would serve better is open.
+`tl.dot` is told not to use TF32, which would round fp32 to 10 bits.
 
 T tokens of G segments, S slots, H heads, N head size, L chunk length.
 """

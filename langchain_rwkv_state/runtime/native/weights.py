@@ -1,8 +1,7 @@
-"""The weights of an RWKV-7 by the names of its formulas.
+"""Sorts the tensors of an RWKV-7 checkpoint into layers, by the names of its formulas.
 
-Takes the tensors of a checkpoint apart into layers; it computes nothing and keeps every dtype. The
-easy mistake is to take a LoRA's matrices for those of a linear layer: the checkpoint keeps them
-``[in, out]``, and all the others ``[out, in]``. Here every matrix is ``[out, in]``.
+It computes nothing and keeps every dtype. The checkpoint keeps a LoRA's matrices ``[in, out]``, and
+all the others ``[out, in]``. Here every matrix is ``[out, in]``.
 
 D width, F channel-mix width, R rank of a LoRA, V vocabulary.
 """

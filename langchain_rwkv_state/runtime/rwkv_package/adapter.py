@@ -1,4 +1,4 @@
-"""The adapter to the `rwkv` package: RWKV-4, 5, 6 and 7 on any of its strategies.
+"""Runs RWKV-4, 5, 6 and 7 by the `rwkv` package, on any of its strategies.
 
 A `PackageModel` is loaded weights and the arithmetic on plain lists of tensors; who holds it, and
 under which fingerprint, is `handle`'s business. It needs no lock: all that changes in a forward

@@ -1,11 +1,11 @@
-"""A private copy of the `rwkv` package's model module for each loaded model.
+"""Runs a private copy of the `rwkv` package's model module for each loaded model.
 
-The package keeps a model's dtype and device in module globals, reads environment flags while it
-is imported (and again at each call), switches flags of PyTorch, prints, and reads its weights by
+The package keeps a model's dtype and device in module globals, reads environment flags while it is
+imported (and again at each call), switches flags of PyTorch, prints, and reads its weights by
 unrestricted `torch.load`. So its source runs here once for each model, in a namespace whose
 `torch`, `os`, `gc` and `print` are stand-ins: what it would do to the process, it does to them.
-This module runs no model and checks no weights. The easy mistake is to set `os.environ` around
-the import instead: the older versions read ``RWKV_CUDA_ON`` in every forward.
+This module runs no model and checks no weights. The easy mistake is to set `os.environ` around the
+import instead: the older versions read ``RWKV_CUDA_ON`` in every forward.
 """
 
 from __future__ import annotations

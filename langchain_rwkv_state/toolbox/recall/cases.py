@@ -1,8 +1,8 @@
-"""The cases of a recall run: each tells, talks, asks, and yields what came of it.
+"""Runs the cases of a recall run: each tells, talks, asks, and yields what came of it.
 
 A case is a function of its conversations, its source of chance and its number; who runs it, and how
-many at once, is `measure`'s business. The easy mistake is to draw from the source of chance in
-another order for another model: every model is to be asked the same.
+many at once, is the business of `measure`. Every model is asked the same, so no case draws from the
+source of chance in an order that depends on the model.
 """
 
 from __future__ import annotations

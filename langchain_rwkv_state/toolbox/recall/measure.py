@@ -1,9 +1,9 @@
-"""`measure`: tells a model facts, says other things, asks, and counts what came back.
+"""Tells a model facts, says other things, asks, and counts what came back: `measure`.
 
 Five questions to a memory: how far back it reaches, how many facts it holds, and what a codec, a
 blend or a decay leaves of them; beside the state, where it applies, the transcript read again. It
-changes no store but its own. The easy mistake is to leave the controls out: a zero state and
-somebody else's must know nothing.
+changes no store but its own. The controls belong to it: a zero state and somebody else's must know
+nothing.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Words to be remembered: names, cities, pets, colours and foods that are real, and not too common.
+"""Lists words to be remembered: names, cities, pets, colours and foods, real and not too common.
 
 None of them was drawn in the training of the built-in model, so that what it gives back it copied
-from a state and not from its weights; a test holds the lists to that. The easy mistake is to add a
-word without running that test.
+from a state and not from its weights; a test holds the lists to that.
 """
 
 from __future__ import annotations

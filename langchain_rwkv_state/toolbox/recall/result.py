@@ -1,7 +1,7 @@
-"""What a recall run found: how many answers held the fact, by section, series and point.
+"""Holds what a recall run found: how many answers held the fact, by section, series and point.
 
-Counts and their names as plain values, to JSON and back; nothing is run or drawn here. The easy
-mistake is to compare two shares without their counts: of 30 cases, 3 points are one answer.
+Counts and their names as plain values, to JSON and back; nothing is run or drawn here. Two shares
+are compared with their counts: of 30 cases, 3 points are one answer.
 """
 
 from __future__ import annotations

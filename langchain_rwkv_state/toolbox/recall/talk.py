@@ -1,7 +1,7 @@
-"""Conversations that are questioned without being changed, and end when they are over.
+"""Holds conversations that are asked without being changed, and that end when they are over.
 
-A `Talk` is a session and, for the control, its transcript. Nothing is counted here. The easy
-mistake is to ask in the session itself: then each question is a turn, and helps the next.
+A `Talk` is a session and, for the control, its transcript. Nothing is counted here. Questions go to
+a fork: in the session itself each would be a turn, and help the next.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from langchain_rwkv_state.state import RWKVState
 
 
 class Stopped(Exception):
-    """Nobody waits for what a conversation would say any more."""
+    """Raised where nobody waits for the answer any more."""
 
 
 class Talk:

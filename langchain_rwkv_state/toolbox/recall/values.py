@@ -1,7 +1,7 @@
-"""What is told and asked: six kinds of facts, their values, and other things to say in between.
+"""Chooses what is told and asked: six kinds of facts, their values, and other things to say.
 
-Every choice comes from the caller's source of chance, so a case is the same in every run. The easy
-mistake is to let the turns in between repeat the fact that is asked for later.
+Every choice comes from the caller's source of chance, so a case is the same in every run. The turns
+in between never repeat the fact that is asked for later.
 """
 
 from __future__ import annotations

@@ -105,8 +105,8 @@ def test_doctor_says_what_a_model_is_and_what_it_takes(tmp_path, monkeypatch, no
     well = CliRunner().invoke(app, [*words, str(folder)], env={"COLUMNS": "300"})
     for found in (
         "a Hugging Face model in fla's names",
-        f"1 files in {folder}",
-        "RWKV-7, 2x128, 288 tokens, float32",
+        f"1 file in {folder}",
+        "RWKV-7 2x128, 288 tokens, float32",
         "template g1",
         "JsonTokenizer",
         "by the native runtime",

@@ -50,7 +50,7 @@ def test_inspect_shows_each_tensor_and_a_verdict(run):
     result = run("inspect", "alice")
     lines = result.stdout.splitlines()
     assert result.exit_code == 0
-    assert lines[0].startswith("RWKVState(RWKV-7, 2x64")
+    assert lines[0].startswith("RWKVState(RWKV-7 2x64")
     assert sum(line.startswith("blocks.") for line in lines) == 6
     assert lines[-1].startswith("Finite")
 

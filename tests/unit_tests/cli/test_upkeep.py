@@ -127,7 +127,7 @@ def test_doctor_names_the_sessions_that_it_mends_and_those_that_it_cannot(run, s
     assert run("rm", "al").exit_code == 0
     well = run("doctor", "--fix")
     assert well.exit_code == 0
-    assert "nothing was to be mended" in well.stdout
+    assert "nothing was to be repaired" in well.stdout
     assert store.session("bob").n_turns == 3
 
 
@@ -138,7 +138,7 @@ def test_doctor_says_when_all_is_mended(run, store):
     file.unlink()
     mended = run("doctor", "--fix")
     assert mended.exit_code == 0
-    assert "yes, 1 problem mended" in mended.stdout
+    assert "yes, 1 problem repaired" in mended.stdout
     assert "All is well." in mended.stdout
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from langchain_rwkv_state.prompt.answer import AnswerStream, read_answer
+from langchain_rwkv_state.prompt.answer_message import AnswerStream, read_answer
 from langchain_rwkv_state.prompt.template import G1Template
 from langchain_rwkv_state.prompt.tools import ToolFormat
 from langchain_rwkv_state.tokenizer import WorldTokenizer

@@ -27,7 +27,7 @@ from langchain_rwkv_state.prompt.markers import (
     text_digest,
 )
 from langchain_rwkv_state.prompt.plan import (
-    Reading,
+    PromptPlan,
     file_answer,
     ids_of,
     plan,
@@ -64,17 +64,17 @@ class Model:
         self.template, self.store = template, store
         self.zero = zero_state(LAYOUT, str(MODEL))
 
-    def plan(self, *messages, answer: bool = True) -> Reading:
+    def plan(self, *messages, answer: bool = True) -> PromptPlan:
         return plan(
             messages, template=self.template, store=self.store, zero=self.zero, answer=answer
         )
 
-    def plan_text(self, text: str, *after) -> Reading:
+    def plan_text(self, text: str, *after) -> PromptPlan:
         return plan_text(
             text, after=after, template=self.template, store=self.store, zero=self.zero
         )
 
-    def read(self, reading: Reading, answer: str = "") -> Done:
+    def read(self, reading: PromptPlan, answer: str = "") -> Done:
         ids = self.template.answer_ids(answer)
         state = advanced(reading.base, (*reading.ids, *ids))
         at = [advanced(reading.base, reading.ids[:place]) for place in reading.checkpoints]

@@ -13,7 +13,7 @@ from langchain_core.tools import tool
 from pydantic import BaseModel
 
 from langchain_rwkv_state.errors import SchemaError, UnsupportedContentError
-from langchain_rwkv_state.prompt.answer import read_answer
+from langchain_rwkv_state.prompt.answer_message import read_answer
 from langchain_rwkv_state.prompt.markers import STATE_KEY, marker
 from langchain_rwkv_state.prompt.template import DemoTemplate, G1Template, WorldTemplate
 from langchain_rwkv_state.prompt.tools import ToolFormat

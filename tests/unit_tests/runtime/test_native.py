@@ -19,11 +19,12 @@ from langchain_rwkv_state.errors import ModelLoadError, StateMismatch
 from langchain_rwkv_state.runtime import Runtime, Slots, load_runtime, open_slots
 from langchain_rwkv_state.runtime.checkpoint import Checkpoint
 from langchain_rwkv_state.runtime.handle import ArraySlots, RuntimeHandle
-from langchain_rwkv_state.runtime.native import build, linear, plain
-from langchain_rwkv_state.runtime.native.compiled import panels, rounded
+from langchain_rwkv_state.runtime.native import build, linear
+from langchain_rwkv_state.runtime.native import plain_pass as plain
+from langchain_rwkv_state.runtime.native.compiled_pass import panels, rounded
 from langchain_rwkv_state.runtime.native.large_pages import room
 from langchain_rwkv_state.runtime.native.model import MAX_ROWS, NativeModel
-from langchain_rwkv_state.runtime.native.private import private_folder
+from langchain_rwkv_state.runtime.native.private_folder import private_folder
 from langchain_rwkv_state.runtime.native.recurrence import CHUNK, Tokens, chunked, step
 from langchain_rwkv_state.runtime.slots import StateSlots
 from langchain_rwkv_state.runtime.strategy import Stage

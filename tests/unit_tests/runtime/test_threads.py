@@ -15,8 +15,7 @@ import pytest
 COUNTED = """
 import os, sys, time, torch
 from langchain_rwkv_state.runtime import load_runtime
-from langchain_rwkv_state.state import StateLayout, zero_state
-from langchain_rwkv_state.state.codec import decode, encode
+from langchain_rwkv_state.state import StateLayout, decode, encode, zero_state
 
 torch.set_num_threads(2)
 threads = lambda: len(os.listdir("/proc/self/task"))

@@ -48,12 +48,12 @@ def kept(state, codec):
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda each: f"{each.version}-{each.n_layer}")
 def test_what_a_file_gives_back_is_what_the_codec_keeps(codec, layout):
-    state = lossy(random_state([1, 2], layout=layout), codec).with_block("digest")
+    state = lossy(random_state([1, 2], layout=layout), codec).with_system_digest("digest")
     found = decode(encode(state, codec=codec, parent="p", ref="r", created_seconds=5.0))
     assert found.state == state
     assert found.codec == codec
     assert (found.parent, found.ref, found.created_seconds) == ("p", "r", 5.0)
-    assert found.state.block == "digest"
+    assert found.state.system_digest == "digest"
     assert same_bits(found.state, state)
 
 

@@ -68,11 +68,11 @@ def resealed(data: bytes, change: dict[str, str | None]) -> bytes:
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda each: f"{each.version}-{each.n_layer}")
 def test_every_layout_comes_back_bit_for_bit(layout):
-    state = random_state([1, 2], layout=layout).with_block("digest")
+    state = random_state([1, 2], layout=layout).with_system_digest("digest")
     found = decode(encode(state, parent="p", ref="r", created_seconds=5.0))
     assert found.state == state
     assert (found.parent, found.ref, found.created_seconds) == ("p", "r", 5.0)
-    assert found.state.block == "digest"
+    assert found.state.system_digest == "digest"
     assert found.state.layout == layout
 
 

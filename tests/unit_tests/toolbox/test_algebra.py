@@ -156,11 +156,11 @@ def test_states_of_two_models_do_not_mix():
 
 
 def test_a_blend_counts_the_longest_text_and_keeps_a_common_block():
-    a, b = a_state(7, [1, 2, 3]).with_block("x"), a_state(7, [4]).with_block("x")
+    a, b = a_state(7, [1, 2, 3]).with_system_digest("x"), a_state(7, [4]).with_system_digest("x")
     assert blend(a, b, 0.5).n_tokens == 3
     assert blend(b, a, 0.5).n_tokens == 3
-    assert blend(a, b, 0.5).block == "x"
-    assert blend(a, b.with_block(None), 0.5).block is None
+    assert blend(a, b, 0.5).system_digest == "x"
+    assert blend(a, b.with_system_digest(None), 0.5).system_digest is None
 
 
 def test_the_naive_blend_of_rwkv_4_answers_otherwise(models):

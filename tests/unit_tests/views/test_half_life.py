@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from langchain_rwkv_state.runtime import HalfLife
-from langchain_rwkv_state.views.half_life import half_life_picture
+from langchain_rwkv_state.views.plots.half_life_plot import half_life_picture
 
 
 def found(layers, channels=64):

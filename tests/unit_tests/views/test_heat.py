@@ -5,8 +5,8 @@ import math
 import pytest
 
 from langchain_rwkv_state.state import HeadMap, StateLayout, difference_map, head_maps
-from langchain_rwkv_state.views.figure import save
-from langchain_rwkv_state.views.heat import draw_maps
+from langchain_rwkv_state.views.plots.figure import save
+from langchain_rwkv_state.views.plots.heat_plot import draw_maps
 from tests.helpers.states import random_state
 from tests.unit_tests.conftest import LAYOUTS
 

@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from langchain_rwkv_state.toolbox.recall import Point, Recall, Section, Series
-from langchain_rwkv_state.views.bars import recall_tables
-from langchain_rwkv_state.views.recall import draw_recall
+from langchain_rwkv_state.views.plots.recall_plot import draw_recall
+from langchain_rwkv_state.views.terminal.recall_tables import recall_tables
 
 
 def section(name, places, count):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from langchain_rwkv_state.state import HeadMap
-from langchain_rwkv_state.views.scale import Scale, colour, ticks
+from langchain_rwkv_state.views.colour_scale import Scale, colour, ticks
 
 figures = st.floats(0, 1e30, allow_nan=False)
 

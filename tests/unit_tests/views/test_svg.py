@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from langchain_rwkv_state._markup import escaped
 from langchain_rwkv_state.state import HeadMap, head_maps
-from langchain_rwkv_state.views.charts import Axis, Bars, Line, bar_chart, line_chart
-from langchain_rwkv_state.views.heat_svg import heat_map
-from langchain_rwkv_state.views.scale import Scale
+from langchain_rwkv_state.views.colour_scale import Scale
+from langchain_rwkv_state.views.report.charts import Axis, Bars, Line, bar_chart, line_chart
+from langchain_rwkv_state.views.report.heat_svg import heat_map
 from tests.helpers.states import random_state
 from tests.unit_tests.conftest import LAYOUTS
 

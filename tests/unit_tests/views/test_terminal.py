@@ -7,7 +7,13 @@ import pytest
 from rich.console import Console
 
 from langchain_rwkv_state.state import LayerMotion, Motion
-from langchain_rwkv_state.views.terminal import Frame, bar, frame_line, sparkline, watch_view
+from langchain_rwkv_state.views.terminal.live_view import (
+    Frame,
+    bar,
+    frame_line,
+    sparkline,
+    watch_view,
+)
 
 SOUND = "Sound: all is well."
 

@@ -1,0 +1,1 @@
+"""Pages that report on a session: HTML with drawings in SVG, for a browser without a network."""
