@@ -39,6 +39,7 @@ from langchain_rwkv_state.prompt.plan import Reading
 from langchain_rwkv_state.prompt.template import ChatTemplate
 from langchain_rwkv_state.reuse import Flight, launch
 from langchain_rwkv_state.runtime import check_model
+from langchain_rwkv_state.runtime.registry import SharedModel
 from langchain_rwkv_state.store import DiskStateStore, MemoryStateStore, StateStore
 from langchain_rwkv_state.store.staging import STAGED_BUDGET_BYTES
 
@@ -124,7 +125,7 @@ class RWKVModel(BaseModel):
     _call_options: ClassVar[tuple[str, ...]]
     """What a call of this class may set anew."""
 
-    _hold: Hold[Loaded] | None = PrivateAttr(default=None)
+    _hold: Hold[SharedModel] | None = PrivateAttr(default=None)
     _loaded: Loaded | None = PrivateAttr(default=None)
     _store: StateStore | None = PrivateAttr(default=None)
     _homeless: StateStore | None = PrivateAttr(default=None)
@@ -342,8 +343,7 @@ class RWKVModel(BaseModel):
         """
         with self._lock:
             if self._loaded is None:
-                self._hold = self._hold_model()
-                self._loaded = self._hold.value
+                self._hold, self._loaded = self._hold_model()
             return self._loaded
 
     def unload(self) -> None:
@@ -399,11 +399,11 @@ class RWKVModel(BaseModel):
         """
         return StatsWatch(self.stats, callback, seconds=seconds)
 
-    def _hold_model(self) -> Hold[Loaded]:
+    def _hold_model(self) -> tuple[Hold[SharedModel], Loaded]:
         limits = {name: getattr(self, name) for name in _LIMITS if name in self.model_fields_set}
         label = f"Loading {Path(self.model).name}"
         with LateBar(label, progress=self.progress, in_bytes=True) as bar:
-            hold = hold_model(
+            hold, loaded = hold_model(
                 self.model,
                 self.strategy,
                 tokenizer=self.tokenizer,
@@ -412,10 +412,10 @@ class RWKVModel(BaseModel):
                 on_progress=bar.tell,
             )
         cache = self.prefix_cache
-        if cache is not None and cache not in hold.value.warmed:
-            hold.value.warmed.add(cache)
-            cache.warm(hold.value.runtime.fingerprint)
-        return hold
+        if cache is not None and cache not in loaded.warmed:
+            loaded.warmed.add(cache)
+            cache.warm(loaded.runtime.fingerprint)
+        return hold, loaded
 
     def bind(self, **kwargs: Any) -> Any:
         """Binds options to every call; a tenant's salt is bound in the form that may be seen."""

@@ -25,7 +25,6 @@ from langchain_rwkv_state import (
     RWKVStateHistory,
 )
 from langchain_rwkv_state.engine import engine as engine_module
-from langchain_rwkv_state.loaded import ENGINES, LOADED
 from langchain_rwkv_state.messages import marker
 from langchain_rwkv_state.prompt.template import WorldTemplate
 from langchain_rwkv_state.runtime.registry import MODELS
@@ -100,9 +99,10 @@ def test_copies_at_run_time_answer_from_each_others_references(own_model, tmp_pa
 def test_making_a_chat_object_is_cheap_once_the_model_is_at_work(own_model, store, monkeypatch):
     chat = ChatRWKV(model=own_model, store=store)
     chat.loaded()
-    from langchain_rwkv_state import loaded as module
+    from langchain_rwkv_state import loaded
+    from langchain_rwkv_state.runtime import loader
 
-    for name in ("load_runtime", "load_tokenizer"):
+    for module, name in ((loader, "_load"), (loaded, "load_tokenizer")):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("loaded again"))
     for _ in range(3):
         assert ChatRWKV(model=own_model, store=store).loaded() is chat.loaded()
@@ -112,28 +112,28 @@ def test_making_a_chat_object_is_cheap_once_the_model_is_at_work(own_model, stor
 class TestTheEnd:
     def test_a_dropped_model_stays_for_a_moment_after_its_last_answer(self, own_model, monkeypatch):
         monkeypatch.setattr(engine_module, "_IDLE_SECONDS", 2.0)  # a busy gc takes less
-        before = len(MODELS), len(LOADED), len(ENGINES)
+        before = len(MODELS)
         chat = ChatRWKV(model=own_model, store=MemoryStateStore(), max_tokens=3)
         chat.invoke("Hi")
         model = id(chat.loaded())
         del chat
         gc.collect()
-        assert (len(MODELS), len(LOADED), len(ENGINES)) != before
+        assert len(MODELS) != before
         again = ChatRWKV(model=own_model, store=MemoryStateStore(), max_tokens=3)
         assert id(again.loaded()) == model  # whoever comes now does not load it again
         del again
         gc.collect()
-        wait_until(lambda: (len(MODELS), len(LOADED), len(ENGINES)) == before)
+        wait_until(lambda: len(MODELS) == before)
 
     def test_unloading_the_last_one_frees_it_at_once(self, own_model):
-        before = len(MODELS), len(LOADED), len(ENGINES)
+        before = len(MODELS)
         one, other = (ChatRWKV(model=own_model, store=MemoryStateStore()) for _ in range(2))
         one.invoke("Hi", max_tokens=2)
         other.invoke("Hi", max_tokens=2)
         one.unload()
         assert other.invoke("Hi", max_tokens=2).content is not None
         other.unload()
-        assert (len(MODELS), len(LOADED), len(ENGINES)) == before
+        assert len(MODELS) == before
 
     def test_unloading_one_leaves_the_answers_of_others_alone(self, own_model, store):
         one = ChatRWKV(model=own_model, store=store, max_tokens=200)
