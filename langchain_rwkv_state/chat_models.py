@@ -478,7 +478,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         """
         return RWKVSession(
             self,
-            self.store,
+            self._opened_store(),
             session,
             ttl=ttl,
             on_conflict=on_conflict,
@@ -507,7 +507,11 @@ class ChatRWKV(RWKVModel, BaseChatModel):
             >>> chain.invoke({"text": "My name is Bob."}, bob)  # doctest: +SKIP
         """
         return RWKVSessions(
-            self, self.store, ttl=ttl, on_conflict=on_conflict, wait_timeout=wait_timeout
+            self,
+            self._opened_store(),
+            ttl=ttl,
+            on_conflict=on_conflict,
+            wait_timeout=wait_timeout,
         )
 
     def prefill(
@@ -547,7 +551,8 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         if job.turn is None:
             with job.bar:
                 done = self._launch(*job.plan(None), {}).ticket.result()
-            return self.store.put(job.state(done), ttl=ttl)
+            read: str = self.store.put(job.state(done), ttl=ttl)
+            return read
         try:
             messages = run(job.turn.begin(), self.store)
             with job.bar:

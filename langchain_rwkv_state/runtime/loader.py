@@ -188,25 +188,28 @@ def share_model(
     Raises:
         ModelLoadError: As for `load_runtime`.
     """
-    path = locate(model, quiet=quiet)
-    return path, Hold(*_share(path, strategy, None, on_progress))
+    path, shared, give_back = _share(model, strategy, None, on_progress, quiet=quiet)
+    return path, Hold(shared, give_back)
 
 
 def _share(
-    path: Path,
+    model: str | Path,
     strategy: str,
     change: Change | None,
     on_progress: Callable[[int, int], None] | None,
-) -> tuple[SharedModel, Callable[..., None]]:
+    *,
+    quiet: bool = False,
+) -> tuple[Path, SharedModel, Callable[..., None]]:
     chosen = Strategy.parse(strategy)
     chosen.require_devices()
+    path = locate(model, quiet=quiet)
     kernels = _kernels(chosen)
 
     def load() -> SharedModel:
         found = _on_a_thread(functools.partial(_load, path, chosen, kernels, change, on_progress))
         return SharedModel(found, chosen.as_run(native=isinstance(found, NativeModel)))
 
-    return MODELS.hold(_key(path, chosen, change), load)
+    return path, *MODELS.hold(_key(path, chosen, change), load)
 
 
 def _handle(
@@ -218,7 +221,7 @@ def _handle(
     template: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> RuntimeHandle:
-    shared, give_back = _share(locate(model), strategy, change, on_progress)
+    _, shared, give_back = _share(model, strategy, change, on_progress)
     try:
         return shared.runtime(str(model), give_back, tokenizer=tokenizer, template=template)
     except BaseException:
