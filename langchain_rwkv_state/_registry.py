@@ -201,7 +201,7 @@ class Registry(Generic[T]):
 _KEPT: Registry[Any] = Registry()
 
 
-def kept(key: Hashable, make: Callable[[], T]) -> T:
+def of_process(key: Hashable, make: Callable[[], T]) -> T:
     """Returns what the process has one of and keeps to its end, made if need be.
 
     Args:

@@ -10,7 +10,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from langchain_rwkv_state._registry import kept
+from langchain_rwkv_state._registry import of_process
 from langchain_rwkv_state.errors import StoreError, StoreFull
 from langchain_rwkv_state.store.base import StateStore
 from langchain_rwkv_state.store.disk import DiskStateStore
@@ -70,7 +70,7 @@ class LazyDiskStateStore(DiskStateStore):
                     f"RWKV_STATE_DIR. {error}",
                     stacklevel=3,
                 )
-            return kept("store of those without a home", _in_memory)
+            return of_process("store of those without a home", _in_memory)
 
     def __repr__(self) -> str:
         return f"DiskStateStore({self.named!r})"

@@ -23,7 +23,7 @@ from langchain_rwkv_state.toolbox.recall.values import KINDS, number
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPTS = (
-    *("recall", "conversation", "speed", "crowd", "int8", "sampling"),
+    *("recall", "conversation", "speed", "crowd", "int8", "sampling", "sharing"),
     *("corrections", "codecs", "retention", "prefix_cache", "staging", "endurance"),
     "model_files",
     *("constraints", "startup"),
