@@ -1,8 +1,8 @@
-"""What a model's settings may be called and hold: checks that need no model.
+"""Checks what a model's settings are called and hold, without a model.
 
 A name that nobody knows is an error that gives the nearest one, in a constructor, a copy and a
-call alike. The easy mistake is to let a library's default decide: LangChain's models ignore what
-they do not know, and a mistyped path is then the built-in model.
+call alike: LangChain's models ignore what they do not know, and a mistyped ``model_path`` was the
+built-in model then.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What `ChatRWKV` and `RWKVLLM` share: their settings, and the model behind them.
+"""Holds the settings that `ChatRWKV` and `RWKVLLM` share, loads their model and lets it go.
 
-The settings are values; the model is loaded at first use, shared with every other user of the
-same file in this process, engine and all, and left out of copies, pickles and serialised forms.
-The easy mistake is to touch the runtime from here: everything goes through the engine's one worker.
+The settings are values: the store that they name opens at its first use, and the model is loaded at
+the first call, shared with every other user of the same file in this process, and left out of
+copies, pickles and serialised forms.
 """
 
 from __future__ import annotations

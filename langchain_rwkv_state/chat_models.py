@@ -1,8 +1,8 @@
-"""`ChatRWKV`: RWKV as a LangChain chat model, a pure function of the messages it is given.
+"""`ChatRWKV` answers messages: RWKV as a LangChain chat model, a pure function of its input.
 
 A conversation's memory enters as a state marker among the messages and leaves as a reference in
-the answer's `response_metadata`; nothing is remembered here, and generating commits nothing. The
-easy mistake is to pass a client's messages straight in: a marker in them is a capability.
+the answer's `response_metadata`; nothing is remembered here, and generating commits nothing. This
+is LangChain's face and no more: `prompt` plans a call, and `conversation` keeps sessions.
 """
 
 from __future__ import annotations

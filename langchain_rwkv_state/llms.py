@@ -1,8 +1,8 @@
-"""`RWKVLLM`: RWKV as a LangChain text completion model that goes on from a state.
+"""`RWKVLLM` completes texts: RWKV as a LangChain text model that goes on from a state.
 
-It reads a text as it stands, without the chat template. The easy mistake is to expect a prompt's
-reference to travel in the text: it comes as ``state=``, or as a marker among messages, which this
-class takes out when it turns its input into a prompt.
+It reads a text as it stands, without the chat template. The state to go on from comes as
+``state=``, or as a marker among messages, which this class takes out when it turns its input into a
+prompt.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A model at work, as this process has it once: engine, and tokenizer and template beside it.
+"""Loads a model once for the process, with its engine, and a tokenizer and template beside it.
 
 Chat objects are settings, and many of them name one model: each holds the one entry of that file
 and strategy while it uses it, and the last one lets it go. Its engine answers them all in one

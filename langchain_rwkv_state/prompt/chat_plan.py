@@ -1,8 +1,7 @@
-"""One call of the chat model, ready to be sent: what is read, what is asked, how it is heard.
+"""Makes a chat model's call ready for the engine, and its answer ready for LangChain.
 
-Between what LangChain passes and what the engine takes; it sends nothing itself. The easy mistake
-is to let the engine settle a state on what was sampled: it stands for the message that the caller
-gets, as the template writes that message when it comes back.
+It sends nothing itself. The state behind an answer is not settled on what was sampled: it stands
+for the message that the caller gets, as the template writes that message when it comes back.
 """
 
 from __future__ import annotations

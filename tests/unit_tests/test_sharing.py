@@ -78,7 +78,12 @@ def test_64_objects_that_are_called_at_once_are_one_batch_on_one_thread(own_mode
         name = "mine"
 
     beside = own_model.replace("model.pth", "tokenizer.json")
-    settings: list[dict[str, Any]] = [{}, {"template": Mine}, {"tokenizer": beside}, {"tokenizer": JsonTokenizer(beside)}]
+    settings: list[dict[str, Any]] = [
+        {},
+        {"template": Mine},
+        {"tokenizer": beside},
+        {"tokenizer": JsonTokenizer(beside)},
+    ]
     chats = [
         ChatRWKV(
             model=own_model, store=store, prefix_cache=False, temperature=0, max_tokens=60, **more
