@@ -2,8 +2,7 @@
 
 from langchain_core.messages import HumanMessage, SystemMessage
 
-from langchain_rwkv_state import ChatRWKV
-from langchain_rwkv_state.messages import marker
+from langchain_rwkv_state import ChatRWKV, marker
 
 SYSTEM = (
     "Your name is Mirabel. You are a careful assistant who listens well. "

@@ -17,34 +17,48 @@ if TYPE_CHECKING:
 
     from langchain_rwkv_state.chat_models import ChatRWKV
     from langchain_rwkv_state.conversation.history import RWKVStateHistory
+    from langchain_rwkv_state.conversation.session import RWKVSession
     from langchain_rwkv_state.llms import RWKVLLM
+    from langchain_rwkv_state.messages import marker, without_markers
     from langchain_rwkv_state.prefix_cache import PrefixStateCache
+    from langchain_rwkv_state.prompt.template import ChatTemplate
+    from langchain_rwkv_state.prompt.tools import ToolFormat
     from langchain_rwkv_state.state import RWKVState, StateLayout
     from langchain_rwkv_state.store import DiskStateStore, MemoryStateStore, StateStore
 
 __all__ = [
     "ChatRWKV",
+    "ChatTemplate",
     "DiskStateStore",
     "MemoryStateStore",
     "PrefixStateCache",
     "RWKVLLM",
+    "RWKVSession",
     "RWKVState",
     "RWKVStateHistory",
     "StateLayout",
     "StateStore",
+    "ToolFormat",
     "__version__",
+    "marker",
+    "without_markers",
 ]
 
 _HOMES = {
     "ChatRWKV": "chat_models",
+    "ChatTemplate": "prompt.template",
     "DiskStateStore": "store",
     "MemoryStateStore": "store",
     "PrefixStateCache": "prefix_cache",
     "RWKVLLM": "llms",
+    "RWKVSession": "conversation.session",
     "RWKVState": "state",
     "RWKVStateHistory": "conversation.history",
     "StateLayout": "state",
     "StateStore": "store",
+    "ToolFormat": "prompt.tools",
+    "marker": "messages",
+    "without_markers": "messages",
 }
 
 

@@ -1,8 +1,8 @@
-"""What a model's settings may be called and hold: checks that need no model.
+"""Checks what a model's settings are called and hold, without a model.
 
 A name that nobody knows is an error that gives the nearest one, in a constructor, a copy and a
-call alike. The easy mistake is to let a library's default decide: LangChain's models ignore what
-they do not know, and a mistyped path is then the built-in model.
+call alike: LangChain's models ignore what they do not know, and a mistyped ``model_path`` was the
+built-in model then.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pydantic import SecretStr
 from langchain_rwkv_state.prefix_cache import hidden_salt
 from langchain_rwkv_state.prompt.template import TEMPLATES, ChatTemplate
 from langchain_rwkv_state.store import StateStore
+from langchain_rwkv_state.store.lazy import LazyDiskStateStore
 
 SAME_AS_MODEL = ("model_name", "model_path", "model_id")
 """What other integrations call the model; taken as ``model``."""
@@ -58,6 +59,8 @@ def as_model(values: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: The model is named twice.
     """
     found = dict(values)
+    if "store_location" in found:  # as it was called, in forms that were serialised then
+        found["store"] = found.pop("store_location")
     idle = [name for name in _WITHOUT_MEANING if found.pop(name, None) is not None]
     if idle:
         warnings.warn(
@@ -130,14 +133,16 @@ def salt(value: Any) -> str | None:
     return hidden_salt(plain)
 
 
-def store_or_path(value: Any) -> Any:
-    """Returns a store, the path of one, or ``None``.
+def store(value: Any) -> StateStore:
+    """Returns a store; one that was only named is opened at its first use.
 
     Raises:
         ValueError: It is none of these, or empty.
     """
-    if value is None or isinstance(value, StateStore):
+    if isinstance(value, StateStore):
         return value
+    if value is None:
+        return LazyDiskStateStore(None)
     if not isinstance(value, str | os.PathLike):
         raise ValueError(  # noqa: TRY004 # of pydantic's validators
             f"store is a StateStore, a directory, or None for the user's own store, got {value!r}."
@@ -148,7 +153,7 @@ def store_or_path(value: Any) -> Any:
             f"store={value!r} names no directory: give one, or None for the user's own store "
             "($RWKV_STATE_DIR)."
         )
-    return path
+    return LazyDiskStateStore(path)
 
 
 def template(value: Any) -> Any:

@@ -1,9 +1,9 @@
-"""Progress bars for long work: on a terminal, on standard error, gone when all is done.
+"""Draws progress bars for long work: on a terminal, on standard error, gone when all is done.
 
 They count answers through LangChain's callbacks, or whatever steps they are told of, and know
-nothing of models. At most one is drawn at a time, whatever the threads. The easy mistake is to draw
-where nobody looks: in a log a bar is noise, so off a terminal (and a notebook) there is none; nor
-is there for work that is over before one could read it.
+nothing of models. At most one is drawn at a time, whatever the threads. In a log a bar is noise, so
+off a terminal (and a notebook) there is none; nor is there for work that is over before one could
+read it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a process has once, counted by its users: loaded models, their engines, open stores.
+"""Counts the users of what a process has once: loaded models, open stores, the default cache.
 
 Registries are the package's only global mutable state: several chat models over one file must not
 load it twice, nor two objects over one directory disagree. They know nothing of files or tensors:
@@ -196,6 +196,20 @@ class Registry(Generic[T]):
 
     def _waits(self, value: T | None, *, now: bool) -> bool:
         return not now and value is not None and self._stays is not None and self._stays(value)
+
+
+_KEPT: Registry[Any] = Registry()
+
+
+def of_process(key: Hashable, make: Callable[[], T]) -> T:
+    """Returns what the process has one of and keeps to its end, made if need be.
+
+    Args:
+        key: Names it.
+        make: Makes it.
+    """
+    value: T = _KEPT.hold(key, make)[0]
+    return value
 
 
 def _after_fork_in_child() -> None:

@@ -1,8 +1,8 @@
-"""What `ChatRWKV` and `RWKVLLM` share: their settings, and the model behind them.
+"""Holds the settings that `ChatRWKV` and `RWKVLLM` share, loads their model and lets it go.
 
-The settings are values; the model is loaded at first use, shared with every other user of the
-same file in this process, engine and all, and left out of copies, pickles and serialised forms.
-The easy mistake is to touch the runtime from here: everything goes through the engine's one worker.
+The settings are values: the store that they name opens at its first use, and the model is loaded at
+the first call, shared with every other user of the same file in this process, and left out of
+copies, pickles and serialised forms.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import asyncio
 import copy
 import functools
 import os
-import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -31,7 +29,6 @@ from langchain_rwkv_state import _arguments as settings
 from langchain_rwkv_state._progress import LateBar
 from langchain_rwkv_state._registry import Hold
 from langchain_rwkv_state.engine import Limits, Request, Sampling
-from langchain_rwkv_state.errors import StoreError, StoreFull
 from langchain_rwkv_state.loaded import Loaded, find_loaded, hold_model
 from langchain_rwkv_state.model_stats import ModelStats, StatsWatch
 from langchain_rwkv_state.prefix_cache import PrefixStateCache, default_cache
@@ -39,8 +36,9 @@ from langchain_rwkv_state.prompt.plan import PromptPlan
 from langchain_rwkv_state.prompt.template import ChatTemplate
 from langchain_rwkv_state.reuse import Flight, launch
 from langchain_rwkv_state.runtime import check_model
-from langchain_rwkv_state.store import DiskStateStore, MemoryStateStore, StateStore
-from langchain_rwkv_state.store.staging import STAGED_BUDGET_BYTES
+from langchain_rwkv_state.runtime.registry import SharedModel
+from langchain_rwkv_state.store import StateStore
+from langchain_rwkv_state.store.lazy import LazyDiskStateStore
 
 SAMPLING_FIELDS = (
     "temperature",
@@ -78,8 +76,11 @@ class RWKVModel(BaseModel):
     template: Any = None
     """``world``, ``g1``, ``demo``, a `ChatTemplate` class or a function of a tokenizer; ``None``
     for the one that the model was trained on: ``g1`` where its name says so, else ``world``."""
-    store_location: Any = Field(default=None, alias="store")
-    """A `StateStore`, a directory, or ``None`` for the user's default store."""
+    store: Any = Field(default=None, validate_default=True)
+    """A `StateStore`; given as one, as a directory, or as ``None`` for the user's default store.
+
+    A directory is opened at first use; two objects that name the same one share it.
+    """
     prefix_cache_setting: Any = Field(default=None, alias="prefix_cache")
     """A `PrefixStateCache`, ``None`` for the process's own, ``False`` for none."""
     cache_salt: str | None = None
@@ -124,11 +125,8 @@ class RWKVModel(BaseModel):
     _call_options: ClassVar[tuple[str, ...]]
     """What a call of this class may set anew."""
 
-    _hold: Hold[Loaded] | None = PrivateAttr(default=None)
+    _hold: Hold[SharedModel] | None = PrivateAttr(default=None)
     _loaded: Loaded | None = PrivateAttr(default=None)
-    _store: StateStore | None = PrivateAttr(default=None)
-    _homeless: StateStore | None = PrivateAttr(default=None)
-    _lock: Any = PrivateAttr(default_factory=threading.RLock)
 
     @model_validator(mode="before")
     @classmethod
@@ -187,28 +185,36 @@ class RWKVModel(BaseModel):
             )
         return value
 
-    @field_validator("store_location", mode="before")
+    @field_validator("store", mode="before")
     @classmethod
     def _store_or_path(cls, value: Any) -> Any:
-        return settings.store_or_path(value)
+        return settings.store(value)
 
     @field_serializer("prefix_cache_setting")
     def _prefix_cache_off(self, setting: Any) -> Any:
         """Returns the setting as JSON: a cache of one's own stays in its process."""
         return False if setting is False else None
 
-    @field_serializer("store_location")
-    def _store_path(self, location: Any) -> str | None:
+    @field_serializer("store")
+    def _store_path(self, store: Any) -> str | None:
         """Returns the store as text: its directory, ``None`` for one in memory."""
-        if isinstance(location, StateStore):
-            location = getattr(location, "path", None)
-        return None if location is None else str(location)
+        if isinstance(store, LazyDiskStateStore):
+            return store.named
+        path = getattr(store, "path", None)
+        return None if path is None else str(path)
+
+    @property
+    def store_location(self) -> str | None:
+        """The store's directory; ``None`` for the user's default store, and for one in memory."""
+        return self._store_path(self.store)
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         """Shows what tells a model from another: model, strategy, store, and what was set."""
-        fields, always = type(self).model_fields, ("model", "strategy", "store_location")
+        fields, always = type(self).model_fields, ("model", "strategy", "store")
         for name in dict.fromkeys((*always, *fields)):
             value = getattr(self, name)
+            if name == "store" and isinstance(value, LazyDiskStateStore):
+                value = value.named
             default = fields[name].get_default(call_default_factory=True)
             if name == "metadata":  # LangChain notes versions there
                 value = {key: value[key] for key in value or {} if key != "lc_versions"} or None
@@ -221,21 +227,21 @@ class RWKVModel(BaseModel):
         super().model_post_init(context)
         check_model(self.model, self.strategy)
 
-    @property
-    def lc_attributes(self) -> dict[str, Any]:
-        """What LangChain's `dumpd` writes in place of a store object."""
-        plain: dict[str, Any] = {}
-        if isinstance(self.store_location, StateStore):
-            plain["store_location"] = self._store_path(self.store_location)
+    def to_json(self) -> Any:
+        """Returns what LangChain's `dumpd` writes: a store by its directory, a cache not at all."""
+        form: Any = super().to_json()  # type: ignore[misc] # of the class beside this one
+        written = form.get("kwargs", {})
+        written.pop("store", None)
+        if self.store_location is not None:
+            written["store"] = self.store_location
         if isinstance(self.prefix_cache_setting, PrefixStateCache):
-            plain["prefix_cache_setting"] = None
-        return plain
+            written.pop("prefix_cache_setting", None)
+        return form
 
     def __copy__(self) -> Self:
-        """Copies the settings; the copy shares the store, and holds the model on its own."""
+        """Copies the settings; the copy holds the model on its own."""
         copied = super().__copy__()
         copied._hold = copied._loaded = None
-        copied._lock = threading.RLock()
         return copied
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
@@ -246,86 +252,42 @@ class RWKVModel(BaseModel):
                 copied.__dict__[name] = copy.deepcopy(value, memo)
         return copied
 
+    def __getstate__(self) -> dict[Any, Any]:
+        """Leaves the loaded model out of a pickle, and a cache of one's own."""
+        setting = self._prefix_cache_off(self.prefix_cache_setting)
+        return {
+            **super().__getstate__(),
+            "__dict__": {**self.__dict__, "prefix_cache_setting": setting},
+            "__pydantic_private__": {"_hold": None, "_loaded": None},
+        }
+
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Returns a copy with other settings, under their names as in the constructor."""
         changes = self._known(update or {})
-        if "cache_salt" in changes:
-            changes["cache_salt"] = settings.salt(changes["cache_salt"])
-        if "template" in changes:
-            changes["template"] = settings.template(changes["template"])
-        if "store" in changes:
-            changes["store_location"] = settings.store_or_path(changes.pop("store"))
+        for name, checked in _CHECKED.items():
+            if name in changes:
+                changes[name] = checked(changes[name])
         if "prefix_cache" in changes:
             changes["prefix_cache_setting"] = changes.pop("prefix_cache")
-        copied = super().model_copy(update=changes, deep=deep)
-        if "store_location" in changes:
-            copied._store = copied._homeless = None
-        return copied
-
-    def __getstate__(self) -> dict[Any, Any]:
-        """Leaves the loaded model and the open store out of a pickle.
-
-        Raises:
-            TypeError: The store lives in memory and cannot travel.
-        """
-        location = self._store_path(self.store_location)
-        if location is None and self.store_location is not None:
-            raise TypeError(
-                "A model whose store lives in memory cannot be pickled: use a DiskStateStore, or "
-                "pickle it without a store."
-            )
-        state = super().__getstate__()
-        setting = self._prefix_cache_off(self.prefix_cache_setting)
-        settings = {
-            **state["__dict__"],
-            "store_location": location,
-            "prefix_cache_setting": setting,
-        }
-        return {**state, "__dict__": settings, "__pydantic_private__": None}
-
-    def __setstate__(self, state: dict[Any, Any]) -> None:
-        """Restores the settings; the model is loaded again at first use."""
-        super().__setstate__(state)
-        private = dict.fromkeys(("_hold", "_loaded", "_store", "_homeless"))
-        private["_lock"] = threading.RLock()
-        object.__setattr__(self, "__pydantic_private__", private)
-
-    @property
-    def store(self) -> StateStore:
-        """The store that this model's references live in, opened at first use."""
-        if isinstance(self.store_location, StateStore):
-            return self.store_location
-        with self._lock:
-            if self._store is None:
-                self._store = DiskStateStore(self.store_location)
-            return self._store
+        return super().model_copy(update=changes, deep=deep)
 
     @property
     def answer_store(self) -> StateStore:
         """Where the states of answers are staged, and markers are looked up.
 
-        That is `store`; only where the user's own cannot be opened, as in a container whose disk is
-        read-only, answers that need no memory are given all the same, with one warning: their
-        states are in memory then, and nothing can be committed.
+        That is `store`; only where the user's own cannot be opened it is one in memory.
         """
-        if isinstance(self.store_location, StateStore):
-            return self.store_location
-        with self._lock:
-            if self._homeless is not None:
-                return self._homeless
-            try:
-                return self.store
-            except (StoreError, StoreFull) as error:
-                if self.store_location is not None:
-                    raise
-                self._homeless = homeless_store()
-                warnings.warn(
-                    "The user's own store cannot be opened, so that states of answers are kept in "
-                    "memory alone, and sessions are not possible: pass store=, or set "
-                    f"RWKV_STATE_DIR. {error}",
-                    stacklevel=2,
-                )
-                return self._homeless
+        store: StateStore = self.store
+        return store.or_memory() if isinstance(store, LazyDiskStateStore) else store
+
+    def _opened_store(self) -> StateStore:
+        """Returns the store, opened.
+
+        Raises:
+            StoreError, StoreFull: It cannot be.
+        """
+        store: StateStore = self.store
+        return store.opened() if isinstance(store, LazyDiskStateStore) else store
 
     @property
     def prefix_cache(self) -> PrefixStateCache | None:
@@ -340,11 +302,11 @@ class RWKVModel(BaseModel):
         Raises:
             ModelLoadError: It cannot be loaded; the message says why and what to do.
         """
-        with self._lock:
-            if self._loaded is None:
-                self._hold = self._hold_model()
-                self._loaded = self._hold.value
-            return self._loaded
+        loaded = self._loaded
+        if loaded is None:
+            self._hold, loaded = self._hold_model()
+            self._loaded = loaded
+        return loaded
 
     def unload(self) -> None:
         """Lets go of the model; the last user in the process frees the weights, at once.
@@ -352,8 +314,7 @@ class RWKVModel(BaseModel):
         The next call loads it again. A model that is simply dropped is freed some seconds after
         its last answer.
         """
-        with self._lock:
-            hold, self._hold, self._loaded = self._hold, None, None
+        hold, self._hold, self._loaded = self._hold, None, None
         if hold is not None:
             hold.release()
 
@@ -399,11 +360,11 @@ class RWKVModel(BaseModel):
         """
         return StatsWatch(self.stats, callback, every_seconds=every_seconds)
 
-    def _hold_model(self) -> Hold[Loaded]:
+    def _hold_model(self) -> tuple[Hold[SharedModel], Loaded]:
         limits = {name: getattr(self, name) for name in _LIMITS if name in self.model_fields_set}
         label = f"Loading {Path(self.model).name}"
         with LateBar(label, progress=self.progress, in_bytes=True) as bar:
-            hold = hold_model(
+            hold, loaded = hold_model(
                 self.model,
                 self.strategy,
                 tokenizer=self.tokenizer,
@@ -412,10 +373,10 @@ class RWKVModel(BaseModel):
                 on_progress=bar.tell,
             )
         cache = self.prefix_cache
-        if cache is not None and cache not in hold.value.warmed:
-            hold.value.warmed.add(cache)
-            cache.warm(hold.value.runtime.fingerprint)
-        return hold
+        if cache is not None and cache not in loaded.warmed:
+            loaded.warmed.add(cache)
+            cache.warm(loaded.runtime.fingerprint)
+        return hold, loaded
 
     def bind(self, **kwargs: Any) -> Any:
         """Binds options to every call; a tenant's salt is bound in the form that may be seen."""
@@ -506,12 +467,6 @@ class RWKVModel(BaseModel):
         return {name: getattr(self, name) for name in names}
 
 
-@functools.cache
-def homeless_store() -> StateStore:
-    """Returns the process's store for answers where the user's own store cannot be opened."""
-    return MemoryStateStore(staged_bytes=STAGED_BUDGET_BYTES)
-
-
 def seen(options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a call's options as they may be seen by whoever traces it."""
     found = dict(options)
@@ -534,6 +489,13 @@ CALL_OPTIONS = (*SAMPLING_FIELDS, "max_tokens", "stop", "timeout", "cache_salt")
 
 _SAMPLING: Mapping[str, float] = {"temperature": 1.0, "top_p": 0.3}
 """Where neither call nor model nor template says anything."""
+
+_CHECKED: Mapping[str, Callable[[Any], Any]] = {
+    "cache_salt": settings.salt,
+    "template": settings.template,
+    "store": settings.store,
+}
+"""Settings that a constructor puts into another form, and a copy too."""
 
 _LIMITS = ("slots", "prefill_budget", "max_queue")
 """Settings of the engine, which all that use a model share."""

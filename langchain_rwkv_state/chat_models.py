@@ -1,17 +1,15 @@
-"""`ChatRWKV`: RWKV as a LangChain chat model, a pure function of the messages it is given.
+"""`ChatRWKV` answers messages: RWKV as a LangChain chat model, a pure function of its input.
 
 A conversation's memory enters as a state marker among the messages and leaves as a reference in
-the answer's `response_metadata`; nothing is remembered here, and generating commits nothing. The
-easy mistake is to pass a client's messages straight in: a marker in them is a capability.
+the answer's `response_metadata`; nothing is remembered here, and generating commits nothing. This
+is LangChain's face and no more: `prompt` plans a call, and `conversation` keeps sessions.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
 from typing import Any, cast
 
 from langchain_core.callbacks import (
@@ -23,31 +21,31 @@ from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.model_profile import ModelProfile
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
+from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.prompt_values import PromptValue
-from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config, merge_configs
 from pydantic import field_validator
 
 from langchain_rwkv_state._arguments import stop_texts
 from langchain_rwkv_state._progress import LateBar
 from langchain_rwkv_state.base import CALL_OPTIONS, RWKVModel, seen
+from langchain_rwkv_state.conversation.bound_model import BoundModel
 from langchain_rwkv_state.conversation.history import without_strangers
+from langchain_rwkv_state.conversation.prefill import Prefill
 from langchain_rwkv_state.conversation.session import RWKVSession
-from langchain_rwkv_state.conversation.session_calls import BoundSession, SessionCalls
-from langchain_rwkv_state.conversation.session_turn import GONE, OnConflict, SessionTurn
+from langchain_rwkv_state.conversation.session_turn import GONE, OnConflict
 from langchain_rwkv_state.conversation.sessions import RWKVSessions
 from langchain_rwkv_state.conversation.steps import arun, run
 from langchain_rwkv_state.conversation.waiting import WAIT_SECONDS
-from langchain_rwkv_state.engine import Delta, Done, Request, check_constraint, in_own_context
+from langchain_rwkv_state.engine import Delta, Done, Request, check_constraint
 from langchain_rwkv_state.loaded import Loaded
 from langchain_rwkv_state.prefix_cache import Kept, Root
 from langchain_rwkv_state.prompt import plan as turn
 from langchain_rwkv_state.prompt.call_options import ASK_OPTIONS, Ask, as_reasoning
 from langchain_rwkv_state.prompt.chat_plan import ChatPlan
 from langchain_rwkv_state.prompt.markers import (
-    STATE_KEY,
     as_model_input,
     to_messages,
     without_markers,
@@ -56,10 +54,7 @@ from langchain_rwkv_state.prompt.plan import PromptPlan
 from langchain_rwkv_state.prompt.structured import Method, Structured, tool_options
 from langchain_rwkv_state.prompt.template import ChatTemplate
 from langchain_rwkv_state.reuse import Flight
-from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.store import TTL
-
-Progress = Callable[[int, int], None]
 
 
 class ChatRWKV(RWKVModel, BaseChatModel):
@@ -312,12 +307,12 @@ class ChatRWKV(RWKVModel, BaseChatModel):
 
     def bind(self, **kwargs: Any) -> Any:
         """Binds options to every call; a session of what comes back keeps them."""
-        return _Bound(bound=self, kwargs=seen(kwargs), config={})
+        return BoundModel(bound=self, kwargs=seen(kwargs), config={})
 
     def with_config(self, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """Binds a configuration to every call; a session of what comes back keeps it."""
         merged = cast("RunnableConfig", {**(config or {}), **kwargs})
-        return _Bound(bound=self, kwargs={}, config=merged)
+        return BoundModel(bound=self, kwargs={}, config=merged)
 
     def _check(self, options: Mapping[str, Any]) -> None:
         """Tries what decoding is to be held to, before anything is asked.
@@ -396,7 +391,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         plan = self._prepare(messages, stop, kwargs)
-        flight = self._launch(plan.loaded, plan.reading, plan.request, kwargs)
+        flight = self._launch(self.loaded(), plan.reading, plan.request, kwargs)
         return self._chat_result(plan, flight, flight.ticket.result())
 
     async def _agenerate(
@@ -407,7 +402,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         plan = await asyncio.to_thread(self._prepare, messages, stop, kwargs)
-        flight = await self._alaunch(plan.loaded, plan.reading, plan.request, kwargs)
+        flight = await self._alaunch(self.loaded(), plan.reading, plan.request, kwargs)
         done = await flight.ticket.aresult()
         return await asyncio.to_thread(self._chat_result, plan, flight, done)
 
@@ -419,7 +414,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         plan = self._prepare(messages, stop, kwargs)
-        flight = self._launch(plan.loaded, plan.reading, plan.request, kwargs)
+        flight = self._launch(self.loaded(), plan.reading, plan.request, kwargs)
         pieces = plan.stream()
         try:
             for event in flight.ticket:
@@ -441,7 +436,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         plan = await asyncio.to_thread(self._prepare, messages, stop, kwargs)
-        flight = await self._alaunch(plan.loaded, plan.reading, plan.request, kwargs)
+        flight = await self._alaunch(self.loaded(), plan.reading, plan.request, kwargs)
         pieces = plan.stream()
         try:
             async for event in flight.ticket:
@@ -478,7 +473,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         """
         return RWKVSession(
             self,
-            self.store,
+            self._opened_store(),
             session,
             ttl=ttl,
             on_conflict=on_conflict,
@@ -507,7 +502,11 @@ class ChatRWKV(RWKVModel, BaseChatModel):
             >>> chain.invoke({"text": "My name is Bob."}, bob)  # doctest: +SKIP
         """
         return RWKVSessions(
-            self, self.store, ttl=ttl, on_conflict=on_conflict, wait_timeout=wait_timeout
+            self,
+            self._opened_store(),
+            ttl=ttl,
+            on_conflict=on_conflict,
+            wait_timeout=wait_timeout,
         )
 
     def prefill(
@@ -516,7 +515,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         *,
         session: str | None = None,
         ttl: TTL = None,
-        on_progress: Progress | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
         timeout: float | None = None,
     ) -> str:
         """Reads without answering, and stores the state durably.
@@ -543,11 +542,12 @@ class ChatRWKV(RWKVModel, BaseChatModel):
                 moved meanwhile.
             StoreFull: The store has no room.
         """
-        job = _Prefill(self, model_input, session, ttl, on_progress, timeout)
+        job = Prefill(self, model_input, session, ttl, on_progress, timeout, self.keep_reasoning)
         if job.turn is None:
             with job.bar:
                 done = self._launch(*job.plan(None), {}).ticket.result()
-            return self.store.put(job.state(done), ttl=ttl)
+            read: str = self.store.put(job.state(done), ttl=ttl)
+            return read
         try:
             messages = run(job.turn.begin(), self.store)
             with job.bar:
@@ -566,7 +566,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         *,
         session: str | None = None,
         ttl: TTL = None,
-        on_progress: Progress | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 # the sync form's, and the engine keeps it
     ) -> str:
         """As `prefill`, without blocking the event loop.
@@ -574,7 +574,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         Cancelled, the reading ends at once, and nothing is stored. Where the cancellation comes as
         the state is being written, it is stored, and its reference is returned.
         """
-        job = _Prefill(self, model_input, session, ttl, on_progress, timeout)
+        job = Prefill(self, model_input, session, ttl, on_progress, timeout, self.keep_reasoning)
         if job.turn is None:
             flight = await self._alaunch(*await asyncio.to_thread(job.plan, None), {})
             with job.bar:
@@ -670,7 +670,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
             thoughts=ask.keep_reasoning,
         )
         request = self._request(loaded, reading, stop, options)
-        return ChatPlan.of(loaded, reading, request, ask, constraint)
+        return ChatPlan.of(template, reading, request, ask, constraint)
 
     def _finish(
         self, plan: ChatPlan, flight: Flight, done: Done, message: AIMessage
@@ -680,24 +680,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         flight.landed(done)
         ref = turn.stage(reading, done, self.answer_store)
         turn.file_answer(reading, done, ref, self.answer_store, message)
-        about = {
-            "model_name": self.model,
-            "template": plan.loaded.template.name,
-            "sampling": asdict(plan.request.sampling),
-            "finish_reason": done.finish_reason,
-            STATE_KEY: ref,
-        }
-        known = reading.base.n_tokens + flight.reused
-        read = reading.base.n_tokens + len(plan.request.prompt)
-        usage = UsageMetadata(
-            input_tokens=read,
-            output_tokens=done.answer_tokens,
-            total_tokens=read + done.answer_tokens,
-            input_token_details=InputTokenDetails(cache_read=known),
-        )
-        if done.thought is not None:
-            usage["output_token_details"] = OutputTokenDetails(reasoning=done.thought_tokens)
-        return about, usage
+        return plan.about(done, ref, model=self.model, reused=flight.reused)
 
     def _chat_result(self, plan: ChatPlan, flight: Flight, done: Done) -> ChatResult:
         message = plan.message(done)
@@ -712,138 +695,3 @@ class ChatRWKV(RWKVModel, BaseChatModel):
             content="", response_metadata=about, usage_metadata=usage, chunk_position="last"
         )
         return ChatGenerationChunk(message=message)
-
-
-class _Bound(RunnableBinding[LanguageModelInput, AIMessage]):
-    """A chat model with options or a configuration bound to it: a session of it keeps them."""
-
-    @classmethod
-    def lc_id(cls) -> list[str]:
-        """Is what it stands for, to whoever loads it."""
-        return RunnableBinding.lc_id()
-
-    def with_session(self, session: str, **kwargs: Any) -> BoundSession:
-        """Returns `ChatRWKV.with_session` of the model, with the same options.
-
-        Raises:
-            TypeError: What the options are bound to is no model alone, as after `with_retry`.
-        """
-        return self._bind_to(self._chat.with_session(session, **kwargs))
-
-    def with_sessions(self, *args: Any, **kwargs: Any) -> BoundSession:
-        """Returns `ChatRWKV.with_sessions` of the model, with the same options.
-
-        Raises:
-            TypeError: What the options are bound to is no model alone, as after `with_retry`.
-        """
-        return self._bind_to(self._chat.with_sessions(*args, **kwargs))
-
-    def _bind_to(self, calls: SessionCalls) -> BoundSession:
-        """Binds to a session what is bound here."""
-        return BoundSession(
-            bound=calls,
-            kwargs=self.kwargs,
-            config=self.config,
-            config_factories=self.config_factories,
-        )
-
-    @property
-    def _chat(self) -> ChatRWKV:
-        chat = self.bound
-        if not isinstance(chat, ChatRWKV):
-            raise TypeError(
-                f"A session is a model's, and this is {type(chat).__name__}: take the session "
-                "first, chat.with_session(...), and what else is wanted behind it."
-            )
-        return chat
-
-
-class _Prefill:
-    """What both forms of `prefill` do apart from waiting."""
-
-    def __init__(
-        self,
-        chat: ChatRWKV,
-        model_input: LanguageModelInput,
-        session: str | None,
-        ttl: TTL,
-        on_progress: Progress | None,
-        timeout: float | None,
-    ) -> None:
-        self._chat = chat
-        _check_prefill(on_progress, timeout)
-        given = as_model_input(model_input)
-        self._text = given if isinstance(given, str) else None
-        self._messages = [] if isinstance(given, str) else to_messages(given)
-        self.bar = LateBar("Reading", progress=chat.progress)
-        self._on_progress = on_progress or self.bar.tell
-        self._begun = time.monotonic()
-        self._timeout = chat.timeout if timeout is None else timeout
-        self.turn: SessionTurn | None = None
-        if session is not None:
-            wait = WAIT_SECONDS if self._timeout is None else self._timeout
-            self.turn = SessionTurn(
-                chat.store, session, self._messages, ttl=ttl, wait_seconds=wait, answered=False
-            )
-
-    def plan(self, messages: Sequence[BaseMessage] | None) -> tuple[Loaded, PromptPlan, Request]:
-        """Plans the reading, behind a session's messages where there are some."""
-        chat, loaded = self._chat, self._chat.loaded()
-        if self._text is not None:
-            reading = turn.plan_text(
-                self._text,
-                after=messages or (),
-                template=loaded.template,
-                store=chat.store,
-                zero=loaded.zero,
-            )
-        else:
-            given = self._messages if messages is None else messages
-            reading = chat._plan(loaded, given, answer=False)
-        self._reading = reading
-        request = Request(
-            base=reading.base,
-            prompt=reading.ids,
-            # In the caller's context, where a turn of the same session is seen to be under way.
-            on_progress=in_own_context(self._on_progress) if self._on_progress else None,
-            deadline=self._left(),
-        )
-        return loaded, reading, request
-
-    def _left(self) -> float | None:
-        if self._timeout is None:
-            return None
-        return max(0.001, self._timeout - (time.monotonic() - self._begun))
-
-    def state(self, done: Done) -> RWKVState:
-        """Returns the state that was read."""
-        return done.state.with_system_digest(self._reading.system_digest)
-
-    def stage(self, done: Done) -> str:
-        """Stages the state that was read, and returns its reference."""
-        return turn.stage(self._reading, done, self._chat.store)
-
-
-def _check_prefill(on_progress: object, timeout: object) -> None:
-    """Checks what `ChatRWKV.prefill` is given beside its input.
-
-    Raises:
-        TypeError: `on_progress` cannot be called, or `timeout` is no number.
-        ValueError: `timeout` is no number of seconds above zero.
-    """
-    if on_progress is not None and not callable(on_progress):
-        raise TypeError(
-            f"on_progress is {on_progress!r:.100}, which cannot be called: pass a function of "
-            "(tokens read, tokens to read), or None."
-        )
-    if timeout is None:
-        return
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise TypeError(
-            f"timeout is {timeout!r:.100}: pass a number of seconds, or None for the model's own."
-        )
-    if not timeout > 0:
-        raise ValueError(
-            f"timeout is {timeout!r}: pass a number of seconds above zero, or None for the model's "
-            "own."
-        )

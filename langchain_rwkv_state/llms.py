@@ -1,8 +1,8 @@
-"""`RWKVLLM`: RWKV as a LangChain text completion model that goes on from a state.
+"""`RWKVLLM` completes texts: RWKV as a LangChain text model that goes on from a state.
 
-It reads a text as it stands, without the chat template. The easy mistake is to expect a prompt's
-reference to travel in the text: it comes as ``state=``, or as a marker among messages, which this
-class takes out when it turns its input into a prompt.
+It reads a text as it stands, without the chat template. The state to go on from comes as
+``state=``, or as a marker among messages, which this class takes out when it turns its input into a
+prompt.
 """
 
 from __future__ import annotations
@@ -56,15 +56,48 @@ class _ContinuationValue(StringPromptValue):
 
 
 class RWKVLLM(RWKVModel, BaseLLM):
-    r"""RWKV as a text completion model.
+    r"""RWKV as a text completion model that goes on from a state.
 
-    Its settings are those of `ChatRWKV`. A call may pass ``state=ref`` to go on from a state;
-    each answer's ``generation_info["rwkv_state"]`` names the state behind it.
+    Setup:
+        ``pip install langchain-rwkv-state``; the built-in ``demo`` model needs nothing else.
 
-    Example:
+    Key init args:
+        Those of `ChatRWKV`, but for ``reasoning`` and ``keep_reasoning``. A text is read as it
+        stands, without the chat template, so ``stop`` says where an answer ends.
+
+    Instantiate:
         >>> from langchain_rwkv_state import RWKVLLM
         >>> llm = RWKVLLM(model="demo", temperature=0, max_tokens=20)  # doctest: +SKIP
+
+    Invoke:
         >>> llm.invoke("User: Good morning.\n\nAssistant:", stop=["\n\n"])  # doctest: +SKIP
+
+    States:
+        >>> ref = ChatRWKV(model="demo").prefill("The capital of France")  # doctest: +SKIP
+        >>> llm.invoke(" is", state=ref)  # doctest: +SKIP
+        >>> llm.batch([" is", " was"], state=ref)  # both from it  # doctest: +SKIP
+
+    Markers:
+        >>> llm.invoke([marker(ref), HumanMessage("Where is it?")])  # doctest: +SKIP
+
+    Stream:
+        >>> for text in llm.stream("Once upon a time"):  # doctest: +SKIP
+        ...     print(text, end="")
+
+    Async:
+        >>> await llm.ainvoke("Once upon a time")  # doctest: +SKIP
+
+    Batch:
+        >>> llm.batch(["Once", "There was"])  # in one pass of the model  # doctest: +SKIP
+
+    Generation info:
+        >>> found = llm.generate(["Once"]).generations[0][0]  # doctest: +SKIP
+        >>> found.generation_info["finish_reason"]  # doctest: +SKIP
+        'length'
+
+        ``finish_reason`` is ``stop`` or ``length``, and ``rwkv_state`` the reference of the state
+        behind the answer, for ``state=`` of the next call. It is kept in memory for a short while;
+        `StateStore.keep` or a session makes it last. ``llm_output`` counts the tokens.
     """
 
     cache: Any = False

@@ -1,9 +1,8 @@
-"""A model at work, as this process has it once: runtime, tokenizer, template, engine.
+"""Loads a model once for the process, with its engine, and a tokenizer and template beside it.
 
-Chat objects are settings, and many of them name one model: each holds what is here while it uses
-it, and the last one lets it go. One file and strategy has one engine, whatever tokenizers and
-templates its users have, so that all of them decode in one batch. The easy mistake is to load at a
-chat object's construction: it must cost microseconds, for LangChain makes one for many a call.
+Chat objects are settings, and many of them name one model: each holds the one entry of that file
+and strategy while it uses it, and the last one lets it go. Its engine answers them all in one
+batch, whatever tokenizers and templates they have: those are values, made again at any time.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from langchain_rwkv_state._registry import Hold, Registry
+from langchain_rwkv_state._registry import Hold
 from langchain_rwkv_state.demo import MODEL_PATH, TOKENIZER_PATH
 from langchain_rwkv_state.engine import Engine, Limits
 from langchain_rwkv_state.errors import ModelLoadError
@@ -29,7 +28,9 @@ from langchain_rwkv_state.prompt.template import (
     G1Template,
     WorldTemplate,
 )
-from langchain_rwkv_state.runtime import Runtime, is_g1, load_runtime, locate, model_key
+from langchain_rwkv_state.runtime import Runtime, is_g1
+from langchain_rwkv_state.runtime.loader import share_model
+from langchain_rwkv_state.runtime.registry import MODELS, SharedModel
 from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.tokenizer import Tokenizer, load_tokenizer, tokenizer_beside
 
@@ -37,19 +38,64 @@ logger = logging.getLogger(__name__)
 
 MakeTemplate = Callable[[Tokenizer], ChatTemplate]
 
+_KEPT = 16  # pairs of tokenizer and template a model; one more costs the oldest its place
 
-class SharedEngine:
-    """The engine of one file and strategy, and who wants which limits of it.
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model at work, as those see it who gave it one tokenizer and template.
+
+    Attributes:
+        runtime: The model, under the identities of tokenizer and template.
+        tokenizer: Turns text into ids and back.
+        template: Turns messages into ids.
+        engine: Answers; shared with all that use the same file and strategy.
+        zero: The state that has read nothing.
+        warmed: Caches that hold this model's pinned states.
+        model: Its name, as the first user gave it.
+        strategy: The strategy, likewise.
+        runs_as: The strategy that came of it, such as ``native cpu fp32``.
+    """
+
+    runtime: Runtime
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    engine: Engine
+    zero: RWKVState
+    warmed: weakref.WeakSet[PrefixStateCache] = field(default_factory=weakref.WeakSet)
+    model: str = ""
+    strategy: str = ""
+    runs_as: str = ""
+
+
+class _Running:
+    """The engine of one model, what its users made of it, and which limits they set.
 
     Args:
-        runtime: The model; closed with the engine.
+        runtime: The model, for the engine alone.
         tokenizer: For requests that bring none.
+
+    Attributes:
+        engine: Answers.
+        known: By tokenizer and template.
     """
 
     def __init__(self, runtime: Runtime, tokenizer: Tokenizer) -> None:
-        self.engine = Engine(runtime, tokenizer, on_idle=LOADED.sweep)
+        self.engine = Engine(runtime, tokenizer, on_idle=MODELS.sweep)
+        self.known: dict[Hashable, Loaded] = {}
         self._runtime = runtime
         self._wanted: dict[weakref.ref[object], Mapping[str, int]] = {}
+
+    def keep(self, key: Hashable, loaded: Loaded) -> None:
+        """Keeps what was made of the model with a tokenizer and a template."""
+        self.known[key] = loaded
+        if len(self.known) > _KEPT:
+            del self.known[next(iter(self.known))]
+
+    @property
+    def at_work(self) -> bool:
+        """Whether the engine did something a short while ago."""
+        return self.engine.at_work
 
     def want(self, user: object, limits: Mapping[str, int], model: str) -> None:
         """Notes which limits a user set; of several, the first who is still there has its way.
@@ -80,59 +126,12 @@ class SharedEngine:
                 )
 
     def close(self) -> None:
-        """Ends all requests, and gives the weights back."""
+        """Ends all requests, and lets go of the weights."""
         self.engine.close()
         self._runtime.close()
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model at work: its runtime and what stands around it.
-
-    Attributes:
-        runtime: The model, under the identities of tokenizer and template.
-        tokenizer: Turns text into ids and back.
-        template: Turns messages into ids.
-        engine: Answers; shared with all that use the same file and strategy.
-        zero: The state that has read nothing.
-        warmed: Caches that hold this model's pinned states.
-        model: Its name, as the first user gave it.
-        strategy: The strategy, likewise.
-        runs_as: The strategy that came of it, such as ``native cpu fp32``.
-    """
-
-    runtime: Runtime
-    tokenizer: Tokenizer
-    template: ChatTemplate
-    engine: Engine
-    zero: RWKVState
-    shared: Hold[SharedEngine] | None = None
-    warmed: weakref.WeakSet[PrefixStateCache] = field(default_factory=weakref.WeakSet)
-    model: str = ""
-    strategy: str = ""
-    runs_as: str = ""
-
-    def close(self) -> None:
-        """Gives runtime and engine back."""
-        self.runtime.close()
-        if self.shared is not None:
-            self.shared.release()
-        logger.debug("Let go of %s", self.model)
-
-
-def _is_at_work(loaded: Loaded) -> bool:
-    return loaded.engine.at_work
-
-
-ENGINES: Registry[SharedEngine] = Registry(close=SharedEngine.close)
-"""Every engine of this process, by file and strategy."""
-
-LOADED: Registry[Loaded] = Registry(close=Loaded.close, stays=_is_at_work)
-"""Every model at work in this process, by file, strategy, tokenizer and template.
-
-Without users it stays until its engine has had nothing to do for a while: whoever makes a chat
-object for each request does not load the weights for each.
-"""
+        for each in self.known.values():
+            each.runtime.close()
+            logger.debug("Let go of %s", each.model)
 
 
 def hold_model(
@@ -143,8 +142,8 @@ def hold_model(
     template: MakeTemplate | None,
     limits: Mapping[str, int],
     on_progress: Callable[[int, int], None] | None = None,
-) -> Hold[Loaded]:
-    """Returns a hold on a model at work, loaded if need be.
+) -> tuple[Hold[SharedModel], Loaded]:
+    """Returns a model at work, loaded if need be, and the hold that keeps it so.
 
     Args:
         model: As for `load_runtime`.
@@ -157,51 +156,51 @@ def hold_model(
     Raises:
         ModelLoadError: It cannot be loaded; the message says why and what to do.
     """
-    path = locate(model, quiet=on_progress is None)
-    weights = model_key(model, strategy)
-    makes = template or trained_on(model, path)
-    key = (weights, _tokenizer_key(tokenizer, path), makes)
-
-    def load() -> Loaded:
-        began = time.monotonic()
-        nameless = load_runtime(model, strategy, on_progress=on_progress)
-        try:
-            if tokenizer is not None and not isinstance(tokenizer, str | os.PathLike | Tokenizer):
-                raise ModelLoadError(
-                    f"tokenizer is 'world', a path, a Tokenizer or None, got {tokenizer!r}."
+    began = time.monotonic()
+    path, hold = share_model(model, strategy, on_progress=on_progress, quiet=on_progress is None)
+    try:
+        makes = template or trained_on(model, path)
+        key = (_tokenizer_key(tokenizer, path), makes)
+        shared = hold.value
+        with shared.lock:
+            running = _running(shared)
+            loaded = None if running is None else running.known.get(key)
+            if running is None or loaded is None:
+                nameless = shared.runtime(model)
+                found = _tokenizer(tokenizer, path, nameless.vocab_size)
+                words = makes(found)
+                if not isinstance(words, ChatTemplate):
+                    raise ModelLoadError(
+                        "The template's function must return a ChatTemplate, it returned "
+                        f"{words!r}."
+                    )
+                runtime = shared.runtime(model, tokenizer=found.identity, template=words.identity)
+                if running is None:
+                    running = shared.runs = _Running(nameless, found)
+                loaded = Loaded(
+                    runtime,
+                    found,
+                    words,
+                    running.engine,
+                    runtime.zero_state(),
+                    model=model,
+                    strategy=strategy,
+                    runs_as=shared.strategy,
                 )
-            found = load_tokenizer(tokenizer, model_path=path, vocab_size=nameless.vocab_size)
-            words = makes(found)
-            if not isinstance(words, ChatTemplate):
-                raise ModelLoadError(
-                    f"The template's function must return a ChatTemplate, it returned {words!r}."
-                )
-            runtime = load_runtime(model, strategy, found.identity, template=words.identity)
-            shared = ENGINES.held(
-                weights, lambda: SharedEngine(load_runtime(model, strategy), found)
-            )
-        finally:
-            nameless.close()
-        loaded = Loaded(
-            runtime,
-            found,
-            words,
-            shared.value.engine,
-            runtime.zero_state(),
-            shared=shared,
-            model=model,
-            strategy=strategy,
-            runs_as=getattr(runtime, "strategy", strategy),
-        )
-        seconds = time.monotonic() - began
-        logger.info("Loaded %s as %s in %.1f s", model, loaded.runs_as, seconds)
-        return loaded
+                running.keep(key, loaded)
+                seconds = time.monotonic() - began
+                logger.info("Loaded %s as %s in %.1f s", model, loaded.runs_as, seconds)
+        running.want(hold, limits, model)
+    except BaseException:
+        hold.release()
+        raise
+    return hold, loaded
 
-    hold = LOADED.held(key, load)
-    shared = hold.value.shared
-    if shared is not None:
-        shared.value.want(hold, limits, model)
-    return hold
+
+def _running(shared: SharedModel) -> _Running | None:
+    found = shared.runs
+    assert found is None or isinstance(found, _Running)  # noqa: S101 # nobody else sets it
+    return found
 
 
 def find_loaded(model: str, strategy: str) -> Loaded | None:
@@ -213,8 +212,12 @@ def find_loaded(model: str, strategy: str) -> Loaded | None:
         model: As for `load_runtime`; another name of the same file is not recognised.
         strategy: As for `load_runtime`.
     """
-    wanted = (model, strategy)
-    return next((each for each in LOADED.values() if (each.model, each.strategy) == wanted), None)
+    for shared in MODELS.values():
+        running = _running(shared)
+        for loaded in () if running is None else list(running.known.values()):
+            if (loaded.model, loaded.strategy) == (model, strategy):
+                return loaded
+    return None
 
 
 def trained_on(model: str, path: Path) -> type[ChatTemplate]:
@@ -236,6 +239,14 @@ def _has_demos_tokenizer(path: Path) -> bool:
         return beside.read_bytes() == TOKENIZER_PATH.read_bytes()
     except OSError:
         return False
+
+
+def _tokenizer(tokenizer: Any, path: Path, vocab_size: int) -> Tokenizer:
+    if tokenizer is not None and not isinstance(tokenizer, str | os.PathLike | Tokenizer):
+        raise ModelLoadError(
+            f"tokenizer is 'world', a path, a Tokenizer or None, got {tokenizer!r}."
+        )
+    return load_tokenizer(tokenizer, model_path=path, vocab_size=vocab_size)
 
 
 def _tokenizer_key(tokenizer: Any, model_path: Path) -> Hashable:

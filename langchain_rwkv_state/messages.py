@@ -1,4 +1,4 @@
-"""State markers, as users of messages need them: make one, find one, leave them out."""
+"""Makes, finds and leaves out state markers, for those who handle messages."""
 
 from langchain_rwkv_state.prompt.markers import is_marker, marker, read_marker, without_markers
 

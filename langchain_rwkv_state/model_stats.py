@@ -1,8 +1,8 @@
-"""What a model at work does, in numbers, and a watch that tells of them time and again.
+"""Tells what a model at work does, in numbers, once or time and again.
 
 `ModelStats` is plain figures of the engine and of the prefix cache, for a log, a table or whatever
 gathers metrics; `StatsWatch` calls a function with them. It knows neither a telemetry library nor a
-model. The easy mistake is to let a watch keep a model in memory: it holds whoever it asks weakly.
+model, and a watch keeps no model in memory: it holds whoever it asks weakly.
 """
 
 from __future__ import annotations

@@ -1,28 +1,26 @@
-"""One call of the chat model, ready to be sent: what is read, what is asked, how it is heard.
+"""Makes a chat model's call ready for the engine, and its answer ready for LangChain.
 
-Between what LangChain passes and what the engine takes; it sends nothing itself. The easy mistake
-is to let the engine settle a state on what was sampled: it stands for the message that the caller
-gets, as the template writes that message when it comes back.
+It sends nothing itself. The state behind an answer is not settled on what was sampled: it stands
+for the message that the caller gets, as the template writes that message when it comes back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from langchain_core.messages import AIMessage
+from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
 
 from langchain_rwkv_state.engine import Done, Request, Thought
 from langchain_rwkv_state.grammar.constraint import Constraint
 from langchain_rwkv_state.prompt.answer_message import AnswerStream, read_answer
 from langchain_rwkv_state.prompt.call_options import Ask
+from langchain_rwkv_state.prompt.markers import STATE_KEY
 from langchain_rwkv_state.prompt.plan import PromptPlan
 from langchain_rwkv_state.prompt.template import ChatTemplate
 from langchain_rwkv_state.prompt.tools import ToolFormat
-
-if TYPE_CHECKING:
-    from langchain_rwkv_state.loaded import Loaded
 
 
 @dataclass(frozen=True)
@@ -30,14 +28,14 @@ class ChatPlan:
     """A call on its way to the engine.
 
     Attributes:
-        loaded: The model.
+        template: Wrote it down.
         reading: What is read.
         request: What the engine is asked for.
         tools: How calls are written, where an answer may hold some.
         held: Whether the answer is held to a form from its first token on.
     """
 
-    loaded: Loaded
+    template: ChatTemplate
     reading: PromptPlan
     request: Request
     tools: ToolFormat | None
@@ -46,7 +44,7 @@ class ChatPlan:
     @classmethod
     def of(
         cls,
-        loaded: Loaded,
+        template: ChatTemplate,
         reading: PromptPlan,
         request: Request,
         ask: Ask,
@@ -55,7 +53,7 @@ class ChatPlan:
         """Returns the plan of a call.
 
         Args:
-            loaded: The model.
+            template: Writes down what is read and answered.
             reading: What is read.
             request: A plain request for a completion of it, which is made a chat's.
             ask: What is asked for.
@@ -65,7 +63,6 @@ class ChatPlan:
             ValueError: An answer that is to be continued cannot be held to JSON, or a stop text
                 leaves no call of a tool.
         """
-        template = loaded.template
         tools = template.tools if ask.may_call else None
         held = constraint is not None and constraint.holds_at_once
         if held and reading.continued:
@@ -105,13 +102,43 @@ class ChatPlan:
             continued=reading.continued,
             constraint=constraint,
         )
-        return cls(loaded, reading, chat, tools, held)
+        return cls(template, reading, chat, tools, held)
 
     def message(self, done: Done) -> AIMessage:
         """Returns the whole answer."""
         text = self.reading.continued + done.text
         answer = read_answer(text, self.tools, called=self.held)
         return answer.message(thought=done.thought)
+
+    def about(
+        self, done: Done, ref: str, *, model: str, reused: int
+    ) -> tuple[dict[str, Any], UsageMetadata]:
+        """Returns what an answer's message says of it: its metadata and its usage.
+
+        Args:
+            done: The answer.
+            ref: The state behind it.
+            model: The model's name.
+            reused: Ids of the prompt that the prefix cache saved.
+        """
+        metadata = {
+            "model_name": model,
+            "template": self.template.name,
+            "sampling": asdict(self.request.sampling),
+            "finish_reason": done.finish_reason,
+            STATE_KEY: ref,
+        }
+        known = self.reading.base.n_tokens
+        read = known + len(self.request.prompt)
+        usage = UsageMetadata(
+            input_tokens=read,
+            output_tokens=done.answer_tokens,
+            total_tokens=read + done.answer_tokens,
+            input_token_details=InputTokenDetails(cache_read=known + reused),
+        )
+        if done.thought is not None:
+            usage["output_token_details"] = OutputTokenDetails(reasoning=done.thought_tokens)
+        return metadata, usage
 
     def stream(self) -> AnswerStream:
         """Returns what makes chunks of the answer's pieces."""

@@ -1,8 +1,7 @@
-"""Gives one user a hold on a loaded model: `RuntimeHandle`, the `Runtime` that the user sees.
+"""`RuntimeHandle` gives one user a loaded model as a `Runtime`, and gives it back at the end.
 
 Many handles share one model; each has the identities of its own tokenizer and template, and gives
-the model back when it is closed or collected. The weights live until the last handle is closed. It
-does no arithmetic.
+the model back when it is closed or collected. It does no arithmetic.
 """
 
 from __future__ import annotations

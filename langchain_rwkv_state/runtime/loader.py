@@ -15,13 +15,14 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from langchain_rwkv_state._registry import Hold
 from langchain_rwkv_state.errors import ModelLoadError
 from langchain_rwkv_state.runtime.base import Runtime
 from langchain_rwkv_state.runtime.change import Change
 from langchain_rwkv_state.runtime.checkpoint import SUFFIXES, Checkpoint, find, read_tensors
 from langchain_rwkv_state.runtime.handle import Model, RuntimeHandle
 from langchain_rwkv_state.runtime.native.model import NativeModel
-from langchain_rwkv_state.runtime.registry import MODELS, return_memory
+from langchain_rwkv_state.runtime.registry import MODELS, SharedModel, return_memory
 from langchain_rwkv_state.runtime.rwkv_package.adapter import PackageModel
 from langchain_rwkv_state.runtime.strategy import Strategy
 
@@ -169,6 +170,48 @@ def _demo_path() -> Path:
     return Path(found)
 
 
+def share_model(
+    model: str | Path,
+    strategy: str = "auto",
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+    quiet: bool = False,
+) -> tuple[Path, Hold[SharedModel]]:
+    """Returns a model's file or folder, and a hold on what this process has of it once.
+
+    Args:
+        model: As for `load_runtime`.
+        strategy: As for `load_runtime`.
+        on_progress: As for `load_runtime`.
+        quiet: As for `locate`.
+
+    Raises:
+        ModelLoadError: As for `load_runtime`.
+    """
+    path, shared, give_back = _share(model, strategy, None, on_progress, quiet=quiet)
+    return path, Hold(shared, give_back)
+
+
+def _share(
+    model: str | Path,
+    strategy: str,
+    change: Change | None,
+    on_progress: Callable[[int, int], None] | None,
+    *,
+    quiet: bool = False,
+) -> tuple[Path, SharedModel, Callable[..., None]]:
+    chosen = Strategy.parse(strategy)
+    chosen.require_devices()
+    path = locate(model, quiet=quiet)
+    kernels = _kernels(chosen)
+
+    def load() -> SharedModel:
+        found = _on_a_thread(functools.partial(_load, path, chosen, kernels, change, on_progress))
+        return SharedModel(found, chosen.as_run(native=isinstance(found, NativeModel)))
+
+    return path, *MODELS.hold(_key(path, chosen, change), load)
+
+
 def _handle(
     model: str | Path,
     strategy: str,
@@ -178,22 +221,9 @@ def _handle(
     template: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> RuntimeHandle:
-    chosen = Strategy.parse(strategy)
-    chosen.require_devices()
-    path = locate(model)
-    key = _key(path, chosen, change)
-    kernels = _kernels(chosen)
-    load = functools.partial(_load, path, chosen, kernels, change, on_progress)
-    loaded, give_back = MODELS.hold(key, functools.partial(_on_a_thread, load))
+    _, shared, give_back = _share(model, strategy, change, on_progress)
     try:
-        return RuntimeHandle(
-            loaded,
-            give_back,
-            name=str(model),
-            tokenizer=tokenizer,
-            template=template,
-            strategy=chosen.as_run(native=isinstance(loaded, NativeModel)),
-        )
+        return shared.runtime(str(model), give_back, tokenizer=tokenizer, template=template)
     except BaseException:
         give_back()
         raise

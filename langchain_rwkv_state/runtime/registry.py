@@ -1,7 +1,7 @@
-"""The models that this process has loaded, and what happens when one goes, or the process forks.
+"""Holds the models that this process has loaded: one entry each, with what runs it beside it.
 
-`_registry` counts users; here is what it counts for models. A model's memory is
-not given back when its last tensor goes: the allocators keep it.
+`_registry` counts users; here is what it counts for models. A model's memory is not given back
+when its last tensor goes: the allocators keep it. It knows nothing of engines but that they end.
 """
 
 from __future__ import annotations
@@ -9,11 +9,75 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from typing import Any
+import threading
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 
 from langchain_rwkv_state._registry import Registry
+from langchain_rwkv_state.runtime.handle import Model, RuntimeHandle
+
+
+class Runs(Protocol):
+    """What runs a model for all its users, from the first one that needs it on."""
+
+    @property
+    def at_work(self) -> bool:
+        """Whether it did something a short while ago."""
+        ...
+
+    def close(self) -> None:
+        """Ends it."""
+        ...
+
+
+class SharedModel:
+    """A model as this process has it once.
+
+    Args:
+        model: Its weights.
+        strategy: How it runs, such as ``native cpu fp32``.
+
+    Attributes:
+        strategy: How it runs.
+        runs: What answers from it, ``None`` while nobody wants answers.
+        lock: Held while that is made.
+    """
+
+    def __init__(self, model: Model, strategy: str) -> None:
+        self._model = model
+        self.strategy = strategy
+        self.runs: Runs | None = None
+        self.lock = threading.Lock()
+
+    def runtime(
+        self,
+        name: str,
+        give_back: Callable[[], None] = lambda: None,
+        *,
+        tokenizer: str | None = None,
+        template: str | None = None,
+    ) -> RuntimeHandle:
+        """Returns the model as a `Runtime`; the arguments are those of `RuntimeHandle`."""
+        return RuntimeHandle(
+            self._model,
+            give_back,
+            name=name,
+            tokenizer=tokenizer,
+            template=template,
+            strategy=self.strategy,
+        )
+
+    @property
+    def stays(self) -> bool:
+        """Whether it stays for a moment though nobody uses it: it was at work just now."""
+        return self.runs is not None and self.runs.at_work
+
+    def close(self) -> None:
+        """Ends what runs it; the weights go with this object."""
+        if self.runs is not None:
+            self.runs.close()
 
 
 def return_memory() -> None:
@@ -26,11 +90,19 @@ def return_memory() -> None:
             trim(0)
 
 
-MODELS: Registry[Any] = Registry(return_memory)
-"""Every model that this process has loaded through `load_runtime`."""
+MODELS: Registry[SharedModel] = Registry(
+    return_memory, close=SharedModel.close, stays=lambda shared: shared.stays
+)
+"""Every model that this process has loaded, by its file and strategy.
+
+Without users it stays until its engine has had nothing to do for a while: whoever makes a chat
+object for each request does not load the weights for each.
+"""
 
 
 def _after_fork_in_child() -> None:
+    for shared in MODELS.values():
+        shared.lock = threading.Lock()
     if MODELS.used:
         # The threads of OpenMP do not survive a fork: a second one would wait for them forever.
         torch.set_num_threads(1)

@@ -550,7 +550,7 @@ class TestTravelling:
         again.store.close()
 
     def test_a_store_in_memory_cannot_be_pickled(self, chat):
-        with pytest.raises(TypeError, match="memory"):
+        with pytest.raises(TypeError, match="MemoryStateStore"):
             pickle.dumps(chat)
 
     @pytest.mark.parametrize(

@@ -7,15 +7,20 @@ import langchain_rwkv_state
 
 EXPORTED = [
     "ChatRWKV",
+    "ChatTemplate",
     "DiskStateStore",
     "MemoryStateStore",
     "PrefixStateCache",
     "RWKVLLM",
+    "RWKVSession",
     "RWKVState",
     "RWKVStateHistory",
     "StateLayout",
     "StateStore",
+    "ToolFormat",
     "__version__",
+    "marker",
+    "without_markers",
 ]
 
 

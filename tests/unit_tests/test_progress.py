@@ -190,7 +190,7 @@ def bars(monkeypatch):
             if self.tell is not None:
                 self.tell = lambda done, total: steps.setdefault(label, []).append((done, total))
 
-    for module in ("base", "chat_models"):
+    for module in ("base", "chat_models", "conversation.prefill"):
         monkeypatch.setattr(f"langchain_rwkv_state.{module}.LateBar", Noted)
     return steps
 

@@ -246,7 +246,7 @@ class TestWithoutAHome:
         for verb in (
             lambda: chat.with_session("bob"),
             lambda: chat.prefill("Hello."),
-            lambda: chat.store,
+            lambda: chat.store.sessions(),
         ):
             with pytest.raises(StoreError, match="nowhere"):
                 verb()

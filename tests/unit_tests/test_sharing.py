@@ -10,8 +10,10 @@ import gc
 import pickle
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import psutil
 import pytest
 from langchain_core.messages import HumanMessage
 from langchain_core.prompts import ChatPromptTemplate
@@ -22,13 +24,15 @@ from langchain_rwkv_state import (
     ChatRWKV,
     DiskStateStore,
     MemoryStateStore,
+    PrefixStateCache,
     RWKVStateHistory,
 )
 from langchain_rwkv_state.engine import engine as engine_module
-from langchain_rwkv_state.loaded import ENGINES, LOADED
 from langchain_rwkv_state.messages import marker
 from langchain_rwkv_state.prompt.template import WorldTemplate
 from langchain_rwkv_state.runtime.registry import MODELS
+from langchain_rwkv_state.store.resources import OPEN_STORES
+from langchain_rwkv_state.tokenizer import JsonTokenizer
 from tests.helpers.watch import wait_until
 
 
@@ -69,6 +73,63 @@ def test_all_objects_over_one_model_share_its_engine(own_model, store):
         model.unload()
 
 
+def test_64_objects_that_are_called_at_once_are_one_batch_on_one_thread(own_model, store):
+    class Mine(WorldTemplate):
+        name = "mine"
+
+    beside = own_model.replace("model.pth", "tokenizer.json")
+    settings: list[dict[str, Any]] = [
+        {},
+        {"template": Mine},
+        {"tokenizer": beside},
+        {"tokenizer": JsonTokenizer(beside)},
+    ]
+    chats = [
+        ChatRWKV(
+            model=own_model, store=store, prefix_cache=False, temperature=0, max_tokens=60, **more
+        )
+        for more in settings * 16
+    ]
+    models, threads, ready = len(MODELS), engines(), threading.Barrier(64)
+
+    def called(chat: Any) -> int:
+        ready.wait()
+        return int(chat.invoke("Hi").usage_metadata["output_tokens"])
+
+    with ThreadPoolExecutor(64) as pool:
+        written = sum(pool.map(called, chats))
+    assert len(MODELS) == models + 1
+    assert len(engines() - threads) == 1
+    assert len({id(chat.loaded().engine) for chat in chats}) == 1
+    assert chats[0].loaded().engine.stats().steps < written / 8
+    for chat in chats:
+        chat.unload()
+    assert len(MODELS) == models
+
+
+def test_400_calls_of_a_configurable_model_leave_no_more_than_one(own_model, tmp_path):
+    fields = {name: ConfigurableField(id=name) for name in ("temperature", "store", "max_tokens")}
+    chat = ChatRWKV(model=own_model, prefix_cache=PrefixStateCache(), max_tokens=1)
+    configurable: Any = chat.configurable_fields(**fields)
+
+    def called(turn: int) -> tuple[int, ...]:
+        configured = {"temperature": turn / 400, "store": str(tmp_path / "states"), "max_tokens": 1}
+        configurable.invoke("Hi", {"configurable": configured})
+        gc.collect()
+        return (
+            threading.active_count(),
+            len(MODELS),
+            len(OPEN_STORES),
+            psutil.Process().num_fds() if hasattr(psutil.Process, "num_fds") else 0,
+        )
+
+    one = called(0)
+    for turn in range(1, 399):
+        configured = {"temperature": turn / 400, "store": str(tmp_path / "states")}
+        configurable.invoke("Hi", {"configurable": configured})
+    assert called(399) == one
+
+
 def test_another_template_shares_the_engine_and_not_the_fingerprint(own_model, store):
     class Mine(WorldTemplate):
         name = "mine"
@@ -100,9 +161,10 @@ def test_copies_at_run_time_answer_from_each_others_references(own_model, tmp_pa
 def test_making_a_chat_object_is_cheap_once_the_model_is_at_work(own_model, store, monkeypatch):
     chat = ChatRWKV(model=own_model, store=store)
     chat.loaded()
-    from langchain_rwkv_state import loaded as module
+    from langchain_rwkv_state import loaded
+    from langchain_rwkv_state.runtime import loader
 
-    for name in ("load_runtime", "load_tokenizer"):
+    for module, name in ((loader, "_load"), (loaded, "load_tokenizer")):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("loaded again"))
     for _ in range(3):
         assert ChatRWKV(model=own_model, store=store).loaded() is chat.loaded()
@@ -112,28 +174,28 @@ def test_making_a_chat_object_is_cheap_once_the_model_is_at_work(own_model, stor
 class TestTheEnd:
     def test_a_dropped_model_stays_for_a_moment_after_its_last_answer(self, own_model, monkeypatch):
         monkeypatch.setattr(engine_module, "_IDLE_SECONDS", 2.0)  # a busy gc takes less
-        before = len(MODELS), len(LOADED), len(ENGINES)
+        before = len(MODELS)
         chat = ChatRWKV(model=own_model, store=MemoryStateStore(), max_tokens=3)
         chat.invoke("Hi")
         model = id(chat.loaded())
         del chat
         gc.collect()
-        assert (len(MODELS), len(LOADED), len(ENGINES)) != before
+        assert len(MODELS) != before
         again = ChatRWKV(model=own_model, store=MemoryStateStore(), max_tokens=3)
         assert id(again.loaded()) == model  # whoever comes now does not load it again
         del again
         gc.collect()
-        wait_until(lambda: (len(MODELS), len(LOADED), len(ENGINES)) == before)
+        wait_until(lambda: len(MODELS) == before)
 
     def test_unloading_the_last_one_frees_it_at_once(self, own_model):
-        before = len(MODELS), len(LOADED), len(ENGINES)
+        before = len(MODELS)
         one, other = (ChatRWKV(model=own_model, store=MemoryStateStore()) for _ in range(2))
         one.invoke("Hi", max_tokens=2)
         other.invoke("Hi", max_tokens=2)
         one.unload()
         assert other.invoke("Hi", max_tokens=2).content is not None
         other.unload()
-        assert (len(MODELS), len(LOADED), len(ENGINES)) == before
+        assert len(MODELS) == before
 
     def test_unloading_one_leaves_the_answers_of_others_alone(self, own_model, store):
         one = ChatRWKV(model=own_model, store=store, max_tokens=200)

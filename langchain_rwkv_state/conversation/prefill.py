@@ -1,0 +1,140 @@
+"""Reads messages or a text without answering them, into a session or for a state of its own.
+
+It plans the reading and stages what comes of it; the engine reads, and the caller waits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.messages import BaseMessage
+
+from langchain_rwkv_state._progress import LateBar
+from langchain_rwkv_state.base import RWKVModel
+from langchain_rwkv_state.conversation.session_turn import SessionTurn
+from langchain_rwkv_state.conversation.waiting import WAIT_SECONDS
+from langchain_rwkv_state.engine import Done, Request, in_own_context
+from langchain_rwkv_state.loaded import Loaded
+from langchain_rwkv_state.prompt import plan as turn
+from langchain_rwkv_state.prompt.markers import as_model_input, to_messages
+from langchain_rwkv_state.prompt.plan import PromptPlan
+from langchain_rwkv_state.state import RWKVState
+from langchain_rwkv_state.store import TTL
+
+
+class Prefill:
+    """One reading without an answer: what both forms of `ChatRWKV.prefill` do apart from waiting.
+
+    Args:
+        chat: The model that reads.
+        model_input: As for `ChatRWKV.prefill`, and so are those that follow.
+        session: The session to read into.
+        ttl: Time to live of what comes of it.
+        on_progress: Called as it is read.
+        timeout: Seconds for all of it.
+        thoughts: Whether thoughts of earlier answers are read too.
+
+    Attributes:
+        bar: Shows how far the reading is.
+        turn: The session's turn, where it is read into one.
+
+    Raises:
+        TypeError, ValueError: `on_progress` or `timeout` cannot be used.
+    """
+
+    def __init__(
+        self,
+        chat: RWKVModel,
+        model_input: LanguageModelInput,
+        session: str | None,
+        ttl: TTL,
+        on_progress: Callable[[int, int], None] | None,
+        timeout: float | None,
+        thoughts: bool,
+    ) -> None:
+        self._chat = chat
+        self._thoughts = thoughts
+        _check_prefill(on_progress, timeout)
+        given = as_model_input(model_input)
+        self._text = given if isinstance(given, str) else None
+        self._messages = [] if isinstance(given, str) else to_messages(given)
+        self.bar = LateBar("Reading", progress=chat.progress)
+        self._on_progress = on_progress or self.bar.tell
+        self._begun = time.monotonic()
+        self._timeout = chat.timeout if timeout is None else timeout
+        self.turn: SessionTurn | None = None
+        if session is not None:
+            wait = WAIT_SECONDS if self._timeout is None else self._timeout
+            self.turn = SessionTurn(
+                chat.store, session, self._messages, ttl=ttl, wait_seconds=wait, answered=False
+            )
+
+    def plan(self, messages: Sequence[BaseMessage] | None) -> tuple[Loaded, PromptPlan, Request]:
+        """Plans the reading, behind a session's messages where there are some."""
+        chat, loaded = self._chat, self._chat.loaded()
+        if self._text is not None:
+            reading = turn.plan_text(
+                self._text,
+                after=messages or (),
+                template=loaded.template,
+                store=chat.store,
+                zero=loaded.zero,
+            )
+        else:
+            reading = turn.plan(
+                self._messages if messages is None else messages,
+                template=loaded.template,
+                store=chat.store,
+                zero=loaded.zero,
+                answer=False,
+                thoughts=self._thoughts,
+            )
+        self._reading = reading
+        request = Request(
+            base=reading.base,
+            prompt=reading.ids,
+            # In the caller's context, where a turn of the same session is seen to be under way.
+            on_progress=in_own_context(self._on_progress) if self._on_progress else None,
+            deadline=self._left(),
+        )
+        return loaded, reading, request
+
+    def _left(self) -> float | None:
+        if self._timeout is None:
+            return None
+        return max(0.001, self._timeout - (time.monotonic() - self._begun))
+
+    def state(self, done: Done) -> RWKVState:
+        """Returns the state that was read."""
+        return done.state.with_system_digest(self._reading.system_digest)
+
+    def stage(self, done: Done) -> str:
+        """Stages the state that was read, and returns its reference."""
+        return turn.stage(self._reading, done, self._chat.store)
+
+
+def _check_prefill(on_progress: object, timeout: object) -> None:
+    """Checks what `ChatRWKV.prefill` is given beside its input.
+
+    Raises:
+        TypeError: `on_progress` cannot be called, or `timeout` is no number.
+        ValueError: `timeout` is no number of seconds above zero.
+    """
+    if on_progress is not None and not callable(on_progress):
+        raise TypeError(
+            f"on_progress is {on_progress!r:.100}, which cannot be called: pass a function of "
+            "(tokens read, tokens to read), or None."
+        )
+    if timeout is None:
+        return
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(
+            f"timeout is {timeout!r:.100}: pass a number of seconds, or None for the model's own."
+        )
+    if not timeout > 0:
+        raise ValueError(
+            f"timeout is {timeout!r}: pass a number of seconds above zero, or None for the model's "
+            "own."
+        )
