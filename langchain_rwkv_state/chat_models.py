@@ -33,7 +33,14 @@ from pydantic import field_validator
 from langchain_rwkv_state import turn
 from langchain_rwkv_state.ask import ASK_OPTIONS, Ask, as_reasoning
 from langchain_rwkv_state.chat_plan import ChatPlan
-from langchain_rwkv_state.engine import Delta, Done, Request, check_constraint, in_own_context
+from langchain_rwkv_state.engine import (
+    Delta,
+    Done,
+    Engine,
+    Request,
+    check_constraint,
+    in_own_context,
+)
 from langchain_rwkv_state.history import without_strangers
 from langchain_rwkv_state.line import WAIT_SECONDS
 from langchain_rwkv_state.loaded import Loaded
@@ -44,9 +51,8 @@ from langchain_rwkv_state.messages import (
     without_markers,
 )
 from langchain_rwkv_state.model import CALL_OPTIONS, RWKVModel, seen
-from langchain_rwkv_state.prefix_cache import Kept, Root
+from langchain_rwkv_state.prefix_cache import CachedState, Namespace
 from langchain_rwkv_state.progress import LateBar
-from langchain_rwkv_state.reuse import Flight
 from langchain_rwkv_state.session import RWKVSession
 from langchain_rwkv_state.session_calls import BoundSession, SessionCalls
 from langchain_rwkv_state.session_turn import GONE, OnConflict, SessionTurn
@@ -396,8 +402,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         plan = self._prepare(messages, stop, kwargs)
-        flight = self._launch(plan.loaded, plan.reading, plan.request, kwargs)
-        return self._chat_result(plan, flight, flight.ticket.result())
+        return self._chat_result(plan, plan.submit().result())
 
     async def _agenerate(
         self,
@@ -407,9 +412,8 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         plan = await asyncio.to_thread(self._prepare, messages, stop, kwargs)
-        flight = await self._alaunch(plan.loaded, plan.reading, plan.request, kwargs)
-        done = await flight.ticket.aresult()
-        return await asyncio.to_thread(self._chat_result, plan, flight, done)
+        done = await plan.submit().aresult()
+        return await asyncio.to_thread(self._chat_result, plan, done)
 
     def _stream(
         self,
@@ -419,19 +423,19 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         plan = self._prepare(messages, stop, kwargs)
-        flight = self._launch(plan.loaded, plan.reading, plan.request, kwargs)
+        handle = plan.submit()
         pieces = plan.stream()
         try:
-            for event in flight.ticket:
+            for event in handle:
                 if isinstance(event, Delta):
                     for chunk in pieces.push(event.text, event.thought):
                         yield ChatGenerationChunk(message=chunk)
                 else:
                     for chunk in pieces.end():
                         yield ChatGenerationChunk(message=chunk)
-                    yield self._last_chunk(plan, flight, event)
+                    yield self._last_chunk(plan, event)
         finally:
-            flight.ticket.cancel()
+            handle.cancel()
 
     async def _astream(
         self,
@@ -441,19 +445,19 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         plan = await asyncio.to_thread(self._prepare, messages, stop, kwargs)
-        flight = await self._alaunch(plan.loaded, plan.reading, plan.request, kwargs)
+        handle = plan.submit()
         pieces = plan.stream()
         try:
-            async for event in flight.ticket:
+            async for event in handle:
                 if isinstance(event, Delta):
                     for chunk in pieces.push(event.text, event.thought):
                         yield ChatGenerationChunk(message=chunk)
                 else:
                     for chunk in pieces.end():
                         yield ChatGenerationChunk(message=chunk)
-                    yield await asyncio.to_thread(self._last_chunk, plan, flight, event)
+                    yield await asyncio.to_thread(self._last_chunk, plan, event)
         finally:
-            flight.ticket.cancel()
+            handle.cancel()
 
     # -- states ------------------------------------------------------------------------------
 
@@ -546,12 +550,14 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         job = _Prefill(self, model_input, session, ttl, on_progress, timeout)
         if job.turn is None:
             with job.bar:
-                done = self._launch(*job.plan(None), {}).ticket.result()
+                engine, request = job.plan(None)
+                done = engine.submit(request).result()
             return self.store.put(job.state(done), ttl=ttl)
         try:
             messages = run(job.turn.begin(), self.store)
             with job.bar:
-                done = self._launch(*job.plan(messages), {}).ticket.result()
+                engine, request = job.plan(messages)
+                done = engine.submit(request).result()
             ref = job.stage(done)
             run(job.turn.commit(ref, None), self.store)
         except GONE as error:
@@ -576,16 +582,16 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         """
         job = _Prefill(self, model_input, session, ttl, on_progress, timeout)
         if job.turn is None:
-            flight = await self._alaunch(*await asyncio.to_thread(job.plan, None), {})
+            engine, request = await asyncio.to_thread(job.plan, None)
             with job.bar:
-                done = await flight.ticket.aresult()
+                done = await engine.submit(request).aresult()
             ref: str = await self.store.to_its_end("put", job.state(done), ttl=ttl)
             return ref
         try:
             messages = await arun(job.turn.begin(), self.store)
-            flight = await self._alaunch(*await asyncio.to_thread(job.plan, messages), {})
+            engine, request = await asyncio.to_thread(job.plan, messages)
             with job.bar:
-                done = await flight.ticket.aresult()
+                done = await engine.submit(request).aresult()
             ref = await asyncio.to_thread(job.stage, done)
             await arun(job.turn.commit(ref, None), self.store)
         except GONE as error:
@@ -632,11 +638,12 @@ class ChatRWKV(RWKVModel, BaseChatModel):
                 prompt=reading.ids,
                 on_progress=bar.tell,
                 deadline=self.timeout,
+                caching=self._caching(reading, {}),
             )
-            flight = self._launch(loaded, reading, request, {})
-            kept = Kept(flight.ticket.result().state)
-        cache.pin(Root.of(reading.base, self.cache_salt), reading.ids, kept, name)
-        return flight.reused
+            done = loaded.engine.submit(request).result()
+        namespace = Namespace.of(reading.base, self.cache_salt)
+        cache.pin(namespace, reading.ids, CachedState(done.state), name)
+        return done.reused
 
     # -- the way down and up -----------------------------------------------------------------
 
@@ -673,11 +680,10 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         return ChatPlan.of(loaded, reading, request, ask, constraint)
 
     def _finish(
-        self, plan: ChatPlan, flight: Flight, done: Done, message: AIMessage
+        self, plan: ChatPlan, done: Done, message: AIMessage
     ) -> tuple[dict[str, Any], UsageMetadata]:
         """Stages and files the state behind an answer; returns what the message says of it."""
-        reading = flight.reading
-        flight.landed(done)
+        reading = plan.reading
         ref = turn.stage(reading, done, self.answer_store)
         turn.file_answer(reading, done, ref, self.answer_store, message)
         about = {
@@ -687,7 +693,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
             "finish_reason": done.finish_reason,
             STATE_KEY: ref,
         }
-        known = reading.base.n_tokens + flight.reused
+        known = reading.base.n_tokens + done.reused
         read = reading.base.n_tokens + len(plan.request.prompt)
         usage = UsageMetadata(
             input_tokens=read,
@@ -699,15 +705,15 @@ class ChatRWKV(RWKVModel, BaseChatModel):
             usage["output_token_details"] = OutputTokenDetails(reasoning=done.thought_tokens)
         return about, usage
 
-    def _chat_result(self, plan: ChatPlan, flight: Flight, done: Done) -> ChatResult:
+    def _chat_result(self, plan: ChatPlan, done: Done) -> ChatResult:
         message = plan.message(done)
-        about, usage = self._finish(plan, flight, done, message)
+        about, usage = self._finish(plan, done, message)
         message.response_metadata = about
         message.usage_metadata = usage
         return ChatResult(generations=[ChatGeneration(message=message)])
 
-    def _last_chunk(self, plan: ChatPlan, flight: Flight, done: Done) -> ChatGenerationChunk:
-        about, usage = self._finish(plan, flight, done, plan.message(done))
+    def _last_chunk(self, plan: ChatPlan, done: Done) -> ChatGenerationChunk:
+        about, usage = self._finish(plan, done, plan.message(done))
         message = AIMessageChunk(
             content="", response_metadata=about, usage_metadata=usage, chunk_position="last"
         )
@@ -786,7 +792,7 @@ class _Prefill:
                 chat.store, session, self._messages, ttl=ttl, wait_seconds=wait, answered=False
             )
 
-    def plan(self, messages: Sequence[BaseMessage] | None) -> tuple[Loaded, Reading, Request]:
+    def plan(self, messages: Sequence[BaseMessage] | None) -> tuple[Engine, Request]:
         """Plans the reading, behind a session's messages where there are some."""
         chat, loaded = self._chat, self._chat.loaded()
         if self._text is not None:
@@ -806,9 +812,10 @@ class _Prefill:
             prompt=reading.ids,
             # In the caller's context, where a turn of the same session is seen to be under way.
             on_progress=in_own_context(self._on_progress) if self._on_progress else None,
+            caching=chat._caching(reading, {}),
             deadline=self._left(),
         )
-        return loaded, reading, request
+        return loaded.engine, request
 
     def _left(self) -> float | None:
         if self._timeout is None:

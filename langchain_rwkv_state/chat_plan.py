@@ -15,7 +15,7 @@ from langchain_core.messages import AIMessage
 from langchain_rwkv_state.answer import AnswerStream, read_answer
 from langchain_rwkv_state.ask import Ask
 from langchain_rwkv_state.constraint import Constraint
-from langchain_rwkv_state.engine import Done, Request, Thought
+from langchain_rwkv_state.engine import Done, Request, RequestHandle, Thought
 from langchain_rwkv_state.loaded import Loaded
 from langchain_rwkv_state.template import ChatTemplate
 from langchain_rwkv_state.tool_format import ToolFormat
@@ -103,6 +103,10 @@ class ChatPlan:
             constraint=constraint,
         )
         return cls(loaded, reading, chat, tools, held)
+
+    def submit(self) -> RequestHandle:
+        """Hands the call to the engine, which answers it in time."""
+        return self.loaded.engine.submit(self.request)
 
     def message(self, done: Done) -> AIMessage:
         """Returns the whole answer."""

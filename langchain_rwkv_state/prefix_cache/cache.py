@@ -27,25 +27,18 @@ from langchain_rwkv_state.errors import (
     StoreError,
     StoreFull,
 )
-from langchain_rwkv_state.prefix_cache.disk import (
+from langchain_rwkv_state.prefix_cache.disk_tier import (
     DiskTier,
     Row,
     default_cache_directory,
     require_place_for_cache,
 )
-from langchain_rwkv_state.prefix_cache.inflight import InFlight
-from langchain_rwkv_state.prefix_cache.policy import worth
-from langchain_rwkv_state.prefix_cache.records import (
-    CacheStats,
-    Cause,
-    Explanation,
-    Hit,
-    Kept,
-    Root,
-)
-from langchain_rwkv_state.prefix_cache.tiers import Tier
-from langchain_rwkv_state.prefix_cache.tree import Node, RadixTree, pack
-from langchain_rwkv_state.prefix_cache.tree import Path as TreePath
+from langchain_rwkv_state.prefix_cache.entries import CachedState, Hit, Namespace
+from langchain_rwkv_state.prefix_cache.eviction import score
+from langchain_rwkv_state.prefix_cache.radix_tree import Node, RadixTree, pack
+from langchain_rwkv_state.prefix_cache.radix_tree import Path as TreePath
+from langchain_rwkv_state.prefix_cache.stats import CacheStats, Cause, Explanation, sentence
+from langchain_rwkv_state.prefix_cache.tier import Tier
 from langchain_rwkv_state.store.clock import TTL, ttl_seconds
 from langchain_rwkv_state.store.schema import DATABASE
 
@@ -66,7 +59,7 @@ _WRITES_WAITING = 256
 class _Entry:
     """What hangs at a node of the tree."""
 
-    root: Root
+    namespace: Namespace
     node: Node[_Entry]
     nbytes: int
     has_logits: bool
@@ -161,15 +154,14 @@ class PrefixStateCache:
         self._lock = threading.RLock()
         self._disk_lock = threading.Lock()
         self._tree = RadixTree[_Entry]()
-        self._device = Tier[_Entry, Kept](self._device_bytes)
-        self._ram = Tier[_Entry, Kept](self._ram_bytes)
+        self._device = Tier[_Entry, CachedState](self._device_bytes)
+        self._ram = Tier[_Entry, CachedState](self._ram_bytes)
         self._disk: DiskTier | None = None
         self._disk_failed_at = -math.inf
-        self._in_flight = InFlight()
         self._count = Counter[str]()
         self._evictions = Counter[str]()
         self._misses = Counter[str]()
-        self._cold: deque[tuple[Root, bytes]] = deque(maxlen=_MISSES_KEPT)
+        self._cold: deque[tuple[Namespace, bytes]] = deque(maxlen=_MISSES_KEPT)
         self._writes: deque[_Entry] = deque()
         self._writer: threading.Thread | None = None
         self._wake = threading.Condition(self._lock)
@@ -180,11 +172,6 @@ class PrefixStateCache:
     def directory(self) -> Path | None:
         """The disk tier's directory, ``None`` for none."""
         return self._directory
-
-    @property
-    def in_flight(self) -> InFlight:
-        """Who reads what at this moment."""
-        return self._in_flight
 
     def __repr__(self) -> str:
         if self._only_reads:
@@ -210,7 +197,7 @@ class PrefixStateCache:
 
     def lookup(
         self,
-        root: Root,
+        namespace: Namespace,
         ids: Sequence[int],
         *,
         limit: int | None = None,
@@ -220,7 +207,7 @@ class PrefixStateCache:
         """Returns the deepest kept state on a prompt's path.
 
         Args:
-            root: The prompt's tree.
+            namespace: The prompt's tree.
             ids: The prompt.
             limit: No state behind so many ids is of use.
             answer: Whether a state at the very end needs the logits of the next token.
@@ -230,35 +217,46 @@ class PrefixStateCache:
         self._hear_news()
         while True:
             with self._lock:
-                path = self._tree.find(root, key)
+                path = self._tree.find(namespace, key)
                 entry = self._choose(path, size if limit is None else limit, size, answer)
                 if entry is None:
                     if count:
-                        self._note_miss(root, key, path, size)
+                        self._note_miss(namespace, key, path, size)
                     return None
                 found = self._held(entry)
                 row = entry.row
             if found is None:
                 found = self._from_disk(entry, row)
             if found is not None:
-                kept, tier = found
-                if answer and entry.node.depth == size and kept.logits is None:
+                cached, tier = found
+                if answer and entry.node.depth == size and cached.logits is None:
                     continue  # it came from the disk without them
                 if count:
                     with self._lock:
                         self._use(entry)
                         self._count.update(lookups=1, hits=1, asked=size, saved=entry.node.depth)
-                return Hit(kept, entry.node.depth, tier)
+                return Hit(cached, entry.node.depth, tier)
 
-    def note(self, root: Root, ids: Sequence[int]) -> int | None:
+    def depth(
+        self, namespace: Namespace, ids: Sequence[int], *, limit: int, answer: bool = True
+    ) -> int:
+        """Returns for how many ids of a prompt `lookup` has a state, by what is known in memory."""
+        with self._lock:
+            path = self._tree.find(namespace, pack(ids))
+            entry = self._choose(path, limit, len(ids), answer)
+            return 0 if entry is None else entry.node.depth
+
+    def note(self, namespace: Namespace, ids: Sequence[int]) -> int | None:
         """Notes that a prompt is read; returns where it parts from those that were."""
         with self._lock:
-            return self._tree.note(root, pack(ids))
+            return self._tree.note(namespace, pack(ids))
 
-    def holds(self, root: Root, ids: Sequence[int], at: int, *, with_logits: bool = False) -> bool:
+    def holds(
+        self, namespace: Namespace, ids: Sequence[int], at: int, *, with_logits: bool = False
+    ) -> bool:
         """Says whether the state after so many ids of a prompt is kept."""
         with self._lock:
-            entry = self._at(root, pack(ids[:at]))
+            entry = self._at(namespace, pack(ids[:at]))
             return entry is not None and (entry.has_logits or not with_logits)
 
     def fits(self, nbytes: int) -> bool:
@@ -266,35 +264,44 @@ class PrefixStateCache:
         with self._lock:
             return self._ram.fits(nbytes) or self._device.fits(nbytes)
 
-    def explain(self, root: Root, ids: Sequence[int]) -> Explanation:
+    def explain(self, namespace: Namespace, ids: Sequence[int]) -> Explanation:
         """Says how much of a prompt is kept, and why not more; changes nothing.
 
         Example:
-            >>> print(cache.explain(root, ids).text)  # doctest: +SKIP
+            >>> print(cache.explain(namespace, ids).text)  # doctest: +SKIP
             212 of 240 tokens are kept; the prompt differs from what was read from token 212 on.
         """
         self._hear_news()
         key, size = pack(ids), len(ids)
         with self._lock:
-            path = self._tree.find(root, key)
+            path = self._tree.find(namespace, key)
             entry = self._choose(path, size, size, answer=False)
             reused = 0 if entry is None else entry.node.depth
-            cause = None if reused == size else self._cause(root, key, path, reused)
-        return Explanation(size, reused, path.known, cause, _sentence(size, reused, path, cause))
+            cause = None if reused == size else self._cause(namespace, key, path, reused)
+        return Explanation(
+            size, reused, path.known, cause, sentence(size, reused, path.known, cause)
+        )
 
     # -- keeping -----------------------------------------------------------------------------
 
-    def insert(self, root: Root, ids: Sequence[int], kept: Kept, *, private: bool = False) -> bool:
+    def insert(
+        self,
+        namespace: Namespace,
+        ids: Sequence[int],
+        cached: CachedState,
+        *,
+        private: bool = False,
+    ) -> bool:
         """Keeps the state after a prompt; says whether it is kept now.
 
         Args:
-            root: The prompt's tree.
+            namespace: The prompt's tree.
             ids: The prompt.
-            kept: Its state.
+            cached: Its state.
             private: Whether it must stay in memory.
         """
         with self._lock:
-            entry = self._insert(root, pack(ids), kept, private=private)
+            entry = self._insert(namespace, pack(ids), cached, private=private)
             if entry is None:
                 return False
             if not private and self._keeps_on_disk and entry.row is None:
@@ -303,7 +310,7 @@ class PrefixStateCache:
                     self._write_later(entry)
             return True
 
-    def pin(self, root: Root, ids: Sequence[int], kept: Kept, name: str) -> None:
+    def pin(self, namespace: Namespace, ids: Sequence[int], cached: CachedState, name: str) -> None:
         """Keeps a state under a name until `unpin`: it is not evicted and does not expire.
 
         With a disk tier it survives restarts.
@@ -314,13 +321,13 @@ class PrefixStateCache:
         """
         if not name:
             raise ValueError("A pinned prefix needs a name, for `unpin` and for people.")
-        old = self._pinned(name, root)
+        old = self._pinned(name, namespace)
         key = pack(ids)
         with self._lock:
-            entry = self._insert(root, key, kept, pin=name)
+            entry = self._insert(namespace, key, cached, pin=name)
             if entry is None:
                 raise StoreFull(
-                    f"A state of {kept.nbytes} bytes does not fit into the prefix cache's budget "
+                    f"A state of {cached.nbytes} bytes does not fit into the prefix cache's budget "
                     f"of {self._ram_bytes} bytes beside what is pinned: unpin something, or give "
                     "it a larger ram_bytes."
                 )
@@ -330,13 +337,13 @@ class PrefixStateCache:
         refused = False
         with self._disk_or_none() as disk:
             if disk is not None and self._keeps_on_disk:
-                row = disk.save(root, key, kept, saved=len(ids), ttl=self._ttl, pin=name)
+                row = disk.save(namespace, key, cached, saved=len(ids), ttl=self._ttl, pin=name)
                 refused = row is None
                 with self._lock:
                     entry.row = row
         if refused:
             raise StoreFull(
-                f"A state of {kept.nbytes} bytes does not fit into the prefix cache's "
+                f"A state of {cached.nbytes} bytes does not fit into the prefix cache's "
                 f"{self._disk_bytes} bytes on disk: unpin something, or give it a larger "
                 "disk_bytes."
             )
@@ -361,7 +368,9 @@ class PrefixStateCache:
             waiting = [
                 entry
                 for entry in self._entries()
-                if entry.pin and entry.root.fingerprint == fingerprint and self._held(entry) is None
+                if entry.pin
+                and entry.namespace.fingerprint == fingerprint
+                and self._held(entry) is None
             ]
         return sum(self._from_disk(entry, entry.row) is not None for entry in waiting)
 
@@ -420,8 +429,8 @@ class PrefixStateCache:
                     self._evictions["disk"] = disk.evictions
         with self._lock:
             misses = Counter(self._misses)
-            for root, key in self._cold if causes else ():
-                cause = self._elsewhere(root, key)
+            for namespace, key in self._cold if causes else ():
+                cause = self._elsewhere(namespace, key)
                 if cause is not None:
                     misses["cold"] -= 1
                     misses[cause] += 1
@@ -463,7 +472,7 @@ class PrefixStateCache:
 
     def _choose(self, path: TreePath[_Entry], limit: int, size: int, answer: bool) -> _Entry | None:
         now = self._clock()
-        for node in path.kept():
+        for node in path.with_values():
             entry = node.value
             assert entry is not None  # noqa: S101
             if entry.expires <= now:
@@ -473,23 +482,23 @@ class PrefixStateCache:
                 return entry
         return None
 
-    def _at(self, root: Root, key: bytes) -> _Entry | None:
+    def _at(self, namespace: Namespace, key: bytes) -> _Entry | None:
         """Returns the entry at the very end of a path."""
-        for node in self._tree.find(root, key).kept()[:1]:
+        for node in self._tree.find(namespace, key).with_values()[:1]:
             if node.depth * 4 == len(key):
                 return node.value
         return None
 
-    def _held(self, entry: _Entry) -> tuple[Kept, str] | None:
+    def _held(self, entry: _Entry) -> tuple[CachedState, str] | None:
         for tier, name in ((self._device, "device"), (self._ram, "ram")):
-            kept = tier.get(entry)
-            if kept is not None:
-                return kept, name
+            cached = tier.get(entry)
+            if cached is not None:
+                return cached, name
         return None
 
-    def _worth(self, entry: _Entry) -> float:
+    def _score(self, entry: _Entry) -> float:
         above = next((n.depth for n in entry.node.above() if n.value is not None), 0)
-        return worth(entry.node.depth - above, entry.uses + 1, entry.nbytes)
+        return score(entry.node.depth - above, entry.uses + 1, entry.nbytes)
 
     def _use(self, entry: _Entry) -> None:
         """Renews the one state that was consumed, and not those above it."""
@@ -497,7 +506,7 @@ class PrefixStateCache:
         now = self._clock()
         if entry.pin is None:
             entry.expires = now + self._ttl
-        value = self._worth(entry)
+        value = self._score(entry)
         self._ram.touch(entry, value)
         self._device.touch(entry, value)
         if not self._keeps_on_disk or entry.private:
@@ -509,19 +518,19 @@ class PrefixStateCache:
 
     def _insert(
         self,
-        root: Root,
+        namespace: Namespace,
         key: bytes,
-        kept: Kept,
+        cached: CachedState,
         *,
         private: bool = False,
         pin: str | None = None,
     ) -> _Entry | None:
         expires = math.inf if pin else self._clock() + self._ttl
-        entry = self._at(root, key)
+        entry = self._at(namespace, key)
         if (
             entry is not None
             and self._held(entry) is not None
-            and (entry.has_logits or kept.logits is None)
+            and (entry.has_logits or cached.logits is None)
         ):
             entry.expires = max(entry.expires, expires)
             if pin:
@@ -530,40 +539,40 @@ class PrefixStateCache:
                 self._device.pin(entry)
             return entry
         if entry is None:
-            nbytes, has_logits = kept.nbytes, kept.logits is not None
+            nbytes, has_logits = cached.nbytes, cached.logits is not None
             if not self.fits(nbytes):
                 return None
-            # It is hung up before it is held, since its worth is told by its place.
-            entry = _Entry(root, _NOWHERE, nbytes, has_logits, expires, private, pin=pin)
-            entry.node = self._tree.put(root, key, entry)
+            # It is hung up before it is held, since its score is told by its place.
+            entry = _Entry(namespace, _NOWHERE, nbytes, has_logits, expires, private, pin=pin)
+            entry.node = self._tree.put(namespace, key, entry)
         else:
-            entry.nbytes, entry.has_logits = kept.nbytes, kept.logits is not None
+            entry.nbytes, entry.has_logits = cached.nbytes, cached.logits is not None
             entry.expires, entry.pin = max(entry.expires, expires), pin or entry.pin
-        if not self._hold(entry, kept):
+        if not self._hold(entry, cached):
             if entry.row is None:
                 self._drop(entry, "evicted")
             return None
         return entry
 
-    def _hold(self, entry: _Entry, kept: Kept) -> bool:
+    def _hold(self, entry: _Entry, cached: CachedState) -> bool:
         """Puts a state into the tier where it belongs; what has to go for it goes a tier down."""
-        value, pinned = self._worth(entry), entry.pin is not None
-        if kept.state.device.type != "cpu":
-            evicted = self._device.put(entry, kept, kept.nbytes, worth=value, pinned=pinned)
+        value, pinned = self._score(entry), entry.pin is not None
+        if cached.state.device.type != "cpu":
+            evicted = self._device.put(entry, cached, cached.nbytes, score=value, pinned=pinned)
             if evicted is not None:
                 self._evictions["device"] += len(evicted)
                 for victim, old in evicted:
                     self._to_ram(victim, old)
                 return True
-        return self._to_ram(entry, kept)
+        return self._to_ram(entry, cached)
 
-    def _to_ram(self, entry: _Entry, kept: Kept) -> bool:
-        moved = replace(kept, state=kept.state.to("cpu"))
+    def _to_ram(self, entry: _Entry, cached: CachedState) -> bool:
+        moved = replace(cached, state=cached.state.to("cpu"))
         evicted = self._ram.put(
             entry,
             moved,
             moved.nbytes,
-            worth=self._worth(entry),
+            score=self._score(entry),
             pinned=entry.pin is not None,
         )
         if evicted is None:
@@ -584,16 +593,18 @@ class PrefixStateCache:
         if entry.node.value is entry:
             self._tree.drop(entry.node, reason)
 
-    def _pinned(self, name: str, root: Root | None) -> list[_Entry]:
+    def _pinned(self, name: str, namespace: Namespace | None) -> list[_Entry]:
         with self._lock:
-            return [e for e in self._entries() if e.pin == name and root in (None, e.root)]
+            return [
+                e for e in self._entries() if e.pin == name and namespace in (None, e.namespace)
+            ]
 
     def _unpin(self, entry: _Entry) -> None:
         with self._lock:
             entry.pin = None
             entry.expires = self._clock() + self._ttl
             for tier in (self._ram, self._device):
-                tier.unpin(entry, self._worth(entry))
+                tier.unpin(entry, self._score(entry))
             row, expires = entry.row, entry.expires
         with self._disk_or_none() as disk:
             if disk is not None and row is not None and self._keeps_on_disk:
@@ -601,16 +612,18 @@ class PrefixStateCache:
                 with self._lock:
                     entry.row = changed
 
-    def _note_miss(self, root: Root, key: bytes, path: TreePath[_Entry], size: int) -> None:
-        cause = self._cause(root, key, path, 0, elsewhere=False)
+    def _note_miss(
+        self, namespace: Namespace, key: bytes, path: TreePath[_Entry], size: int
+    ) -> None:
+        cause = self._cause(namespace, key, path, 0, elsewhere=False)
         self._count.update(lookups=1, asked=size)
         if cause == "cold":
-            self._cold.append((root, key))
+            self._cold.append((namespace, key))
         self._misses[cause] += 1
 
     def _cause(
         self,
-        root: Root,
+        namespace: Namespace,
         key: bytes,
         path: TreePath[_Entry],
         reused: int,
@@ -628,20 +641,20 @@ class PrefixStateCache:
                 return found
         if path.known > reused:
             return "different"
-        other = self._elsewhere(root, key, beyond=reused) if elsewhere else None
+        other = self._elsewhere(namespace, key, beyond=reused) if elsewhere else None
         return other or ("different" if reused else "cold")
 
-    def _elsewhere(self, root: Root, key: bytes, beyond: int = 0) -> Cause | None:
-        """Says under which other root a prompt's beginning is kept, ``None`` for none."""
+    def _elsewhere(self, namespace: Namespace, key: bytes, beyond: int = 0) -> Cause | None:
+        """Says under which other namespace a prompt's beginning is kept, ``None`` for none."""
         for other in self._tree.roots:
-            if not isinstance(other, Root) or other == root:
+            if not isinstance(other, Namespace) or other == namespace:
                 continue
-            kept = self._tree.find(other, key).kept()
-            if not kept or kept[0].depth <= beyond:
+            cached = self._tree.find(other, key).with_values()
+            if not cached or cached[0].depth <= beyond:
                 continue
-            if other.fingerprint != root.fingerprint:
+            if other.fingerprint != namespace.fingerprint:
                 return "other model"
-            return "other salt" if other.base == root.base else "other base"
+            return "other salt" if other.base == namespace.base else "other base"
         return None
 
     # -- the disk ----------------------------------------------------------------------------
@@ -712,10 +725,10 @@ class PrefixStateCache:
             return
         if self._only_reads and row.pin is None:
             return
-        entry = self._at(row.root, row.key)
+        entry = self._at(row.namespace, row.key)
         if entry is None:
-            entry = _Entry(row.root, _NOWHERE, row.nbytes, row.has_logits, row.expires)
-            entry.node = self._tree.put(row.root, row.key, entry)
+            entry = _Entry(row.namespace, _NOWHERE, row.nbytes, row.has_logits, row.expires)
+            entry.node = self._tree.put(row.namespace, row.key, entry)
         entry.row = row
         entry.uses = max(entry.uses, row.uses)
         if row.pin:
@@ -723,15 +736,15 @@ class PrefixStateCache:
             self._ram.pin(entry)
             self._device.pin(entry)
 
-    def _from_disk(self, entry: _Entry, row: Row | None) -> tuple[Kept, str] | None:
+    def _from_disk(self, entry: _Entry, row: Row | None) -> tuple[CachedState, str] | None:
         """Loads an entry into memory; what cannot be loaded is taken off the tree."""
-        kept = None
+        cached = None
         reason = "evicted"
         with self._disk_or_none() as disk:
             if disk is not None and row is not None:
                 try:
-                    kept = disk.load(row)
-                    if kept is None and not disk.is_fresh(row):
+                    cached = disk.load(row)
+                    if cached is None and not disk.is_fresh(row):
                         disk.discard(row)
                 except (StateCorrupt, StateMismatch) as error:
                     reason = "corrupt"
@@ -740,15 +753,15 @@ class PrefixStateCache:
                         self._count["corrupt"] += 1
                     disk.discard(row)
         with self._lock:
-            if kept is None:
+            if cached is None:
                 entry.row = None
                 if self._held(entry) is None:
                     self._drop(entry, reason)
                 return None
             if entry.node.value is entry:
-                entry.nbytes, entry.has_logits = kept.nbytes, kept.logits is not None
-                self._hold(entry, kept)
-        return kept, "disk"
+                entry.nbytes, entry.has_logits = cached.nbytes, cached.logits is not None
+                self._hold(entry, cached)
+        return cached, "disk"
 
     def _write_later(self, entry: _Entry) -> None:
         if entry in self._writes or len(self._writes) >= _WRITES_WAITING or self._closed:
@@ -797,7 +810,7 @@ class PrefixStateCache:
                 return
             if row is None:
                 assert held is not None  # noqa: S101
-                row = disk.save(entry.root, key, held[0], saved=saved, ttl=self._ttl)
+                row = disk.save(entry.namespace, key, held[0], saved=saved, ttl=self._ttl)
             else:
                 expires = math.inf if entry.pin else now + self._ttl
                 row = disk.update(row, lambda r: replace(r, uses=uses, used=now, expires=expires))
@@ -830,25 +843,6 @@ def free_memory_bytes() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     except (AttributeError, OSError, ValueError):
         return 4 << 30
-
-
-def _sentence(size: int, reused: int, path: TreePath[_Entry], cause: Cause | None) -> str:
-    begun = f"{reused} of {size} tokens are kept"
-    if cause is None:
-        return f"{begun}: nothing has to be read."
-    return (
-        f"{begun}; "
-        + {
-            "cold": "nothing that begins like it was read yet.",
-            "different": f"the prompt differs from what was read from token {path.known} on.",
-            "evicted": "more was kept, and had to go for other states: give the cache more bytes.",
-            "expired": "more was kept, and its time ran out: give it a longer ttl, or pin it.",
-            "corrupt": "more was kept, and was damaged on the disk; it was removed.",
-            "other model": "it is kept for another model, tokenizer, template or dtype.",
-            "other base": "it is kept behind another state than the one that reading begins from.",
-            "other salt": "it is kept under another cache_salt.",
-        }[cause]
-    )
 
 
 _NOWHERE: Node[_Entry] = Node(b"", 0, None, None)

@@ -1,16 +1,11 @@
-"""What the prefix cache saves of a prompt that ends with what is not settled."""
+"""What the prefix cache saves: of one prompt after another, and of those that come together."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
-
 from langchain_rwkv_state.engine import Done, Engine, Request, Thought
-from langchain_rwkv_state.prefix_cache import PrefixStateCache
-from langchain_rwkv_state.reuse import launch
-from langchain_rwkv_state.turn import Reading
+from langchain_rwkv_state.prefix_cache import Caching, PrefixStateCache
 from tests.helpers.fake_runtime import FakeRuntime
 from tests.helpers.scripted import GREEDY, WORLD
 
@@ -19,37 +14,22 @@ BEFORE = [*TURN, *WORLD.encode("User: Hi"), 261, *WORLD.encode("Assistant:")]
 THINKS = [*BEFORE, *WORLD.encode(" <think")]
 
 
-@pytest.fixture
-def runtime() -> FakeRuntime:
-    return FakeRuntime(65_536)
-
-
-@pytest.fixture
-def engine(runtime: FakeRuntime) -> Iterator[Engine]:
-    engine = Engine(runtime, WORLD)
-    yield engine
-    engine.close()
-
-
 def ask(
     runtime: FakeRuntime, engine: Engine, cache: PrefixStateCache, prompt: list[int], **more: Any
 ) -> tuple[Done, int]:
     """Answers through the cache; returns the end, and how many ids were reused."""
-    zero = runtime.zero_state()
-    reading = Reading(zero, None, tuple(prompt), ends=(len(TURN), len(BEFORE)))
     request = Request(
-        zero,
+        runtime.zero_state(),
         prompt,
         max_tokens=9,
         sampling=GREEDY,
         stop_ids=WORLD.eos_ids,
         canonical=lambda text: WORLD.encode(f" {text}") if text else [],
+        caching=Caching(cache, ends=(len(TURN), len(BEFORE))),
         **more,
     )
-    flight = launch(engine, request, reading, cache=cache)
-    done = flight.ticket.result()
-    flight.landed(done)
-    return done, flight.reused
+    done = engine.submit(request).result()
+    return done, done.reused
 
 
 def test_what_is_settled_is_reused_and_the_opened_thought_is_not(runtime, engine):

@@ -1,0 +1,74 @@
+"""What the prefix cache holds: states under namespaces. Plain values.
+
+The easy mistake is to compare namespaces by model alone: a state belongs to its model, to the state
+that reading began from, and to the salt of whoever asked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+from langchain_rwkv_state.prefix_cache.salt import salt_digest
+from langchain_rwkv_state.state import ZERO_ROOT, Derivation, RWKVState
+
+
+@dataclass(frozen=True)
+class Namespace:
+    """Says which prompts may share states; each namespace has a tree of its own.
+
+    Attributes:
+        fingerprint: The model's.
+        base: ``"zero"``, or a digest of the state that reading began from.
+        salt: Digest of the tenant's salt, empty for none.
+    """
+
+    fingerprint: str
+    base: str = ZERO_ROOT
+    salt: str = ""
+
+    @classmethod
+    def of(cls, base: RWKVState, salt: str | None = None) -> Namespace:
+        """Returns the namespace of prompts that are read from `base`."""
+        derivation = base.derivation
+        name = ZERO_ROOT
+        if derivation != Derivation(derivation.fingerprint):
+            text = f"{derivation.root}|{derivation.n_tokens}|{derivation.token_hash}"
+            name = hashlib.sha256(text.encode()).hexdigest()
+        return cls(derivation.fingerprint, name, salt_digest(salt))
+
+
+@dataclass(frozen=True)
+class CachedState:
+    """A state as it is kept at one place of a tree.
+
+    Attributes:
+        state: The state.
+        logits: Those of the next token (``[V]``, fp32, on the CPU), where they are known: with
+            them a prompt that ends here is answered without reading anything.
+    """
+
+    state: RWKVState
+    logits: torch.Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.state.nbytes + (0 if self.logits is None else self.logits.nbytes)
+
+
+@dataclass(frozen=True)
+class Hit:
+    """What a lookup found.
+
+    Attributes:
+        cached: The deepest state on the prompt's path.
+        n_tokens: Number of the prompt's ids that it stands for.
+        tier: Where it was: ``device``, ``ram`` or ``disk``.
+    """
+
+    cached: CachedState
+    n_tokens: int
+    tier: str
