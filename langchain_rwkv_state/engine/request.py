@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from langchain_rwkv_state.constraint import Constraint
+from langchain_rwkv_state.grammar.constraint import Constraint
 from langchain_rwkv_state.prefix_cache import Caching
 from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.tokenizer import Tokenizer

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from langchain_rwkv_state.registry import Hold
+from langchain_rwkv_state._registry import Hold
 from langchain_rwkv_state.store.backend import Reader, Transaction
 from langchain_rwkv_state.store.clock import TTL
 from langchain_rwkv_state.store.forks import ForkLock
