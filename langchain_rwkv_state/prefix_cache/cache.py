@@ -1,4 +1,4 @@
-"""`PrefixStateCache`: states of what was read before, in tiers, found by the ids of a prompt.
+"""`PrefixStateCache`: states of what was read before, found by the ids of a prompt.
 
 It finds, keeps and forgets; it reads nothing and knows no messages. Whatever goes wrong in it is a
 miss: a cache may cost time, and never an answer. The easy mistake is to hold its lock while a disk
@@ -7,68 +7,45 @@ is asked: every request of the process would wait for that disk.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import threading
 import time
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from langchain_rwkv_state import _markup as markup
 from langchain_rwkv_state import _text as words
-from langchain_rwkv_state.errors import (
-    RWKVStateError,
-    StateCorrupt,
-    StateMismatch,
-    StoreError,
-    StoreFull,
-)
+from langchain_rwkv_state._free_memory import free_memory_bytes
+from langchain_rwkv_state.errors import StateCorrupt, StateMismatch, StoreFull
+from langchain_rwkv_state.prefix_cache.background_writer import BackgroundWriter
 from langchain_rwkv_state.prefix_cache.disk_tier import (
-    DiskTier,
     Row,
     default_cache_directory,
     require_place_for_cache,
 )
-from langchain_rwkv_state.prefix_cache.entries import CachedState, Hit, Namespace
-from langchain_rwkv_state.prefix_cache.eviction import score
-from langchain_rwkv_state.prefix_cache.radix_tree import Node, RadixTree, pack
-from langchain_rwkv_state.prefix_cache.radix_tree import Path as TreePath
-from langchain_rwkv_state.prefix_cache.stats import CacheStats, Cause, Explanation, sentence
-from langchain_rwkv_state.prefix_cache.tier import Tier
+from langchain_rwkv_state.prefix_cache.entries import CachedState, Entry, Hit, Namespace
+from langchain_rwkv_state.prefix_cache.guarded_disk import GuardedDisk, logger
+from langchain_rwkv_state.prefix_cache.index import Index
+from langchain_rwkv_state.prefix_cache.radix_tree import pack
+from langchain_rwkv_state.prefix_cache.stats import (
+    CacheStats,
+    Explanation,
+    cause_elsewhere,
+    cause_here,
+    sentence,
+)
 from langchain_rwkv_state.store.clock import TTL, ttl_seconds
-from langchain_rwkv_state.store.schema import DATABASE
 
-logger = logging.getLogger("langchain_rwkv_state.prefix_cache")
-
-DIRECTORY_VARIABLE = "RWKV_PREFIX_CACHE_DIR"
 _RAM_SHARE = 0.05  # of the memory that is free when the cache is made
 _RAM_LEAST, _RAM_MOST = 32 << 20, 1 << 30
 _DISK_BYTES = 4 << 30
 _TTL_SECONDS = 7 * 86_400.0
 _DISK_LEAST_SAVED = 32  # ids; a file is read as fast as a small model reads so many
-_RETRY_SECONDS = 30.0  # after the disk failed
 _MISSES_KEPT = 256
-_WRITES_WAITING = 256
-
-
-@dataclass(eq=False)
-class _Entry:
-    """What hangs at a node of the tree."""
-
-    namespace: Namespace
-    node: Node[_Entry]
-    nbytes: int
-    has_logits: bool
-    expires: float
-    private: bool = False
-    uses: int = 0
-    pin: str | None = None
-    row: Row | None = None
 
 
 class PrefixStateCache:
@@ -109,6 +86,7 @@ class PrefixStateCache:
         device_bytes: int = 0,
         ttl: TTL = None,
         clock: Callable[[], float] = time.time,
+        _only_reads: bool = False,
     ) -> None:
         sizes = {"disk_bytes": disk_bytes, "device_bytes": device_bytes, "ram_bytes": ram_bytes}
         for name, value in sizes.items():
@@ -126,8 +104,9 @@ class PrefixStateCache:
             self._directory = Path(disk).expanduser().absolute() if disk else None
             if self._directory is not None:
                 require_place_for_cache(self._directory)
-        self._only_reads = False
+        self._only_reads = _only_reads
         self._clock = clock
+        self._disk = GuardedDisk(self._directory, disk_bytes, clock, only_reads=_only_reads)
         self._begin_anew()
         _caches.add(self)
 
@@ -147,27 +126,15 @@ class PrefixStateCache:
             >>> cache = PrefixStateCache.reading("prefixes")  # doctest: +SKIP
             >>> chat = ChatRWKV(model="demo", prefix_cache=cache)  # doctest: +SKIP
         """
-        cache = cls(disk=directory)
-        cache._only_reads = True
-        return cache
+        return cls(disk=directory, _only_reads=True)
 
     def _begin_anew(self) -> None:
         self._lock = threading.RLock()
-        self._disk_lock = threading.Lock()
-        self._tree = RadixTree[_Entry]()
-        self._device = Tier[_Entry, CachedState](self._device_bytes)
-        self._ram = Tier[_Entry, CachedState](self._ram_bytes)
-        self._disk: DiskTier | None = None
-        self._disk_failed_at = -math.inf
+        self._index = Index(self._device_bytes, self._ram_bytes, self._ttl, self._clock)
+        self._writer = BackgroundWriter(self._sweep_disk, self._write)
         self._count = Counter[str]()
-        self._evictions = Counter[str]()
         self._misses = Counter[str]()
         self._cold: deque[tuple[Namespace, bytes]] = deque(maxlen=_MISSES_KEPT)
-        self._writes: deque[_Entry] = deque()
-        self._writer: threading.Thread | None = None
-        self._wake = threading.Condition(self._lock)
-        self._writing = False
-        self._closed = False
 
     @property
     def directory(self) -> Path | None:
@@ -215,16 +182,21 @@ class PrefixStateCache:
             count: Whether the statistics take note.
         """
         key, size = pack(ids), len(ids)
-        self._hear_news()
+        self._take_in_rows()
         while True:
             with self._lock:
-                path = self._tree.find(namespace, key)
-                entry = self._choose(path, size if limit is None else limit, size, answer)
+                path = self._index.tree.find(namespace, key)
+                most = size if limit is None else limit
+                entry = self._index.deepest(path, most, size, answer=answer)
                 if entry is None:
                     if count:
-                        self._note_miss(namespace, key, path, size)
+                        cause = cause_here(path, 0)
+                        self._count.update(lookups=1, asked=size)
+                        self._misses[cause] += 1
+                        if cause == "cold":
+                            self._cold.append((namespace, key))
                     return None
-                found = self._held(entry)
+                found = self._index.held(entry)
                 row = entry.row
             if found is None:
                 found = self._from_disk(entry, row)
@@ -241,29 +213,29 @@ class PrefixStateCache:
     def depth(
         self, namespace: Namespace, ids: Sequence[int], *, limit: int, answer: bool = True
     ) -> int:
-        """Returns for how many ids of a prompt `lookup` has a state, by what is known in memory."""
+        """Returns for how many ids of a prompt `lookup` has a state; loads and counts nothing."""
         with self._lock:
-            path = self._tree.find(namespace, pack(ids))
-            entry = self._choose(path, limit, len(ids), answer)
+            path = self._index.tree.find(namespace, pack(ids))
+            entry = self._index.deepest(path, limit, len(ids), answer=answer)
             return 0 if entry is None else entry.node.depth
 
     def note(self, namespace: Namespace, ids: Sequence[int]) -> int | None:
         """Notes that a prompt is read; returns where it parts from those that were."""
         with self._lock:
-            return self._tree.note(namespace, pack(ids))
+            return self._index.tree.note(namespace, pack(ids))
 
     def holds(
         self, namespace: Namespace, ids: Sequence[int], at: int, *, with_logits: bool = False
     ) -> bool:
         """Says whether the state after so many ids of a prompt is kept."""
         with self._lock:
-            entry = self._at(namespace, pack(ids[:at]))
+            entry = self._index.at(namespace, pack(ids[:at]))
             return entry is not None and (entry.has_logits or not with_logits)
 
     def fits(self, nbytes: int) -> bool:
         """Says whether a state of that size could be kept at all."""
         with self._lock:
-            return self._ram.fits(nbytes) or self._device.fits(nbytes)
+            return self._index.fits(nbytes)
 
     def explain(self, namespace: Namespace, ids: Sequence[int]) -> Explanation:
         """Says how much of a prompt is kept, and why not more; changes nothing.
@@ -272,13 +244,16 @@ class PrefixStateCache:
             >>> print(cache.explain(namespace, ids).text)  # doctest: +SKIP
             212 of 240 tokens are kept; the prompt differs from what was read from token 212 on.
         """
-        self._hear_news()
+        self._take_in_rows()
         key, size = pack(ids), len(ids)
         with self._lock:
-            path = self._tree.find(namespace, key)
-            entry = self._choose(path, size, size, answer=False)
+            path = self._index.tree.find(namespace, key)
+            entry = self._index.deepest(path, size, size, answer=False)
             reused = 0 if entry is None else entry.node.depth
-            cause = None if reused == size else self._cause(namespace, key, path, reused)
+            cause = None if reused == size else cause_here(path, reused)
+            if cause == "cold" or (cause == "different" and path.known <= reused):
+                elsewhere = cause_elsewhere(self._index.tree, namespace, key, beyond=reused)
+                cause = elsewhere or cause
         return Explanation(
             size, reused, path.known, cause, sentence(size, reused, path.known, cause)
         )
@@ -302,13 +277,13 @@ class PrefixStateCache:
             private: Whether it must stay in memory.
         """
         with self._lock:
-            entry = self._insert(namespace, pack(ids), cached, private=private)
+            entry = self._index.put(namespace, pack(ids), cached, private=private)
             if entry is None:
                 return False
-            if not private and self._keeps_on_disk and entry.row is None:
+            if not private and self._disk.is_written and entry.row is None:
                 below = next((n for n in entry.node.above() if n.value and n.value.row), None)
                 if entry.node.depth - (below.depth if below else 0) >= _DISK_LEAST_SAVED:
-                    self._write_later(entry)
+                    self._writer.put(entry)
             return True
 
     def pin(self, namespace: Namespace, ids: Sequence[int], cached: CachedState, name: str) -> None:
@@ -322,10 +297,10 @@ class PrefixStateCache:
         """
         if not name:
             raise ValueError("A pinned prefix needs a name, for `unpin` and for people.")
-        old = self._pinned(name, namespace)
         key = pack(ids)
         with self._lock:
-            entry = self._insert(namespace, key, cached, pin=name)
+            old = self._index.pinned(name, namespace)
+            entry = self._index.put(namespace, key, cached, pin=name)
             if entry is None:
                 raise StoreFull(
                     f"A state of {cached.nbytes} bytes does not fit into the prefix cache's budget "
@@ -336,8 +311,8 @@ class PrefixStateCache:
             if other is not entry:
                 self._unpin(other)
         refused = False
-        with self._disk_or_none() as disk:
-            if disk is not None and self._keeps_on_disk:
+        with self._disk.use() as disk:
+            if disk is not None and self._disk.is_written:
                 row = disk.save(namespace, key, cached, saved=len(ids), ttl=self._ttl, pin=name)
                 refused = row is None
                 with self._lock:
@@ -351,8 +326,9 @@ class PrefixStateCache:
 
     def unpin(self, name: str) -> bool:
         """Lets a pinned prefix go the way of others; says whether there was one."""
-        self._hear_news()
-        found = self._pinned(name, None)
+        self._take_in_rows()
+        with self._lock:
+            found = self._index.pinned(name, None)
         for entry in found:
             self._unpin(entry)
         return bool(found)
@@ -364,54 +340,35 @@ class PrefixStateCache:
         """
         if self._only_reads:
             return 0
-        self._hear_news()
+        self._take_in_rows()
         with self._lock:
             waiting = [
                 entry
-                for entry in self._entries()
+                for entry in self._index.entries()
                 if entry.pin
                 and entry.namespace.fingerprint == fingerprint
-                and self._held(entry) is None
+                and self._index.held(entry) is None
             ]
         return sum(self._from_disk(entry, entry.row) is not None for entry in waiting)
 
     def clear(self) -> None:
         """Forgets everything, pinned entries too, and those on disk unless it only reads them."""
+        self._writer.clear()
         with self._lock:
-            self._writes.clear()
-            for entry in list(self._entries()):
-                self._ram.remove(entry)
-                self._device.remove(entry)
-                self._tree.forget(entry.node)
-            self._tree = RadixTree[_Entry]()
-        with self._disk_or_none() as disk:
-            if disk is not None and self._keeps_on_disk:
+            self._index.clear()
+        with self._disk.use() as disk:
+            if disk is not None and self._disk.is_written:
                 disk.clear()
 
     def flush(self, seconds: float = 30.0) -> bool:
         """Waits until what is to be written to disk is there; says whether it is."""
-        until = time.monotonic() + seconds
-        with self._wake:
-            while self._writes or self._writing:
-                left = until - time.monotonic()
-                if left <= 0:
-                    return False
-                self._wake.wait(left)
-        return True
+        return self._writer.flush(seconds)
 
     def close(self) -> None:
         """Writes what is to be written, and lets go of memory and disk."""
         self.flush()
-        with self._wake:
-            self._closed = True
-            self._wake.notify_all()
-            writer = self._writer
-        if writer is not None:
-            writer.join(timeout=10.0)
-        with self._disk_lock:
-            disk, self._disk = self._disk, None
-            if disk is not None:
-                disk.close()
+        self._writer.close()
+        self._disk.close()
 
     # -- what it did -------------------------------------------------------------------------
 
@@ -423,19 +380,19 @@ class PrefixStateCache:
                 longer the more there are, while requests wait; ``False`` calls it all ``cold``.
         """
         disk_nbytes = 0
-        with self._disk_or_none() as disk:
+        with self._disk.use() as disk:
             if disk is not None:
                 disk_nbytes = disk.nbytes
                 with self._lock:
-                    self._evictions["disk"] = disk.evictions
+                    self._index.evictions["disk"] = disk.evictions
         with self._lock:
-            misses = Counter(self._misses)
+            index, count, misses = self._index, self._count, Counter(self._misses)
             for namespace, key in self._cold if causes else ():
-                cause = self._elsewhere(namespace, key)
+                cause = cause_elsewhere(index.tree, namespace, key)
                 if cause is not None:
                     misses["cold"] -= 1
                     misses[cause] += 1
-            count = self._count
+            entries = list(index.entries())
             return CacheStats(
                 lookups=count["lookups"],
                 hits=count["hits"],
@@ -443,22 +400,22 @@ class PrefixStateCache:
                 tokens_asked=count["asked"],
                 tokens_saved=count["saved"],
                 shared=count["shared"],
-                entries=sum(1 for _ in self._entries()),
-                pinned=tuple(sorted({e.pin for e in self._entries() if e.pin})),
+                entries=len(entries),
+                pinned=tuple(sorted({entry.pin for entry in entries if entry.pin})),
                 nbytes={
-                    "device": self._device.nbytes,
-                    "ram": self._ram.nbytes,
+                    "device": index.device.nbytes,
+                    "ram": index.ram.nbytes,
                     "disk": disk_nbytes,
                 },
                 budgets={
-                    "device": self._device.budget,
-                    "ram": self._ram.budget,
+                    "device": index.device.budget,
+                    "ram": index.ram.budget,
                     "disk": self._disk_bytes if self._directory else 0,
                 },
-                evictions={tier: self._evictions[tier] for tier in ("device", "ram", "disk")},
-                expired=count["expired"],
+                evictions={tier: index.evictions[tier] for tier in ("device", "ram", "disk")},
+                expired=index.expired,
                 corrupt=count["corrupt"],
-                errors=count["errors"],
+                errors=self._disk.errors,
             )
 
     def note_shared(self) -> None:
@@ -466,250 +423,32 @@ class PrefixStateCache:
         with self._lock:
             self._count["shared"] += 1
 
-    # -- inside, under the lock --------------------------------------------------------------
+    # -- between memory and disk -------------------------------------------------------------
 
-    def _entries(self) -> Iterator[_Entry]:
-        return (node.value for node in self._tree.nodes() if node.value is not None)
-
-    def _choose(self, path: TreePath[_Entry], limit: int, size: int, answer: bool) -> _Entry | None:
-        now = self._clock()
-        for node in path.with_values():
-            entry = node.value
-            assert entry is not None  # noqa: S101
-            if entry.expires <= now:
-                self._count["expired"] += 1
-                self._drop(entry, "expired")
-            elif node.depth <= limit and (node.depth < size or entry.has_logits or not answer):
-                return entry
-        return None
-
-    def _at(self, namespace: Namespace, key: bytes) -> _Entry | None:
-        """Returns the entry at the very end of a path."""
-        for node in self._tree.find(namespace, key).with_values()[:1]:
-            if node.depth * 4 == len(key):
-                return node.value
-        return None
-
-    def _held(self, entry: _Entry) -> tuple[CachedState, str] | None:
-        for tier, name in ((self._device, "device"), (self._ram, "ram")):
-            cached = tier.get(entry)
-            if cached is not None:
-                return cached, name
-        return None
-
-    def _score(self, entry: _Entry) -> float:
-        above = next((n.depth for n in entry.node.above() if n.value is not None), 0)
-        return score(entry.node.depth - above, entry.uses + 1, entry.nbytes)
-
-    def _use(self, entry: _Entry) -> None:
-        """Renews the one state that was consumed, and not those above it."""
-        entry.uses += 1
-        now = self._clock()
-        if entry.pin is None:
-            entry.expires = now + self._ttl
-        value = self._score(entry)
-        self._ram.touch(entry, value)
-        self._device.touch(entry, value)
-        if not self._keeps_on_disk or entry.private:
+    def _use(self, entry: Entry) -> None:
+        """Renews the one state that was consumed, on disk too where that is due."""
+        self._index.touch(entry)
+        if not self._disk.is_written or entry.private:
             return
-        unwritten = entry.row is None and entry.uses >= 1
-        stale = entry.row is not None and now - entry.row.used > 0.1 * min(self._ttl, 86_400.0)
-        if unwritten or stale:
-            self._write_later(entry)
+        row = entry.row
+        if row is None or self._clock() - row.used > 0.1 * min(self._ttl, 86_400.0):
+            self._writer.put(entry)
 
-    def _insert(
-        self,
-        namespace: Namespace,
-        key: bytes,
-        cached: CachedState,
-        *,
-        private: bool = False,
-        pin: str | None = None,
-    ) -> _Entry | None:
-        expires = math.inf if pin else self._clock() + self._ttl
-        entry = self._at(namespace, key)
-        if (
-            entry is not None
-            and self._held(entry) is not None
-            and (entry.has_logits or cached.logits is None)
-        ):
-            entry.expires = max(entry.expires, expires)
-            if pin:
-                entry.pin = pin
-                self._ram.pin(entry)
-                self._device.pin(entry)
-            return entry
-        if entry is None:
-            nbytes, has_logits = cached.nbytes, cached.logits is not None
-            if not self.fits(nbytes):
-                return None
-            # It is hung up before it is held, since its score is told by its place.
-            entry = _Entry(namespace, _NOWHERE, nbytes, has_logits, expires, private, pin=pin)
-            entry.node = self._tree.put(namespace, key, entry)
-        else:
-            entry.nbytes, entry.has_logits = cached.nbytes, cached.logits is not None
-            entry.expires, entry.pin = max(entry.expires, expires), pin or entry.pin
-        if not self._hold(entry, cached):
-            if entry.row is None:
-                self._drop(entry, "evicted")
-            return None
-        return entry
-
-    def _hold(self, entry: _Entry, cached: CachedState) -> bool:
-        """Puts a state into the tier where it belongs; what has to go for it goes a tier down."""
-        value, pinned = self._score(entry), entry.pin is not None
-        if cached.state.device.type != "cpu":
-            evicted = self._device.put(entry, cached, cached.nbytes, score=value, pinned=pinned)
-            if evicted is not None:
-                self._evictions["device"] += len(evicted)
-                for victim, old in evicted:
-                    self._to_ram(victim, old)
-                return True
-        return self._to_ram(entry, cached)
-
-    def _to_ram(self, entry: _Entry, cached: CachedState) -> bool:
-        moved = replace(cached, state=cached.state.to("cpu"))
-        evicted = self._ram.put(
-            entry,
-            moved,
-            moved.nbytes,
-            score=self._score(entry),
-            pinned=entry.pin is not None,
-        )
-        if evicted is None:
-            if entry.row is None:
-                self._drop(entry, "evicted")
-            return False
-        for victim, _ in evicted:
-            self._evictions["ram"] += 1
-            if victim.row is None:
-                self._drop(victim, "evicted")
-            else:
-                victim.has_logits = victim.row.has_logits
-        return True
-
-    def _drop(self, entry: _Entry, reason: str) -> None:
-        self._ram.remove(entry)
-        self._device.remove(entry)
-        if entry.node.value is entry:
-            self._tree.drop(entry.node, reason)
-
-    def _pinned(self, name: str, namespace: Namespace | None) -> list[_Entry]:
+    def _unpin(self, entry: Entry) -> None:
         with self._lock:
-            return [
-                e for e in self._entries() if e.pin == name and namespace in (None, e.namespace)
-            ]
-
-    def _unpin(self, entry: _Entry) -> None:
-        with self._lock:
-            entry.pin = None
-            entry.expires = self._clock() + self._ttl
-            for tier in (self._ram, self._device):
-                tier.unpin(entry, self._score(entry))
+            self._index.unpin(entry)
             row, expires = entry.row, entry.expires
-        with self._disk_or_none() as disk:
-            if disk is not None and row is not None and self._keeps_on_disk:
+        with self._disk.use() as disk:
+            if disk is not None and row is not None and self._disk.is_written:
                 changed = disk.update(row, lambda r: replace(r, pin=None, expires=expires))
                 with self._lock:
                     entry.row = changed
 
-    def _note_miss(
-        self, namespace: Namespace, key: bytes, path: TreePath[_Entry], size: int
-    ) -> None:
-        cause = self._cause(namespace, key, path, 0, elsewhere=False)
-        self._count.update(lookups=1, asked=size)
-        if cause == "cold":
-            self._cold.append((namespace, key))
-        self._misses[cause] += 1
-
-    def _cause(
-        self,
-        namespace: Namespace,
-        key: bytes,
-        path: TreePath[_Entry],
-        reused: int,
-        *,
-        elsewhere: bool = True,
-    ) -> Cause:
-        """Says why not more of a prompt was found.
-
-        Other tenants' trees are looked at for people alone, and never on the way of a request: how
-        long that takes says what they hold.
-        """
-        for node in reversed(path.nodes):
-            if node.depth > reused and node.gone in ("evicted", "expired", "corrupt"):
-                found: Cause = node.gone  # type: ignore[assignment]
-                return found
-        if path.known > reused:
-            return "different"
-        other = self._elsewhere(namespace, key, beyond=reused) if elsewhere else None
-        return other or ("different" if reused else "cold")
-
-    def _elsewhere(self, namespace: Namespace, key: bytes, beyond: int = 0) -> Cause | None:
-        """Says under which other namespace a prompt's beginning is kept, ``None`` for none."""
-        for other in self._tree.roots:
-            if not isinstance(other, Namespace) or other == namespace:
-                continue
-            cached = self._tree.find(other, key).with_values()
-            if not cached or cached[0].depth <= beyond:
-                continue
-            if other.fingerprint != namespace.fingerprint:
-                return "other model"
-            return "other salt" if other.base == namespace.base else "other base"
-        return None
-
-    # -- the disk ----------------------------------------------------------------------------
-
-    @property
-    def _keeps_on_disk(self) -> bool:
-        return self._directory is not None and not self._only_reads
-
-    @contextmanager
-    def _disk_or_none(self) -> Iterator[DiskTier | None]:
-        """Gives the disk tier where it can be used; an error in the block is told and counted."""
-        disk = self._open_disk()
-        try:
-            yield disk
-        except StoreFull as error:
-            with self._lock:
-                self._count["errors"] += 1
-            logger.warning("The prefix cache's disk is full: %s", error)
-        except (RWKVStateError, OSError) as error:
-            self._disk_failed(error)
-
-    def _open_disk(self) -> DiskTier | None:
-        if self._directory is None or self._closed:
-            return None
-        with self._disk_lock:
-            if self._disk is None and time.monotonic() - self._disk_failed_at > _RETRY_SECONDS:
-                try:
-                    self._disk = DiskTier(
-                        self._directory,
-                        self._disk_bytes,
-                        self._clock,
-                        only_reads=self._only_reads,
-                    )
-                except (RWKVStateError, OSError) as error:
-                    self._disk_failed(error)
-            return self._disk
-
-    def _disk_failed(self, error: BaseException) -> None:
-        with self._lock:
-            self._count["errors"] += 1
-        self._disk_failed_at = time.monotonic()
-        disk, self._disk = self._disk, None
-        logger.warning("The prefix cache goes on without its disk for a while: %s", error)
-        if disk is not None:
-            try:
-                disk.close()
-            except (RWKVStateError, OSError):
-                logger.debug("Closing the disk tier failed too", exc_info=True)
-
-    def _hear_news(self) -> None:
-        """Hangs into the tree what other processes wrote to the disk."""
+    def _take_in_rows(self) -> None:
+        """Takes in what other processes wrote to the disk."""
         if self._directory is None:
             return
-        with self._disk_or_none() as disk:
+        with self._disk.use() as disk:
             if disk is None:
                 return
             rows, bad = disk.news()
@@ -719,29 +458,15 @@ class PrefixStateCache:
             with self._lock:
                 self._count["corrupt"] += bad
                 for row in rows:
-                    self._hang(row, now)
+                    whole = row.key and not len(row.key) % 4
+                    if whole and row.expires > now and (row.pin or not self._only_reads):
+                        self._index.put_row(row)
 
-    def _hang(self, row: Row, now: float) -> None:
-        if row.expires <= now or not row.key or len(row.key) % 4:
-            return
-        if self._only_reads and row.pin is None:
-            return
-        entry = self._at(row.namespace, row.key)
-        if entry is None:
-            entry = _Entry(row.namespace, _NOWHERE, row.nbytes, row.has_logits, row.expires)
-            entry.node = self._tree.put(row.namespace, row.key, entry)
-        entry.row = row
-        entry.uses = max(entry.uses, row.uses)
-        if row.pin:
-            entry.pin, entry.expires = row.pin, row.expires
-            self._ram.pin(entry)
-            self._device.pin(entry)
-
-    def _from_disk(self, entry: _Entry, row: Row | None) -> tuple[CachedState, str] | None:
+    def _from_disk(self, entry: Entry, row: Row | None) -> tuple[CachedState, str] | None:
         """Loads an entry into memory; what cannot be loaded is taken off the tree."""
         cached = None
         reason = "evicted"
-        with self._disk_or_none() as disk:
+        with self._disk.use() as disk:
             if disk is not None and row is not None:
                 try:
                     cached = disk.load(row)
@@ -756,57 +481,27 @@ class PrefixStateCache:
         with self._lock:
             if cached is None:
                 entry.row = None
-                if self._held(entry) is None:
-                    self._drop(entry, reason)
+                if self._index.held(entry) is None:
+                    self._index.drop(entry, reason)
                 return None
             if entry.node.value is entry:
-                entry.nbytes, entry.has_logits = cached.nbytes, cached.logits is not None
-                self._hold(entry, cached)
+                self._index.hold(entry, cached)
         return cached, "disk"
 
-    def _write_later(self, entry: _Entry) -> None:
-        if entry in self._writes or len(self._writes) >= _WRITES_WAITING or self._closed:
-            return
-        self._writes.append(entry)
-        if self._writer is None:
-            self._writer = threading.Thread(
-                target=self._write, name="rwkv-prefix-cache", daemon=True
-            )
-            self._writer.start()
-        self._wake.notify_all()
-
-    def _write(self) -> None:
-        """The writer's thread: one entry after another, as long as the cache is open."""
-        with self._disk_or_none() as disk:
+    def _sweep_disk(self) -> None:
+        with self._disk.use() as disk:
             if disk is not None:
                 disk.sweep()
-        while True:
-            with self._wake:
-                while not self._writes and not self._closed:
-                    self._wake.wait()
-                if self._closed:
-                    return
-                entry = self._writes.popleft()
-                self._writing = True
-            try:
-                self._write_one(entry)
-            except Exception:
-                logger.warning("An entry of the prefix cache was not written", exc_info=True)
-            finally:
-                with self._wake:
-                    self._writing = False
-                    self._wake.notify_all()
 
-    def _write_one(self, entry: _Entry) -> None:
+    def _write(self, entry: Entry) -> None:
+        """Writes an entry, or how it was used; on the writer's thread."""
         with self._lock:
-            row, held = entry.row, self._held(entry)
+            row, held = entry.row, self._index.held(entry)
             uses, now = entry.uses, self._clock()
             if row is None and (held is None or entry.node.value is not entry):
                 return
-            key = entry.node.key()
-            above = next((n.depth for n in entry.node.above() if n.value is not None), 0)
-            saved = entry.node.depth - above
-        with self._disk_or_none() as disk:
+            key, saved = entry.node.key(), entry.saves
+        with self._disk.use() as disk:
             if disk is None:
                 return
             if row is None:
@@ -820,11 +515,8 @@ class PrefixStateCache:
 
     def _after_fork(self) -> None:
         """In a forked child: begins anew, since locks and the writer stayed with the parent."""
-        disk = self._disk  # it minds forks by itself, and must not be closed here
         self._begin_anew()
-        self._disk = disk
-        if disk is not None:
-            disk.hear_all()
+        self._disk.after_fork()
 
 
 def default_ram_bytes() -> int:
@@ -832,60 +524,10 @@ def default_ram_bytes() -> int:
     return min(max(int(free_memory_bytes() * _RAM_SHARE), _RAM_LEAST), _RAM_MOST)
 
 
-def free_memory_bytes() -> int:
-    """Returns how much memory programs can have now; half of all where nobody says."""
-    try:
-        for line in Path("/proc/meminfo").read_text("ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    except (AttributeError, OSError, ValueError):
-        return 4 << 30
-
-
-_NOWHERE: Node[_Entry] = Node(b"", 0, None, None)
 _caches: weakref.WeakSet[PrefixStateCache] = weakref.WeakSet()
-_default: PrefixStateCache | None = None
-_default_lock = threading.Lock()
-
-
-def _reading_or_none(directory: Path) -> PrefixStateCache:
-    """Returns a cache that reads a directory, in memory alone where there is something else."""
-    try:
-        return PrefixStateCache.reading(directory)
-    except StoreError as error:
-        logger.warning("What was warmed is not used: %s", error)
-        return PrefixStateCache()
-
-
-def default_cache() -> PrefixStateCache:
-    """Returns the process's own cache, made at first use.
-
-    It lives in memory; with ``$RWKV_PREFIX_CACHE_DIR`` set, that directory is its disk tier.
-    Without it, what ``rwkv-state warm`` pinned in the user's own directory is found, and
-    nothing is kept there: nobody asked this process to. Set and empty, the variable switches that
-    off too.
-    """
-    global _default
-    with _default_lock:
-        if _default is None:
-            named = os.environ.get(DIRECTORY_VARIABLE)
-            warmed = default_cache_directory()
-            # Not Path.exists: of a directory that may not be looked into it raises, and no answer
-            # shall fail for what was never asked for.
-            if named is None and os.path.exists(warmed / DATABASE):  # noqa: PTH110
-                _default = _reading_or_none(warmed)
-            else:
-                _default = PrefixStateCache(disk=named or None)
-        return _default
 
 
 def _after_fork() -> None:
-    global _default_lock
-    _default_lock = threading.Lock()
     for cache in list(_caches):
         cache._after_fork()
 

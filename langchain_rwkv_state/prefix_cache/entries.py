@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
+from langchain_rwkv_state.prefix_cache.eviction import score
+from langchain_rwkv_state.prefix_cache.radix_tree import Node
 from langchain_rwkv_state.prefix_cache.salt import salt_digest
 from langchain_rwkv_state.state import ZERO_ROOT, Derivation, RWKVState
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.prefix_cache.disk_tier import Row
 
 
 @dataclass(frozen=True)
@@ -72,3 +78,41 @@ class Hit:
     cached: CachedState
     n_tokens: int
     tier: str
+
+
+@dataclass(eq=False)
+class Entry:
+    """What hangs at a node of the tree: a cached state, wherever its bytes are.
+
+    Attributes:
+        namespace: Its tree.
+        node: Its place there.
+        nbytes: Its size.
+        has_logits: Whether the logits of the next token are with it.
+        expires: Unix time; `math.inf` for never.
+        private: Whether it must stay in memory.
+        uses: How often it was used.
+        pin: The name that it is pinned under, ``None`` for none.
+        row: What the disk says of it, where it is there.
+    """
+
+    namespace: Namespace
+    node: Node[Entry]
+    nbytes: int
+    has_logits: bool
+    expires: float
+    private: bool = False
+    uses: int = 0
+    pin: str | None = None
+    row: Row | None = None
+
+    @property
+    def saves(self) -> int:
+        """Ids that it saves beside those of the next state above it."""
+        above = next((node.depth for node in self.node.above() if node.value is not None), 0)
+        return self.node.depth - above
+
+    @property
+    def score(self) -> float:
+        """What speaks for keeping it in memory."""
+        return score(self.saves, self.uses + 1, self.nbytes)

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from langchain_rwkv_state.prefix_cache.entries import Entry, Namespace
+from langchain_rwkv_state.prefix_cache.radix_tree import Path, RadixTree
+
 Cause = Literal[
     "cold", "different", "evicted", "expired", "corrupt", "other model", "other base", "other salt"
 ]
@@ -67,6 +70,39 @@ class CacheStats:
     expired: int = 0
     corrupt: int = 0
     errors: int = 0
+
+
+def cause_here(path: Path[Entry], reused: int) -> Cause:
+    """Says why not more of a prompt was found, by what its own namespace knows.
+
+    Other tenants' trees are looked at for people alone (`cause_elsewhere`), and never on the way of
+    a request: how long that takes says what they hold.
+
+    Args:
+        path: The prompt's.
+        reused: Number of its ids that are saved.
+    """
+    for node in reversed(path.nodes):
+        if node.depth > reused and node.gone in ("evicted", "expired", "corrupt"):
+            found: Cause = node.gone  # type: ignore[assignment]
+            return found
+    return "different" if path.known > reused or reused else "cold"
+
+
+def cause_elsewhere(
+    tree: RadixTree[Entry], namespace: Namespace, key: bytes, beyond: int = 0
+) -> Cause | None:
+    """Says under which other namespace more of a prompt is kept, ``None`` for none."""
+    for other in tree.roots:
+        if not isinstance(other, Namespace) or other == namespace:
+            continue
+        found = tree.find(other, key).with_values()
+        if not found or found[0].depth <= beyond:
+            continue
+        if other.fingerprint != namespace.fingerprint:
+            return "other model"
+        return "other salt" if other.base == namespace.base else "other base"
+    return None
 
 
 def sentence(size: int, reused: int, known: int, cause: Cause | None) -> str:

@@ -204,8 +204,8 @@ class TestConversations:
         other = marker(ref_of(chat.invoke("Good day to you.")))
         assert read_by(chat.invoke([other, document, human("Two?")])) > read_by(second)
         assert cache.flush()
-        assert cache._disk is not None
-        roots = {row.namespace.base for row in cache._disk.rows()}
+        assert cache._disk.tier is not None
+        roots = {row.namespace.base for row in cache._disk.tier.rows()}
         assert roots <= {"zero"}
         cache.close()
 

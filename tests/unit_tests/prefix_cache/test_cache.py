@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from langchain_rwkv_state import DiskStateStore, PrefixStateCache
 from langchain_rwkv_state.errors import StoreFull
 from langchain_rwkv_state.prefix_cache import CachedState, Hit, Namespace, default_cache
-from langchain_rwkv_state.prefix_cache import cache as module
+from langchain_rwkv_state.prefix_cache import default as module
 from langchain_rwkv_state.prefix_cache.disk_tier import DiskTier
 from langchain_rwkv_state.state import Derivation, StateLayout
 from tests.helpers.states import SetClock, random_state
@@ -217,7 +217,7 @@ class TestPins:
     def test_a_name_stands_for_one_prefix(self, cache):
         cache.pin(NAMESPACE, A, kept(A), "system")
         cache.pin(NAMESPACE, B, kept(B), "system")
-        assert [e.node.depth for e in cache._entries() if e.pin] == [len(B)]
+        assert [e.node.depth for e in cache._index.entries() if e.pin] == [len(B)]
 
     def test_survive_a_restart(self, on_disk):
         first = on_disk()
@@ -324,7 +324,7 @@ class TestTheDisk:
         one = on_disk()
         one.insert(NAMESPACE, A, kept(A))
         assert one.flush()
-        backend = one._disk._backend
+        backend = one._disk.tier._backend
         [(key, data)] = backend.reader.scan(b"e", b"f")
         backend.transact(lambda rows: rows.put(key, data[:-1] + b"!"))
         two = on_disk()
@@ -367,7 +367,7 @@ class TestTheDisk:
         cache = on_disk()
         cache.insert(NAMESPACE, A, kept(A))
         assert cache.flush()
-        modes = cache._disk._backend.sql("SELECT DISTINCT mode, filename FROM Cache")
+        modes = cache._disk.tier._backend.sql("SELECT DISTINCT mode, filename FROM Cache")
         assert modes == [(1, None)]
 
 
