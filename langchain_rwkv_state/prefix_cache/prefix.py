@@ -7,8 +7,10 @@ nothing; the scheduler asks it and the sequence tells it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import torch
 
@@ -19,6 +21,8 @@ from langchain_rwkv_state.prefix_cache.snapshots import APART, snapshot_position
 from langchain_rwkv_state.state import RWKVState
 
 logger = logging.getLogger("langchain_rwkv_state.prefix_cache")
+
+T = TypeVar("T")
 
 _LEAST_PRIVATE = 64  # ids saved behind a marker: for documents, not for each turn
 
@@ -91,40 +95,26 @@ class Prefix:
         """Whether there is anything that a cache could save."""
         return self._reach >= (_LEAST_PRIVATE if self._caching.private else 1)
 
-    def find(self, *, count: bool = True) -> Hit | None:
-        """Returns the deepest cached state that the request can go on from.
-
-        Args:
-            count: Whether the request begins there, so that statistics and log take note.
-        """
-        try:
-            hit = self._cache.lookup(
-                self._namespace, self._ids, limit=self._limit, answer=self._answers, count=count
-            )
-        except Exception:
-            logger.warning("The prefix cache failed; all is read", exc_info=True)
-            return None
-        if count and hit is not None:
-            logger.info("%d of %d tokens reused (%s)", hit.n_tokens, len(self._ids), hit.tier)
-        elif count:
+    def find(self) -> Hit | None:
+        """Returns the deepest cached state that the request can go on from; it does."""
+        look = partial(self._cache.lookup, limit=self._limit, answer=self._answers)
+        hit = _or(None, look, self._namespace, self._ids)
+        if hit is None:
             logger.debug("%d tokens to read, none of them known", len(self._ids))
+        else:
+            logger.info("%d of %d tokens reused (%s)", hit.n_tokens, len(self._ids), hit.tier)
         return hit
 
     def depth(self) -> int:
         """Returns how many ids the deepest cached state saves; loads and counts nothing."""
-        return self._cache.depth(
-            self._namespace, self._ids, limit=self._limit, answer=self._answers
-        )
+        look = partial(self._cache.depth, limit=self._limit, answer=self._answers)
+        return _or(0, look, self._namespace, self._ids)
 
     def positions(self, start: int) -> set[int]:
         """Returns where to keep states, for a request that reads from `start` on."""
         self._start = start
-        try:
-            branch = self._cache.note(self._namespace, self._ids[: self._reach])
-            self._keeps = self._cache.fits(self._nbytes)
-        except Exception:
-            logger.warning("The prefix cache failed; no state is kept", exc_info=True)
-            return set()
+        self._keeps = _or(False, self._cache.fits, self._nbytes)
+        branch = _or(None, self._cache.note, self._namespace, self._ids[: self._reach])
         ends = [end for end in self._caching.ends if end <= self._reach]
         first = [] if self._caching.system_end is None else [self._caching.system_end]
         if branch is not None and branch - start >= APART:
@@ -137,8 +127,8 @@ class Prefix:
         least = _LEAST_PRIVATE if self._caching.private else 1
         if not self._keeps or at > self._reach or at - self._start < least:
             return False
-        with_logits = self._answers and at == len(self._ids)
-        return not self._cache.holds(self._namespace, self._ids, at, with_logits=with_logits)
+        holds = partial(self._cache.holds, with_logits=self._answers and at == len(self._ids))
+        return not _or(True, holds, self._namespace, self._ids, at)
 
     def meets(self, other: Prefix) -> int:
         """Returns up to where another prompt's states would serve this one, 0 for nowhere."""
@@ -151,7 +141,7 @@ class Prefix:
 
     def note_shared(self) -> None:
         """Notes that the request waits for another one instead of reading the same."""
-        self._cache.note_shared()
+        _or(None, self._cache.note_shared)
 
     def keep(self, at: int, state: RWKVState, logits: torch.Tensor | None = None) -> None:
         """Keeps the state at a position."""
@@ -163,7 +153,14 @@ class Prefix:
             self._insert((*self._settled, *answer), CachedState(state))
 
     def _insert(self, ids: Sequence[int], cached: CachedState) -> None:
-        try:
-            self._cache.insert(self._namespace, ids, cached, private=self._caching.private)
-        except Exception:
-            logger.warning("The prefix cache failed; a state is not kept", exc_info=True)
+        insert = partial(self._cache.insert, private=self._caching.private)
+        _or(False, insert, self._namespace, ids, cached)
+
+
+def _or(default: T, ask: Callable[..., T], *arguments: object) -> T:
+    """Returns what the cache says, and a default with a warning where it fails."""
+    try:
+        return ask(*arguments)
+    except Exception:
+        logger.warning("The prefix cache failed; the answer goes on without it", exc_info=True)
+        return default
