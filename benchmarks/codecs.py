@@ -74,7 +74,8 @@ def _talked(chat: ChatRWKV, number: int) -> RWKVState:
     for kind in KINDS:
         talk.invoke([HumanMessage(FACTS[kind][0].format(v=value(rng, kind)))])
         talk.invoke([HumanMessage(other_turn(rng))])
-    return chat.store.get(str(talk.head))
+    state: RWKVState = chat.store.get(str(talk.head))
+    return state
 
 
 def _read(runtime: Runtime, number: int) -> RWKVState:

@@ -31,7 +31,7 @@ from benchmarks.models import write_2x128, write_apart
 from langchain_rwkv_state.engine import Done, Engine, Request, Sampling
 from langchain_rwkv_state.engine import constraints as engine_constraints
 from langchain_rwkv_state.engine.constraints import Choice, Grammars, Guide
-from langchain_rwkv_state.engine.sampler import Look, Sampler
+from langchain_rwkv_state.engine.sampler import LogitsRow, Sampler
 from langchain_rwkv_state.grammar.constraint import (
     Constraint,
     calls_constraint,
@@ -217,13 +217,13 @@ def measure_schemas(report: Report, runtime: Runtime, n: int) -> None:
     compiling: list[float] = []
     counts = dict.fromkeys(("finished", "cut", "wrong", "reread", "ids", "forced"), 0)
     for start in range(0, n, 64):
-        tickets = []
+        handles = []
         for number in range(start, min(start + 64, n)):
             constraint = json_schema_constraint(schemas[number])
             compiling.append(common.seconds(lambda one=constraint: engine.prepare(one)))  # type: ignore[misc]
-            tickets.append(engine.submit(request(runtime, constraint, number, max_tokens=256)))
-        for number, ticket in enumerate(tickets, start):
-            done = ticket.result()
+            handles.append(engine.submit(request(runtime, constraint, number, max_tokens=256)))
+        for number, handle in enumerate(handles, start):
+            done = handle.result()
             counts["ids"] += done.answer_tokens
             counts["forced"] += done.forced_tokens
             counts["reread"] += done.reread
@@ -301,21 +301,21 @@ def watched(engine: Engine) -> Iterator[list[Step]]:
         step()
         steps[-1].computed += time.process_time() - start
 
-    def timed_choice(guide: Guide, look: Look, sampler: Sampler) -> Choice:
+    def timed_choice(guide: Guide, row: LogitsRow, sampler: Sampler) -> Choice:
         now, start = steps[-1], time.thread_time()
-        draw(twin, look)
+        draw(twin, row)
         seconds = time.thread_time() - start
         now.plain += seconds
         now.computed -= seconds
         start = time.thread_time()
-        found = choose(guide, look, sampler)
+        found = choose(guide, row, sampler)
         now.guided += time.thread_time() - start
         now.rows += 1
         return found
 
-    def timed_draw(sampler: Sampler, look: Look, allowed: Any = None) -> int:
+    def timed_draw(sampler: Sampler, row: LogitsRow, allowed: Any = None) -> int:
         start = time.thread_time()
-        found = draw(sampler, look, allowed)
+        found = draw(sampler, row, allowed)
         steps[-1].drawn += time.thread_time() - start
         steps[-1].draws += 1
         return found
@@ -343,8 +343,8 @@ def measure_share(report: Report, runtime: Runtime, batches: list[int], rounds: 
                         first = len(steps)  # those before made what is known of the grammar
                     numbers = [1000 * round_ + n for n in range(batch)]
                     requests = [request(runtime, constraint, n, max_tokens=32) for n in numbers]
-                    for ticket in [engine.submit(one) for one in requests]:
-                        ticket.result()
+                    for handle in [engine.submit(one) for one in requests]:
+                        handle.result()
                 engine.close()
             row = _share([step for step in steps[first:] if step.rows >= 0.75 * batch])
             rows[f"{name}, B={batch}"] = row

@@ -30,10 +30,10 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 from benchmarks import common
 from benchmarks.models import write_12x768
 from langchain_rwkv_state import ChatRWKV, MemoryStateStore, PrefixStateCache
-from langchain_rwkv_state.prefix_cache import Kept, Root
+from langchain_rwkv_state.prefix_cache import CachedState, Namespace
 from langchain_rwkv_state.state import Derivation, RWKVState, StateLayout
 
-_ROOT = Root("model")
+_NAMESPACE = Namespace("model")
 _WORDS = (
     *("river", "stone", "lamp", "cloud", "garden", "seven"),
     *("window", "paper", "morning", "salt", "bread", "horse"),
@@ -107,11 +107,11 @@ def same_answers(report: common.Report, requests: int) -> None:
         differing += cached.invoke(messages).content != plain.invoke(messages).content
         segments = loaded.template.segments(messages, start=True, answer=True)
         ids = tuple(token for segment in segments for token in segment.ids)
-        hit = cache.lookup(Root.of(loaded.zero), ids, count=False)
+        hit = cache.lookup(Namespace.of(loaded.zero), ids, count=False)
         assert hit is not None
-        assert hit.kept.logits is not None
+        assert hit.cached.logits is not None
         logits, _ = loaded.runtime.forward(ids, loaded.zero)
-        widest = max(widest, float((logits - hit.kept.logits).abs().max()))
+        widest = max(widest, float((logits - hit.cached.logits).abs().max()))
     report.results["same_answers"] = {"requests": requests, "hits": cache.stats().hits}
     report.add(common.Check("answers that differ", differing, 0, "at most", n=requests))
     report.add(common.Check("widest gap of logits", widest, 1e-4, "at most", n=requests))
@@ -224,10 +224,10 @@ def in_flight(report: common.Report, threads: int, tokens: int) -> None:
 _LAYOUT = StateLayout.of(7, n_layer=1, n_embd=16, head_size=16)
 
 
-def small_state(seed: int = 0) -> Kept:
+def small_state(seed: int = 0) -> CachedState:
     """Returns a small state; what reads it does not matter here."""
     tensors = {s.name: torch.full(s.shape, float(seed), dtype=s.dtype) for s in _LAYOUT.specs}
-    return Kept(RWKVState(_LAYOUT, tensors, Derivation("model")))
+    return CachedState(RWKVState(_LAYOUT, tensors, Derivation("model")))
 
 
 def zipf(report: common.Report, requests: int) -> None:
@@ -242,10 +242,10 @@ def zipf(report: common.Report, requests: int) -> None:
     for number, which in enumerate(trace):
         question = tuple(60_000 + (number * 7 + at) % 5_000 for at in range(_QUESTION_TOKENS))
         ids = (*prompts[which], *question)
-        found = cache.lookup(_ROOT, ids)
+        found = cache.lookup(_NAMESPACE, ids)
         hit["ours"] += 0 if found is None else min(found.n_tokens, lengths[which])
-        cache.insert(_ROOT, prompts[which], kept)
-        cache.insert(_ROOT, ids, kept)
+        cache.insert(_NAMESPACE, prompts[which], kept)
+        cache.insert(_NAMESPACE, ids, kept)
     asked = sum(lengths[which] for which in trace)
     shares = {name: tokens / asked for name, tokens in hit.items()}
     report.results["zipf"] = {"tokens_hit": hit, "share": shares, "requests": requests}
@@ -296,10 +296,14 @@ def cost(report: common.Report, sizes: Sequence[int]) -> None:
         cache = PrefixStateCache(ram_bytes=(size + 200) * kept.nbytes)
         prompts = [tuple(rng.choices(range(60_000), k=1_000)) for _ in range(size + 100)]
         for ids in prompts[:size]:
-            cache.insert(_ROOT, ids, kept)
+            cache.insert(_NAMESPACE, ids, kept)
         found = {
-            "lookup": [timed(partial(cache.lookup, _ROOT, (*ids, 1))) for ids in prompts[:100]],
-            "insert": [timed(partial(cache.insert, _ROOT, ids, kept)) for ids in prompts[size:]],
+            "lookup": [
+                timed(partial(cache.lookup, _NAMESPACE, (*ids, 1))) for ids in prompts[:100]
+            ],
+            "insert": [
+                timed(partial(cache.insert, _NAMESPACE, ids, kept)) for ids in prompts[size:]
+            ],
         }
         rows.append({"entries": size, **{k: statistics.median(v) for k, v in found.items()}})
     report.results["cost_microseconds"] = rows
@@ -332,8 +336,8 @@ def stress(report: common.Report, rounds: int) -> None:
             rng = random.Random(seed)
             for _ in range(rounds):
                 ids = tuple(rng.choices(range(3), k=40))
-                cache.insert(_ROOT, ids, kept)
-                cache.lookup(_ROOT, (*ids, 1))
+                cache.insert(_NAMESPACE, ids, kept)
+                cache.lookup(_NAMESPACE, (*ids, 1))
                 held = cache.stats().nbytes
                 with lock:
                     for tier, budget in budgets.items():

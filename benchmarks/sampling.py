@@ -63,14 +63,14 @@ def by_engine(model: Path) -> tuple[Run, Callable[[], None]]:
     zero = runtime.zero_state()
 
     def run(name: str, cell: Cell) -> None:
-        tickets = []
+        handles = []
         for number in range(cell.n):
             ids = some_ids(1, tokenizer.vocab_size, seed=number)  # read in one step
             sampling = Sampling(seed=next(seeds), **SETTINGS[name])
             request = Request(base=zero, prompt=ids, max_tokens=cell.tokens, sampling=sampling)
-            tickets.append(engine.submit(request))
-        for ticket in tickets:
-            assert ticket.result().answer_tokens == cell.tokens
+            handles.append(engine.submit(request))
+        for handle in handles:
+            assert handle.result().answer_tokens == cell.tokens
 
     def close() -> None:
         engine.close()

@@ -7,9 +7,7 @@ copies, pickles and serialised forms.
 
 from __future__ import annotations
 
-import asyncio
 import copy
-import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,10 +29,9 @@ from langchain_rwkv_state._registry import Hold
 from langchain_rwkv_state.engine import Limits, Request, Sampling
 from langchain_rwkv_state.loaded import Loaded, find_loaded, hold_model
 from langchain_rwkv_state.model_stats import ModelStats, StatsWatch
-from langchain_rwkv_state.prefix_cache import PrefixStateCache, default_cache
+from langchain_rwkv_state.prefix_cache import Caching, PrefixStateCache, default_cache
 from langchain_rwkv_state.prompt.plan import PromptPlan
 from langchain_rwkv_state.prompt.template import ChatTemplate
-from langchain_rwkv_state.reuse import Flight, launch
 from langchain_rwkv_state.runtime import check_model
 from langchain_rwkv_state.runtime.registry import SharedModel
 from langchain_rwkv_state.store import StateStore
@@ -429,36 +426,25 @@ class RWKVModel(BaseModel):
             strip=False,
             canonical=loaded.tokenizer.encode,
             checkpoints=reading.checkpoints,
+            caching=self._caching(reading, options),
             deadline=self.timeout if timeout is None else timeout,
             tokenizer=loaded.tokenizer,
         )
 
-    def _launch(
-        self, loaded: Loaded, reading: PromptPlan, request: Request, options: Mapping[str, Any]
-    ) -> Flight:
-        """Sends a request on its way, past what was read before; may wait for another one."""
+    def _caching(self, reading: PromptPlan, options: Mapping[str, Any]) -> Caching | None:
+        """Returns what the prefix cache may do for a reading."""
+        cache = self.prefix_cache
+        if cache is None:
+            return None
         salt = settings.salt(options.get("cache_salt"))
-        return launch(
-            loaded.engine,
-            request,
-            reading,
-            cache=self.prefix_cache,
+        return Caching(
+            cache,
             salt=self.cache_salt if salt is None else salt,
+            private=reading.base_ref is not None,
+            shared=reading.shared,
+            ends=reading.ends,
+            system_end=reading.system_end,
         )
-
-    async def _alaunch(
-        self, loaded: Loaded, reading: PromptPlan, request: Request, options: Mapping[str, Any]
-    ) -> Flight:
-        """As `_launch`, without blocking the event loop; cancelled, it leaves no request behind."""
-        loop = asyncio.get_running_loop()
-        launching = loop.run_in_executor(
-            None, functools.partial(self._launch, loaded, reading, request, options)
-        )
-        try:
-            return await asyncio.shield(launching)
-        except asyncio.CancelledError:
-            launching.add_done_callback(_call_off)
-            raise
 
     @property
     def _settings(self) -> dict[str, Any]:
@@ -473,12 +459,6 @@ def seen(options: Mapping[str, Any]) -> dict[str, Any]:
     if "cache_salt" in found:
         found["cache_salt"] = settings.salt(found["cache_salt"])
     return found
-
-
-def _call_off(launching: asyncio.Future[Flight]) -> None:
-    """Cancels a request that nobody waits for any more."""
-    if not launching.cancelled() and launching.exception() is None:
-        launching.result().ticket.cancel()
 
 
 _LANGCHAIN_OPTIONS = frozenset({"stream", "ls_structured_output_format"})

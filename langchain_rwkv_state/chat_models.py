@@ -39,9 +39,14 @@ from langchain_rwkv_state.conversation.session_turn import GONE, OnConflict
 from langchain_rwkv_state.conversation.sessions import RWKVSessions
 from langchain_rwkv_state.conversation.steps import arun, run
 from langchain_rwkv_state.conversation.waiting import WAIT_SECONDS
-from langchain_rwkv_state.engine import Delta, Done, Request, check_constraint
+from langchain_rwkv_state.engine import (
+    Delta,
+    Done,
+    Request,
+    check_constraint,
+)
 from langchain_rwkv_state.loaded import Loaded
-from langchain_rwkv_state.prefix_cache import Kept, Root
+from langchain_rwkv_state.prefix_cache import CachedState, Namespace
 from langchain_rwkv_state.prompt import plan as turn
 from langchain_rwkv_state.prompt.call_options import ASK_OPTIONS, Ask, as_reasoning
 from langchain_rwkv_state.prompt.chat_plan import ChatPlan
@@ -53,7 +58,6 @@ from langchain_rwkv_state.prompt.markers import (
 from langchain_rwkv_state.prompt.plan import PromptPlan
 from langchain_rwkv_state.prompt.structured import Method, Structured, tool_options
 from langchain_rwkv_state.prompt.template import ChatTemplate
-from langchain_rwkv_state.reuse import Flight
 from langchain_rwkv_state.store import TTL
 
 
@@ -391,8 +395,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         plan = self._prepare(messages, stop, kwargs)
-        flight = self._launch(self.loaded(), plan.reading, plan.request, kwargs)
-        return self._chat_result(plan, flight, flight.ticket.result())
+        return self._chat_result(plan, plan.submit().result())
 
     async def _agenerate(
         self,
@@ -402,9 +405,8 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         plan = await asyncio.to_thread(self._prepare, messages, stop, kwargs)
-        flight = await self._alaunch(self.loaded(), plan.reading, plan.request, kwargs)
-        done = await flight.ticket.aresult()
-        return await asyncio.to_thread(self._chat_result, plan, flight, done)
+        done = await plan.submit().aresult()
+        return await asyncio.to_thread(self._chat_result, plan, done)
 
     def _stream(
         self,
@@ -414,19 +416,19 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         plan = self._prepare(messages, stop, kwargs)
-        flight = self._launch(self.loaded(), plan.reading, plan.request, kwargs)
+        handle = plan.submit()
         pieces = plan.stream()
         try:
-            for event in flight.ticket:
+            for event in handle:
                 if isinstance(event, Delta):
                     for chunk in pieces.push(event.text, event.thought):
                         yield ChatGenerationChunk(message=chunk)
                 else:
                     for chunk in pieces.end():
                         yield ChatGenerationChunk(message=chunk)
-                    yield self._last_chunk(plan, flight, event)
+                    yield self._last_chunk(plan, event)
         finally:
-            flight.ticket.cancel()
+            handle.cancel()
 
     async def _astream(
         self,
@@ -436,19 +438,19 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         plan = await asyncio.to_thread(self._prepare, messages, stop, kwargs)
-        flight = await self._alaunch(self.loaded(), plan.reading, plan.request, kwargs)
+        handle = plan.submit()
         pieces = plan.stream()
         try:
-            async for event in flight.ticket:
+            async for event in handle:
                 if isinstance(event, Delta):
                     for chunk in pieces.push(event.text, event.thought):
                         yield ChatGenerationChunk(message=chunk)
                 else:
                     for chunk in pieces.end():
                         yield ChatGenerationChunk(message=chunk)
-                    yield await asyncio.to_thread(self._last_chunk, plan, flight, event)
+                    yield await asyncio.to_thread(self._last_chunk, plan, event)
         finally:
-            flight.ticket.cancel()
+            handle.cancel()
 
     # -- states ------------------------------------------------------------------------------
 
@@ -545,13 +547,15 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         job = Prefill(self, model_input, session, ttl, on_progress, timeout, self.keep_reasoning)
         if job.turn is None:
             with job.bar:
-                done = self._launch(*job.plan(None), {}).ticket.result()
+                engine, request = job.plan(None)
+                done = engine.submit(request).result()
             read: str = self.store.put(job.state(done), ttl=ttl)
             return read
         try:
             messages = run(job.turn.begin(), self.store)
             with job.bar:
-                done = self._launch(*job.plan(messages), {}).ticket.result()
+                engine, request = job.plan(messages)
+                done = engine.submit(request).result()
             ref = job.stage(done)
             run(job.turn.commit(ref, None), self.store)
         except GONE as error:
@@ -576,16 +580,16 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         """
         job = Prefill(self, model_input, session, ttl, on_progress, timeout, self.keep_reasoning)
         if job.turn is None:
-            flight = await self._alaunch(*await asyncio.to_thread(job.plan, None), {})
+            engine, request = await asyncio.to_thread(job.plan, None)
             with job.bar:
-                done = await flight.ticket.aresult()
+                done = await engine.submit(request).aresult()
             ref: str = await self.store.to_its_end("put", job.state(done), ttl=ttl)
             return ref
         try:
             messages = await arun(job.turn.begin(), self.store)
-            flight = await self._alaunch(*await asyncio.to_thread(job.plan, messages), {})
+            engine, request = await asyncio.to_thread(job.plan, messages)
             with job.bar:
-                done = await flight.ticket.aresult()
+                done = await engine.submit(request).aresult()
             ref = await asyncio.to_thread(job.stage, done)
             await arun(job.turn.commit(ref, None), self.store)
         except GONE as error:
@@ -632,11 +636,12 @@ class ChatRWKV(RWKVModel, BaseChatModel):
                 prompt=reading.ids,
                 on_progress=bar.tell,
                 deadline=self.timeout,
+                caching=self._caching(reading, {}),
             )
-            flight = self._launch(loaded, reading, request, {})
-            kept = Kept(flight.ticket.result().state)
-        cache.pin(Root.of(reading.base, self.cache_salt), reading.ids, kept, name)
-        return flight.reused
+            done = loaded.engine.submit(request).result()
+        namespace = Namespace.of(reading.base, self.cache_salt)
+        cache.pin(namespace, reading.ids, CachedState(done.state), name)
+        return done.reused
 
     # -- the way down and up -----------------------------------------------------------------
 
@@ -670,27 +675,26 @@ class ChatRWKV(RWKVModel, BaseChatModel):
             thoughts=ask.keep_reasoning,
         )
         request = self._request(loaded, reading, stop, options)
-        return ChatPlan.of(template, reading, request, ask, constraint)
+        return ChatPlan.of(loaded.engine, template, reading, request, ask, constraint)
 
     def _finish(
-        self, plan: ChatPlan, flight: Flight, done: Done, message: AIMessage
+        self, plan: ChatPlan, done: Done, message: AIMessage
     ) -> tuple[dict[str, Any], UsageMetadata]:
         """Stages and files the state behind an answer; returns what the message says of it."""
-        reading = flight.reading
-        flight.landed(done)
+        reading = plan.reading
         ref = turn.stage(reading, done, self.answer_store)
         turn.file_answer(reading, done, ref, self.answer_store, message)
-        return plan.about(done, ref, model=self.model, reused=flight.reused)
+        return plan.about(done, ref, model=self.model)
 
-    def _chat_result(self, plan: ChatPlan, flight: Flight, done: Done) -> ChatResult:
+    def _chat_result(self, plan: ChatPlan, done: Done) -> ChatResult:
         message = plan.message(done)
-        about, usage = self._finish(plan, flight, done, message)
+        about, usage = self._finish(plan, done, message)
         message.response_metadata = about
         message.usage_metadata = usage
         return ChatResult(generations=[ChatGeneration(message=message)])
 
-    def _last_chunk(self, plan: ChatPlan, flight: Flight, done: Done) -> ChatGenerationChunk:
-        about, usage = self._finish(plan, flight, done, plan.message(done))
+    def _last_chunk(self, plan: ChatPlan, done: Done) -> ChatGenerationChunk:
+        about, usage = self._finish(plan, done, plan.message(done))
         message = AIMessageChunk(
             content="", response_metadata=about, usage_metadata=usage, chunk_position="last"
         )

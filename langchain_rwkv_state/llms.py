@@ -21,7 +21,7 @@ from langchain_core.runnables import RunnableConfig
 
 from langchain_rwkv_state.base import CALL_OPTIONS, RWKVModel, seen
 from langchain_rwkv_state.conversation.history import without_strangers
-from langchain_rwkv_state.engine import Delta, Done, Request
+from langchain_rwkv_state.engine import Delta, Done, Request, RequestHandle
 from langchain_rwkv_state.loaded import Loaded
 from langchain_rwkv_state.prompt import plan as turn
 from langchain_rwkv_state.prompt.markers import (
@@ -33,7 +33,6 @@ from langchain_rwkv_state.prompt.markers import (
     without_markers,
 )
 from langchain_rwkv_state.prompt.plan import PromptPlan
-from langchain_rwkv_state.reuse import Flight
 
 
 class _Continuation(str):
@@ -194,15 +193,15 @@ class RWKVLLM(RWKVModel, BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         loaded, prepared = self._prepare(prompts, stop, kwargs)
-        flights: list[Flight] = []
+        handles: list[RequestHandle] = []
         try:
             # All are taken on before one is waited for: they are answered together.
-            flights += (self._launch(loaded, *each, kwargs) for each in prepared)
-            answers = [flight.ticket.result() for flight in flights]
+            handles += (loaded.engine.submit(request) for _, request in prepared)
+            answers = [handle.result() for handle in handles]
         finally:
-            for flight in flights:
-                flight.ticket.cancel()
-        return self._result(flights, answers)
+            for handle in handles:
+                handle.cancel()
+        return self._result([reading for reading, _ in prepared], answers)
 
     async def _agenerate(
         self,
@@ -212,16 +211,16 @@ class RWKVLLM(RWKVModel, BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         loaded, prepared = await asyncio.to_thread(self._prepare, prompts, stop, kwargs)
-        flights: list[Flight] = []
+        handles: list[RequestHandle] = []
         try:
             # All are taken on before one is waited for: they are answered together.
-            for each in prepared:
-                flights.append(await self._alaunch(loaded, *each, kwargs))  # noqa: PERF401
-            answers = [await flight.ticket.aresult() for flight in flights]
+            handles += (loaded.engine.submit(request) for _, request in prepared)
+            answers = [await handle.aresult() for handle in handles]
         finally:
-            for flight in flights:
-                flight.ticket.cancel()
-        return await asyncio.to_thread(self._result, flights, answers)
+            for handle in handles:
+                handle.cancel()
+        readings = [reading for reading, _ in prepared]
+        return await asyncio.to_thread(self._result, readings, answers)
 
     def _stream(
         self,
@@ -230,19 +229,19 @@ class RWKVLLM(RWKVModel, BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
-        loaded, [prepared] = self._prepare([prompt], stop, kwargs)
-        flight = self._launch(loaded, *prepared, kwargs)
+        loaded, [(reading, request)] = self._prepare([prompt], stop, kwargs)
+        handle = loaded.engine.submit(request)
         try:
-            for event in flight.ticket:
+            for event in handle:
                 if isinstance(event, Delta):
                     chunk = GenerationChunk(text=event.text)
                 else:
-                    chunk = GenerationChunk(text="", generation_info=self._finish(flight, event))
+                    chunk = GenerationChunk(text="", generation_info=self._finish(reading, event))
                 if run_manager:
                     run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
         finally:
-            flight.ticket.cancel()
+            handle.cancel()
 
     async def _astream(
         self,
@@ -251,20 +250,22 @@ class RWKVLLM(RWKVModel, BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
-        loaded, [prepared] = await asyncio.to_thread(self._prepare, [prompt], stop, kwargs)
-        flight = await self._alaunch(loaded, *prepared, kwargs)
+        loaded, [(reading, request)] = await asyncio.to_thread(
+            self._prepare, [prompt], stop, kwargs
+        )
+        handle = loaded.engine.submit(request)
         try:
-            async for event in flight.ticket:
+            async for event in handle:
                 if isinstance(event, Delta):
                     chunk = GenerationChunk(text=event.text)
                 else:
-                    info = await asyncio.to_thread(self._finish, flight, event)
+                    info = await asyncio.to_thread(self._finish, reading, event)
                     chunk = GenerationChunk(text="", generation_info=info)
                 if run_manager:
                     await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
         finally:
-            flight.ticket.cancel()
+            handle.cancel()
 
     def _prepare(
         self, prompts: Sequence[str], stop: Sequence[str] | None, options: dict[str, Any]
@@ -301,20 +302,18 @@ class RWKVLLM(RWKVModel, BaseLLM):
             prepared.append((reading, self._request(loaded, reading, stop, rest)))
         return loaded, prepared
 
-    def _finish(self, flight: Flight, done: Done) -> dict[str, Any]:
+    def _finish(self, reading: PromptPlan, done: Done) -> dict[str, Any]:
         """Stages and files the state behind an answer; returns the answer's information."""
-        reading = flight.reading
-        flight.landed(done)
         ref = turn.stage(reading, done, self.answer_store)
         turn.file_answer(reading, done, ref, self.answer_store)
         return {"finish_reason": done.finish_reason, STATE_KEY: ref}
 
-    def _result(self, flights: Sequence[Flight], answers: Sequence[Done]) -> LLMResult:
+    def _result(self, readings: Sequence[PromptPlan], answers: Sequence[Done]) -> LLMResult:
         generations = [
-            [Generation(text=done.text, generation_info=self._finish(flight, done))]
-            for flight, done in zip(flights, answers, strict=True)
+            [Generation(text=done.text, generation_info=self._finish(reading, done))]
+            for reading, done in zip(readings, answers, strict=True)
         ]
-        read = sum(one.reading.base.n_tokens + len(one.reading.ids) for one in flights)
+        read = sum(one.base.n_tokens + len(one.ids) for one in readings)
         sampled = sum(done.answer_tokens for done in answers)
         usage = {
             "prompt_tokens": read,

@@ -35,8 +35,8 @@ from langchain_rwkv_state.cli.streams import read_text
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.chat_models import ChatRWKV
-    from langchain_rwkv_state.prefix_cache import Root
-    from langchain_rwkv_state.prefix_cache.disk import DiskTier, Row
+    from langchain_rwkv_state.prefix_cache import Namespace
+    from langchain_rwkv_state.prefix_cache.disk_tier import DiskTier, Row
 
 _SHOWN_CHARS = 60
 
@@ -78,7 +78,7 @@ def show(
             output.as_json({"directory": str(path), "bytes": 0, "states": []})
         return
     with closing(_open(path)) as disk:
-        rows = sorted(disk.rows(), key=lambda row: (str(row.root), row.key))
+        rows = sorted(disk.rows(), key=lambda row: (str(row.namespace), row.key))
         if as_json:
             texts = _texts(rows, _decoder(model)) if tree and rows else [None] * len(rows)
             states = list(map(_as_json, rows, _above(rows), texts))
@@ -121,7 +121,7 @@ def explain(
     """Say how much of a prompt is kept on disk, and why not more."""
     from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 
-    from langchain_rwkv_state.prefix_cache import PrefixStateCache, Root
+    from langchain_rwkv_state.prefix_cache import Namespace, PrefixStateCache
     from langchain_rwkv_state.prompt.plan import ids_of
 
     said: list[BaseMessage] = [SystemMessage(system)] if system else []
@@ -131,7 +131,7 @@ def explain(
         try:
             loaded = llm.loaded()
             ids = ids_of(loaded.template.segments(said, start=True, answer=True))
-            found = opened.explain(Root.of(loaded.zero, salt), ids)
+            found = opened.explain(Namespace.of(loaded.zero, salt), ids)
         finally:
             llm.unload()
     if as_json:
@@ -273,14 +273,14 @@ def _table(rows: Sequence[Row]) -> Table:
         table.add_column(name, no_wrap=True)
     for row in rows:
         table.add_row(
-            output.one_line(row.root.fingerprint.partition("/")[0]),
+            output.one_line(row.namespace.fingerprint.partition("/")[0]),
             str(len(row.key) // 4),
             output.size(row.nbytes),
             str(row.uses),
             output.ago(row.used, now),
             output.until(row.expires, now),
             output.one_line(row.pin or ""),
-            "yes" if row.root.salt else "",
+            "yes" if row.namespace.salt else "",
         )
     return table
 
@@ -288,13 +288,13 @@ def _table(rows: Sequence[Row]) -> Table:
 def _tree(rows: Sequence[Row], decode: Callable[[Row, tuple[int, ...]], str]) -> Tree:
     """Draws the states of each root, each below the deepest one that it goes on from."""
     drawn = Tree("prefix cache")
-    trunks: dict[Root, Tree] = {}
+    trunks: dict[Namespace, Tree] = {}
     branches: list[Tree] = []
     for row, above, text in zip(rows, _above(rows), _texts(rows, decode), strict=True):
-        if row.root not in trunks:
-            salted = f", salt {row.root.salt[:8]}" if row.root.salt else ""
-            name = output.plain(row.root.fingerprint + salted)
-            trunks[row.root] = drawn.add(escape(name))
+        if row.namespace not in trunks:
+            salted = f", salt {row.namespace.salt[:8]}" if row.namespace.salt else ""
+            name = output.plain(row.namespace.fingerprint + salted)
+            trunks[row.namespace] = drawn.add(escape(name))
         if len(text) > _SHOWN_CHARS:
             half = _SHOWN_CHARS // 2
             text = f"{text[:half]}\u2026{text[-half:]}"
@@ -303,7 +303,7 @@ def _tree(rows: Sequence[Row], decode: Callable[[Row, tuple[int, ...]], str]) ->
         line.append(f"  {tokens}, {output.size(row.nbytes)}, hits {row.uses}", "dim")
         if row.pin:
             line.append(f"  pinned: {output.in_one_line(row.pin)}", "bold")
-        branches.append((trunks[row.root] if above is None else branches[above]).add(line))
+        branches.append((trunks[row.namespace] if above is None else branches[above]).add(line))
     return drawn
 
 
@@ -320,12 +320,12 @@ def _above(rows: Sequence[Row]) -> list[int | None]:
 
 
 def _goes_on(row: Row, above: Row) -> bool:
-    return row.root == above.root and row.key.startswith(above.key)
+    return row.namespace == above.namespace and row.key.startswith(above.key)
 
 
 def _texts(rows: Sequence[Row], decode: Callable[[Row, tuple[int, ...]], str]) -> list[str]:
     """Returns for each state the text that it adds to the one above it."""
-    from langchain_rwkv_state.prefix_cache.tree import unpack
+    from langchain_rwkv_state.prefix_cache.radix_tree import unpack
 
     starts = [0 if place is None else len(rows[place].key) for place in _above(rows)]
     return [decode(row, unpack(row.key[start:])) for row, start in zip(rows, starts, strict=True)]
@@ -333,8 +333,8 @@ def _texts(rows: Sequence[Row], decode: Callable[[Row, tuple[int, ...]], str]) -
 
 def _as_json(row: Row, above: int | None, text: str | None) -> dict[str, Any]:
     return {
-        "fingerprint": row.root.fingerprint,
-        "salted": bool(row.root.salt),
+        "fingerprint": row.namespace.fingerprint,
+        "salted": bool(row.namespace.salt),
         "tokens": len(row.key) // 4,
         "bytes": row.nbytes,
         "hits": row.uses,
@@ -356,7 +356,7 @@ def _decoder(model: str) -> Callable[[Row, tuple[int, ...]], str]:
         llm.unload()
 
     def decode(row: Row, ids: tuple[int, ...]) -> str:
-        if row.root.fingerprint.split("/")[2:3] != ours:
+        if row.namespace.fingerprint.split("/")[2:3] != ours:
             return " ".join(map(str, ids))
         return tokenizer.decode_bytes(ids).decode("utf-8", "replace")
 
@@ -376,6 +376,6 @@ def _directory(directory: Path | None) -> Path:
 
 
 def _open(path: Path) -> DiskTier:
-    from langchain_rwkv_state.prefix_cache.disk import DiskTier
+    from langchain_rwkv_state.prefix_cache.disk_tier import DiskTier
 
     return DiskTier(path, budget=0)

@@ -103,7 +103,7 @@ def _sizes(
 def _free_bytes(strategy: Strategy) -> int:
     import torch
 
-    from langchain_rwkv_state.prefix_cache.cache import free_memory_bytes
+    from langchain_rwkv_state._free_memory import free_memory_bytes
 
     if strategy.on_cuda:
         return torch.cuda.mem_get_info()[0]

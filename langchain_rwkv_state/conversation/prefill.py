@@ -15,11 +15,9 @@ from langchain_rwkv_state._progress import LateBar
 from langchain_rwkv_state.base import RWKVModel
 from langchain_rwkv_state.conversation.session_turn import SessionTurn
 from langchain_rwkv_state.conversation.waiting import WAIT_SECONDS
-from langchain_rwkv_state.engine import Done, Request, in_own_context
-from langchain_rwkv_state.loaded import Loaded
+from langchain_rwkv_state.engine import Done, Engine, Request, in_own_context
 from langchain_rwkv_state.prompt import plan as turn
 from langchain_rwkv_state.prompt.markers import as_model_input, to_messages
-from langchain_rwkv_state.prompt.plan import PromptPlan
 from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.store import TTL
 
@@ -71,7 +69,7 @@ class Prefill:
                 chat.store, session, self._messages, ttl=ttl, wait_seconds=wait, answered=False
             )
 
-    def plan(self, messages: Sequence[BaseMessage] | None) -> tuple[Loaded, PromptPlan, Request]:
+    def plan(self, messages: Sequence[BaseMessage] | None) -> tuple[Engine, Request]:
         """Plans the reading, behind a session's messages where there are some."""
         chat, loaded = self._chat, self._chat.loaded()
         if self._text is not None:
@@ -97,9 +95,10 @@ class Prefill:
             prompt=reading.ids,
             # In the caller's context, where a turn of the same session is seen to be under way.
             on_progress=in_own_context(self._on_progress) if self._on_progress else None,
+            caching=chat._caching(reading, {}),
             deadline=self._left(),
         )
-        return loaded, reading, request
+        return loaded.engine, request
 
     def _left(self) -> float | None:
         if self._timeout is None:

@@ -12,8 +12,8 @@ from langchain_rwkv_state.engine.request import (
     Sampling,
     Thought,
 )
+from langchain_rwkv_state.engine.request_handle import RequestHandle
 from langchain_rwkv_state.engine.stats import EngineStats
-from langchain_rwkv_state.engine.ticket import Ticket
 
 __all__ = [
     "Delta",
@@ -26,7 +26,7 @@ __all__ = [
     "Request",
     "Sampling",
     "Thought",
-    "Ticket",
+    "RequestHandle",
     "check_constraint",
     "in_own_context",
 ]

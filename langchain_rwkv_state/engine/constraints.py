@@ -9,7 +9,7 @@ in other ids than their text has, and would be read again.
 How ids are kept canonical, for any tokenizer: behind a chosen id comes what the grammar forces, and
 both are encoded with the last ids before them. If those change, the id is not chosen; if the id
 alone grows (``"`` to ``","``), the longer one is; and where few are allowed next, and each would
-change something, neither. Reading again stays the last resort.
+change something, neither. PromptPlan again stays the last resort.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from langchain_rwkv_state.engine.request import Thought, common
-from langchain_rwkv_state.engine.sampler import Look, Sampler
+from langchain_rwkv_state.engine.sampler import LogitsRow, Sampler
 from langchain_rwkv_state.errors import EngineError, SchemaError
 from langchain_rwkv_state.grammar.constraint import Constraint
 from langchain_rwkv_state.grammar.json_schema import parts
@@ -166,21 +166,21 @@ class Guide:
         """Whether what comes next is held to the grammar."""
         return self._held is not None
 
-    def choose(self, look: Look, sampler: Sampler) -> Choice:
+    def choose(self, row: LogitsRow, sampler: Sampler) -> Choice:
         """Chooses what comes next.
 
         Args:
-            look: The logits.
+            row: The logits.
             sampler: Chooses among what is allowed.
 
         Raises:
             EngineError: A logit is infinite or not a number, or the grammar grew beyond bounds.
         """
         if self._held is not None:
-            return self._held.choose(look, sampler)
+            return self._held.choose(row, sampler)
         allowed: Mask | None = None
         while True:
-            token = sampler.choose(look, allowed)
+            token = sampler.choose(row, allowed)
             choice = self._free_choice(token)
             if choice is not None:
                 return choice
@@ -311,7 +311,7 @@ class _Held:
         """Whether nothing more can be said."""
         return self._matcher.is_stopped()
 
-    def choose(self, look: Look, sampler: Sampler) -> Choice:
+    def choose(self, row: LogitsRow, sampler: Sampler) -> Choice:
         """Chooses an id, and those that are forced behind it."""
         if not self._begun and (forced := self.forced()):
             return Choice(tuple(forced), chosen=0, ended=self.ended)
@@ -322,7 +322,7 @@ class _Held:
         allowed = np.frombuffer(self._allowed(), dtype=np.int32).copy()
         first: int | None = None
         while first is None or allowed.any():
-            token = sampler.choose(look, allowed)
+            token = sampler.choose(row, allowed)
             if token in self._vocabulary.ends:
                 return Choice((token,), ended=True)
             first = token if first is None else first

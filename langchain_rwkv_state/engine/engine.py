@@ -1,9 +1,8 @@
 """The engine: one thread that owns a runtime and answers many requests in one pass at a time.
 
-It runs the loop and calls the model; who reads how much is the plan's affair (`plan`), what a read
-means the job's (`Job`), what a token means the sampler's and the stop matcher's. The easy mistake
-is to call the runtime beside the engine: it is used by the worker alone, and is closed by its
-owner after `close`.
+Each step schedules, runs the model and postprocesses. Who runs and how much each reads is the
+`Scheduler`'s affair; what becomes of a request is its `TokenSequence`'s. The easy mistake is to
+call the runtime beside the engine: the worker alone uses it, and its owner closes it after `close`.
 """
 
 from __future__ import annotations
@@ -15,20 +14,21 @@ import threading
 import time
 import traceback
 import weakref
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from langchain_rwkv_state.engine.batch import plan
+import torch
+
 from langchain_rwkv_state.engine.callbacks import begin_work, must_not_wait
 from langchain_rwkv_state.engine.constraints import Grammars
-from langchain_rwkv_state.engine.job import Job
 from langchain_rwkv_state.engine.request import Request, check_ids
-from langchain_rwkv_state.engine.sampler import look_over
-from langchain_rwkv_state.engine.seats import Seats
+from langchain_rwkv_state.engine.request_handle import RequestHandle
+from langchain_rwkv_state.engine.sampler import scan_rows
+from langchain_rwkv_state.engine.scheduler import Scheduler
+from langchain_rwkv_state.engine.sequence import TokenSequence
+from langchain_rwkv_state.engine.slots import SlotPool
 from langchain_rwkv_state.engine.stats import EngineStats, Meter
-from langchain_rwkv_state.engine.ticket import Ticket
 from langchain_rwkv_state.errors import EngineBusy, EngineError
 from langchain_rwkv_state.grammar.constraint import Constraint
 from langchain_rwkv_state.runtime.base import Runtime
@@ -123,14 +123,13 @@ class Engine:
     def _begin_anew(self) -> None:
         self._wake = threading.Condition()
         self._worker = threading.local()
-        self._queue: deque[Job] = deque()
-        self._active: list[Job] = []
         self._thread: threading.Thread | None = None
-        self._seats = Seats(self._runtime, self._limits.slots)
+        self._slots = SlotPool(self._runtime, self._limits.slots)
+        self._scheduler = Scheduler(self._wake, self._slots)
         self._logged = time.monotonic()
 
-    def submit(self, request: Request) -> Ticket:
-        """Queues a request.
+    def submit(self, request: Request) -> RequestHandle:
+        """Queues a request; waits for nothing.
 
         Raises:
             ValueError: The prompt, or what is settled, holds an id that the model does not know.
@@ -148,27 +147,29 @@ class Engine:
                 request.constraint,
                 request.thought if request.thought is not None and request.thought.asked else None,
             )
-        job = Job(request, tokenizer, Ticket(self._worker), known, guide)
+        handle = RequestHandle(self._worker)
+        sequence = TokenSequence(request, tokenizer, handle, self._slots, known, guide)
         with self._wake:
             if self._closed:
                 raise EngineError("The engine is closed: load the model again.")
-            most = self._limits.max_queue
-            if len(self._queue) >= most:
-                self._forget_ended()
-            if len(self._queue) >= most:
+            most, scheduler = self._limits.max_queue, self._scheduler
+            if len(scheduler.waiting) >= most:
+                scheduler.forget_ended()
+            if len(scheduler.waiting) >= most:
                 raise EngineBusy(
-                    f"{len(self._queue)} requests wait behind {len(self._active)} that are being "
-                    f"served, and no more than {most} may wait: try again later, send "
-                    "fewer at once, or raise max_queue."
+                    f"{len(scheduler.waiting)} requests wait behind "
+                    f"{len(scheduler.running)} that are being served, and no "
+                    f"more than {most} may wait: try again later, send fewer at once, or raise "
+                    "max_queue."
                 )
             if self._thread is None:
                 thread = threading.Thread(target=self._work, name="rwkv-engine", daemon=True)
                 thread.start()
                 self._thread = thread
                 logger.debug("The worker starts")
-            self._queue.append(job)
+            scheduler.waiting.append(sequence)
             self._wake.notify()
-        return job.ticket
+        return handle
 
     def prepare(self, constraint: Constraint, tokenizer: Tokenizer | None = None) -> None:
         """Compiles a constraint and tries it, so that requests with an equal one begin at once.
@@ -202,17 +203,17 @@ class Engine:
     def stats(self) -> EngineStats:
         """Returns what the engine did, and what it has to do."""
         with self._wake:
-            jobs = self._active
+            waiting, running = self._scheduler.waiting, self._scheduler.running
             prefill_rate, decode_rate = self._meter.rates()
             return EngineStats(
-                queued=sum(not job.ticket.over for job in self._queue),
-                active=sum(not job.ticket.over for job in jobs),
-                prompt_tokens=self._prompt_tokens + sum(job.n_prompt_read for job in jobs),
-                decoded_tokens=self._decoded_tokens + sum(job.n_sampled for job in jobs),
-                forced_tokens=self._forced_tokens + sum(job.n_forced for job in jobs),
-                rereads=self._rereads + sum(job.reread for job in jobs),
+                queued=sum(not each.handle.over for each in waiting),
+                active=sum(not each.handle.over for each in running),
+                prompt_tokens=self._prompt_tokens + sum(each.n_prompt_read for each in running),
+                decoded_tokens=self._decoded_tokens + sum(each.n_sampled for each in running),
+                forced_tokens=self._forced_tokens + sum(each.n_forced for each in running),
+                rereads=self._rereads + sum(each.reread for each in running),
                 steps=self._meter.steps,
-                slots=self._seats.count,
+                slots=self._slots.count,
                 max_slots=self._limits.slots,
                 prefill_rate=prefill_rate,
                 decode_rate=decode_rate,
@@ -234,17 +235,19 @@ class Engine:
     def limits(self, limits: Limits) -> None:
         with self._wake:
             self._limits = limits
-            self._seats.limit(limits.slots)
+            self._slots.limit(limits.slots)
 
     def close(self) -> None:
         """Ends all requests with an `EngineError`, and waits until the runtime is not used."""
         with self._wake:
             self._closed = True
-            jobs = [*self._queue, *self._active]
+            pending = [*self._scheduler.waiting, *self._scheduler.running]
             thread = self._thread
             self._wake.notify_all()
-        for job in jobs:
-            job.ticket.fail(EngineError("The engine was closed while the request was pending."))
+        for sequence in pending:
+            sequence.handle.fail(
+                EngineError("The engine was closed while the request was pending.")
+            )
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
@@ -262,37 +265,58 @@ class Engine:
             self._on_idle()
 
     def _step(self) -> None:
-        """Admits, plans, reads once, takes note, samples and emits.
+        """Schedules, runs the model once, and postprocesses."""
+        started = time.monotonic()
+        reads = self._schedule()
+        if reads:
+            prompt_ids = sum(count for sequence, count in reads if sequence.prefills)
+            sampled = self._postprocess(reads, self._run(reads))
+            self._note_step(time.monotonic() - started, prompt_ids, sampled)
+
+    def _schedule(self) -> list[tuple[TokenSequence, int]]:
+        """Lets run those that need not wait; returns who reads how many ids in this step."""
+        scheduler, limits = self._scheduler, self._limits
+        admitted = 0
+        for sequence, hit in scheduler.admit(limits.slots, self._meter.steps):
+            admitted += 1
+            self._alone(sequence, sequence.begin, hit)
+            if sequence.given_logits is not None and not sequence.handle.over:
+                self._note_first_token(sequence)
+                self._alone(sequence, sequence.sample, scan_rows(sequence.given_logits[None])[0])
+        if admitted:
+            logger.debug("Admitted %d requests, %d wait", admitted, len(scheduler.waiting))
+        budget = min(limits.prefill_budget, self._chunk)
+        return scheduler.schedule(self._meter.steps, budget=budget, idle_budget=self._chunk)
+
+    def _run(self, reads: list[tuple[TokenSequence, int]]) -> torch.Tensor:
+        """Reads ids into slots in one pass; returns logits ``[len(reads), V]``."""
+        return self._slots.read([(each.slot, each.next_ids(count)) for each, count in reads])
+
+    def _postprocess(self, reads: list[tuple[TokenSequence, int]], logits: torch.Tensor) -> int:
+        """Notes what was read, samples and emits; returns how many ids answers grew by.
 
         What has ended by then is retired before the next step.
         """
-        started = time.monotonic()
-        self._admit()
-        reads = self._plan()
-        if not reads:
-            return
-        prompt_ids = sum(count for job, count in reads if job.prefills)
-        logits = self._seats.read([(job.seat, job.next_ids(count)) for job, count in reads])
         ready = [
-            row for row, (job, count) in enumerate(reads) if self._alone(job, job.advance, count)
+            row for row, (each, count) in enumerate(reads) if self._alone(each, each.advance, count)
         ]
         samplers = {row: reads[row][0].sampler for row in ready if reads[row][0].chooses_freely}
-        looks = look_over(logits, samplers) if ready else []
-        said = 0
+        rows = scan_rows(logits, samplers) if ready else []
+        sampled = 0
         for row in ready:
-            job, _ = reads[row]
-            self._note_first_token(job)
-            self._alone(job, job.see_logits, logits[row])
-            said += self._alone(job, job.sample, looks[row]) or 0
-        self._note_step(time.monotonic() - started, prompt_ids, said)
+            sequence, _ = reads[row]
+            self._note_first_token(sequence)
+            self._alone(sequence, sequence.see_logits, logits[row])
+            sampled += self._alone(sequence, sequence.sample, rows[row]) or 0
+        return sampled
 
     def _await_work(self) -> bool:
         """Retires what has ended, and waits for a request; ``False`` ends the worker."""
         with self._wake:
             self._retire()
-            while not (self._active or self._queue):
+            while not (self._scheduler.running or self._scheduler.waiting):
                 if self._closed or self._idle():
-                    self._seats.drop()
+                    self._slots.close()
                     self._thread = None
                     logger.debug("The worker ends")
                     return False
@@ -301,80 +325,42 @@ class Engine:
     def _idle(self) -> bool:
         """Waits for a request; says whether none came in a long time."""
         self._logged = time.monotonic()
-        return not self._wake.wait(_IDLE_SECONDS) and not self._queue
+        return not self._wake.wait(_IDLE_SECONDS) and not self._scheduler.waiting
 
     def _retire(self) -> None:
-        """Frees the seats of requests that ended, and forgets those that ended in the queue."""
-        now = time.monotonic()
-        for job in (*self._active, *self._queue):
-            job.expire(now)
-        ended = [job for job in self._active if job.ticket.over]
-        self._active = [job for job in self._active if not job.ticket.over]
-        self._forget_ended()
-        for job in ended:
-            self._prompt_tokens += job.n_prompt_read
-            self._decoded_tokens += job.n_sampled
-            self._forced_tokens += job.n_forced
-            self._rereads += job.reread
-            job.leave(self._seats)
+        """Frees the slots of requests that ended, and counts what they did."""
+        ended = self._scheduler.retire(time.monotonic())
+        for sequence in ended:
+            self._prompt_tokens += sequence.n_prompt_read
+            self._decoded_tokens += sequence.n_sampled
+            self._forced_tokens += sequence.n_forced
+            self._rereads += sequence.reread
+            sequence.leave()
         if ended:
-            logger.debug("Retired %d requests, %d go on", len(ended), len(self._active))
+            logger.debug("Retired %d requests, %d go on", len(ended), len(self._scheduler.running))
 
-    def _forget_ended(self) -> None:
-        if any(job.ticket.over for job in self._queue):
-            self._queue = deque(job for job in self._queue if not job.ticket.over)
-
-    def _admit(self) -> None:
-        """Gives seats to those that wait, first come, first served, as long as there are some."""
-        if not self._queue:
-            return
-        self._seats.make_room(len(self._active) + len(self._queue))
-        room = max(min(self._seats.count, self._limits.slots), 1)
-        fresh: list[Job] = []
-        with self._wake:
-            while self._queue and len(self._active) < room:
-                job = self._queue.popleft()
-                job.turn = self._meter.steps
-                self._active.append(job)
-                fresh.append(job)
-            waiting = len(self._queue)
-        for job in fresh:
-            self._alone(job, job.begin, self._seats)
-            if job.given_logits is not None and not job.ticket.over:
-                self._note_first_token(job)
-                self._alone(job, job.sample, look_over(job.given_logits[None])[0])
-        if fresh:
-            logger.debug("Admitted %d requests, %d wait", len(fresh), waiting)
-
-    def _plan(self) -> list[tuple[Job, int]]:
-        return plan(
-            [job for job in self._active if not job.ticket.over],
-            self._meter.steps,
-            budget=min(self._limits.prefill_budget, self._chunk),
-            idle_budget=self._chunk,
-        )
-
-    def _alone(self, job: Job, act: Callable[[T], R], argument: T) -> R | None:
+    def _alone(self, sequence: TokenSequence, act: Callable[[T], R], argument: T) -> R | None:
         """Does something for one request; if that fails, it alone ends."""
         try:
             return act(argument)
         # A Rust panic is no Exception.
         except BaseException as error:  # noqa: BLE001
-            job.ticket.fail(error)
+            sequence.handle.fail(error)
             return None
 
     def _lose_device(self, error: BaseException) -> None:
-        """Ends all that is being served; those that wait go on in slots of their own."""
-        logger.error("The model failed, and %d requests with it: %r", len(self._active), error)
-        for job in self._active:
-            job.ticket.fail(error)
-        self._seats.drop()
-        traceback.clear_frames(error.__traceback__)  # they hold all jobs, and callers the error
+        """Ends all that are running; those that wait go on in slots of their own."""
+        running = self._scheduler.running
+        logger.error("The model failed, and %d requests with it: %r", len(running), error)
+        for sequence in running:
+            sequence.handle.fail(error)
+        self._slots.close()
+        traceback.clear_frames(error.__traceback__)  # they hold all requests, and callers the error
 
-    def _note_first_token(self, job: Job) -> None:
-        if not job.n_sampled:
+    def _note_first_token(self, sequence: TokenSequence) -> None:
+        if not sequence.n_sampled:
             with self._wake:
-                self._meter.first_token(time.monotonic() - job.submitted)
+                self._meter.first_token(time.monotonic() - sequence.submitted)
 
     def _note_step(self, seconds: float, prompt_ids: int, sampled: int) -> None:
         with self._wake:
@@ -386,12 +372,12 @@ class Engine:
 
     def _after_fork(self) -> None:
         """Makes a forked child's copy usable: its worker stayed with the parent."""
-        jobs = [*self._queue, *self._active]
+        lost = [*self._scheduler.waiting, *self._scheduler.running]
         self._begin_anew()
         for grammars in self._grammars.values():
             grammars.renew_lock()
-        for job in jobs:
-            job.ticket.orphan()
+        for sequence in lost:
+            sequence.handle.orphan()
 
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()

@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-import torch
-
 from langchain_rwkv_state.grammar.constraint import Constraint
+from langchain_rwkv_state.prefix_cache import Caching
 from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.tokenizer import Tokenizer
 
@@ -125,15 +124,9 @@ class Request:
         canonical: The ids that the text of an answer (with `continued` before it) stands for; the
             state after the answer is what a model gives that read `settled` and then these ids.
         canonical_thought: The same for a thought and an answer, where `thought` is to be kept.
-        checkpoints: Positions in `prompt` (numbers of ids read) at which to keep the state too, no
-            further than `settled` agrees with it.
-        marks: Positions in `prompt`, likewise, at which `on_mark` is told of the state, at once;
-            the end of the prompt may be one.
-        on_mark: Called on the worker with a position, the state there and, at the end of a prompt
-            that is to be answered, the logits of the next token. It must be quick, and must not
-            raise.
-        logits: Those of the next token after `base` (``[V]``, fp32, on the CPU), for a prompt that
-            was read before: with them `prompt` may be empty, and nothing is read.
+        checkpoints: Positions in `prompt` (numbers of ids read) whose states `Done.checkpoints` is
+            to hold, no further than `settled` agrees with it.
+        caching: What the prefix cache may do; ``None`` for nothing.
         on_progress: Called on the worker with (ids read, ids to read) after each chunk of the
             prompt. While it runs every other request waits, so it must be quick.
         deadline: Seconds from the submission after which the request ends with
@@ -142,7 +135,7 @@ class Request:
 
     Raises:
         ValueError: A number is out of its range, a stop text is empty, there is nothing to
-            read before an answer, and no logits, or two of the settings contradict each other.
+            read before an answer, or two of the settings contradict each other.
 
     Example:
         >>> Request(state, prompt, max_tokens=64, roles=("User", "Assistant"))  # doctest: +SKIP
@@ -163,9 +156,7 @@ class Request:
     canonical: Callable[[str], Sequence[int]] | None = None
     canonical_thought: Callable[[str, str], Sequence[int]] | None = None
     checkpoints: tuple[int, ...] = ()
-    marks: tuple[int, ...] = ()
-    on_mark: Callable[[int, RWKVState, torch.Tensor | None], None] | None = None
-    logits: torch.Tensor | None = None
+    caching: Caching | None = None
     on_progress: Callable[[int, int], None] | None = None
     deadline: float | None = None
     tokenizer: Tokenizer | None = None
@@ -187,23 +178,22 @@ class Request:
             _check("deadline", self.deadline, 0, math.inf, "seconds; None for no end")
         _check_texts("stop", self.stop)
         _check_texts("roles", self.roles)
-        if self.max_tokens and not self.prompt and self.logits is None:
+        if self.max_tokens and not self.prompt:
             raise ValueError(
                 "There is nothing to read before the answer: a prompt needs at least one id."
             )
         self._check_thought()
-        places = (*self.checkpoints, *self.marks)
-        outside = [at for at in places if not 0 <= at <= len(self.prompt)]
+        outside = [at for at in self.checkpoints if not 0 <= at <= len(self.prompt)]
         if outside:
             raise ValueError(
                 f"Checkpoints are positions in a prompt of {len(self.prompt)} ids, "
                 f"got {outside[0]}."
             )
-        beyond = [at for at in places if at > self.common]
+        beyond = [at for at in self.checkpoints if at > self.common]
         if beyond:
             raise ValueError(
                 f"The prompt and the settled ids part behind {self.common} ids, and what is read "
-                f"further on is not kept: checkpoints and marks end there, got {beyond[0]}."
+                f"further on is not kept: checkpoints end there, got {beyond[0]}."
             )
 
     @cached_property
@@ -282,6 +272,7 @@ class Done:
         answer_ids: The ids that `text` stands for in `state` (the canonical ones), with what it was
             continued from and with the thought where that is kept.
         checkpoints: The states asked for, in order.
+        reused: How many ids of the prompt the prefix cache saved.
         reread: Whether the answer was read again because the model said it in other ids than the
             canonical ones. What a thought or `Request.settled` makes be read again does not count.
         thought: The thought, ``None`` where none was to come.
@@ -296,6 +287,7 @@ class Done:
     answer_tokens: int
     answer_ids: tuple[int, ...]
     checkpoints: tuple[RWKVState, ...] = ()
+    reused: int = 0
     reread: bool = False
     thought: str | None = None
     thought_tokens: int = 0

@@ -1,4 +1,4 @@
-"""Chooses the next tokens of many requests: each request's counts and random numbers, one look.
+"""Chooses the next tokens of many requests: each request's counts and random numbers.
 
 How a token is chosen from a row is said in `choices`; this is who chooses. All rows of a step are
 looked over at once, and those whose choice needs nothing else are chosen from on the same occasion,
@@ -30,7 +30,7 @@ _MOST_PENALTY = 1e6
 _LEAST, _MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
-class Look(NamedTuple):
+class LogitsRow(NamedTuple):
     """One row of logits, and what a pass over all rows found of it.
 
     Attributes:
@@ -44,11 +44,11 @@ class Look(NamedTuple):
     finite: bool
 
 
-def look_over(
+def scan_rows(
     logits: torch.Tensor,
     samplers: Mapping[int, Sampler] | None = None,
     allowed: Mapping[int, Words] | None = None,
-) -> list[Look]:
+) -> list[LogitsRow]:
     """Looks over the logits of many requests at once.
 
     Args:
@@ -62,22 +62,22 @@ def look_over(
     scores = logits.detach().numpy()
     choose, samplers, allowed = compiled(), samplers or {}, allowed or {}
     if choose is None:
-        return _look_over(scores)
+        return _scan_rows(scores)
     draws: list[Draw | None] = [None] * len(scores)
     for row, sampler in samplers.items():
         draws[row] = sampler.draw(scores.shape[1], allowed.get(row))
     found = choose(scores, draws)
-    looks = [Look(row, each.best, each.finite) for row, each in zip(scores, found, strict=True)]
+    rows = [LogitsRow(one, each.best, each.finite) for one, each in zip(scores, found, strict=True)]
     for row, sampler in samplers.items():
-        sampler.chose(looks[row], allowed.get(row), found[row].chosen)
-    return looks
+        sampler.chose(rows[row], allowed.get(row), found[row].chosen)
+    return rows
 
 
-def _look_over(scores: Floats) -> list[Look]:
+def _scan_rows(scores: Floats) -> list[LogitsRow]:
     best = scores.argmax(axis=1)  # the first NaN where there is one
     ends = scores[np.arange(len(scores)), best], scores.min(axis=1)
     finite = np.isfinite(ends[0]) & np.isfinite(ends[1])
-    return [Look(*row) for row in zip(scores, best.tolist(), finite.tolist(), strict=True)]
+    return [LogitsRow(*row) for row in zip(scores, best.tolist(), finite.tolist(), strict=True)]
 
 
 class Sampler:
@@ -98,7 +98,7 @@ class Sampler:
         # Repeatable choices, not secrets; None takes fresh entropy.
         self._random = random.Random(_seed(sampling.seed))  # noqa: S311
         self._bits: int | None = None  # of the next choice, once they are known
-        self._chosen: tuple[Look, Words | None, int] | None = None
+        self._chosen: tuple[LogitsRow, Words | None, int] | None = None
         temperature = sampling.temperature
         self._temperature = temperature and min(max(temperature, _LEAST), _MOST)
         self._presence = _penalty(sampling.presence_penalty)
@@ -117,16 +117,16 @@ class Sampler:
         Raises:
             EngineError: A logit is infinite or not a number.
         """
-        return self.choose(look_over(logits[None])[0])
+        return self.choose(scan_rows(logits[None])[0])
 
-    def choose(self, look: Look, allowed: Words | None = None) -> int:
-        """Returns the next token for a row that was looked over.
+    def choose(self, row: LogitsRow, allowed: Words | None = None) -> int:
+        """Returns the next token for a row that was scanned.
 
         It may be asked again for the same row, with another mask or without one: each is a choice
         of its own.
 
         Args:
-            look: The row.
+            row: The row.
             allowed: A bit for each id that may be chosen, bit ``i % 32`` of word ``i // 32``:
                 int32, ``[ceil(V / 32)]``, as llguidance makes them. The others are as if they were
                 not there, for top-p and top-k too; ``None`` allows all.
@@ -135,26 +135,26 @@ class Sampler:
             EngineError: A logit is infinite or not a number, allowed or not, or no id is allowed.
             ValueError: The mask has another shape or dtype.
         """
-        if not look.finite:
+        if not row.finite:
             raise EngineError(
                 "The model's logits are infinite or not numbers, as after an overflow: load it "
                 "with a wider dtype (strategy='cpu fp32' or 'cuda bf16'), and check its file."
             )
         chosen, self._chosen = self._chosen, None
-        if chosen is not None and chosen[0] is look and chosen[1] is allowed:
+        if chosen is not None and chosen[0] is row and chosen[1] is allowed:
             token: int | None = chosen[2]
         elif self._temperature == 0 and not self._places and allowed is None:
-            token = look.best
+            token = row.best
         else:
-            draw, choose = self.draw(len(look.scores), allowed), compiled()
+            draw, choose = self.draw(len(row.scores), allowed), compiled()
             if choose is None:
-                token = choices.choose(look.scores, draw)
+                token = choices.choose(row.scores, draw)
             else:
-                token = choose(look.scores[None], [draw])[0].chosen
+                token = choose(row.scores[None], [draw])[0].chosen
         self._bits = None
         if token is None:
             raise EngineError(
-                f"None of the {len(look.scores)} ids is allowed here, so nothing can be chosen: "
+                f"None of the {len(row.scores)} ids is allowed here, so nothing can be chosen: "
                 "end the answer, or allow the id that ends it."
             )
         return token
@@ -184,9 +184,9 @@ class Sampler:
             allowed,
         )
 
-    def chose(self, look: Look, allowed: Words | None, token: int | None) -> None:
+    def chose(self, row: LogitsRow, allowed: Words | None, token: int | None) -> None:
         """Takes note of what was chosen by `draw` before `choose` asks for it."""
-        self._chosen = None if token is None else (look, allowed, token)
+        self._chosen = None if token is None else (row, allowed, token)
 
     def saw(self, token: int, piece: bytes) -> None:
         """Counts a chosen token for the penalties.

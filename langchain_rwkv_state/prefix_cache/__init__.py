@@ -1,31 +1,27 @@
 """The prefix cache: states of what was read before, so that no chain reads it again."""
 
-from langchain_rwkv_state.prefix_cache.cache import (
-    DIRECTORY_VARIABLE,
-    PrefixStateCache,
-    default_cache,
-)
-from langchain_rwkv_state.prefix_cache.disk import default_cache_directory
-from langchain_rwkv_state.prefix_cache.policy import marks
-from langchain_rwkv_state.prefix_cache.records import (
-    CacheStats,
-    Explanation,
-    Hit,
-    Kept,
-    Root,
-    hidden_salt,
-)
+from langchain_rwkv_state.prefix_cache.cache import PrefixStateCache
+from langchain_rwkv_state.prefix_cache.default import DIRECTORY_VARIABLE, default_cache
+from langchain_rwkv_state.prefix_cache.disk_tier import default_cache_directory
+from langchain_rwkv_state.prefix_cache.entries import CachedState, Hit, Namespace
+from langchain_rwkv_state.prefix_cache.prefix import Caching, Prefix
+from langchain_rwkv_state.prefix_cache.salt import hidden_salt
+from langchain_rwkv_state.prefix_cache.snapshots import APART, snapshot_positions
+from langchain_rwkv_state.prefix_cache.stats import CacheStats, Explanation
 
 __all__ = [
+    "APART",
     "DIRECTORY_VARIABLE",
     "CacheStats",
+    "CachedState",
+    "Caching",
     "Explanation",
     "Hit",
-    "Kept",
+    "Namespace",
+    "Prefix",
     "PrefixStateCache",
-    "Root",
     "default_cache",
     "default_cache_directory",
     "hidden_salt",
-    "marks",
+    "snapshot_positions",
 ]

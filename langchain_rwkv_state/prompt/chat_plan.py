@@ -13,7 +13,7 @@ from typing import Any
 from langchain_core.messages import AIMessage
 from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
 
-from langchain_rwkv_state.engine import Done, Request, Thought
+from langchain_rwkv_state.engine import Done, Engine, Request, RequestHandle, Thought
 from langchain_rwkv_state.grammar.constraint import Constraint
 from langchain_rwkv_state.prompt.answer_message import AnswerStream, read_answer
 from langchain_rwkv_state.prompt.call_options import Ask
@@ -28,6 +28,7 @@ class ChatPlan:
     """A call on its way to the engine.
 
     Attributes:
+        engine: Answers it.
         template: Wrote it down.
         reading: What is read.
         request: What the engine is asked for.
@@ -35,6 +36,7 @@ class ChatPlan:
         held: Whether the answer is held to a form from its first token on.
     """
 
+    engine: Engine
     template: ChatTemplate
     reading: PromptPlan
     request: Request
@@ -44,6 +46,7 @@ class ChatPlan:
     @classmethod
     def of(
         cls,
+        engine: Engine,
         template: ChatTemplate,
         reading: PromptPlan,
         request: Request,
@@ -53,6 +56,7 @@ class ChatPlan:
         """Returns the plan of a call.
 
         Args:
+            engine: Will answer it.
             template: Writes down what is read and answered.
             reading: What is read.
             request: A plain request for a completion of it, which is made a chat's.
@@ -102,7 +106,11 @@ class ChatPlan:
             continued=reading.continued,
             constraint=constraint,
         )
-        return cls(template, reading, chat, tools, held)
+        return cls(engine, template, reading, chat, tools, held)
+
+    def submit(self) -> RequestHandle:
+        """Hands the call to the engine, which answers it in time."""
+        return self.engine.submit(self.request)
 
     def message(self, done: Done) -> AIMessage:
         """Returns the whole answer."""
@@ -110,16 +118,13 @@ class ChatPlan:
         answer = read_answer(text, self.tools, called=self.held)
         return answer.message(thought=done.thought)
 
-    def about(
-        self, done: Done, ref: str, *, model: str, reused: int
-    ) -> tuple[dict[str, Any], UsageMetadata]:
+    def about(self, done: Done, ref: str, *, model: str) -> tuple[dict[str, Any], UsageMetadata]:
         """Returns what an answer's message says of it: its metadata and its usage.
 
         Args:
             done: The answer.
             ref: The state behind it.
             model: The model's name.
-            reused: Ids of the prompt that the prefix cache saved.
         """
         metadata = {
             "model_name": model,
@@ -134,7 +139,7 @@ class ChatPlan:
             input_tokens=read,
             output_tokens=done.answer_tokens,
             total_tokens=read + done.answer_tokens,
-            input_token_details=InputTokenDetails(cache_read=known + reused),
+            input_token_details=InputTokenDetails(cache_read=known + done.reused),
         )
         if done.thought is not None:
             usage["output_token_details"] = OutputTokenDetails(reasoning=done.thought_tokens)

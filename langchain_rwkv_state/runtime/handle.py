@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -285,6 +285,12 @@ class ArraySlots:
         names = (spec.name for spec in layout.specs)
         tensors = dict(zip(names, self._arrays.get(slot), strict=True))
         return RWKVState(layout, tensors, held.derivation, system_digest=held.system_digest)
+
+    def copy(self, source: int, target: int) -> None:
+        """Copies the state in one slot into another, where it lies."""
+        held = self._require(source)
+        self._arrays.copy(source, target)
+        self._held[target] = replace(held, unnamed=[*held.unnamed])
 
     def read(self, reads: Reads) -> torch.Tensor:
         """Reads ids into slots, in one pass.

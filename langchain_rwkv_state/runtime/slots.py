@@ -41,6 +41,10 @@ class Slots(Protocol):
         """Returns a copy of the state in a slot."""
         ...
 
+    def copy(self, source: int, target: int) -> None:
+        """Copies the state in one slot into another, where it lies."""
+        ...
+
     def read(self, reads: Reads) -> torch.Tensor:
         """Reads ids into slots, all in one pass where the runtime can.
 
@@ -102,6 +106,10 @@ class StateSlots:
         if state is None:
             raise ValueError(f"Slot {slot} is empty.")
         return state
+
+    def copy(self, source: int, target: int) -> None:
+        """Holds one slot's state in another too; values are immutable, so nothing is copied."""
+        self._states[target] = self.get(source)
 
     def read(self, reads: Reads) -> torch.Tensor:
         """Reads ids into slots through the runtime's `forward_batch`."""

@@ -17,8 +17,8 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_rwkv_state import ChatRWKV, DiskStateStore, PrefixStateCache
 from langchain_rwkv_state.engine import Request
 from langchain_rwkv_state.errors import RWKVStateError, StoreError
-from langchain_rwkv_state.prefix_cache import Root
-from langchain_rwkv_state.prefix_cache.disk import DiskTier
+from langchain_rwkv_state.prefix_cache import Namespace
+from langchain_rwkv_state.prefix_cache.disk_tier import DiskTier
 from langchain_rwkv_state.prompt.markers import STATE_KEY, marker
 from tests.helpers.law import TOLERANCE, assert_same, ids, read_once, turns
 from tests.helpers.watch import watch
@@ -74,17 +74,17 @@ def test_logits_of_a_hit_are_those_of_one_reading(pair):
         messages = [SYSTEM, *(human(rng.randrange(3)) for _ in range(rng.randrange(1, 4)))]
         cached.invoke([*messages, human(number)])
         prompt = ids(cached, [*messages, human("next")])
-        hit = cache.lookup(Root.of(loaded.zero), prompt)
+        hit = cache.lookup(Namespace.of(loaded.zero), prompt)
         assert hit is not None
-        here = loaded.runtime.forward(prompt[hit.n_tokens :], hit.kept.state)[0]
+        here = loaded.runtime.forward(prompt[hit.n_tokens :], hit.cached.state)[0]
         there = loaded.runtime.forward(prompt, loaded.zero)[0]
         assert float((here.softmax(0) - there.softmax(0)).abs().max()) <= TOLERANCE
         whole = (*ids(cached, [*messages, human(number)]), *answer_prompt(cached))
-        full = cache.lookup(Root.of(loaded.zero), whole)
+        full = cache.lookup(Namespace.of(loaded.zero), whole)
         assert full is not None
         assert full.n_tokens == len(whole)
         expected = loaded.runtime.forward(whole, loaded.zero)[0]
-        assert torch.allclose(full.kept.logits, expected, atol=TOLERANCE)
+        assert torch.allclose(full.cached.logits, expected, atol=TOLERANCE)
 
 
 def answer_prompt(chat) -> tuple[int, ...]:
@@ -204,8 +204,8 @@ class TestConversations:
         other = marker(ref_of(chat.invoke("Good day to you.")))
         assert read_by(chat.invoke([other, document, human("Two?")])) > read_by(second)
         assert cache.flush()
-        assert cache._disk is not None
-        roots = {row.root.base for row in cache._disk.rows()}
+        assert cache._disk.tier is not None
+        roots = {row.namespace.base for row in cache._disk.tier.rows()}
         assert roots <= {"zero"}
         cache.close()
 
@@ -264,11 +264,9 @@ class TestTogether:
         system = SystemMessage("Word. " * 300)
         stream = chat.stream([system, human("One?")])
         reader = threading.Thread(target=lambda: next(stream, None))
-        plan = chat._prepare([system, human("One?")], None, {})
-        loaded, reading, request = plan.loaded, plan.reading, plan.request
-        flight = chat._launch(loaded, reading, request, {})
+        handle = chat._prepare([system, human("One?")], None, {}).submit()
         reader.start()
-        flight.ticket.cancel()
+        handle.cancel()
         reader.join(60)
         stream.close()
         watched.delay_seconds = 0
@@ -281,12 +279,10 @@ class TestTogether:
         watched = watch(chat)
         watched.delay_seconds = 0.2
         system = SystemMessage("Word. " * 300)
-        plan = chat._prepare([system, human("One?")], None, {})
-        loaded, reading, request = plan.loaded, plan.reading, plan.request
-        flight = chat._launch(loaded, reading, request, {})
+        handle = chat._prepare([system, human("One?")], None, {}).submit()
         with pytest.raises(RWKVStateError, match="deadline"):
             chat.invoke([system, human("One?")], timeout=0.1)
-        flight.ticket.cancel()
+        handle.cancel()
 
     async def test_a_cancelled_task_leaves_no_request_behind(self, make_chat):
         chat = make_chat(7)

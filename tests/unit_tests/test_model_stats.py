@@ -56,15 +56,16 @@ def test_the_figures_are_the_engines_and_the_caches(make, request):
 
 def test_the_figures_are_asked_without_a_look_at_other_tenants_of_the_cache(make_chat, monkeypatch):
     from langchain_rwkv_state import PrefixStateCache
-    from langchain_rwkv_state.prefix_cache import Root
+    from langchain_rwkv_state.prefix_cache import Namespace
+    from langchain_rwkv_state.prefix_cache import cache as module
 
     cache = PrefixStateCache()
     chat = make_chat(7, max_tokens=1, prefix_cache=cache)
     chat.invoke("One two three four.")
-    assert cache.lookup(Root("another model"), (1, 2, 3)) is None
-    monkeypatch.setattr(cache, "_elsewhere", lambda *_, **__: pytest.fail("It looked."))
+    assert cache.lookup(Namespace("another model"), (1, 2, 3)) is None
+    monkeypatch.setattr(module, "cause_elsewhere", lambda *_, **__: pytest.fail("It looked."))
     assert chat.stats().cache_lookups == 2
-    assert cache.stats(causes=False).misses["cold"] == 1
+    assert cache.stats(causes=False).misses["cold"] == 2
 
 
 def test_without_a_cache_its_figures_are_zero(make_chat):

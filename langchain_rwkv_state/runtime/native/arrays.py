@@ -79,6 +79,12 @@ class StateArrays:
         """
         return self.begin_get(slot)()
 
+    def copy(self, source: int, target: int) -> None:
+        """Copies one slot's tensors into another."""
+        for array in (self.att_x, self.wkv, self.ffn_x):
+            for layer in array:
+                _copy(layer[target], layer[source])
+
     def begin_get(self, slot: int) -> Callable[[], list[torch.Tensor]]:
         """Begins to copy a slot's tensors; the function returned gives them when they are there.
 
@@ -134,6 +140,12 @@ class CudaArrays(StateArrays):
             for array, layers in staged:
                 array[:, slot] = layers.to(array.device, non_blocking=True)
             self._moving[slot] = self._aside.record_event()
+
+    def copy(self, source: int, target: int) -> None:
+        """Copies one slot's tensors into another, as work of the card like any other."""
+        self.settle((source, target))
+        for array in (self.att_x, self.wkv, self.ffn_x):
+            array[:, target] = array[:, source]
 
     def begin_get(self, slot: int) -> Callable[[], list[torch.Tensor]]:
         """Begins to copy a slot's tensors; the function returned waits for them, and them alone."""

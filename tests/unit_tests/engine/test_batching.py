@@ -17,10 +17,10 @@ import pytest
 import torch
 from langchain_core.messages import HumanMessage
 
-from langchain_rwkv_state.engine import Delta, Done, Engine, Request, Sampling, Ticket
+from langchain_rwkv_state.engine import Delta, Done, Engine, Request, RequestHandle, Sampling
 from langchain_rwkv_state.engine import engine as engine_module
-from langchain_rwkv_state.engine.job import Job
-from langchain_rwkv_state.engine.seats import Seat
+from langchain_rwkv_state.engine.sequence import TokenSequence
+from langchain_rwkv_state.engine.slots import SlotPool
 from langchain_rwkv_state.errors import (
     DeadlineExceeded,
     EngineBusy,
@@ -120,16 +120,16 @@ def test_everybody_in_a_crowd_gets_what_each_gets_alone(runtime, serve):
     chance = random.Random(4)
     requests = [random_request(runtime, name, chance) for name in range(200)]
     crowd = serve(slots=8, prefill_budget=20, prefill_chunk=40)
-    tickets: list[Ticket] = []
+    handles: list[RequestHandle] = []
     for request in requests:
-        tickets.append(crowd.submit(request))
+        handles.append(crowd.submit(request))
         if chance.random() < 0.3:
             time.sleep(0.005)
         if chance.random() < 0.15:
-            chance.choice(tickets[-20:]).cancel()
+            chance.choice(handles[-20:]).cancel()
     found: list[Done | None] = []
-    for ticket in tickets:
-        events: list[Any] = list(ticket)
+    for handle in handles:
+        events: list[Any] = list(handle)
         found.append(events[-1] if events and isinstance(events[-1], Done) else None)
         if found[-1] is not None:
             assert "".join(event.text for event in events[:-1]) == found[-1].text
@@ -152,10 +152,10 @@ def test_a_seeded_answer_does_not_depend_on_the_others(runtime, serve):
     )
     alone = engine.submit(request).result()
     others = [chat(runtime, f"{n}", sampling=Sampling(), max_tokens=9 + n) for n in range(9)]
-    tickets = [engine.submit(one) for one in (*others, request, *others)]
-    assert tickets[len(others)].result() == alone
-    for ticket in tickets:
-        ticket.cancel()
+    handles = [engine.submit(one) for one in (*others, request, *others)]
+    assert handles[len(others)].result() == alone
+    for handle in handles:
+        handle.cancel()
 
 
 class TestWaiting:
@@ -163,10 +163,10 @@ class TestWaiting:
 
     def test_a_long_prompt_among_decoding_requests_is_read_bit_by_bit(self, runtime, serve):
         engine = serve(prefill_budget=64)
-        tickets = [engine.submit(long_answer(runtime, f"{n}", 150)) for n in range(15)]
+        handles = [engine.submit(long_answer(runtime, f"{n}", 150)) for n in range(15)]
         wait_until(lambda: engine.stats().decoded_tokens >= 15)
         done = engine.submit(Request(runtime.zero_state(), [7] * 2000)).result()
-        assert not any(ticket.over for ticket in tickets)
+        assert not any(handle.over for handle in handles)
         mixed = [batch for batch in runtime.batches if (7,) * 16 in {ids[:16] for ids in batch}]
         assert len(mixed) >= 2000 // 64
         for batch in mixed:
@@ -178,13 +178,13 @@ class TestWaiting:
         engine, hold = serve(prefill_chunk=64), Hold(runtime)
         first = engine.submit(Request(runtime.zero_state(), [9]))
         hold.wait()
-        tickets = [
+        handles = [
             engine.submit(Request(runtime.zero_state(), [n] * size))
             for n, size in ((1, 500), (2, 40), (3, 30))
         ]
         hold.let_go()
-        for ticket in (first, *tickets):
-            ticket.result()
+        for handle in (first, *handles):
+            handle.result()
         assert [len(ids) for ids in runtime.batches[1]] == [22, 21, 21]
         assert max(sum(map(len, batch)) for batch in runtime.batches) == 64
 
@@ -203,13 +203,13 @@ class TestSlots:
 
     def test_those_beyond_the_slots_wait_in_order(self, runtime, serve):
         engine, hold = serve(slots=2), Hold(runtime)
-        tickets = [engine.submit(chat(runtime, f"{n}", [261])) for n in range(6)]
+        handles = [engine.submit(chat(runtime, f"{n}", [261])) for n in range(6)]
         hold.wait()
         wait_until(lambda: engine.stats().active in (1, 2))
         assert engine.stats().queued >= 4
         hold.let_go()
-        for ticket in tickets:
-            ticket.result()
+        for handle in handles:
+            handle.result()
         firsts = [tuple(prompt_of(f"{n}")) for n in range(6)]
         assert [ids for ids in runtime.calls if ids in firsts] == firsts
         assert max(map(len, runtime.batches)) == 2
@@ -224,8 +224,8 @@ class TestSlots:
     def test_an_idle_engine_gives_its_slots_back(self, runtime, serve, monkeypatch):
         monkeypatch.setattr(engine_module, "_IDLE_SECONDS", 0.01)
         engine = serve()
-        for ticket in [engine.submit(chat(runtime, f"{n}", [261])) for n in range(9)]:
-            ticket.result()
+        for handle in [engine.submit(chat(runtime, f"{n}", [261])) for n in range(9)]:
+            handle.result()
         wait_until(lambda: engine.stats().slots == 0)
         assert engine.submit(chat(runtime, "again", [261])).result().text == ""
 
@@ -241,13 +241,13 @@ class TestSlots:
 
     def test_states_are_copied_out_rarely(self, runtime, serve, monkeypatch):
         copies: list[int] = []
-        snapshot = Seat.snapshot
+        state = SlotPool.state
 
-        def count(seat: Seat) -> Any:
-            copies.append(seat.slot)
-            return snapshot(seat)
+        def count(pool: SlotPool, slot: int) -> Any:
+            copies.append(slot)
+            return state(pool, slot)
 
-        monkeypatch.setattr(Seat, "snapshot", count)
+        monkeypatch.setattr(SlotPool, "state", count)
         engine = serve()
         engine.submit(chat(runtime, "a", [*WORLD.encode(" one two three four"), 261])).result()
         assert len(copies) == 2  # after the prompt and after the answer
@@ -271,15 +271,15 @@ class TestRefusing:
 
     def test_a_full_queue_refuses_and_says_so(self, runtime, serve):
         engine, hold = serve(slots=1, max_queue=2), Hold(runtime)
-        tickets = [engine.submit(chat(runtime, "0", [261]))]
+        handles = [engine.submit(chat(runtime, "0", [261]))]
         hold.wait()
-        tickets += [engine.submit(chat(runtime, f"{n}", [261])) for n in (1, 2)]
+        handles += [engine.submit(chat(runtime, f"{n}", [261])) for n in (1, 2)]
         with pytest.raises(EngineBusy, match=r"2 requests wait behind 1.*no more than 2"):
             engine.submit(chat(runtime, "3", [261]))
-        tickets[1].cancel()
-        tickets.append(engine.submit(chat(runtime, "4", [261])))
+        handles[1].cancel()
+        handles.append(engine.submit(chat(runtime, "4", [261])))
         hold.let_go()
-        assert [ticket.result().text for ticket in (tickets[0], *tickets[2:])] == [""] * 3
+        assert [handle.result().text for handle in (handles[0], *handles[2:])] == [""] * 3
 
     def test_a_deadline_ends_a_request_in_the_queue(self, runtime, serve):
         engine, hold = serve(slots=1), Hold(runtime)
@@ -296,10 +296,10 @@ class TestRefusing:
 
     def test_a_deadline_ends_a_request_that_is_served(self, runtime, serve):
         engine = serve()
-        ticket = engine.submit(replace(long_answer(runtime, "a", 10_000), deadline=0.2))
+        handle = engine.submit(replace(long_answer(runtime, "a", 10_000), deadline=0.2))
         events: list[object] = []
         with pytest.raises(DeadlineExceeded, match=r"after [1-9]\d* tokens"):
-            events.extend(ticket)
+            events.extend(handle)
         assert isinstance(events[0], Delta)
         wait_until(lambda: engine.stats().active == 0)
 
@@ -318,7 +318,7 @@ class TestFailingAlone:
         with pytest.raises(EngineError, match=match):
             failed.result()
         assert first.result().text == ""
-        assert [ticket.result().text for ticket in sound] == ["Hi", "Hi"]
+        assert [handle.result().text for handle in sound] == ["Hi", "Hi"]
 
     def test_a_callback(self, runtime, serve):
         def fail(read: int, total: int) -> None:
@@ -397,14 +397,14 @@ class TestLosingTheDevice:
                 raise RuntimeError("CUDA error: an illegal memory access")
 
         runtime.before_forward = fail_once
-        tickets = [engine.submit(long_answer(runtime, f"{n}", 20)) for n in range(5)]
+        handles = [engine.submit(long_answer(runtime, f"{n}", 20)) for n in range(5)]
         seen.set()
-        for ticket in tickets[:2]:
+        for handle in handles[:2]:
             with pytest.raises(EngineError, match="RuntimeError: CUDA error") as caught:
-                ticket.result()
+                handle.result()
             assert isinstance(caught.value.__cause__, RuntimeError)
-        for ticket in tickets[2:]:
-            assert ticket.result().answer_tokens == 20
+        for handle in handles[2:]:
+            assert handle.result().answer_tokens == 20
         assert "2 requests with it" in caplog.text
 
     def test_slots_that_cannot_be_opened_fail_requests_and_not_the_engine(
@@ -421,17 +421,17 @@ class TestLosingTheDevice:
         assert engine.submit(chat(runtime, "b", [261])).result().text == ""
 
     def test_no_finished_request_is_held(self, runtime, serve, monkeypatch):
-        jobs: list[weakref.ref[Job]] = []
+        sequences: list[weakref.ref[TokenSequence]] = []
 
-        def make(*args: Any) -> Job:
-            job = Job(*args)
-            jobs.append(weakref.ref(job))
-            return job
+        def make(*args: Any) -> TokenSequence:
+            sequence = TokenSequence(*args)
+            sequences.append(weakref.ref(sequence))
+            return sequence
 
         def fail(_: Sequence[int]) -> None:
             raise RuntimeError("lost")
 
-        monkeypatch.setattr(engine_module, "Job", make)
+        monkeypatch.setattr(engine_module, "TokenSequence", make)
         engine, errors = serve(), []
         runtime.before_forward = fail
         for n in range(3):
@@ -440,14 +440,14 @@ class TestLosingTheDevice:
             except EngineError as error:
                 errors.append(error)
         runtime.before_forward = None
-        tickets = [engine.submit(chat(runtime, f"{n}", [261])) for n in range(6)]
-        tickets[3].cancel()
-        assert {ticket.result().text for ticket in (*tickets[:3], *tickets[4:])} == {""}
+        handles = [engine.submit(chat(runtime, f"{n}", [261])) for n in range(6)]
+        handles[3].cancel()
+        assert {handle.result().text for handle in (*handles[:3], *handles[4:])} == {""}
         assert len(errors) == 3
 
         def gone() -> bool:
             gc.collect()
-            return not any(job() for job in jobs)
+            return not any(sequence() for sequence in sequences)
 
         wait_until(gone)
 
@@ -457,14 +457,14 @@ class TestWatching:
 
     def test_stats_show_the_work(self, runtime, serve):
         engine, hold = serve(slots=4), Hold(runtime)
-        tickets = [engine.submit(long_answer(runtime, f"{n}", 20)) for n in range(6)]
+        handles = [engine.submit(long_answer(runtime, f"{n}", 20)) for n in range(6)]
         hold.wait()
         stats = engine.stats()
         assert stats.queued + stats.active == 6
         assert stats.first_token_p50 is None
         hold.let_go()
-        for ticket in tickets:
-            ticket.result()
+        for handle in handles:
+            handle.result()
         stats = engine.stats()
         assert stats.decoded_tokens == 120
         assert stats.steps >= 40
@@ -478,6 +478,7 @@ class TestWatching:
         engine = serve()
         engine.submit(chat(runtime, "a", [261])).result()
         assert not [record for record in caplog.records if record.levelno >= logging.INFO]
+        wait_until(lambda: engine.stats().steps == 1)
         monkeypatch.setattr(engine_module, "_LOG_SECONDS", 0)
         engine.submit(chat(runtime, "b", [261])).result()
         wait_until(lambda: any(record.levelno == logging.INFO for record in caplog.records))

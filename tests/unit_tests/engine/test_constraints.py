@@ -126,8 +126,8 @@ def random_answers(
         )
         for n in range(count)
     ]
-    tickets = [engine.submit(request) for request in requests]
-    found = [list(ticket) for ticket in tickets]
+    handles = [engine.submit(request) for request in requests]
+    found = [list(handle) for handle in handles]
     assert check(runtime, requests[0], list(engine.submit(requests[0]))) == found[0][-1]
     engine.close()
     return [

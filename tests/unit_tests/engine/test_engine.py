@@ -22,7 +22,7 @@ from langchain_core.messages import HumanMessage
 
 from langchain_rwkv_state.engine import Delta, Done, Engine, Request, Sampling
 from langchain_rwkv_state.engine import engine as engine_module
-from langchain_rwkv_state.engine.job import Job
+from langchain_rwkv_state.engine.sequence import TokenSequence
 from langchain_rwkv_state.errors import EngineError, StateMismatch
 from langchain_rwkv_state.state import RWKVState
 from tests.helpers.fake_runtime import FakeRuntime
@@ -249,12 +249,12 @@ def narrow(runtime: FakeRuntime) -> Iterator[Engine]:
 
 def test_requests_are_admitted_in_the_order_of_their_coming(narrow, ask, runtime):
     order: list[int] = []
-    tickets = [
+    handles = [
         narrow.submit(ask(max_tokens=0, on_progress=lambda *_, n=n: order.append(n)))
         for n in range(8)
     ]
-    for ticket in tickets:
-        ticket.result()
+    for handle in handles:
+        handle.result()
     assert order == sorted(order)
     assert set(order) == set(range(8))
 
@@ -310,13 +310,13 @@ class TestCancelling:
 
     def test_a_cancelled_request_delivers_nothing_more(self, engine, ask, runtime):
         gate = Gate(runtime)
-        ticket = engine.submit(ask(self.ANSWER))
+        handle = engine.submit(ask(self.ANSWER))
         gate.arrived.acquire(timeout=10)
-        ticket.cancel()
+        handle.cancel()
         gate.release()
-        assert list(ticket) == []
+        assert list(handle) == []
         with pytest.raises(EngineError, match="cancelled"):
-            ticket.result()
+            handle.result()
         assert engine.submit(ask([261])).result().text == ""
 
     def test_a_request_cancelled_in_the_queue_is_never_read(self, narrow, ask, runtime):
@@ -333,19 +333,19 @@ class TestCancelling:
 
     def test_a_long_prefill_stops_between_chunks(self, engine, ask, runtime):
         gate = Gate(runtime)
-        ticket = engine.submit(ask(prompt=[1] * 400, max_tokens=0))
+        handle = engine.submit(ask(prompt=[1] * 400, max_tokens=0))
         gate.arrived.acquire(timeout=10)
-        ticket.cancel()
+        handle.cancel()
         gate.release()
         self.settle(engine)
         assert runtime.tokens_read <= 8
 
     def test_a_cancel_after_the_end_changes_nothing(self, engine, ask):
-        ticket = engine.submit(ask([*WORLD.encode(" Hi"), 261]))
-        assert ticket.result().text == "Hi"
-        ticket.cancel()
-        assert ticket.result().text == "Hi"
-        assert [event.text for event in ticket] == ["Hi", "Hi"]
+        handle = engine.submit(ask([*WORLD.encode(" Hi"), 261]))
+        assert handle.result().text == "Hi"
+        handle.cancel()
+        assert handle.result().text == "Hi"
+        assert [event.text for event in handle] == ["Hi", "Hi"]
 
     async def test_cancelling_the_task_stops_decoding(self, engine, ask, runtime):
         gate = Gate(runtime)
@@ -370,15 +370,15 @@ class TestCancelling:
 
     async def test_cancelling_a_wait_for_the_result_stops_decoding(self, engine, ask, runtime):
         gate = Gate(runtime)
-        ticket = engine.submit(ask(self.ANSWER))
-        task = asyncio.create_task(ticket.aresult())
+        handle = engine.submit(ask(self.ANSWER))
+        task = asyncio.create_task(handle.aresult())
         await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         gate.release()
         await asyncio.to_thread(self.settle, engine)
-        assert ticket.over
+        assert handle.over
         assert len(runtime.calls) <= 2
 
 
@@ -424,8 +424,8 @@ class TestAsync:
         gate = Gate(runtime)
 
         async def leave() -> None:
-            ticket = engine.submit(ask([261]))
-            waiting = ticket.__aiter__().__anext__()
+            handle = engine.submit(ask([261]))
+            waiting = handle.__aiter__().__anext__()
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(waiting, 0.01)
 
@@ -507,13 +507,13 @@ class TestLifeAndEnd:
 
     def test_closing_ends_pending_requests(self, engine, ask, runtime):
         gate = Gate(runtime)
-        tickets = [engine.submit(ask([261])) for _ in range(3)]
+        handles = [engine.submit(ask([261])) for _ in range(3)]
         gate.arrived.acquire(timeout=10)
         closer = threading.Thread(target=engine.close)
         closer.start()
-        for ticket in tickets:
+        for handle in handles:
             with pytest.raises(EngineError, match="closed"):
-                ticket.result()
+                handle.result()
         gate.release()
         closer.join(10)
         assert len(runtime.batches) == 1
@@ -532,19 +532,19 @@ class TestLifeAndEnd:
         assert engine.submit(ask([261])).result().text == ""
 
     def test_an_idle_engine_holds_no_state(self, engine, ask, monkeypatch):
-        jobs: list[weakref.ref[Job]] = []
+        sequences: list[weakref.ref[TokenSequence]] = []
 
-        def make(*args: Any) -> Job:
-            job = Job(*args)
-            jobs.append(weakref.ref(job))
-            return job
+        def make(*args: Any) -> TokenSequence:
+            sequence = TokenSequence(*args)
+            sequences.append(weakref.ref(sequence))
+            return sequence
 
-        monkeypatch.setattr(engine_module, "Job", make)
+        monkeypatch.setattr(engine_module, "TokenSequence", make)
         engine.submit(ask([261])).result()
         deadline = time.monotonic() + 10
-        while jobs[0]() is not None and time.monotonic() < deadline:
+        while sequences[0]() is not None and time.monotonic() < deadline:
             time.sleep(0.005)
-        assert jobs[0]() is None
+        assert sequences[0]() is None
 
     def test_many_threads_get_each_its_own_answer(self, engine, ask, runtime):
         requests = []
@@ -588,8 +588,8 @@ class TestLifeAndEnd:
     def test_the_interpreter_ends_in_the_middle_of_an_answer(self):
         found = self.run("""
             runtime.before_forward = lambda tokens: time.sleep(0.01)
-            ticket = engine.submit(Request(runtime.zero_state(), [1], max_tokens=100_000))
-            next(iter(ticket)) and print("left")
+            handle = engine.submit(Request(runtime.zero_state(), [1], max_tokens=100_000))
+            next(iter(handle)) and print("left")
         """)
         assert (found.returncode, found.stdout, found.stderr) == (0, "left\n", "")
 

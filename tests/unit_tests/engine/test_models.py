@@ -128,8 +128,8 @@ def test_a_crowd_gets_what_each_gets_alone(runtime, tokenizer):
         )
 
     crowd = Engine(runtime, tokenizer, slots=4, prefill_budget=7, prefill_chunk=20)
-    tickets = [crowd.submit(request(n)) for n in range(12)]
-    found = [ticket.result() for ticket in tickets]
+    handles = [crowd.submit(request(n)) for n in range(12)]
+    found = [handle.result() for handle in handles]
     crowd.close()
     alone = Engine(runtime, tokenizer, slots=1)
     for n, done in enumerate(found):

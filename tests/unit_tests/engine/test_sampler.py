@@ -15,7 +15,7 @@ from rwkv.utils import PIPELINE
 from langchain_rwkv_state.engine import Sampling
 from langchain_rwkv_state.engine import sampler as sampler_module
 from langchain_rwkv_state.engine.choices import Candidates
-from langchain_rwkv_state.engine.sampler import Sampler, look_over
+from langchain_rwkv_state.engine.sampler import Sampler, scan_rows
 from langchain_rwkv_state.errors import EngineError
 from langchain_rwkv_state.runtime.native import sampling as native
 
@@ -229,19 +229,19 @@ class TestManyAtOnce:
         together = [Sampler(sampling) for sampling in self.SETTINGS * 3]
         alone = [Sampler(sampling) for sampling in self.SETTINGS * 3]
         for logits in steps:
-            for row, look in enumerate(look_over(logits)):
-                token = together[row].choose(look)
-                assert token == alone[row].pick(logits[row].clone())
-                together[row].saw(token, b"x")
-                alone[row].saw(token, b"x")
+            for number, row in enumerate(scan_rows(logits)):
+                token = together[number].choose(row)
+                assert token == alone[number].pick(logits[number].clone())
+                together[number].saw(token, b"x")
+                alone[number].saw(token, b"x")
 
     @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
     def test_a_row_that_is_no_numbers_is_told_from_the_others(self, bad):
         logits = torch.zeros(3, 10)
         logits[1, 4] = bad
         logits[2, 7] = 1
-        assert [look.finite for look in look_over(logits)] == [True, False, True]
-        assert [look.best for look in look_over(logits)][::2] == [0, 7]
+        assert [row.finite for row in scan_rows(logits)] == [True, False, True]
+        assert [row.best for row in scan_rows(logits)][::2] == [0, 7]
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 4.0, 40.0, 3e37])
@@ -317,30 +317,30 @@ class TestAllowed:
     @pytest.mark.parametrize("temperature", [0, 1])
     def test_only_allowed_ids_are_chosen(self, temperature: float) -> None:
         sampler = Sampler(Sampling(temperature=temperature, top_p=0.1, seed=0))
-        (look,) = look_over(self.LOGITS[None])
-        assert sampler.choose(look, self.words(2, 31, 39)) == 2
-        assert sampler.choose(look, self.words(39)) == 39
-        assert sampler.choose(look) == 0
+        (row,) = scan_rows(self.LOGITS[None])
+        assert sampler.choose(row, self.words(2, 31, 39)) == 2
+        assert sampler.choose(row, self.words(39)) == 39
+        assert sampler.choose(row) == 0
 
     def test_nothing_allowed_is_an_error(self) -> None:
-        (look,) = look_over(self.LOGITS[None])
+        (row,) = scan_rows(self.LOGITS[None])
         with pytest.raises(EngineError, match="None of the 40 ids is allowed"):
-            Sampler(Sampling()).choose(look, self.words())
+            Sampler(Sampling()).choose(row, self.words())
 
     def test_logits_that_are_no_numbers_are_an_error_though_not_allowed(self) -> None:
         logits = self.LOGITS.clone()
         logits[7] = float("inf")
-        (look,) = look_over(logits[None])
+        (row,) = scan_rows(logits[None])
         with pytest.raises(EngineError, match="wider dtype"):
-            Sampler(Sampling()).choose(look, self.words(1))
+            Sampler(Sampling()).choose(row, self.words(1))
 
     @pytest.mark.parametrize(
         "wrong", [np.zeros(1, np.int32), np.zeros(2, np.uint32), np.zeros(40, np.bool_)]
     )
     def test_a_mask_of_another_form_is_an_error(self, wrong: np.ndarray) -> None:
-        (look,) = look_over(self.LOGITS[None])
+        (row,) = scan_rows(self.LOGITS[None])
         with pytest.raises(ValueError, match="allowed must be 2 words of int32"):
-            Sampler(Sampling()).choose(look, wrong)
+            Sampler(Sampling()).choose(row, wrong)
 
 
 class TestAheadOfTime:
@@ -354,11 +354,9 @@ class TestAheadOfTime:
         first, second = ([Sampler(s) for s in TestManyAtOnce.SETTINGS] for _ in range(2))
         for step in range(12):
             logits = self.rows() * (step + 1)
-            ahead = look_over(logits, dict(enumerate(first)))
-            for one, other, look, plain in zip(
-                first, second, ahead, look_over(logits), strict=True
-            ):
-                token = one.choose(look)
+            ahead = scan_rows(logits, dict(enumerate(first)))
+            for one, other, row, plain in zip(first, second, ahead, scan_rows(logits), strict=True):
+                token = one.choose(row)
                 assert token == other.choose(plain)
                 one.saw(token, b"x")
                 other.saw(token, b"x")
@@ -369,27 +367,27 @@ class TestAheadOfTime:
         few = np.array([255, *[0] * 19], dtype=np.int32)
         for step in range(20):
             logits = self.rows()[step % 7][None]
-            (look,) = look_over(logits, {0: first}, {0: few} if step % 2 else None)
-            (plain,) = look_over(logits)
+            (row,) = scan_rows(logits, {0: first}, {0: few} if step % 2 else None)
+            (plain,) = scan_rows(logits)
             if step % 5 == 4:  # forced: nothing is chosen
                 for each in (first, second):
                     each.saw(step, b"x")
             for allowed in (None, everything, few, None)[step % 3 :]:
-                token = first.choose(look, allowed)
+                token = first.choose(row, allowed)
                 assert token == second.choose(plain, allowed)
             for each in (first, second):
                 each.saw(token, b"x")
 
     def test_a_choice_is_handed_over_once(self) -> None:
         sampler = Sampler(Sampling(top_p=1, seed=0))
-        (look,) = look_over(torch.zeros(1, 640), {0: sampler})
-        assert len({sampler.choose(look) for _ in range(20)}) > 10
+        (row,) = scan_rows(torch.zeros(1, 640), {0: sampler})
+        assert len({sampler.choose(row) for _ in range(20)}) > 10
 
     def test_a_row_that_is_no_numbers_fails_alone(self) -> None:
         logits = torch.zeros(2, 640)
         logits[0, 5] = float("nan")
         samplers = {row: Sampler(Sampling(seed=row)) for row in range(2)}
-        looks = look_over(logits, samplers)
+        rows = scan_rows(logits, samplers)
         with pytest.raises(EngineError, match="wider dtype"):
-            samplers[0].choose(looks[0])
-        assert 0 <= samplers[1].choose(looks[1]) < 640
+            samplers[0].choose(rows[0])
+        assert 0 <= samplers[1].choose(rows[1]) < 640

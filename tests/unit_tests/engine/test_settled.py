@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from langchain_rwkv_state.engine import Delta, Done, Engine, Request, Thought
-from langchain_rwkv_state.engine.seats import Seat
+from langchain_rwkv_state.engine.slots import SlotPool
 from langchain_rwkv_state.engine.stop import StopMatcher
 from tests.helpers.fake_runtime import FakeRuntime
 from tests.helpers.scripted import GREEDY, WORLD
@@ -94,8 +94,8 @@ class TestTextsOfEveryKind:
             ask(runtime, [*said, 0], **{**special, "max_tokens": 1 + n}) for n in range(len(said))
         ]
         crowd = Engine(runtime, WORLD, slots=8)
-        tickets = [crowd.submit(request) for request in requests]
-        found = [list(ticket) for ticket in tickets]
+        handles = [crowd.submit(request) for request in requests]
+        found = [list(handle) for handle in handles]
         crowd.close()
         for request, events in zip(requests, found, strict=True):
             whole = WORLD.decode_bytes(said[: request.max_tokens]).decode(errors="ignore")
@@ -220,13 +220,13 @@ class TestThinking:
         self, engine, runtime, monkeypatch
     ):
         copies: list[int] = []
-        snapshot = Seat.snapshot
+        state = SlotPool.state
 
-        def count(seat: Seat) -> Any:
-            copies.append(seat.slot)
-            return snapshot(seat)
+        def count(pool: SlotPool, slot: int) -> Any:
+            copies.append(slot)
+            return state(pool, slot)
 
-        monkeypatch.setattr(Seat, "snapshot", count)
+        monkeypatch.setattr(SlotPool, "state", count)
         request = ask(runtime, [*self.SAID, 0], prompt=THINKS, settled=BEFORE, thought=THOUGHT)
         engine.submit(request).result()
         assert len(copies) == 2  # at the turn's start and at the end
@@ -264,10 +264,9 @@ class TestContinuing:
 
 
 class TestCopies:
-    """Checkpoints and marks stand in what the prompt and the settled ids share."""
+    """Checkpoints stand in what the prompt and the settled ids share."""
 
     def test_a_checkpoint_is_of_both(self, engine, runtime):
-        seen: list[tuple[int, Any]] = []
         request = ask(
             runtime,
             [*WORLD.encode("></think> Hi"), 0],
@@ -275,20 +274,16 @@ class TestCopies:
             settled=BEFORE,
             thought=THOUGHT,
             checkpoints=(3, len(BEFORE)),
-            marks=(2, len(BEFORE)),
-            on_mark=lambda at, state, logits: seen.append((at, logits)),
         )
         done = check(runtime, request, list(engine.submit(request)), answer_ids("Hi"))
         whole, zero = FakeRuntime(65_536), runtime.zero_state()
         assert list(done.checkpoints) == [
             whole.forward(BEFORE[:at], zero)[1] for at in (3, len(BEFORE))
         ]
-        assert seen == [(2, None), (len(BEFORE), None)]
 
-    @pytest.mark.parametrize("name", ["checkpoints", "marks"])
-    def test_none_lies_beyond(self, runtime, name):
+    def test_none_lies_beyond(self, runtime):
         with pytest.raises(ValueError, match=r"part behind 8 ids.*got 9"):
-            ask(runtime, [], prompt=THINKS, settled=BEFORE, thought=THOUGHT, **{name: (1, 9)})
+            ask(runtime, [], prompt=THINKS, settled=BEFORE, thought=THOUGHT, checkpoints=(1, 9))
 
 
 @pytest.mark.parametrize(

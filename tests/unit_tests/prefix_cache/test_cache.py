@@ -1,7 +1,6 @@
 """The cache with small random states: finding, keeping, forgetting, the disk, and what it says."""
 
 import random
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,23 +11,21 @@ from hypothesis import strategies as st
 
 from langchain_rwkv_state import DiskStateStore, PrefixStateCache, _registry
 from langchain_rwkv_state.errors import StoreFull
-from langchain_rwkv_state.prefix_cache import Hit, Kept, Root, default_cache
-from langchain_rwkv_state.prefix_cache import cache as module
-from langchain_rwkv_state.prefix_cache.disk import DiskTier
-from langchain_rwkv_state.prefix_cache.inflight import InFlight, Promise
-from langchain_rwkv_state.prefix_cache.tree import pack
+from langchain_rwkv_state.prefix_cache import CachedState, Hit, Namespace, default_cache
+from langchain_rwkv_state.prefix_cache import default as module
+from langchain_rwkv_state.prefix_cache.disk_tier import DiskTier
 from langchain_rwkv_state.state import Derivation, StateLayout
 from tests.helpers.states import SetClock, random_state
 
 LAYOUT = StateLayout.of(7, n_layer=1, n_embd=16, head_size=16)
-ROOT = Root("model")
+NAMESPACE = Namespace("model")
 A = tuple(range(100, 150))
 B = (*A, *range(200, 240))
 
 
-def kept(ids, *, logits=False) -> Kept:
+def kept(ids, *, logits=False) -> CachedState:
     state = random_state(ids, layout=LAYOUT)
-    return Kept(state, torch.arange(32, dtype=torch.float32) + len(ids) if logits else None)
+    return CachedState(state, torch.arange(32, dtype=torch.float32) + len(ids) if logits else None)
 
 
 NBYTES = kept(A).nbytes
@@ -66,43 +63,43 @@ def on_disk(tmp_path):
 
 class TestFinding:
     def test_the_deepest_state_on_the_way(self, cache):
-        cache.insert(ROOT, A, kept(A))
-        cache.insert(ROOT, B, kept(B))
-        hit = cache.lookup(ROOT, (*B, 1, 2))
+        cache.insert(NAMESPACE, A, kept(A))
+        cache.insert(NAMESPACE, B, kept(B))
+        hit = cache.lookup(NAMESPACE, (*B, 1, 2))
         assert (hit.n_tokens, hit.tier) == (len(B), "ram")
-        assert hit.kept.state == kept(B).state
-        assert found(cache, ROOT, (*A, 1)).n_tokens == len(A)
-        assert cache.lookup(ROOT, (1, *A)) is None
+        assert hit.cached.state == kept(B).state
+        assert found(cache, NAMESPACE, (*A, 1)).n_tokens == len(A)
+        assert cache.lookup(NAMESPACE, (1, *A)) is None
 
     def test_no_state_behind_the_limit(self, cache):
-        cache.insert(ROOT, A, kept(A))
-        cache.insert(ROOT, B, kept(B))
-        assert cache.lookup(ROOT, (*B, 1), limit=len(B) - 1).n_tokens == len(A)
-        assert cache.lookup(ROOT, B, limit=0) is None
+        cache.insert(NAMESPACE, A, kept(A))
+        cache.insert(NAMESPACE, B, kept(B))
+        assert cache.lookup(NAMESPACE, (*B, 1), limit=len(B) - 1).n_tokens == len(A)
+        assert cache.lookup(NAMESPACE, B, limit=0) is None
 
     def test_a_whole_prompt_is_answered_only_with_its_logits(self, cache):
-        cache.insert(ROOT, A, kept(A))
-        assert cache.lookup(ROOT, A) is None
-        assert found(cache, ROOT, A, answer=False).n_tokens == len(A)
-        cache.insert(ROOT, A, kept(A, logits=True))
-        logits = found(cache, ROOT, A).kept.logits
+        cache.insert(NAMESPACE, A, kept(A))
+        assert cache.lookup(NAMESPACE, A) is None
+        assert found(cache, NAMESPACE, A, answer=False).n_tokens == len(A)
+        cache.insert(NAMESPACE, A, kept(A, logits=True))
+        logits = found(cache, NAMESPACE, A).cached.logits
         assert logits is not None
         assert logits[0] == len(A)
 
     @pytest.mark.parametrize(
-        "other", [Root("another"), Root("model", "base"), Root("model", salt="s")]
+        "other", [Namespace("another"), Namespace("model", "base"), Namespace("model", salt="s")]
     )
     def test_roots_are_apart(self, cache, other):
-        cache.insert(ROOT, A, kept(A))
+        cache.insert(NAMESPACE, A, kept(A))
         assert cache.lookup(other, B) is None
 
     def test_roots_of_states(self):
         zero = random_state([], layout=LAYOUT)
         read = random_state([1, 2], layout=LAYOUT)
-        assert Root.of(zero) == Root("model")
-        assert Root.of(read) != Root.of(random_state([1, 3], layout=LAYOUT))
-        assert Root.of(zero, "a") != Root.of(zero, "b") != Root.of(zero)
-        assert "secret" not in repr(Root.of(zero, "secret"))
+        assert Namespace.of(zero) == Namespace("model")
+        assert Namespace.of(read) != Namespace.of(random_state([1, 3], layout=LAYOUT))
+        assert Namespace.of(zero, "a") != Namespace.of(zero, "b") != Namespace.of(zero)
+        assert "secret" not in repr(Namespace.of(zero, "secret"))
         rooted = read.derivation.rooted("blend")
         assert Derivation("model") != rooted
 
@@ -110,35 +107,35 @@ class TestFinding:
 class TestForgetting:
     def test_the_least_worth_goes_first(self):
         cache = PrefixStateCache(ram_bytes=2 * NBYTES)
-        cache.insert(ROOT, A, kept(A))
-        cache.insert(ROOT, (*A, 7), kept((*A, 7)))  # saves one token beside the other
-        cache.insert(ROOT, (9,) * 20, kept((9,) * 20))
-        assert found(cache, ROOT, (*A, 7, 8)).n_tokens == len(A)
-        assert found(cache, ROOT, (9,) * 21).n_tokens == 20
+        cache.insert(NAMESPACE, A, kept(A))
+        cache.insert(NAMESPACE, (*A, 7), kept((*A, 7)))  # saves one token beside the other
+        cache.insert(NAMESPACE, (9,) * 20, kept((9,) * 20))
+        assert found(cache, NAMESPACE, (*A, 7, 8)).n_tokens == len(A)
+        assert found(cache, NAMESPACE, (9,) * 21).n_tokens == 20
         assert cache.stats().evictions["ram"] == 1
 
     def test_what_does_not_fit_is_not_kept(self):
         cache = PrefixStateCache(ram_bytes=NBYTES - 1)
-        assert not cache.insert(ROOT, A, kept(A))
+        assert not cache.insert(NAMESPACE, A, kept(A))
         assert not cache.fits(NBYTES)
         assert cache.stats().entries == 0
 
     def test_states_expire_and_a_hit_renews(self):
         clock = SetClock()
         cache = PrefixStateCache(ram_bytes=10 * NBYTES, ttl=100, clock=clock)
-        cache.insert(ROOT, A, kept(A))
-        cache.insert(ROOT, B, kept(B))
+        cache.insert(NAMESPACE, A, kept(A))
+        cache.insert(NAMESPACE, B, kept(B))
         clock.advance(60)
-        assert found(cache, ROOT, (*B, 1)).n_tokens == len(B)
+        assert found(cache, NAMESPACE, (*B, 1)).n_tokens == len(B)
         clock.advance(60)  # the one above was not consumed, so it was not renewed
-        assert cache.lookup(ROOT, (*A, 1)) is None
-        assert found(cache, ROOT, (*B, 1)).n_tokens == len(B)
+        assert cache.lookup(NAMESPACE, (*A, 1)) is None
+        assert found(cache, NAMESPACE, (*B, 1)).n_tokens == len(B)
         assert cache.stats().expired == 1
         assert cache.stats().misses == {"expired": 1}
 
     def test_clear_forgets_all(self, cache):
-        cache.insert(ROOT, A, kept(A))
-        cache.pin(ROOT, B, kept(B), "b")
+        cache.insert(NAMESPACE, A, kept(A))
+        cache.pin(NAMESPACE, B, kept(B), "b")
         cache.clear()
         stats = cache.stats()
         assert (stats.entries, stats.nbytes["ram"], stats.pinned) == (0, 0, ())
@@ -152,14 +149,14 @@ class TestForgetting:
             ids = tuple(rng.choices((1, 2), k=rng.randrange(1, 7)))
             match rng.randrange(5):
                 case 0 | 1:
-                    cache.insert(ROOT, ids, kept(ids, logits=rng.random() < 0.3))
+                    cache.insert(NAMESPACE, ids, kept(ids, logits=rng.random() < 0.3))
                 case 2:
-                    hit = cache.lookup(ROOT, ids)
+                    hit = cache.lookup(NAMESPACE, ids)
                     if hit is not None:
-                        assert hit.kept.state == kept(ids[: hit.n_tokens]).state
-                        assert hit.n_tokens < len(ids) or hit.kept.logits is not None
+                        assert hit.cached.state == kept(ids[: hit.n_tokens]).state
+                        assert hit.n_tokens < len(ids) or hit.cached.logits is not None
                 case 3:
-                    cache.note(ROOT, ids)
+                    cache.note(NAMESPACE, ids)
                 case 4:
                     clock.advance(rng.random() * 10)
             assert cache.stats().nbytes["ram"] <= room * NBYTES + 7
@@ -172,9 +169,9 @@ class TestForgetting:
             rng = random.Random(seed)
             for _ in range(60):
                 ids = tuple(rng.choices(range(3), k=40 + rng.randrange(3)))
-                cache.insert(ROOT, ids, kept(ids))
-                hit = cache.lookup(ROOT, (*ids, 5))
-                if hit is not None and hit.kept.state != kept((*ids, 5)[: hit.n_tokens]).state:
+                cache.insert(NAMESPACE, ids, kept(ids))
+                hit = cache.lookup(NAMESPACE, (*ids, 5))
+                if hit is not None and hit.cached.state != kept((*ids, 5)[: hit.n_tokens]).state:
                     over.append("wrong")
                 stats = cache.stats()
                 over.extend(t for t in stats.nbytes if stats.nbytes[t] > stats.budgets[t])
@@ -192,44 +189,44 @@ class TestPins:
     def test_are_not_evicted_and_do_not_expire(self):
         clock = SetClock()
         cache = PrefixStateCache(ram_bytes=3 * NBYTES, ttl=10, clock=clock)
-        cache.pin(ROOT, A, kept(A), "system")
+        cache.pin(NAMESPACE, A, kept(A), "system")
         for number in range(20):
             ids = (number,) * 50
-            cache.insert(ROOT, ids, kept(ids))
+            cache.insert(NAMESPACE, ids, kept(ids))
         clock.advance(1000)
-        assert found(cache, ROOT, B).n_tokens == len(A)
+        assert found(cache, NAMESPACE, B).n_tokens == len(A)
         assert cache.stats().pinned == ("system",)
 
     def test_go_the_way_of_others_once_let_go(self):
         cache = PrefixStateCache(ram_bytes=NBYTES)
-        cache.pin(ROOT, A, kept(A), "system")
-        assert not cache.insert(ROOT, B, kept(B))
+        cache.pin(NAMESPACE, A, kept(A), "system")
+        assert not cache.insert(NAMESPACE, B, kept(B))
         assert cache.unpin("system")
         assert not cache.unpin("system")
-        assert cache.insert(ROOT, B, kept(B))
-        assert cache.lookup(ROOT, (*A, 1)) is None
+        assert cache.insert(NAMESPACE, B, kept(B))
+        assert cache.lookup(NAMESPACE, (*A, 1)) is None
 
     def test_that_do_not_fit_are_refused(self):
         cache = PrefixStateCache(ram_bytes=NBYTES)
-        cache.pin(ROOT, A, kept(A), "a")
+        cache.pin(NAMESPACE, A, kept(A), "a")
         with pytest.raises(StoreFull, match="unpin"):
-            cache.pin(ROOT, B, kept(B), "b")
+            cache.pin(NAMESPACE, B, kept(B), "b")
         with pytest.raises(ValueError, match="name"):
-            cache.pin(ROOT, B, kept(B), "")
+            cache.pin(NAMESPACE, B, kept(B), "")
 
     def test_a_name_stands_for_one_prefix(self, cache):
-        cache.pin(ROOT, A, kept(A), "system")
-        cache.pin(ROOT, B, kept(B), "system")
-        assert [e.node.depth for e in cache._entries() if e.pin] == [len(B)]
+        cache.pin(NAMESPACE, A, kept(A), "system")
+        cache.pin(NAMESPACE, B, kept(B), "system")
+        assert [e.node.depth for e in cache._index.entries() if e.pin] == [len(B)]
 
     def test_survive_a_restart(self, on_disk):
         first = on_disk()
-        first.pin(ROOT, A, kept(A), "system")
+        first.pin(NAMESPACE, A, kept(A), "system")
         first.close()
         second = on_disk()
         assert second.warm("another model") == 0
         assert second.warm("model") == 1
-        assert found(second, ROOT, B).tier == "ram"
+        assert found(second, NAMESPACE, B).tier == "ram"
         assert second.stats().pinned == ("system",)
         second.unpin("system")
         second.close()
@@ -239,61 +236,61 @@ class TestPins:
 class TestTheDisk:
     def test_what_one_cache_wrote_another_finds(self, on_disk):
         one, other = on_disk(), on_disk()
-        assert other.lookup(ROOT, B) is None
-        one.insert(ROOT, A, kept(A, logits=True))
+        assert other.lookup(NAMESPACE, B) is None
+        one.insert(NAMESPACE, A, kept(A, logits=True))
         assert one.flush()
-        assert found(other, ROOT, B).tier == "disk"
-        hit = other.lookup(ROOT, A)
+        assert found(other, NAMESPACE, B).tier == "disk"
+        hit = other.lookup(NAMESPACE, A)
         assert hit.tier == "ram"
-        assert hit.kept.state == kept(A).state
-        assert hit.kept.logits is not None
-        assert (hit.kept.logits == torch.arange(32) + len(A)).all()
+        assert hit.cached.state == kept(A).state
+        assert hit.cached.logits is not None
+        assert (hit.cached.logits == torch.arange(32) + len(A)).all()
 
     def test_the_same_entry_is_written_once(self, on_disk):
         caches = [on_disk() for _ in range(4)]
         with ThreadPoolExecutor(4) as pool:
-            list(pool.map(lambda cache: cache.insert(ROOT, A, kept(A)), caches))
+            list(pool.map(lambda cache: cache.insert(NAMESPACE, A, kept(A)), caches))
         assert all(cache.flush() for cache in caches)
         assert len(list(caches[0].directory.glob("??/*"))) == 1
-        assert found(on_disk(), ROOT, B).n_tokens == len(A)
+        assert found(on_disk(), NAMESPACE, B).n_tokens == len(A)
 
     def test_what_saves_little_is_not_written(self, on_disk):
         cache = on_disk()
-        cache.insert(ROOT, (1, 2, 3), kept((1, 2, 3)))
+        cache.insert(NAMESPACE, (1, 2, 3), kept((1, 2, 3)))
         assert cache.flush()
         assert cache.stats().nbytes["disk"] == 0
-        cache.lookup(ROOT, (1, 2, 3, 4))  # but it is once it was of use
+        cache.lookup(NAMESPACE, (1, 2, 3, 4))  # but it is once it was of use
         assert cache.flush()
         assert cache.stats().nbytes["disk"] > 0
 
     def test_what_is_private_is_never_written(self, on_disk):
         cache = on_disk()
-        cache.insert(ROOT, A, kept(A), private=True)
-        cache.lookup(ROOT, B)
+        cache.insert(NAMESPACE, A, kept(A), private=True)
+        cache.lookup(NAMESPACE, B)
         assert cache.flush()
         assert cache.stats().nbytes["disk"] == 0
 
     def test_what_left_memory_is_still_on_disk(self, on_disk):
         cache = on_disk(ram_bytes=NBYTES)
-        cache.insert(ROOT, A, kept(A))
+        cache.insert(NAMESPACE, A, kept(A))
         assert cache.flush()
-        cache.insert(ROOT, (9,) * 60, kept((9,) * 60))
-        assert found(cache, ROOT, B).tier == "disk"
+        cache.insert(NAMESPACE, (9,) * 60, kept((9,) * 60))
+        assert found(cache, NAMESPACE, B).tier == "disk"
 
     def test_entries_expire(self, on_disk):
         clock = SetClock()
         cache = on_disk(ttl=100, clock=clock)
-        cache.insert(ROOT, A, kept(A))
+        cache.insert(NAMESPACE, A, kept(A))
         assert cache.flush()
         clock.advance(101)
-        assert on_disk(ttl=100, clock=clock).lookup(ROOT, B) is None
-        assert cache.lookup(ROOT, B) is None
+        assert on_disk(ttl=100, clock=clock).lookup(NAMESPACE, B) is None
+        assert cache.lookup(NAMESPACE, B) is None
 
     @pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "foreign", "gone", "swap"])
     def test_a_damaged_file_is_a_miss_and_is_removed(self, on_disk, damage):
         one = on_disk()
-        one.insert(ROOT, A, kept(A))
-        one.insert(ROOT, (7,) * 50, kept((7,) * 50))
+        one.insert(NAMESPACE, A, kept(A))
+        one.insert(NAMESPACE, (7,) * 50, kept((7,) * 50))
         assert one.flush()
         files = sorted(one.directory.glob("??/*"))
         for file, other in zip(files, reversed(files), strict=True):
@@ -313,95 +310,95 @@ class TestTheDisk:
                     file.write_bytes(other.read_bytes())
                     other.write_bytes(data)
         two = on_disk()
-        assert two.lookup(ROOT, B) is None
-        assert two.lookup(ROOT, (7,) * 51) is None
+        assert two.lookup(NAMESPACE, B) is None
+        assert two.lookup(NAMESPACE, (7,) * 51) is None
         stats = two.stats()
         assert stats.corrupt == (0 if damage == "gone" else 2)
         assert stats.errors == 0
         if damage != "gone":  # a file may come after its row
             assert on_disk().stats().entries == 0
-        assert two.insert(ROOT, A, kept(A))
-        assert found(two, ROOT, B).n_tokens == len(A)
+        assert two.insert(NAMESPACE, A, kept(A))
+        assert found(two, NAMESPACE, B).n_tokens == len(A)
 
     def test_a_damaged_row_is_a_miss_and_is_removed(self, on_disk):
         one = on_disk()
-        one.insert(ROOT, A, kept(A))
+        one.insert(NAMESPACE, A, kept(A))
         assert one.flush()
-        backend = one._disk._backend
+        backend = one._disk.tier._backend
         [(key, data)] = backend.reader.scan(b"e", b"f")
         backend.transact(lambda rows: rows.put(key, data[:-1] + b"!"))
         two = on_disk()
-        assert two.lookup(ROOT, B) is None
+        assert two.lookup(NAMESPACE, B) is None
         assert two.stats().corrupt == 1
         assert backend.reader.scan(b"e", b"f") == []
 
     def test_a_directory_that_cannot_be_used_is_a_miss(self, tmp_path):
         (tmp_path / "file").write_text("in the way")
         cache = PrefixStateCache(ram_bytes=10 * NBYTES, disk=tmp_path / "file" / "prefixes")
-        assert cache.lookup(ROOT, B) is None
-        assert cache.insert(ROOT, A, kept(A))
-        assert found(cache, ROOT, B).n_tokens == len(A)
+        assert cache.lookup(NAMESPACE, B) is None
+        assert cache.insert(NAMESPACE, A, kept(A))
+        assert found(cache, NAMESPACE, B).n_tokens == len(A)
         assert cache.stats().errors >= 1
         cache.close()
 
     def test_a_directory_that_goes_away_is_a_miss(self, on_disk, tmp_path):
         cache = on_disk(ram_bytes=NBYTES)
-        cache.insert(ROOT, A, kept(A))
+        cache.insert(NAMESPACE, A, kept(A))
         assert cache.flush()
-        cache.insert(ROOT, (9,) * 60, kept((9,) * 60))
+        cache.insert(NAMESPACE, (9,) * 60, kept((9,) * 60))
         (tmp_path / "prefixes").rename(tmp_path / "elsewhere")
-        assert cache.lookup(ROOT, B) is None
+        assert cache.lookup(NAMESPACE, B) is None
         assert cache.stats().errors >= 1
 
     def test_the_budget_holds_and_the_least_worth_goes(self, on_disk):
         cache = on_disk(disk_bytes=30_000)
         for number in range(30):
             ids = (number,) * (40 + number)
-            cache.insert(ROOT, ids, kept(ids))
+            cache.insert(NAMESPACE, ids, kept(ids))
             assert cache.flush()
             assert cache.stats().nbytes["disk"] <= 30_000
         assert sum(f.stat().st_size for f in cache.directory.glob("??/*")) <= 30_000
         assert cache.stats().evictions["disk"] > 0
         again = on_disk(disk_bytes=30_000)
-        assert found(again, ROOT, (29,) * 80).n_tokens == 69
-        assert again.lookup(ROOT, (0,) * 80) is None
+        assert found(again, NAMESPACE, (29,) * 80).n_tokens == 69
+        assert again.lookup(NAMESPACE, (0,) * 80) is None
 
     def test_no_pickle_is_on_the_disk(self, on_disk):
         cache = on_disk()
-        cache.insert(ROOT, A, kept(A))
+        cache.insert(NAMESPACE, A, kept(A))
         assert cache.flush()
-        modes = cache._disk._backend.sql("SELECT DISTINCT mode, filename FROM Cache")
+        modes = cache._disk.tier._backend.sql("SELECT DISTINCT mode, filename FROM Cache")
         assert modes == [(1, None)]
 
 
 class TestReasons:
     def test_are_told_apart(self, cache):
-        cache.insert(ROOT, A, kept(A))
-        assert cache.explain(ROOT, A).cause is None
-        assert cache.explain(ROOT, (*A, 1)).text.startswith("50 of 51 tokens are kept")
-        there = cache.explain(ROOT, (*A[:10], 1, 2))
+        cache.insert(NAMESPACE, A, kept(A))
+        assert cache.explain(NAMESPACE, A).cause is None
+        assert cache.explain(NAMESPACE, (*A, 1)).text.startswith("50 of 51 tokens are kept")
+        there = cache.explain(NAMESPACE, (*A[:10], 1, 2))
         assert (there.reused, there.known, there.cause) == (0, 10, "different")
         assert "from token 10 on" in there.text
-        assert cache.explain(ROOT, (1, 2)).cause == "cold"
-        assert cache.explain(Root("new model"), B).cause == "other model"
-        assert cache.explain(Root("model", salt="x"), B).cause == "other salt"
-        assert cache.explain(Root("model", base="x"), B).cause == "other base"
+        assert cache.explain(NAMESPACE, (1, 2)).cause == "cold"
+        assert cache.explain(Namespace("new model"), B).cause == "other model"
+        assert cache.explain(Namespace("model", salt="x"), B).cause == "other salt"
+        assert cache.explain(Namespace("model", base="x"), B).cause == "other base"
 
     def test_of_what_had_to_go(self):
         cache = PrefixStateCache(ram_bytes=NBYTES)
-        cache.insert(ROOT, A, kept(A))
-        cache.insert(ROOT, (9,) * 200, kept((9,) * 200))
-        assert cache.explain(ROOT, B).cause == "evicted"
-        cache.lookup(ROOT, B)
+        cache.insert(NAMESPACE, A, kept(A))
+        cache.insert(NAMESPACE, (9,) * 200, kept((9,) * 200))
+        assert cache.explain(NAMESPACE, B).cause == "evicted"
+        cache.lookup(NAMESPACE, B)
         assert cache.stats().misses == {"evicted": 1}
 
     def test_are_counted(self, cache):
-        cache.insert(ROOT, A, kept(A))
-        cache.lookup(ROOT, B)
-        cache.lookup(ROOT, (1, 2))
-        cache.lookup(ROOT, (*A[:5], 1))
-        cache.lookup(Root("new model"), B)
-        cache.lookup(ROOT, B, count=False)
+        cache.insert(NAMESPACE, A, kept(A))
+        cache.lookup(NAMESPACE, B)
+        cache.lookup(NAMESPACE, (1, 2))
+        cache.lookup(NAMESPACE, (*A[:5], 1))
+        cache.lookup(Namespace("new model"), B)
+        cache.lookup(NAMESPACE, B, count=False)
         stats = cache.stats()
         assert (stats.lookups, stats.hits, stats.tokens_saved) == (4, 1, len(A))
         assert stats.misses == {"cold": 1, "different": 1, "other model": 1}
@@ -414,8 +411,8 @@ class TestReadingOnly:
     @pytest.fixture
     def warmed(self, on_disk, tmp_path):
         cache = on_disk()
-        cache.pin(ROOT, A, kept(A), "support")
-        cache.insert(ROOT, B, kept(B))
+        cache.pin(NAMESPACE, A, kept(A), "support")
+        cache.insert(NAMESPACE, B, kept(B))
         cache.close()
         return tmp_path / "prefixes"
 
@@ -428,25 +425,25 @@ class TestReadingOnly:
 
     def test_what_is_pinned_is_found_and_nothing_else(self, warmed):
         cache = PrefixStateCache.reading(warmed)
-        assert cache.warm(ROOT.fingerprint) == 0  # it waits on disk until it is asked for
+        assert cache.warm(NAMESPACE.fingerprint) == 0  # it waits on disk until it is asked for
         assert cache.stats().nbytes["ram"] == 0
-        hit = found(cache, ROOT, B)
+        hit = found(cache, NAMESPACE, B)
         assert (hit.n_tokens, hit.tier) == (len(A), "disk")
-        assert found(cache, ROOT, A, answer=False).tier == "ram"
-        assert cache.lookup(Root("model", salt="shop"), B) is None
+        assert found(cache, NAMESPACE, A, answer=False).tier == "ram"
+        assert cache.lookup(Namespace("model", salt="shop"), B) is None
         cache.close()
 
     def test_nothing_is_written(self, warmed):
         before = self._rows(warmed)
         cache = PrefixStateCache.reading(warmed)
-        found(cache, ROOT, A, answer=False)
+        found(cache, NAMESPACE, A, answer=False)
         C = tuple(range(500, 600))
-        cache.insert(ROOT, C, kept(C))
-        found(cache, ROOT, C, answer=False)
-        cache.pin(ROOT, C, kept(C), "own")
+        cache.insert(NAMESPACE, C, kept(C))
+        found(cache, NAMESPACE, C, answer=False)
+        cache.pin(NAMESPACE, C, kept(C), "own")
         assert cache.unpin("support")
         cache.clear()
-        assert cache.lookup(ROOT, A) is None
+        assert cache.lookup(NAMESPACE, A) is None
         cache.close()
         assert self._rows(warmed) == before
         assert len(before) == 2
@@ -456,15 +453,15 @@ class TestReadingOnly:
             file.write_bytes(file.read_bytes()[:-1])
         before = self._rows(warmed)
         cache = PrefixStateCache.reading(warmed)
-        assert cache.lookup(ROOT, A, answer=False) is None
-        assert cache.lookup(ROOT, A, answer=False) is None
+        assert cache.lookup(NAMESPACE, A, answer=False) is None
+        assert cache.lookup(NAMESPACE, A, answer=False) is None
         assert (cache.stats().corrupt, cache.stats().errors) == (1, 0)
         cache.close()
         assert self._rows(warmed) == before
 
     def test_a_directory_that_is_not_there_is_not_made(self, tmp_path, caplog):
         cache = PrefixStateCache.reading(tmp_path / "prefixes")
-        assert cache.lookup(ROOT, A) is None
+        assert cache.lookup(NAMESPACE, A) is None
         assert "Nothing is kept in" in caplog.text
         assert list(tmp_path.iterdir()) == []
 
@@ -476,7 +473,7 @@ class TestReadingOnly:
 
         before = files()
         cache = PrefixStateCache.reading(warmed)
-        assert found(cache, ROOT, B).n_tokens == len(A)
+        assert found(cache, NAMESPACE, B).n_tokens == len(A)
         cache.close()
         assert files() == before
 
@@ -495,17 +492,17 @@ class TestTheDefault:
         assert not home.exists()
 
     def test_reads_what_was_warmed(self, home, on_disk):
-        on_disk().pin(ROOT, A, kept(A), "support")
+        on_disk().pin(NAMESPACE, A, kept(A), "support")
         assert repr(default_cache()) == f"PrefixStateCache.reading({str(home)!r})"
-        assert found(default_cache(), ROOT, B).n_tokens == len(A)
+        assert found(default_cache(), NAMESPACE, B).n_tokens == len(A)
 
     @pytest.mark.parametrize("named", ["", "elsewhere"])
     def test_goes_by_the_variable_where_it_is_set(self, home, on_disk, monkeypatch, named):
-        on_disk().pin(ROOT, A, kept(A), "support")
+        on_disk().pin(NAMESPACE, A, kept(A), "support")
         monkeypatch.chdir(home.parent)
         monkeypatch.setenv(module.DIRECTORY_VARIABLE, named)
         assert default_cache().directory == (home.parent / named if named else None)
-        assert default_cache().lookup(ROOT, B) is None
+        assert default_cache().lookup(NAMESPACE, B) is None
 
     def test_is_in_memory_where_the_users_directory_cannot_be_looked_into(self, home, monkeypatch):
         far = home / ("n" * 300)  # refused even to root, as others' directories are to anybody else
@@ -514,51 +511,14 @@ class TestTheDefault:
 
     def test_goes_on_where_what_was_warmed_is_damaged(self, home, on_disk):
         cache = on_disk()
-        cache.pin(ROOT, A, kept(A), "support")
+        cache.pin(NAMESPACE, A, kept(A), "support")
         cache.close()
         database = home / "cache.db"
         database.write_bytes(database.read_bytes().replace(b"CREATE", b"CR\xa0ATE"))
-        assert default_cache().lookup(ROOT, B) is None
+        assert default_cache().lookup(NAMESPACE, B) is None
         assert default_cache().stats().errors == 1
 
     def test_is_in_memory_where_the_users_directory_is_a_session_store(self, home, caplog):
         DiskStateStore(home).close()
         assert default_cache().directory is None
         assert "is a session store" in caplog.text
-
-
-def promised(flights, *args, **options) -> Promise:
-    promise = flights.promise(*args, **options)
-    assert isinstance(promise, Promise)
-    return promise
-
-
-class TestInFlight:
-    def test_one_reads_and_the_others_wait(self):
-        flights = InFlight()
-        first = promised(flights, ROOT, pack(B), (50, 90), beyond=0, limit=90)
-        other = flights.promise(ROOT, pack((*A, 1)), (51,), beyond=0, limit=51)
-        assert other == (first, 50)
-        thread = threading.Thread(target=first.wait, args=(50, 60))
-        thread.start()
-        first.kept(50)
-        thread.join(60)
-        assert not thread.is_alive()
-        assert isinstance(flights.promise(ROOT, pack((*A, 1)), (51,), beyond=0, limit=51), Promise)
-
-    def test_nobody_waits_for_one_who_is_gone(self):
-        flights = InFlight()
-        first = promised(flights, ROOT, pack(B), (90,), beyond=0, limit=90)
-        first.begun(lambda: True)
-        first.wait(90, None)
-        assert isinstance(flights.promise(ROOT, pack(B), (90,), beyond=0, limit=90), Promise)
-
-    def test_nobody_waits_longer_than_allowed(self):
-        first = promised(InFlight(), ROOT, pack(B), (90,), beyond=0, limit=90)
-        first.wait(90, 0.01)
-
-    @pytest.mark.parametrize("root", [Root("model", salt="x"), Root("other")])
-    def test_nobody_waits_for_strangers(self, root):
-        flights = InFlight()
-        flights.promise(ROOT, pack(B), (90,), beyond=0, limit=90)
-        assert isinstance(flights.promise(root, pack(B), (90,), beyond=0, limit=90), Promise)

@@ -1,12 +1,11 @@
 import random
 from collections import OrderedDict
 
-from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from langchain_rwkv_state.prefix_cache.policy import GreedyDual, marks, worth
-from langchain_rwkv_state.prefix_cache.tiers import Tier
+from langchain_rwkv_state.prefix_cache.eviction import GreedyDual, score
+from langchain_rwkv_state.prefix_cache.tier import Tier
 
 
 class TestRanks:
@@ -39,37 +38,7 @@ class TestRanks:
         assert len(ranks._heap) < 50
 
     def test_worth_is_tokens_saved_per_byte(self):
-        assert worth(100, 1, 10) == 2 * worth(50, 1, 10) == 2 * worth(100, 1, 20)
-
-
-class TestMarks:
-    def test_the_end_is_kept_and_the_system_prompt(self):
-        assert marks([6, 11, 15], start=0, stop=15, first=[6]) == (6, 15)
-
-    def test_ends_that_lie_close_together_are_not(self):
-        assert marks([100, 104, 150, 155], start=0, stop=160) == (104, 160)
-
-    def test_a_long_way_has_states_in_between(self):
-        assert marks([], start=0, stop=1200, every=512) == (512, 1024, 1200)
-
-    def test_nothing_before_the_start(self):
-        assert marks([10, 50], start=50, stop=90, first=[10]) == (90,)
-
-    def test_nothing_to_read_needs_nothing(self):
-        assert marks([10], start=10, stop=10) == ()
-
-    @given(
-        st.lists(st.integers(0, 5000)).map(sorted),
-        st.integers(0, 3000),
-        st.integers(0, 3000),
-        st.sets(st.integers(0, 5000), max_size=3),
-    )
-    def test_they_are_few_in_order_and_inside(self, ends, start, length, first):
-        found = marks(ends, start=start, stop=start + length, first=first)
-        assert list(found) == sorted(set(found))
-        assert len(found) <= 9
-        assert all(start < at <= start + length for at in found)
-        assert {at for at in first if start < at < start + length} <= set(found)
+        assert score(100, 1, 10) == 2 * score(50, 1, 10) == 2 * score(100, 1, 20)
 
 
 class AgainstADictionary(RuleBasedStateMachine):
@@ -82,7 +51,7 @@ class AgainstADictionary(RuleBasedStateMachine):
     @rule(key=st.integers(0, 8), size=st.integers(0, 110), value=st.floats(0, 9), pin=st.booleans())
     def put(self, key, size, value, pin):
         others = sum(self.held[k] for k in self.pinned if k != key)
-        evicted = self.tier.put(key, str(key), size, worth=value, pinned=pin)
+        evicted = self.tier.put(key, str(key), size, score=value, pinned=pin)
         assert (evicted is None) == (size > 100 - others)
         if evicted is not None:
             self.held[key] = size
@@ -133,10 +102,10 @@ def test_tokens_hit_are_more_than_with_plain_lru():
         uses[prompt] += 1
         if prompt in tier:
             ours += lengths[prompt]
-            tier.touch(prompt, worth(lengths[prompt], uses[prompt], 1))
+            tier.touch(prompt, score(lengths[prompt], uses[prompt], 1))
         else:
-            tier.put(prompt, 0, 1, worth=worth(lengths[prompt], uses[prompt], 1))
-        tier.put(("question", number), 0, 1, worth=worth(20, 1, 1))
+            tier.put(prompt, 0, 1, score=score(lengths[prompt], uses[prompt], 1))
+        tier.put(("question", number), 0, 1, score=score(20, 1, 1))
         theirs += lengths[prompt] if prompt in lru else 0
         for key in (prompt, ("question", number)):
             lru[key] = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from langchain_rwkv_state.engine.batch import plan, share_out
+from langchain_rwkv_state.engine.scheduler import share_out, share_step
 
 WANTS = st.lists(st.integers(1, 3000), max_size=70)
 BUDGET = st.integers(1, 600)
@@ -17,7 +17,7 @@ BUDGET = st.integers(1, 600)
 class Reader:
     wanted: int
     decodes: bool = False
-    turn: int = 0
+    last_step: int = 0
 
 
 @given(wants=WANTS, budget=BUDGET)
@@ -38,13 +38,13 @@ def test_shares_are_not_split_into_crumbs():
 
 def test_every_decoding_request_reads_one_id_beside_the_budget():
     readers = [*(Reader(1, decodes=True) for _ in range(15)), Reader(2000)]
-    assert [n for _, n in plan(readers, 0, budget=64, idle_budget=256)] == [1] * 15 + [64]
-    assert plan(readers[-1:], 0, budget=64, idle_budget=256) == [(readers[-1], 256)]
+    assert [n for _, n in share_step(readers, 0, budget=64, idle_budget=256)] == [1] * 15 + [64]
+    assert share_step(readers[-1:], 0, budget=64, idle_budget=256) == [(readers[-1], 256)]
 
 
 def test_what_was_forced_is_read_in_one_go_within_the_budget():
     readers = [Reader(1, decodes=True), Reader(7, decodes=True), Reader(100, decodes=True)]
-    assert [n for _, n in plan(readers, 0, budget=64, idle_budget=256)] == [1, 7, 64]
+    assert [n for _, n in share_step(readers, 0, budget=64, idle_budget=256)] == [1, 7, 64]
 
 
 @given(wants=st.lists(st.integers(1, 90), min_size=1, max_size=40), budget=BUDGET)
@@ -53,7 +53,7 @@ def test_nobody_is_passed_over_twice_before_all_others_had_a_turn(wants, budget)
     waited = dict.fromkeys(readers, 0)
     step = 0
     while readers:
-        served = plan(readers, step, budget=budget, idle_budget=budget)
+        served = share_step(readers, step, budget=budget, idle_budget=budget)
         assert served
         for reader in readers:
             waited[reader] += 1
@@ -66,4 +66,4 @@ def test_nobody_is_passed_over_twice_before_all_others_had_a_turn(wants, budget)
 
 
 def test_nothing_is_planned_for_nobody():
-    assert plan([], 0, budget=1, idle_budget=1) == []
+    assert share_step([], 0, budget=1, idle_budget=1) == []

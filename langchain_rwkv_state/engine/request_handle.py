@@ -2,7 +2,7 @@
 
 It computes nothing; a worker thread puts events in, one caller (of threads or of an event loop)
 takes them out. The easy mistake is to leave a stream half read: iterators cancel their request
-when they are closed, but a ticket that nobody iterates over or awaits runs to its end.
+when they are closed, but a handle that nobody iterates over or awaits runs to its end.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from langchain_rwkv_state.engine.request import Done, Event
 from langchain_rwkv_state.errors import EngineError, RWKVStateError
 
 
-class Ticket:
+class RequestHandle:
     """The events of one request: deltas, and `Done` last.
 
     Iterating (``for`` or ``async for``) takes the events; closing the iterator, or cancelling the

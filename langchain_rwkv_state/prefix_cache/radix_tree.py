@@ -90,7 +90,7 @@ class Path(Generic[V]):
     nodes: tuple[Node[V], ...]
     known: int
 
-    def kept(self) -> list[Node[V]]:
+    def with_values(self) -> list[Node[V]]:
         """Returns the nodes with a value, the deepest first."""
         return [node for node in reversed(self.nodes) if node.value is not None]
 
@@ -107,7 +107,7 @@ class RadixTree(Generic[V]):
         >>> tree = RadixTree[int]()
         >>> _ = tree.put("root", pack([1, 2]), 12)
         >>> _ = tree.put("root", pack([1, 2, 3, 4]), 1234)
-        >>> [node.value for node in tree.find("root", pack([1, 2, 3])).kept()]
+        >>> [node.value for node in tree.find("root", pack([1, 2, 3])).with_values()]
         [12]
     """
 
@@ -209,7 +209,11 @@ class RadixTree(Generic[V]):
             if child is None:
                 break
             if not key.startswith(child.edge, at):
-                return nodes, at + _common(child.edge, key[at : at + len(child.edge)]), child
+                return (
+                    nodes,
+                    at + _WIDTH * common_ids(child.edge, key[at : at + len(child.edge)]),
+                    child,
+                )
             at += len(child.edge)
             nodes.append(child)
             node = child
@@ -276,8 +280,13 @@ class RadixTree(Generic[V]):
         node.parent = None
 
 
-def _common(one: bytes, other: bytes) -> int:
-    """Returns how many bytes of whole ids two texts share from their beginning."""
+def common_ids(one: bytes, other: bytes) -> int:
+    """Returns with how many ids two packed prompts begin alike.
+
+    Example:
+        >>> common_ids(pack([1, 2, 3]), pack([1, 2, 4]))
+        2
+    """
     low, high = 0, min(len(one), len(other)) // _WIDTH
     while low < high:  # one comparison of a half is faster than a loop over ids
         middle = (low + high + 1) // 2
@@ -285,4 +294,4 @@ def _common(one: bytes, other: bytes) -> int:
             low = middle
         else:
             high = middle - 1
-    return low * _WIDTH
+    return low

@@ -27,9 +27,9 @@ import platformdirs
 import torch
 
 from langchain_rwkv_state.errors import RWKVStateError, StateCorrupt, StoreError
-from langchain_rwkv_state.prefix_cache.policy import worth
-from langchain_rwkv_state.prefix_cache.records import Kept, Root
-from langchain_rwkv_state.prefix_cache.tree import unpack
+from langchain_rwkv_state.prefix_cache.entries import CachedState, Namespace
+from langchain_rwkv_state.prefix_cache.eviction import score
+from langchain_rwkv_state.prefix_cache.radix_tree import unpack
 from langchain_rwkv_state.state import Buffer, Derivation, decode, encode_parts
 from langchain_rwkv_state.store.backend import Reader, Transaction
 from langchain_rwkv_state.store.disk_backend import DiskBackend
@@ -41,7 +41,7 @@ _ENTRY, _ENTRY_END = b"e", b"f"
 _BY_DIGEST = b"d"
 _LAST = b"s"
 _CHECK_BYTES = 16
-_HALF_LIFE_SECONDS = 86_400.0  # of an entry's worth, from its last use on
+_HALF_LIFE_SECONDS = 86_400.0  # of an entry's score, from its last use on
 _FILL = 0.95  # of the budget, after a culling: culling looks at every row, so it is not for each
 _SMALL_ROWS_BYTES = 64  # the digest's and the counter's, and a longer number in the entry's
 _GRACE_SECONDS = 60.0  # a row is written before its file
@@ -58,7 +58,7 @@ class Row:
 
     Attributes:
         number: Rises with each entry written.
-        root: Its tree.
+        namespace: Its tree.
         key: The packed ids of its path.
         blob: Name of its file.
         nbytes: Size of that file.
@@ -72,7 +72,7 @@ class Row:
     """
 
     number: int
-    root: Root
+    namespace: Namespace
     key: bytes
     blob: str
     nbytes: int
@@ -91,7 +91,8 @@ class Row:
 
     def to_bytes(self) -> bytes:
         """Returns the row, under a checksum that covers its key."""
-        about = {k: v for k, v in asdict(self).items() if k != "key"}
+        about = {k: v for k, v in asdict(self).items() if k not in ("key", "namespace")}
+        about["root"] = asdict(self.namespace)  # its name in the file
         about["expires"] = None if math.isinf(self.expires) else self.expires
         body = json.dumps(about, sort_keys=True).encode() + b"\n" + self.key
         return _check(self.row_key, body) + body
@@ -108,16 +109,16 @@ class Row:
         try:
             header, _, key = data[_CHECK_BYTES:].partition(b"\n")
             about: dict[str, Any] = json.loads(header)
-            about["root"] = Root(**about["root"])
+            about["namespace"] = Namespace(**about.pop("root"))
             expires = about.pop("expires")
             return cls(key=key, expires=math.inf if expires is None else expires, **about)
         except (ValueError, TypeError, KeyError) as error:
             raise StateCorrupt(f"A row of the prefix cache is not readable: {error}") from error
 
     def rank(self, now: float) -> float:
-        """Returns what the entry is worth: tokens saved per byte, halved with each day unused."""
+        """Returns the entry's score: tokens saved per byte, halved with each day unused."""
         age = max(now - self.used, 0.0) / _HALF_LIFE_SECONDS
-        return float(worth(self.saved, self.uses + 1, self.nbytes) * 0.5 ** min(age, 1000.0))
+        return float(score(self.saved, self.uses + 1, self.nbytes) * 0.5 ** min(age, 1000.0))
 
 
 def require_place_for_cache(path: Path) -> None:
@@ -205,7 +206,7 @@ class DiskTier:
         """Returns all entries."""
         return self._readable(self._backend.reader.scan(_ENTRY, _ENTRY_END))[0]
 
-    def load(self, row: Row) -> Kept | None:
+    def load(self, row: Row) -> CachedState | None:
         """Returns what an entry holds, ``None`` where its file is gone.
 
         Raises:
@@ -216,20 +217,27 @@ class DiskTier:
         return None if data is None else _unpack(row, data)
 
     def save(
-        self, root: Root, key: bytes, kept: Kept, *, saved: int, ttl: float, pin: str | None = None
+        self,
+        namespace: Namespace,
+        key: bytes,
+        cached: CachedState,
+        *,
+        saved: int,
+        ttl: float,
+        pin: str | None = None,
     ) -> Row | None:
         """Writes an entry; one that is there already stays, unless this one knows more.
 
         Returns:
             The entry's row, ``None`` where it does not fit the budget.
         """
-        parts = _pack(kept)
+        parts = _pack(cached)
         nbytes = sum(map(len, parts))
-        digest = _digest(root, key)
+        digest = _digest(namespace, key)
         now = self._clock()
         row = Row(
             number=0,
-            root=root,
+            namespace=namespace,
             key=key,
             blob=f"{digest.hex()}-{secrets.token_hex(8)}",
             nbytes=nbytes,
@@ -238,7 +246,7 @@ class DiskTier:
             created=now,
             used=now,
             expires=math.inf if pin else now + ttl,
-            has_logits=kept.logits is not None,
+            has_logits=cached.logits is not None,
             pin=pin,
         )
 
@@ -339,7 +347,7 @@ class DiskTier:
         return rows, len(bad)
 
     def _make_room(self, rows: Transaction, nbytes: int, now: float) -> bool:
-        """Removes entries of the least worth until there is room; says whether there is."""
+        """Removes entries of the lowest score until there is room; says whether there is."""
         held = rows.nbytes()
         if held + nbytes <= self.budget:
             return True
@@ -364,7 +372,7 @@ class DiskTier:
 
     @staticmethod
     def _remove(rows: Transaction, row: Row) -> None:
-        digest_key = _BY_DIGEST + _digest(row.root, row.key)
+        digest_key = _BY_DIGEST + _digest(row.namespace, row.key)
         rows.delete(row.row_key)
         if rows.get(digest_key) == row.number.to_bytes(8, "big"):
             rows.delete(digest_key)
@@ -383,8 +391,8 @@ def _find(rows: Reader, digest: bytes) -> Row | None:
         return None
 
 
-def _digest(root: Root, key: bytes) -> bytes:
-    text = json.dumps([root.fingerprint, root.base, root.salt]).encode()
+def _digest(namespace: Namespace, key: bytes) -> bytes:
+    text = json.dumps([namespace.fingerprint, namespace.base, namespace.salt]).encode()
     return hashlib.sha256(text + b"\n" + key).digest()
 
 
@@ -392,14 +400,14 @@ def _check(row_key: bytes, body: bytes) -> bytes:
     return hashlib.blake2b(row_key + body, digest_size=_CHECK_BYTES).digest()
 
 
-def _pack(kept: Kept) -> list[Buffer]:
+def _pack(cached: CachedState) -> list[Buffer]:
     """Returns a file in pieces: the state, the logits, their checksum and their size."""
-    logits = b"" if kept.logits is None else kept.logits.numpy().tobytes()
+    logits = b"" if cached.logits is None else cached.logits.numpy().tobytes()
     check = hashlib.blake2b(logits, digest_size=_CHECK_BYTES).digest()
-    return [*encode_parts(kept.state), logits + check + len(logits).to_bytes(8, "little")]
+    return [*encode_parts(cached.state), logits + check + len(logits).to_bytes(8, "little")]
 
 
-def _unpack(row: Row, data: bytes) -> Kept:
+def _unpack(row: Row, data: bytes) -> CachedState:
     size = int.from_bytes(data[-8:], "little")
     end = len(data) - 8 - _CHECK_BYTES
     if end < size:
@@ -409,9 +417,9 @@ def _unpack(row: Row, data: bytes) -> Kept:
         raise StateCorrupt("The entry's checksum is wrong: it was truncated or changed.")
     if bool(size) != row.has_logits:
         raise StateCorrupt("The entry is not what its row says.")
-    state = decode(data[: end - size], fingerprint=row.root.fingerprint).state
-    if state.derivation != Derivation(row.root.fingerprint).read(unpack(row.key)):
+    state = decode(data[: end - size], fingerprint=row.namespace.fingerprint).state
+    if state.derivation != Derivation(row.namespace.fingerprint).read(unpack(row.key)):
         raise StateCorrupt("The entry holds the state of another prompt.")
     if not size:
-        return Kept(state)
-    return Kept(state, torch.from_numpy(np.frombuffer(logits, np.float32).copy()))
+        return CachedState(state)
+    return CachedState(state, torch.from_numpy(np.frombuffer(logits, np.float32).copy()))

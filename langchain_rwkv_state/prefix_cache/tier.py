@@ -1,6 +1,6 @@
 """A tier: values of known sizes under a budget of bytes that is never exceeded.
 
-It holds values in memory, on a device or in RAM, and lets those of the least worth go when room is
+It holds values in memory, on a device or in RAM, and lets those of the lowest score go when room is
 needed; it knows no tokens and no states. The easy mistake is to put first and evict afterwards:
 for a moment there would be more than the budget.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
-from langchain_rwkv_state.prefix_cache.policy import GreedyDual
+from langchain_rwkv_state.prefix_cache.eviction import GreedyDual
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -24,9 +24,9 @@ class Tier(Generic[K, V]):
 
     Example:
         >>> tier = Tier[str, int](budget=100)
-        >>> tier.put("a", 1, 60, worth=1.0)
+        >>> tier.put("a", 1, 60, score=1.0)
         []
-        >>> tier.put("b", 2, 60, worth=2.0)
+        >>> tier.put("b", 2, 60, score=2.0)
         [('a', 1)]
     """
 
@@ -59,7 +59,7 @@ class Tier(Generic[K, V]):
         return nbytes <= self.budget - self._pinned_nbytes
 
     def put(
-        self, key: K, value: V, nbytes: int, *, worth: float, pinned: bool = False
+        self, key: K, value: V, nbytes: int, *, score: float, pinned: bool = False
     ) -> list[tuple[K, V]] | None:
         """Puts a value in, in place of one under the same key.
 
@@ -83,13 +83,13 @@ class Tier(Generic[K, V]):
         if pinned:
             self._pinned_nbytes += nbytes
         else:
-            self._ranks.touch(key, worth)
+            self._ranks.touch(key, score)
         return evicted
 
-    def touch(self, key: K, worth: float) -> None:
+    def touch(self, key: K, score: float) -> None:
         """Notes that a value was used; pinned ones need no note."""
         if key in self._ranks:
-            self._ranks.touch(key, worth)
+            self._ranks.touch(key, score)
 
     def pin(self, key: K) -> None:
         """Keeps a value from being evicted."""
@@ -97,11 +97,11 @@ class Tier(Generic[K, V]):
             self._ranks.remove(key)
             self._pinned_nbytes += self._held[key][1]
 
-    def unpin(self, key: K, worth: float) -> None:
+    def unpin(self, key: K, score: float) -> None:
         """Lets a value be evicted again."""
         if key in self._held and key not in self._ranks:
             self._pinned_nbytes -= self._held[key][1]
-            self._ranks.touch(key, worth)
+            self._ranks.touch(key, score)
 
     def remove(self, key: K) -> V | None:
         """Takes a value out and returns it, ``None`` where there is none."""

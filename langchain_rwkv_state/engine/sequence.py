@@ -1,10 +1,10 @@
-"""One request's life on the worker: what the model must read next, and what came of it.
+"""One request's own state on the worker: what the model must read next, and what came of it.
 
-A job never calls the model. It says how many ids it would read (`wanted`), is told how many were
-read (`advance`), and is shown the logits when it asks for them (`sample`); prefill, decoding and
-re-reading differ in nothing else, so that a worker may interleave jobs as it likes. The easy
-mistake is to keep the state at hand as the answer's: it has read what was sampled, which may be
-more than the text that the caller saw, or other ids than that text has.
+A sequence never calls the model. It says how many ids it would read (`wanted`), is told how many
+were read (`advance`), and is shown the logits when it asks for them (`sample`); prefill, decoding
+and re-reading differ in nothing else, so that a worker may interleave sequences as it likes. The
+easy mistake is to take the slot's state for the answer's: it has read what was sampled, which may
+be more than the text that the caller saw, or other ids than that text has.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from langchain_rwkv_state.engine.request import (
     check_ids,
     common,
 )
-from langchain_rwkv_state.engine.sampler import Look, Sampler
-from langchain_rwkv_state.engine.seats import Seat, Seats
-from langchain_rwkv_state.engine.ticket import Ticket
+from langchain_rwkv_state.engine.request_handle import RequestHandle
+from langchain_rwkv_state.engine.sampler import LogitsRow, Sampler
+from langchain_rwkv_state.engine.slots import SlotPool, Snapshot
 from langchain_rwkv_state.errors import DeadlineExceeded
+from langchain_rwkv_state.prefix_cache import Hit, Prefix
 from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.tokenizer import StreamDecoder, Tokenizer
 
@@ -41,19 +42,24 @@ class _Phase(Enum):
     SETTLE = auto()
 
 
-class Job:
+class TokenSequence:
     """A request on its way.
 
     Args:
         request: What is asked for.
         tokenizer: Turns sampled ids into text.
-        ticket: Takes the events.
+        handle: Takes the events.
+        slots: The slots that it runs in.
         vocab_size: Number of ids that the model knows.
         guide: Chooses the ids of an answer that is held to a constraint.
 
     Attributes:
-        ticket: Takes the events.
-        turn: The step in which it read last, or came.
+        handle: Takes the events.
+        prefix: Its dealings with the prefix cache, ``None`` where there are none.
+        snapshots: Positions in the prompt, still to come, at which its state is copied.
+        awaits: The running sequence whose snapshot this one waits for, and its position.
+        asked: Whether running sequences were asked for snapshots that this one could begin at.
+        last_step: The step in which it read last, or was admitted.
         submitted: When it came, on the monotonic clock.
         n_sampled: Number of ids of the answer, the forced ones too.
         n_forced: How many of them were forced.
@@ -64,18 +70,24 @@ class Job:
         self,
         request: Request,
         tokenizer: Tokenizer,
-        ticket: Ticket,
+        handle: RequestHandle,
+        slots: SlotPool,
         vocab_size: int,
         guide: Guide | None = None,
     ) -> None:
-        self.ticket = ticket
-        self.turn = 0
+        self.handle = handle
+        self.prefix = _prefix(request)
+        self.snapshots = set(request.checkpoints)
+        self.awaits: tuple[TokenSequence, int] | None = None
+        self.asked = False
+        self.last_step = 0
         self.submitted = time.monotonic()
         self.n_sampled = 0
         self.n_forced = 0
         self.reread = False
         self._request = request
-        self._seat: Seat | None = None
+        self._slots = slots
+        self._slot: int | None = None
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._sampler = Sampler(request.sampling)
@@ -85,27 +97,34 @@ class Job:
         self._settled = request.prompt if request.settled is None else request.settled
         self._ids: list[int] = []
         self._n_thought = 0
-        self._kept: dict[int, RWKVState] = {}
+        self._checkpoints: dict[int, RWKVState] = {}
+        self._reused = 0  # ids of the prompt that a cached state stands for
+        self._logits: torch.Tensor | None = None  # behind the whole prompt, from the cache
+        self._end_state: RWKVState | None = None  # for the cache, until its logits are seen
         # Copies of the state, with the number of ids (the prompt's and sampled ones) that each has
         # read: where the settled ids part from the prompt, after the prompt, and, last, before the
         # first id whose text is held back, since the answer may end there.
-        self._copies: list[tuple[int, RWKVState]] = []
+        self._copies: list[tuple[int, Snapshot]] = []
         self._n_firm = 0  # copies that stay whatever is held back
-        self._n_read = 0  # ids, the prompt's and sampled ones, that the seat's own state has read
+        self._n_read = 0  # ids, the prompt's and sampled ones, that the slot's own state has read
         # Whether what is read behind the prompt can stand in the state behind the answer.
         self._lasts = request.common == min(len(request.prompt), len(self._settled)) and not (
             request.thought and request.thought.asked and not request.thought.keep
         )
+        if request.max_tokens:  # where the state behind the answer may have to begin anew
+            self.snapshots.add(request.common)
+            if self._lasts:
+                self.snapshots.add(len(request.prompt))
         self._finish_reason: FinishReason = "length"
         self._answer_ids: tuple[int, ...] = ()
         self._read(_Phase.PREFILL, request.prompt)
 
     @property
-    def seat(self) -> Seat:
-        """The place of its state, from `begin` on where there is something to read."""
-        if self._seat is None:
-            raise RuntimeError("The request has no seat.")
-        return self._seat
+    def slot(self) -> int:
+        """The slot of its state, from `begin` on where there is something to read."""
+        if self._slot is None:
+            raise RuntimeError("The request has no slot.")
+        return self._slot
 
     @property
     def sampler(self) -> Sampler:
@@ -119,8 +138,9 @@ class Job:
 
     @property
     def n_prompt_read(self) -> int:
-        """Number of the prompt's ids read."""
-        return self._at if self._phase is _Phase.PREFILL else len(self._request.prompt)
+        """Number of the prompt's ids read, without those that the cache saved."""
+        at = self._at if self._phase is _Phase.PREFILL else len(self._request.prompt)
+        return at - self._reused
 
     @property
     def prefills(self) -> bool:
@@ -137,41 +157,61 @@ class Job:
         """Number of ids that it would read in one go, at least one."""
         end = len(self._unread)
         if self._phase is _Phase.PREFILL:
-            end = min([end, *(at for at in self._places() if at > self._at)])
+            end = min([end, *(at for at in self.snapshots if at > self._at)])
         return end - self._at
+
+    def keeps_later(self, at: int) -> bool:
+        """Says whether the prefix cache is still to get the state at a position."""
+        return at in self.snapshots and not self.handle.over
+
+    def can_keep(self, at: int) -> bool:
+        """Says whether the state at a position can still be copied for the prefix cache."""
+        if self.prefix is None or self.handle.over or not self.prefills or at <= self._at:
+            return False
+        return self.prefix.wants(at)
 
     def expire(self, now: float) -> None:
         """Ends the request if its deadline has passed."""
         deadline = self._request.deadline
-        if deadline is None or now - self.submitted < deadline or self.ticket.over:
+        if deadline is None or now - self.submitted < deadline or self.handle.over:
             return
-        stage = "while it waited" if self._seat is None else f"after {self.n_sampled} tokens"
-        self.ticket.fail(
+        stage = "while it waited" if self._slot is None else f"after {self.n_sampled} tokens"
+        self.handle.fail(
             DeadlineExceeded(
                 f"The request's deadline of {deadline} s passed {stage}: ask again when there is "
                 "less to do, or give it more time."
             )
         )
 
-    def begin(self, seats: Seats) -> None:
-        """Takes a seat; a job with nothing to read and nothing to say needs none, and ends."""
-        base = self._request.base
-        if 0 in self._request.checkpoints:
-            self._kept[0] = base
-        if self._request.prompt or self._request.max_tokens:
-            self._seat = seats.take(base)
-        else:
+    def begin(self, hit: Hit | None = None) -> None:
+        """Takes a slot; a sequence with nothing to read and nothing to say needs none, and ends.
+
+        Args:
+            hit: The cached state that it goes on from, ``None`` for the request's base.
+        """
+        request, base = self._request, self._request.base
+        if hit is not None:
+            base, self._logits = hit.cached.state, hit.cached.logits
+            self._reused = self._at = self._n_read = hit.n_tokens
+        if self._at in request.checkpoints:
+            self._checkpoints[self._at] = base
+        if self.prefix is not None:
+            self.snapshots |= self.prefix.positions(self._at)
+        self.snapshots = {at for at in self.snapshots if at > self._at}
+        if self._at == len(request.prompt) and not request.max_tokens:
             self._deliver(base)
             return
-        if self._request.max_tokens and not self._request.common:
-            self._copies = [(0, base)]
+        self._slot = self._slots.allocate(base)
+        if request.max_tokens and self._at == request.common:
+            self._copies = [(self._at, Snapshot(self._slots, base))]
             self._n_firm = 1
 
-    def leave(self, seats: Seats) -> None:
-        """Gives the seat back."""
-        seat, self._seat = self._seat, None
-        if seat is not None:
-            seats.give_back(seat)
+    def leave(self) -> None:
+        """Gives its slots back."""
+        self._drop_copies()
+        slot, self._slot = self._slot, None
+        if slot is not None:
+            self._slots.free(slot)
 
     def next_ids(self, count: int) -> Sequence[int]:
         """Returns the ids that the model must read next, `wanted` at most."""
@@ -182,30 +222,27 @@ class Job:
         self._at += count
         self._n_read += count
         if self._phase is _Phase.PREFILL:
-            self._mark_prefill()
+            self._note_prefill()
         if self._at < len(self._unread):
             return False
         if self._phase is _Phase.SETTLE:
-            self._deliver(self.seat.snapshot())
+            self._deliver(self._slots.state(self.slot))
             return False
         return self._request.max_tokens > 0
 
     @property
     def given_logits(self) -> torch.Tensor | None:
-        """The logits to sample from before anything is read, where the request brings them."""
-        request = self._request
-        return None if request.prompt or not request.max_tokens else request.logits
+        """The logits to sample from before anything is read, where the cache had them."""
+        return self._logits if self._at == len(self._request.prompt) else None
 
     def see_logits(self, logits: torch.Tensor) -> None:
-        """Shows the next token's logits, which the caller may want after the prompt's last id."""
-        request = self._request
-        end = len(request.prompt)
-        if self.n_sampled or request.on_mark is None or end not in request.marks:
-            return
-        copied = torch.from_numpy(logits.detach().numpy().copy())
-        request.on_mark(end, self._copies[-1][1], copied)
+        """Shows the next token's logits, which the cache keeps with the state behind a prompt."""
+        state, self._end_state = self._end_state, None
+        if state is not None and self.prefix is not None:
+            copied = torch.from_numpy(logits.detach().numpy().copy())
+            self.prefix.keep(len(self._request.prompt), state, copied)
 
-    def sample(self, look: Look) -> int:
+    def sample(self, row: LogitsRow) -> int:
         """Chooses the next id by the logits, and goes on to reading it, or to the end.
 
         Returns:
@@ -213,9 +250,9 @@ class Job:
         """
         before = self.n_sampled
         if self._guide is None:
-            choice = Choice((self._sampler.choose(look),))
+            choice = Choice((self._sampler.choose(row),))
         else:
-            choice = self._guide.choose(look, self._sampler)
+            choice = self._guide.choose(row, self._sampler)
             if self._guide.holds:
                 self._answer.ignore_stops()
         between, text = not self._decoder.pending, ""
@@ -244,34 +281,31 @@ class Job:
         self._read(_Phase.DECODE, choice.ids)
         return self.n_sampled - before
 
-    def _places(self) -> tuple[int, ...]:
-        """Returns the positions in the prompt that are read up to, and not past in one go."""
-        request = self._request
-        parts = (request.common,) if request.max_tokens else ()
-        return (*request.checkpoints, *request.marks, *parts)
-
-    def _mark_prefill(self) -> None:
+    def _note_prefill(self) -> None:
+        """Copies the state where a copy is wanted, for whoever wants it."""
         request, at = self._request, self._at
         end = len(request.prompt)
-        asked = at in request.checkpoints
-        marked = at in request.marks
-        answers = request.max_tokens > 0
-        firm = answers and (at == request.common or (at == end and self._lasts))
-        wanted = asked or marked or firm or (at == end and not answers)
-        state = self.seat.snapshot() if wanted else None
-        if state is not None and asked:
-            self._kept[at] = state
         if request.on_progress is not None:
             request.on_progress(at, end)
-        if state is None:
-            return
-        if marked and request.on_mark is not None and not (answers and at == end):
-            request.on_mark(at, state, None)  # behind the prompt it comes with logits
-        if firm:
-            self._copies.append((at, state))
+        copy = self._snapshot_prompt(at) if at in self.snapshots else None
+        if at == end and not request.max_tokens:
+            self._deliver(self._slots.state(self.slot) if copy is None else copy.state())
+
+    def _snapshot_prompt(self, at: int) -> Snapshot:
+        """Copies the state at a position of the prompt, and hands the copy to who wants it."""
+        request, copy = self._request, self._slots.snapshot(self.slot)
+        self.snapshots.discard(at)
+        if at in request.checkpoints:
+            self._checkpoints[at] = copy.state()
+        if self.prefix is not None and self.prefix.wants(at):
+            if request.max_tokens and at == len(request.prompt):
+                self._end_state = copy.state()
+            else:
+                self.prefix.keep(at, copy.state())
+        if request.max_tokens and at in (request.common, len(request.prompt)):
+            self._copies.append((at, copy))
             self._n_firm += 1
-        elif at == end and not answers:
-            self._deliver(state)
+        return copy
 
     def _keep_copy(self, *, opens: bool) -> None:
         """Keeps a copy of the state before an id whose text is held back.
@@ -282,11 +316,17 @@ class Job:
         if not self._lasts:
             return
         if not self._answer.held and not self._decoder.pending:
-            del self._copies[self._n_firm :]  # the answer ends later now
+            self._drop_copies(self._n_firm)  # the answer ends later now
         elif opens and self._n_read - self._copies[-1][0] >= (
             _RENEWED if len(self._copies) > self._n_firm else 1
         ):
-            self._copies[self._n_firm :] = [(self._n_read, self.seat.snapshot())]
+            self._drop_copies(self._n_firm)
+            self._copies.append((self._n_read, self._slots.snapshot(self.slot)))
+
+    def _drop_copies(self, start: int = 0) -> None:
+        for _, copy in self._copies[start:]:
+            copy.drop()
+        del self._copies[start:]
 
     def _end(self, reason: FinishReason) -> None:
         """Turns to the state that stands for the settled ids and exactly the text.
@@ -298,20 +338,19 @@ class Job:
         answer = self._answer_ids = tuple(self._canonical())
         check_ids(answer, self._vocab_size, "what an answer's text stands for")
         wanted = (*self._settled, *answer)
-        agreed = common((*self._request.prompt, *self._ids), wanted)
+        same = self._request.common
+        agreed = same + common((*self._request.prompt[same:], *self._ids), wanted[same:])
         self.reread = agreed < len(wanted) and self._settled == self._request.prompt and self._lasts
         self.reread = self.reread and not self._answer.thought
-        if self._n_read <= agreed:
-            read, state = self._n_read, None
-        else:
-            read, state = [copy for copy in self._copies if copy[0] <= agreed][-1]
-        self._copies = []
+        read = self._n_read
+        if read > agreed:
+            read, copy = [copy for copy in self._copies if copy[0] <= agreed][-1]
+            copy.restore(self.slot)
+        self._drop_copies()
         if read == len(wanted):
-            self._deliver(state or self.seat.snapshot())
-            return
-        if state is not None:
-            self.seat.restore(state)
-        self._read(_Phase.SETTLE, wanted[read:])
+            self._deliver(self._slots.state(self.slot))
+        else:
+            self._read(_Phase.SETTLE, wanted[read:])
 
     def _canonical(self) -> Sequence[int]:
         """Returns the ids that stand for what was said."""
@@ -323,7 +362,9 @@ class Job:
 
     def _deliver(self, state: RWKVState) -> None:
         request = self._request
-        self.ticket.put(
+        if self.prefix is not None:
+            self.prefix.keep_answer(self._answer_ids, state)
+        self.handle.put(
             Done(
                 text=self._answer.text,
                 finish_reason=self._finish_reason,
@@ -331,7 +372,8 @@ class Job:
                 prompt_tokens=len(request.prompt),
                 answer_tokens=self.n_sampled,
                 answer_ids=self._answer_ids,
-                checkpoints=tuple(self._kept[at] for at in request.checkpoints),
+                checkpoints=tuple(self._checkpoints[at] for at in request.checkpoints),
+                reused=self._reused,
                 reread=self.reread,
                 thought=self._answer.thought,
                 thought_tokens=0 if self._answer.thought is None else self._n_thought,
@@ -346,4 +388,20 @@ class Job:
 
     def _emit(self, delta: Delta | None) -> None:
         if delta is not None:
-            self.ticket.put(delta)
+            self.handle.put(delta)
+
+
+def _prefix(request: Request) -> Prefix | None:
+    """Returns a request's dealings with the prefix cache, ``None`` where it can save nothing."""
+    if request.caching is None or not request.prompt:
+        return None
+    found = Prefix(
+        request.caching,
+        request.base,
+        request.prompt,
+        request.prompt if request.settled is None else request.settled,
+        reach=request.common,
+        limit=min(request.checkpoints, default=len(request.prompt)),
+        answers=request.max_tokens > 0,
+    )
+    return found if found.is_useful else None

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from langchain_rwkv_state.prefix_cache.tree import RadixTree, pack, unpack
+from langchain_rwkv_state.prefix_cache.radix_tree import RadixTree, pack, unpack
 
 keys = st.lists(st.integers(0, 3), min_size=1, max_size=8).map(tuple)
 roots = st.sampled_from(["a", "b"])
@@ -59,7 +59,7 @@ class AgainstADictionary(RuleBasedStateMachine):
             for end in range(len(ids), 0, -1)
             if (root, ids[:end]) in self.kept
         ]
-        assert [node.value for node in path.kept()] == expected
+        assert [node.value for node in path.with_values()] == expected
         known = [path for where, path in self.paths if where == root]
         assert path.known == max((shared(path, ids) for path in known), default=0)
 
@@ -97,7 +97,7 @@ def test_forgetting_values_leaves_no_path_behind(paths, limit, data):
     while left:
         ids = data.draw(st.sampled_from(left))
         left.remove(ids)
-        tree.forget(tree.find("root", pack(ids)).kept()[0])
+        tree.forget(tree.find("root", pack(ids)).with_values()[0])
         assert {unpack(n.key()) for n in tree.nodes() if n.value is not None} == set(left)
         assert all(n.value is not None or len(n.children) > 1 for n in tree.nodes())
     assert tree.n_ids == 0
@@ -125,7 +125,7 @@ def test_values_are_never_forgotten_for_want_of_room():
     tree = RadixTree[int](limit=3)
     tree.put("root", pack([1, 2, 3, 4]), 1)
     tree.note("root", pack([5, 6]))
-    assert tree.find("root", pack([1, 2, 3, 4])).kept()[0].value == 1
+    assert tree.find("root", pack([1, 2, 3, 4])).with_values()[0].value == 1
     assert tree.find("root", pack([5, 6])).known == 0
 
 

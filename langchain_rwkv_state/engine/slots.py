@@ -1,0 +1,159 @@
+"""Gives each running request a slot of the runtime, and keeps snapshots in those that are spare.
+
+Slots are opened as they are needed: each takes the memory of a state (tens of megabytes for a
+large model), and most of the time one conversation is alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Sequence
+
+import torch
+
+from langchain_rwkv_state.runtime import Runtime, Slots, open_slots
+from langchain_rwkv_state.state import RWKVState
+
+logger = logging.getLogger("langchain_rwkv_state.engine")
+
+_GROWTH = 4  # times; few steps to the full number, since each copies all states
+
+
+class Snapshot:
+    """A state as it was. It lies in a spare slot until somebody wants it on the host.
+
+    Args:
+        pool: The slots.
+        held: The state, or the spare slot that a copy of it lies in.
+    """
+
+    __slots__ = ("_held", "_pool")
+
+    def __init__(self, pool: SlotPool, held: RWKVState | int) -> None:
+        self._pool = pool
+        self._held = held
+
+    def state(self) -> RWKVState:
+        """Returns the state on the host; the spare slot is free again."""
+        if isinstance(self._held, int):
+            slot, self._held = self._held, self._pool.state(self._held)
+            self._pool.free(slot)
+        return self._held
+
+    def restore(self, slot: int) -> None:
+        """Puts the state into a slot."""
+        if isinstance(self._held, int):
+            self._pool.slots.copy(self._held, slot)
+        else:
+            self._pool.slots.put(slot, self._held)
+
+    def drop(self) -> None:
+        """Frees the spare slot, where there is one; the snapshot is void then."""
+        if isinstance(self._held, int):
+            self._pool.free(self._held)
+
+
+class SlotPool:
+    """The slots of one runtime: who has one, and which are spare.
+
+    Args:
+        runtime: The model.
+        most: Never more slots than that.
+    """
+
+    def __init__(self, runtime: Runtime, most: int) -> None:
+        self._runtime = runtime
+        self._asked = self._most = most
+        self._slots: Slots | None = None
+        self._free: set[int] = set()
+        self._snapshots: dict[int, Snapshot] = {}  # those in spare slots, the oldest first
+
+    @property
+    def count(self) -> int:
+        """Number of slots that are open."""
+        return 0 if self._slots is None else self._slots.count
+
+    @property
+    def slots(self) -> Slots:
+        """The open slots."""
+        if self._slots is None:
+            raise RuntimeError("There are no open slots.")
+        return self._slots
+
+    def limit(self, most: int) -> None:
+        """Sets how many slots there may be; those that are open stay until all are closed."""
+        self._asked = self._most = most
+
+    def make_room(self, wanted: int) -> None:
+        """Opens more slots where fewer than `wanted` are open, and some more than those.
+
+        Where there is no memory for more, the number stays, and is not raised again.
+        """
+        wanted = min(wanted, self._most)
+        if wanted <= self.count:
+            return
+        number = 1
+        while number < wanted:
+            number *= _GROWTH
+        try:
+            self._open(min(number, self._most))
+        except Exception as error:  # noqa: BLE001
+            self._most = max(self.count, 1)
+            logger.warning("No more than %d slots could be opened: %s", self._most, error)
+
+    def allocate(self, state: RWKVState) -> int:
+        """Returns a free slot with a state in it.
+
+        Raises:
+            StateMismatch: The state belongs to another model.
+        """
+        if self._slots is None:
+            self._open(1)
+        if not self._free:
+            next(iter(self._snapshots.values())).state()  # the oldest makes room
+        slot = min(self._free)
+        self.slots.put(slot, state)
+        self._free.remove(slot)
+        return slot
+
+    def free(self, slot: int) -> None:
+        """Takes a slot back, and lets its state go."""
+        self._snapshots.pop(slot, None)
+        if self._slots is None:
+            return
+        self._free.add(slot)
+        with contextlib.suppress(Exception):  # the next state overwrites it
+            self._slots.clear(slot)
+
+    def state(self, slot: int) -> RWKVState:
+        """Returns a copy of the state in a slot, on the host: it costs what a state weighs."""
+        return self.slots.get(slot)
+
+    def snapshot(self, slot: int) -> Snapshot:
+        """Returns a copy of the state in a slot, in a spare slot where there is one."""
+        if not self._free:
+            return Snapshot(self, self.state(slot))
+        spare = max(self._free)
+        self.slots.copy(slot, spare)
+        self._free.remove(spare)
+        found = self._snapshots[spare] = Snapshot(self, spare)
+        return found
+
+    def read(self, reads: Sequence[tuple[int, Sequence[int]]]) -> torch.Tensor:
+        """Reads ids into slots in one pass; returns logits ``[len(reads), V]``."""
+        return self.slots.read(reads)
+
+    def close(self) -> None:
+        """Closes all slots; what was in them is gone."""
+        self._slots = None
+        self._free, self._snapshots = set(), {}
+        self._most = self._asked
+
+    def _open(self, number: int) -> None:
+        """Opens so many slots, and moves what is in the old ones to the same places."""
+        opened = open_slots(self._runtime, number)
+        taken = set(range(self.count)) - self._free
+        for slot in taken:
+            opened.put(slot, self.slots.get(slot))
+        self._slots, self._free = opened, set(range(number)) - taken

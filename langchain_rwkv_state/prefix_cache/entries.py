@@ -1,0 +1,118 @@
+"""What the prefix cache holds: states under namespaces. Plain values.
+
+The easy mistake is to compare namespaces by model alone: a state belongs to its model, to the state
+that reading began from, and to the salt of whoever asked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from langchain_rwkv_state.prefix_cache.eviction import score
+from langchain_rwkv_state.prefix_cache.radix_tree import Node
+from langchain_rwkv_state.prefix_cache.salt import salt_digest
+from langchain_rwkv_state.state import ZERO_ROOT, Derivation, RWKVState
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.prefix_cache.disk_tier import Row
+
+
+@dataclass(frozen=True)
+class Namespace:
+    """Says which prompts may share states; each namespace has a tree of its own.
+
+    Attributes:
+        fingerprint: The model's.
+        base: ``"zero"``, or a digest of the state that reading began from.
+        salt: Digest of the tenant's salt, empty for none.
+    """
+
+    fingerprint: str
+    base: str = ZERO_ROOT
+    salt: str = ""
+
+    @classmethod
+    def of(cls, base: RWKVState, salt: str | None = None) -> Namespace:
+        """Returns the namespace of prompts that are read from `base`."""
+        derivation = base.derivation
+        name = ZERO_ROOT
+        if derivation != Derivation(derivation.fingerprint):
+            text = f"{derivation.root}|{derivation.n_tokens}|{derivation.token_hash}"
+            name = hashlib.sha256(text.encode()).hexdigest()
+        return cls(derivation.fingerprint, name, salt_digest(salt))
+
+
+@dataclass(frozen=True)
+class CachedState:
+    """A state as it is kept at one place of a tree.
+
+    Attributes:
+        state: The state.
+        logits: Those of the next token (``[V]``, fp32, on the CPU), where they are known: with
+            them a prompt that ends here is answered without reading anything.
+    """
+
+    state: RWKVState
+    logits: torch.Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.state.nbytes + (0 if self.logits is None else self.logits.nbytes)
+
+
+@dataclass(frozen=True)
+class Hit:
+    """What a lookup found.
+
+    Attributes:
+        cached: The deepest state on the prompt's path.
+        n_tokens: Number of the prompt's ids that it stands for.
+        tier: Where it was: ``device``, ``ram`` or ``disk``.
+    """
+
+    cached: CachedState
+    n_tokens: int
+    tier: str
+
+
+@dataclass(eq=False)
+class Entry:
+    """What hangs at a node of the tree: a cached state, wherever its bytes are.
+
+    Attributes:
+        namespace: Its tree.
+        node: Its place there.
+        nbytes: Its size.
+        has_logits: Whether the logits of the next token are with it.
+        expires: Unix time; `math.inf` for never.
+        private: Whether it must stay in memory.
+        uses: How often it was used.
+        pin: The name that it is pinned under, ``None`` for none.
+        row: What the disk says of it, where it is there.
+    """
+
+    namespace: Namespace
+    node: Node[Entry]
+    nbytes: int
+    has_logits: bool
+    expires: float
+    private: bool = False
+    uses: int = 0
+    pin: str | None = None
+    row: Row | None = None
+
+    @property
+    def saves(self) -> int:
+        """Ids that it saves beside those of the next state above it."""
+        above = next((node.depth for node in self.node.above() if node.value is not None), 0)
+        return self.node.depth - above
+
+    @property
+    def score(self) -> float:
+        """What speaks for keeping it in memory."""
+        return score(self.saves, self.uses + 1, self.nbytes)
