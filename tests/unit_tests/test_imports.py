@@ -48,6 +48,7 @@ def test_importing_the_package_neither_loads_torch_nor_prints():
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
+@pytest.mark.slow
 def test_an_answer_waits_for_no_import_that_it_does_not_need():
     code = (
         "import gc, sys\n"
@@ -63,6 +64,7 @@ def test_an_answer_waits_for_no_import_that_it_does_not_need():
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_the_collector_stays_off_where_a_program_switched_it_off():
     code = (
         "import gc, langchain_rwkv_state\n"

@@ -78,6 +78,7 @@ def windows(monkeypatch):
     return msvcrt
 
 
+@pytest.mark.slow
 def test_every_module_can_be_imported_where_posix_is_not():
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=False

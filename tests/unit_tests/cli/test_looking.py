@@ -93,6 +93,7 @@ def test_a_broken_state_is_json_all_the_same(run, store):
     assert json.loads(result.stdout)["maps"][0]["values"][1][0] is None
 
 
+@pytest.mark.slow
 def test_looking_does_not_renew(run, store, tmp_path):
     with DiskStateStore(store.path, clock=lambda: time.time() - HOUR) as an_hour_ago:
         an_hour_ago.commit("worn", an_hour_ago.stage(ALICE), None, ttl=2 * HOUR)

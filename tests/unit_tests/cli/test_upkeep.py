@@ -142,6 +142,7 @@ def test_doctor_says_when_all_is_mended(run, store):
     assert "All is well." in mended.stdout
 
 
+@pytest.mark.slow
 def test_looking_after_a_store_needs_no_pytorch(store):
     turns(store, "cy", 2)
     commands = (

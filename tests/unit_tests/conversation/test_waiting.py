@@ -282,6 +282,7 @@ class TestAPlace:
             stream.close()
             other.close()
 
+    @pytest.mark.slow
     def test_runs_out_once_its_loop_is_closed(self, fake, store, monkeypatch):
         monkeypatch.setattr(queue, "LEASE_SECONDS", 0.3)
         loop = asyncio.new_event_loop()

@@ -116,6 +116,7 @@ def random_request(runtime: FakeRuntime, name: int, chance: random.Random) -> Re
     return chat(runtime, text, answer, **settings)
 
 
+@pytest.mark.slow
 def test_everybody_in_a_crowd_gets_what_each_gets_alone(runtime, serve):
     chance = random.Random(4)
     requests = [random_request(runtime, name, chance) for name in range(200)]

@@ -585,6 +585,7 @@ class TestLifeAndEnd:
             check=False,
         )
 
+    @pytest.mark.slow
     def test_the_interpreter_ends_in_the_middle_of_an_answer(self):
         found = self.run("""
             runtime.before_forward = lambda tokens: time.sleep(0.01)
@@ -593,6 +594,7 @@ class TestLifeAndEnd:
         """)
         assert (found.returncode, found.stdout, found.stderr) == (0, "left\n", "")
 
+    @pytest.mark.slow
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
     def test_a_forked_child_starts_a_worker_of_its_own(self):
         found = self.run("""

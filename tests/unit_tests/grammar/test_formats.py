@@ -31,6 +31,7 @@ def check(name: str, text: str) -> None:
     TypeAdapter(TYPES[name]).validate_json(f'"{text}"')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMAT_PATTERNS)
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())

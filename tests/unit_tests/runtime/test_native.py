@@ -455,6 +455,7 @@ def test_a_compiler_that_fails_is_no_error(
     assert not list(fresh_build.rglob("*.so"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(build.library() is None, reason="there is no C++ compiler")
 def test_a_library_that_was_cut_short_is_built_again(fresh_build: Path) -> None:
     program = "from langchain_rwkv_state.runtime.native import build; print(build.library())"

@@ -76,6 +76,7 @@ def refused(path, target):
 # -- changed bytes -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_changed_byte_anywhere_is_refused(data, refused):
     for at in range(len(data)):
         for mask in (0x01, 0x20, 0x80, 0xFF):

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from contextlib import closing
 
+import pytest
+
 from langchain_rwkv_state.errors import RWKVStateError
 from langchain_rwkv_state.store import DiskStateStore
 from tests.helpers.mutations import RowMutator, fill, mutate_files, mutate_rows
 
 
+@pytest.mark.slow
 def test_mutated_rows(tmp_path):
     found = mutate_rows(tmp_path / "campaign", 1000)
     assert found == {
@@ -29,6 +32,7 @@ def test_mutated_files(tmp_path):
     assert found == {"changed": 1000, "noticed": 1000, "run": 0, "new_sessions": 0}
 
 
+@pytest.mark.slow
 def test_each_mend_makes_a_store_sound_again_or_says_what_is_lost(tmp_path):
     path = tmp_path / "store"
     with DiskStateStore(path, log="tokens") as store:

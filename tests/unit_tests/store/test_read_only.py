@@ -95,6 +95,7 @@ def test_a_read_renews_nothing(path):
     assert contents(path) == before
 
 
+@pytest.mark.slow
 def test_what_another_process_commits_meanwhile_is_seen(path):
     with DiskStateStore(path) as store:
         turns(store, "bob", 1)
@@ -290,6 +291,7 @@ class TestMount:
             assert store.get(head) == random_state([*b"bob", 0, 1, 2])
             assert store.check().sound
 
+    @pytest.mark.slow
     def test_changes_that_cannot_be_read_are_refused_and_not_left_out(self, place):
         self.filled(place[0], close=False)
         (place[0] / "cache.db-shm").unlink()

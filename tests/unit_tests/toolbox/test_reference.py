@@ -45,6 +45,7 @@ def test_logits_and_states_are_those_of_the_runtimes(pairs, tokens):
             assert torch.allclose(state[name], read[name], atol=2e-5, rtol=2e-5), name
 
 
+@pytest.mark.slow
 @given(
     texts=st.lists(st.lists(st.integers(0, 287), min_size=1, max_size=20), min_size=2, max_size=4)
 )

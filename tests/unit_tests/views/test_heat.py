@@ -42,6 +42,7 @@ def test_few_cells_carry_their_figures_and_many_do_not():
     assert not panels(many)[0].texts
 
 
+@pytest.mark.slow
 def test_a_picture_of_32_layers_of_64_heads_is_readable_and_no_poster():
     layout = StateLayout.of(7, n_layer=32, n_embd=512, head_size=8)
     drawn = draw_maps(head_maps(random_state([1], layout=layout)), "large")
