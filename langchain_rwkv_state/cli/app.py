@@ -23,7 +23,7 @@ from langchain_rwkv_state.cli.cache import cache, warm
 from langchain_rwkv_state.cli.chat import chat
 from langchain_rwkv_state.cli.clamp import clamp_decay
 from langchain_rwkv_state.cli.codecs import codecs
-from langchain_rwkv_state.cli.default import asked
+from langchain_rwkv_state.cli.default_command import asked
 from langchain_rwkv_state.cli.doctor import doctor
 from langchain_rwkv_state.cli.help import LiteralCommand, LiteralGroup
 from langchain_rwkv_state.cli.inspection import calibrate, diff, inspect

@@ -42,7 +42,7 @@ from langchain_rwkv_state.cli.options import (
     open_store,
 )
 from langchain_rwkv_state.cli.streams import piped_text
-from langchain_rwkv_state.cli.typed import Typed, marked_pastes, typed_turn
+from langchain_rwkv_state.cli.turn_input import Typed, marked_pastes, typed_turn
 from langchain_rwkv_state.errors import RWKVStateError
 
 if TYPE_CHECKING:

@@ -1,1 +1,1 @@
-"""Grammars: what an answer can be held to, such as JSON of a schema, a pattern, a choice."""
+"""Writes grammars that an answer can be held to: JSON of a schema, a pattern, a choice."""

@@ -1,1 +1,1 @@
-"""Prompts: from LangChain's messages to the token ids that a model reads, and back."""
+"""Turns LangChain's messages into the token ids that a model reads, and answers into messages."""

@@ -1,4 +1,4 @@
-"""Runtimes: the port and its adapters; what is asked of a model itself.
+"""Loads and runs models: the port, its adapters, and what is asked of a model itself.
 
 What people do to models by hand (`langchain_rwkv_state.toolbox`) is imported when it is first used.
 """

@@ -185,18 +185,7 @@ def _even(state: RWKVState) -> RWKVState:
 def decoded(
     data: bytes, make: type[RWKVState], *, fingerprint: str | None = None, ref: str | None = None
 ) -> Decoded:
-    """Reads what `encode` wrote; what `decode` does.
-
-    Args:
-        data: The bytes of the file.
-        make: `RWKVState`, which is built on this module.
-        fingerprint: If given, the model that the state must belong to.
-        ref: If given, the reference that the header must name.
-
-    Raises:
-        StateCorrupt: The bytes are truncated, changed, foreign or of a later format.
-        StateMismatch: The state belongs to another model than `fingerprint`.
-    """
+    """Does what `decode` does; `make` is `RWKVState`, which is built on this module."""
     header = _checked_header(data)
     missing = sorted({"about", "layout"} - header.keys())
     if missing:

@@ -1,1 +1,1 @@
-"""Pictures, pages and live views of what the other parts found; they measure nothing."""
+"""Shows what the other parts found, in pictures, pages and live views; measures nothing."""

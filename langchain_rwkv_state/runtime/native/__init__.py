@@ -1,1 +1,1 @@
-"""RWKV-7 for many conversations at once: our own runtime, in PyTorch and in one compiled file."""
+"""Runs RWKV-7 for many conversations at once, in PyTorch and in one compiled file."""

@@ -2,8 +2,8 @@
 
 A matrix is packed at loading for oneDNN where PyTorch has it, which is two to four times as fast as
 the plain gemm on a CPU, and equal to it within rounding. The operators are private to PyTorch, so
-each is tried at packing, and the plain gemm serves where that fails. Only the packed form is kept,
-not the matrix beside it.
+each is tried at packing, and the plain gemm serves where that fails. Only one of the two is
+kept, the matrix or its packed form.
 """
 
 from __future__ import annotations

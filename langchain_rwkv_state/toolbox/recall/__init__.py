@@ -1,4 +1,4 @@
-"""How much a model still knows: facts told, other things said, and then the question."""
+"""Measures how much a model still knows: tells it facts, says other things, then asks."""
 
 from langchain_rwkv_state.toolbox.recall.measure import SECTIONS, SectionName, measure
 from langchain_rwkv_state.toolbox.recall.result import Point, Recall, Section, Series

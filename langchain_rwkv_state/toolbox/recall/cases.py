@@ -63,7 +63,7 @@ def told_one(talks: Talks, rng: Random, number: int) -> Told:
 def at_distances(
     talks: Talks, rng: Random, number: int, distances: Sequence[int]
 ) -> Iterator[Outcome]:
-    """A fact, asked for after so many other turns; beside it the transcript."""
+    """Asks for a fact after so many other turns; beside it the transcript."""
     talk, kind, wanted, question = told_one(talks, rng, number)
     for turn in range(max(distances) + 1):
         if turn in distances:
@@ -74,7 +74,7 @@ def at_distances(
 
 
 def of_many(talks: Talks, rng: Random, number: int) -> Iterator[Outcome]:
-    """Facts of several kinds, told one after another, each asked for at the end."""
+    """Tells facts of several kinds one after another, and asks for each at the end."""
     for count in COUNTS:
         kinds = tuple(rng.sample(KINDS, count))
         told = values(rng, kinds)
@@ -90,7 +90,7 @@ def of_many(talks: Talks, rng: Random, number: int) -> Iterator[Outcome]:
 def through_a_store(
     talks: Talks, rng: Random, number: int, label: str, turns: int
 ) -> Iterator[Outcome]:
-    """A fact that went through the store, and its codec, at every turn."""
+    """Sends a fact through the store, and its codec, at every turn."""
     talk, _, wanted, question = told_one(talks, rng, number)
     for _ in range(turns):
         talk.say(other_turn(rng))
@@ -98,7 +98,7 @@ def through_a_store(
 
 
 def controls(talks: Talks, rng: Random, number: int) -> Iterator[Outcome]:
-    """What a zero state, and somebody who was told another value, give for the same question."""
+    """Asks a zero state, and somebody who was told another value, the same question."""
     kind = KINDS[number % len(KINDS)]
     tell, question = FACTS[kind]
     wanted = value(rng, kind)
@@ -112,7 +112,7 @@ def controls(talks: Talks, rng: Random, number: int) -> Iterator[Outcome]:
 
 
 def blended(talks: Talks, rng: Random, number: int) -> Iterator[Outcome]:
-    """Two conversations with a fact each, added with weights; both facts are asked for."""
+    """Adds two conversations with a fact each, with weights; asks for both facts."""
     for pair in BLENDED:
         told = [value(rng, kind) for _, kind in pair]
         while told[0] == told[1]:
@@ -130,7 +130,7 @@ def blended(talks: Talks, rng: Random, number: int) -> Iterator[Outcome]:
 
 
 def decayed(talks: Talks, rng: Random, number: int) -> Iterator[Outcome]:
-    """A fact, one other turn, then the past made weaker, then the question."""
+    """Tells a fact, says one other thing, makes the past weaker, then asks."""
     talk, _, wanted, question = told_one(talks, rng, number)
     talk.say(other_turn(rng))
     for factor in FACTORS:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from langchain_rwkv_state.cli import app
 from langchain_rwkv_state.cli import ask as asking
 from langchain_rwkv_state.cli.ask import _turns
-from langchain_rwkv_state.cli.default import asked
+from langchain_rwkv_state.cli.default_command import asked
 from langchain_rwkv_state.errors import SessionConflict
 
 COMMANDS = typer.main.get_command(app)

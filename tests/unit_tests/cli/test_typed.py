@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from langchain_rwkv_state.cli.typed import Typed, marked_pastes, typed_turn
+from langchain_rwkv_state.cli.turn_input import Typed, marked_pastes, typed_turn
 
 
 def _typed(*lines):
