@@ -21,7 +21,6 @@ from pathlib import Path
 
 from langchain_rwkv_state import _markup as markup
 from langchain_rwkv_state import _text as words
-from langchain_rwkv_state._registry import of_process
 from langchain_rwkv_state.errors import (
     RWKVStateError,
     StateCorrupt,
@@ -855,6 +854,8 @@ def _sentence(size: int, reused: int, path: TreePath[_Entry], cause: Cause | Non
 
 _NOWHERE: Node[_Entry] = Node(b"", 0, None, None)
 _caches: weakref.WeakSet[PrefixStateCache] = weakref.WeakSet()
+_default: PrefixStateCache | None = None
+_default_lock = threading.Lock()
 
 
 def _reading_or_none(directory: Path) -> PrefixStateCache:
@@ -874,20 +875,23 @@ def default_cache() -> PrefixStateCache:
     nothing is kept there: nobody asked this process to. Set and empty, the variable switches that
     off too.
     """
-    return of_process("prefix cache", _usual)
-
-
-def _usual() -> PrefixStateCache:
-    named = os.environ.get(DIRECTORY_VARIABLE)
-    warmed = default_cache_directory()
-    # Not Path.exists: of a directory that may not be looked into it raises, and no answer shall
-    # fail for what was never asked for.
-    if named is None and os.path.exists(warmed / DATABASE):  # noqa: PTH110
-        return _reading_or_none(warmed)
-    return PrefixStateCache(disk=named or None)
+    global _default
+    with _default_lock:
+        if _default is None:
+            named = os.environ.get(DIRECTORY_VARIABLE)
+            warmed = default_cache_directory()
+            # Not Path.exists: of a directory that may not be looked into it raises, and no answer
+            # shall fail for what was never asked for.
+            if named is None and os.path.exists(warmed / DATABASE):  # noqa: PTH110
+                _default = _reading_or_none(warmed)
+            else:
+                _default = PrefixStateCache(disk=named or None)
+        return _default
 
 
 def _after_fork() -> None:
+    global _default_lock
+    _default_lock = threading.Lock()
     for cache in list(_caches):
         cache._after_fork()
 
