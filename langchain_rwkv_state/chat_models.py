@@ -546,8 +546,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         if job.turn is None:
             with job.bar:
                 done = self._launch(*job.plan(None), {}).ticket.result()
-            read: str = self.store.put(job.state(done), ttl=ttl)
-            return read
+            return self.store.put(job.state(done), ttl=ttl)
         try:
             messages = run(job.turn.begin(), self.store)
             with job.bar:
