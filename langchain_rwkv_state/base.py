@@ -11,7 +11,7 @@ import copy
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import (
     BaseModel,
@@ -73,11 +73,18 @@ class RWKVModel(BaseModel):
     template: Any = None
     """``world``, ``g1``, ``demo``, a `ChatTemplate` class or a function of a tokenizer; ``None``
     for the one that the model was trained on: ``g1`` where its name says so, else ``world``."""
-    store: Any = Field(default=None, validate_default=True)
-    """A `StateStore`; given as one, as a directory, or as ``None`` for the user's default store.
+    if TYPE_CHECKING:  # a constructor takes more than what is read is
+        store_given: Any = Field(default=None, alias="store")
 
-    A directory is opened at first use; two objects that name the same one share it.
-    """
+        @property
+        def store(self) -> StateStore:
+            """A `StateStore`; given as one, a directory, or ``None`` for the user's default store.
+
+            A directory is opened at first use; two objects that name the same one share it.
+            """
+            ...
+    else:
+        store: Any = Field(default=None, validate_default=True)
     prefix_cache_setting: Any = Field(default=None, alias="prefix_cache")
     """A `PrefixStateCache`, ``None`` for the process's own, ``False`` for none."""
     cache_salt: str | None = None
@@ -274,7 +281,7 @@ class RWKVModel(BaseModel):
 
         That is `store`; only where the user's own cannot be opened it is one in memory.
         """
-        store: StateStore = self.store
+        store = self.store
         return store.or_memory() if isinstance(store, LazyDiskStateStore) else store
 
     def _opened_store(self) -> StateStore:
@@ -283,7 +290,7 @@ class RWKVModel(BaseModel):
         Raises:
             StoreError, StoreFull: It cannot be.
         """
-        store: StateStore = self.store
+        store = self.store
         return store.opened() if isinstance(store, LazyDiskStateStore) else store
 
     @property

@@ -549,8 +549,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
             with job.bar:
                 engine, request = job.plan(None)
                 done = engine.submit(request).result()
-            read: str = self.store.put(job.state(done), ttl=ttl)
-            return read
+            return self.store.put(job.state(done), ttl=ttl)
         try:
             messages = run(job.turn.begin(), self.store)
             with job.bar:

@@ -127,7 +127,9 @@ def test_400_calls_of_a_configurable_model_leave_no_more_than_one(own_model, tmp
     for turn in range(1, 399):
         configured = {"temperature": turn / 400, "store": str(tmp_path / "states")}
         configurable.invoke("Hi", {"configurable": configured})
-    assert called(399) == one
+    last = called(399)
+    # What other tests left may go meanwhile.
+    assert all(now <= then for now, then in zip(last, one, strict=True)), (one, last)
 
 
 def test_another_template_shares_the_engine_and_not_the_fingerprint(own_model, store):

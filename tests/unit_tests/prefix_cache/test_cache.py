@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from langchain_rwkv_state import DiskStateStore, PrefixStateCache, _registry
+from langchain_rwkv_state import DiskStateStore, PrefixStateCache
 from langchain_rwkv_state.errors import StoreFull
 from langchain_rwkv_state.prefix_cache import CachedState, Hit, Namespace, default_cache
 from langchain_rwkv_state.prefix_cache import default as module
@@ -482,7 +482,7 @@ class TestTheDefault:
     @pytest.fixture
     def home(self, tmp_path, monkeypatch):
         """The user's own directory, and no cache made yet."""
-        monkeypatch.setattr(_registry, "_KEPT", _registry.Registry())
+        monkeypatch.setattr(module, "_default", None)
         monkeypatch.setattr(module, "default_cache_directory", lambda: tmp_path / "prefixes")
         monkeypatch.delenv(module.DIRECTORY_VARIABLE, raising=False)
         return tmp_path / "prefixes"
