@@ -58,7 +58,7 @@ class TokenSequence:
         handle: Takes the events.
         prefix: Its dealings with the prefix cache, ``None`` where there are none.
         snapshots: Positions in the prompt, still to come, at which its state is copied.
-        awaits: The running sequence whose snapshot this one waits for, and its position.
+        pending_prefix: The running sequence whose snapshot this one waits for, and its position.
         asked: Whether running sequences were asked for snapshots that this one could begin at.
         last_step: The step in which it read last, or was admitted.
         submitted: When it came, on the monotonic clock.
@@ -79,7 +79,7 @@ class TokenSequence:
         self.handle = handle
         self.prefix = _prefix(request)
         self.snapshots = set(request.checkpoints)
-        self.awaits: tuple[TokenSequence, int] | None = None
+        self.pending_prefix: tuple[TokenSequence, int] | None = None
         self.asked = False
         self.last_step = 0
         self.submitted = time.monotonic()
