@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import torch
 
-from langchain_rwkv_state.engine.callbacks import begin_work, must_not_wait
+from langchain_rwkv_state.engine.callbacks import begin_work
 from langchain_rwkv_state.engine.constraints import Grammars
 from langchain_rwkv_state.engine.request import Request, check_ids
 from langchain_rwkv_state.engine.request_handle import RequestHandle
@@ -194,11 +194,6 @@ class Engine:
             if found is None:
                 found = self._grammars[name] = Grammars(tokenizer, self._runtime.vocab_size)
             return found
-
-    @property
-    def is_here(self) -> bool:
-        """Whether the caller is in a callback of the worker, which must wait for no answer."""
-        return must_not_wait(self._worker)
 
     def stats(self) -> EngineStats:
         """Returns what the engine did, and what it has to do."""

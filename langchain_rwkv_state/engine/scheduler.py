@@ -16,7 +16,9 @@ from typing import Protocol, TypeVar
 
 from langchain_rwkv_state.engine.sequence import TokenSequence
 from langchain_rwkv_state.engine.slots import SlotPool
-from langchain_rwkv_state.prefix_cache import APART, Hit, Prefix
+from langchain_rwkv_state.prefix_cache import Hit
+from langchain_rwkv_state.prefix_cache.prefix import Prefix
+from langchain_rwkv_state.prefix_cache.snapshots import APART
 
 _LEAST_SHARE = 16  # ids; a model reads fewer at a time hardly faster, so others wait a step instead
 _MOST_SNAPSHOTS = 16  # of one sequence, with those that others asked for
@@ -76,7 +78,7 @@ class Scheduler:
             if sequence.handle.over or self._waits(sequence):
                 continue
             hit = None if sequence.prefix is None else sequence.prefix.find()
-            sequence.last_step, sequence.awaits = step, None
+            sequence.last_step, sequence.pending_prefix = step, None
             with self._lock:
                 if sequence not in self.waiting:  # it was cancelled meanwhile
                     continue
@@ -99,16 +101,16 @@ class Scheduler:
         """Says whether a running sequence is about to read what this one begins with."""
         if sequence.prefix is None:
             return False
-        if sequence.awaits is not None:
-            producer, at = sequence.awaits
+        if sequence.pending_prefix is not None:
+            producer, at = sequence.pending_prefix
             if producer.keeps_later(at):
                 return True
             if at not in producer.snapshots and sequence.prefix.depth() < at:
                 return False  # it was read, and the cache had no room for it
-        was, sequence.awaits = sequence.awaits, self._ask(sequence)
-        if sequence.awaits is not None and was is None:
+        was, sequence.pending_prefix = sequence.pending_prefix, self._ask(sequence)
+        if sequence.pending_prefix is not None and was is None:
             sequence.prefix.note_shared()
-        return sequence.awaits is not None
+        return sequence.pending_prefix is not None
 
     def _ask(self, sequence: TokenSequence) -> tuple[TokenSequence, int] | None:
         """Asks a running sequence for the state where the two prompts part.

@@ -29,7 +29,8 @@ from langchain_rwkv_state.engine.request_handle import RequestHandle
 from langchain_rwkv_state.engine.sampler import LogitsRow, Sampler
 from langchain_rwkv_state.engine.slots import SlotPool, Snapshot
 from langchain_rwkv_state.errors import DeadlineExceeded
-from langchain_rwkv_state.prefix_cache import Hit, Prefix
+from langchain_rwkv_state.prefix_cache import Hit
+from langchain_rwkv_state.prefix_cache.prefix import Prefix
 from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.tokenizer import StreamDecoder, Tokenizer
 
@@ -57,7 +58,7 @@ class TokenSequence:
         handle: Takes the events.
         prefix: Its dealings with the prefix cache, ``None`` where there are none.
         snapshots: Positions in the prompt, still to come, at which its state is copied.
-        awaits: The running sequence whose snapshot this one waits for, and its position.
+        pending_prefix: The running sequence whose snapshot this one waits for, and its position.
         asked: Whether running sequences were asked for snapshots that this one could begin at.
         last_step: The step in which it read last, or was admitted.
         submitted: When it came, on the monotonic clock.
@@ -78,7 +79,7 @@ class TokenSequence:
         self.handle = handle
         self.prefix = _prefix(request)
         self.snapshots = set(request.checkpoints)
-        self.awaits: tuple[TokenSequence, int] | None = None
+        self.pending_prefix: tuple[TokenSequence, int] | None = None
         self.asked = False
         self.last_step = 0
         self.submitted = time.monotonic()
@@ -293,15 +294,21 @@ class TokenSequence:
 
     def _snapshot_prompt(self, at: int) -> Snapshot:
         """Copies the state at a position of the prompt, and hands the copy to who wants it."""
-        request, copy = self._request, self._slots.snapshot(self.slot)
+        request, prefix = self._request, self.prefix
         self.snapshots.discard(at)
-        if at in request.checkpoints:
-            self._checkpoints[at] = copy.state()
-        if self.prefix is not None and self.prefix.wants(at):
-            if request.max_tokens and at == len(request.prompt):
-                self._end_state = copy.state()
-            else:
-                self.prefix.keep(at, copy.state())
+        asked = at in request.checkpoints
+        cached = prefix is not None and prefix.wants(at)
+        if not (asked or cached):
+            copy = self._slots.snapshot(self.slot)
+        else:
+            state = self._slots.state(self.slot)
+            copy = Snapshot(self._slots, state)
+            if asked:
+                self._checkpoints[at] = state
+            if cached and request.max_tokens and at == len(request.prompt):
+                self._end_state = state
+            elif prefix is not None and cached:
+                prefix.keep(at, state)
         if request.max_tokens and at in (request.common, len(request.prompt)):
             self._copies.append((at, copy))
             self._n_firm += 1

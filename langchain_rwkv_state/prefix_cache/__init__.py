@@ -4,13 +4,11 @@ from langchain_rwkv_state.prefix_cache.cache import PrefixStateCache
 from langchain_rwkv_state.prefix_cache.default import DIRECTORY_VARIABLE, default_cache
 from langchain_rwkv_state.prefix_cache.disk_tier import default_cache_directory
 from langchain_rwkv_state.prefix_cache.entries import CachedState, Hit, Namespace
-from langchain_rwkv_state.prefix_cache.prefix import Caching, Prefix
+from langchain_rwkv_state.prefix_cache.prefix import Caching
 from langchain_rwkv_state.prefix_cache.salt import hidden_salt
-from langchain_rwkv_state.prefix_cache.snapshots import APART, snapshot_positions
 from langchain_rwkv_state.prefix_cache.stats import CacheStats, Explanation
 
 __all__ = [
-    "APART",
     "DIRECTORY_VARIABLE",
     "CacheStats",
     "CachedState",
@@ -18,10 +16,8 @@ __all__ = [
     "Explanation",
     "Hit",
     "Namespace",
-    "Prefix",
     "PrefixStateCache",
     "default_cache",
     "default_cache_directory",
     "hidden_salt",
-    "snapshot_positions",
 ]

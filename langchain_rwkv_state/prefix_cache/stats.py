@@ -45,7 +45,7 @@ class CacheStats:
         misses: Those of which none was, by cause.
         tokens_asked: Ids of all prompts looked up.
         tokens_saved: Ids of them that need not be read.
-        shared: Prompts that waited for another one, in flight, which was reading the same.
+        shared: Prompts that waited for another one, which was reading what they begin with.
         entries: States held, in whatever tier.
         pinned: Names of pinned entries.
         nbytes: Bytes by tier.

@@ -19,6 +19,7 @@ from langchain_rwkv_state.engine import Request
 from langchain_rwkv_state.errors import RWKVStateError, StoreError
 from langchain_rwkv_state.prefix_cache import Namespace
 from langchain_rwkv_state.prefix_cache.disk_tier import DiskTier
+from langchain_rwkv_state.prefix_cache.snapshots import APART
 from langchain_rwkv_state.prompt.markers import STATE_KEY, marker
 from tests.helpers.law import TOLERANCE, assert_same, ids, read_once, turns
 from tests.helpers.watch import watch
@@ -249,6 +250,21 @@ class TestTogether:
         answers = await asyncio.gather(*asked)
         block = len(ids(chat, [SYSTEM]))
         assert sum(map(read_by, answers)) < block + 12 * 40
+
+    async def test_hundreds_that_wait_leave_the_event_loops_threads_alone(self, make_chat):
+        chat = make_chat(7, max_tokens=2)
+        watched = watch(chat)
+        watched.delay_seconds = 2.0
+        tasks = [asyncio.create_task(chat.ainvoke([SYSTEM, human("One?")])) for _ in range(500)]
+        engine = chat.loaded().engine
+        while engine.stats().queued + engine.stats().active < 500:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: "unrelated"), 1.0) == "unrelated"
+        assert not any(task.done() for task in tasks)
+        watched.delay_seconds = 0
+        answers = await asyncio.gather(*tasks)
+        assert sum(read_by(answer) >= APART for answer in answers) == 1
+        assert len({answer.content for answer in answers}) == 1
 
     def test_prompts_of_one_call_are_read_once(self, make_llm):
         llm = make_llm(7, max_tokens=2)

@@ -282,6 +282,23 @@ def test_every_runtime_has_slots_and_they_agree(tmp_path: Path) -> None:
         open_slots(package, 0)
 
 
+def test_a_slot_copied_into_another_goes_on_by_itself(tmp_path: Path) -> None:
+    for runtime, pool in both_kinds(tmp_path):
+        pool.put(0, runtime.zero_state())
+        pool.read([(0, ids(5))])
+        pool.copy(0, 1)
+        before = pool.get(0)
+        assert pool.get(1) == before
+        pool.read([(0, [3])])
+        assert pool.get(1) == before
+        pool.copy(1, 0)
+        assert pool.get(0) == before
+        pool.clear(1)
+        with pytest.raises(ValueError, match="Slot 1 is empty"):
+            pool.copy(1, 0)
+        runtime.close()
+
+
 def test_a_state_of_another_model_is_refused() -> None:
     ours = _shared(False)
     other = native(random_checkpoint(7, seed=1), compiled=False)

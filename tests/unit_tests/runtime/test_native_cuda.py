@@ -274,6 +274,19 @@ def test_work_on_a_slot_waits_for_its_copies_and_for_no_others(diary: Diary) -> 
     assert diary.pop() == "we wait for copy 4"
 
 
+def test_a_slot_is_copied_into_another_once_both_are_there(diary: Diary) -> None:
+    arrays = CudaArrays(LAYOUT, 3, torch.device("cpu"))
+    states = [some_state(LAYOUT, seed) for seed in range(3)]
+    for slot, state in enumerate(states):
+        arrays.put(slot, state)
+    diary.clear()
+    arrays.copy(0, 2)
+    assert diary == ["work waits for copy 1", "work waits for copy 3"]
+    arrays.put(0, states[1])
+    assert equal(arrays.get(2), states[0])
+    assert equal(arrays.get(1), states[1])
+
+
 def test_a_copy_in_ordinary_memory_is_what_is_handed_out(diary: Diary) -> None:
     arrays = CudaArrays(LAYOUT, 1, torch.device("cpu"))
     state = some_state(LAYOUT, 0)
