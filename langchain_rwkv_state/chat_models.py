@@ -33,6 +33,7 @@ from pydantic import field_validator
 from langchain_rwkv_state._arguments import stop_texts
 from langchain_rwkv_state._progress import LateBar
 from langchain_rwkv_state.base import CALL_OPTIONS, RWKVModel, seen
+from langchain_rwkv_state.conversation.filings import file_answer
 from langchain_rwkv_state.conversation.history import without_strangers
 from langchain_rwkv_state.conversation.session import RWKVSession
 from langchain_rwkv_state.conversation.session_calls import BoundSession, SessionCalls
@@ -679,7 +680,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         reading = flight.reading
         flight.landed(done)
         ref = turn.stage(reading, done, self.answer_store)
-        turn.file_answer(reading, done, ref, self.answer_store, message)
+        file_answer(reading, done, ref, self.answer_store, message)
         about = {
             "model_name": self.model,
             "template": plan.loaded.template.name,

@@ -20,6 +20,7 @@ from langchain_core.prompt_values import ChatPromptValue, PromptValue, StringPro
 from langchain_core.runnables import RunnableConfig
 
 from langchain_rwkv_state.base import CALL_OPTIONS, RWKVModel, seen
+from langchain_rwkv_state.conversation.filings import file_answer
 from langchain_rwkv_state.conversation.history import without_strangers
 from langchain_rwkv_state.engine import Delta, Done, Request
 from langchain_rwkv_state.loaded import Loaded
@@ -273,7 +274,7 @@ class RWKVLLM(RWKVModel, BaseLLM):
         reading = flight.reading
         flight.landed(done)
         ref = turn.stage(reading, done, self.answer_store)
-        turn.file_answer(reading, done, ref, self.answer_store)
+        file_answer(reading, done, ref, self.answer_store)
         return {"finish_reason": done.finish_reason, STATE_KEY: ref}
 
     def _result(self, flights: Sequence[Flight], answers: Sequence[Done]) -> LLMResult:

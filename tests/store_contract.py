@@ -29,8 +29,7 @@ from langchain_rwkv_state.errors import (
     StoreFull,
 )
 from langchain_rwkv_state.state import RWKVState, is_reference
-from langchain_rwkv_state.store import Filing, StateStore
-from langchain_rwkv_state.store.base import EndedTurn
+from langchain_rwkv_state.store import StateStore
 from tests.helpers.states import SetClock, random_state
 
 DAY = 86400.0
@@ -637,14 +636,6 @@ class StoreContract(ABC):
             store.rebuild(refs[0], runtime)
         assert store.check().problems == ()
 
-    def test_turns_that_wait_to_be_stored_move_with_their_session(self, store):
-        turns(store, "bob", 1)
-        turn = EndedTurn(('"one"',), None, None, store.head("bob"), 0, None)
-        store.note_unsaved("bob", turn)
-        store.rename("bob", "al")
-        assert store.take_unsaved("bob") == []
-        assert store.take_unsaved("al") == [turn]
-
     def test_a_rename_does_not_overwrite_a_session(self, store):
         turns(store, "bob", 1)
         (other,) = turns(store, "al", 1)
@@ -977,23 +968,6 @@ class StoreContract(ABC):
         for number in range(6):
             store.put(random_state([number]), ttl=10)
             clock.advance(6)
-
-    # -- turns -----------------------------------------------------------------------------------
-
-    def test_filings_are_given_back_in_order_until_forgotten(self, store):
-        filings = [Filing("digest", f"ref {n}", None) for n in range(2)]
-        for filing in filings:
-            store.file("turn", filing)
-        assert store.filings("turn") == filings
-        assert store.filings("other") == []
-        store.forget_turn("turn")
-        store.forget_turn("turn")
-        assert store.filings("turn") == []
-
-    def test_filings_go_after_a_quarter_of_an_hour(self, store, clock):
-        store.file("turn", Filing("digest", "ref", None))
-        clock.advance(16 * 60)
-        assert store.filings("turn") == []
 
     # -- the token log ---------------------------------------------------------------------------
 
@@ -1353,9 +1327,6 @@ class StoreContract(ABC):
         assert await store.afork("bob", "al") == staged
         assert await store.arewind("al") is None
         await store.arename("al", "cleared")
-        await store.afile("turn", Filing("digest", ref, None))
-        assert len(await store.afilings("turn")) == 1
-        await store.aforget_turn("turn")
         assert await store.adelete_session("bob") is True
         await store.aappend_unread("bob", ['"x"'])
         await store.aexport_session("bob", self.tmp_path / "bob.zip")
@@ -1409,9 +1380,6 @@ class StoreContract(ABC):
             lambda: store.delete_session("bob"),
             lambda: store.export_session("bob", self.tmp_path / "bob.zip"),
             lambda: store.import_session(self.tmp_path / "bob.zip"),
-            lambda: store.file("turn", Filing("d", ref, None)),
-            lambda: store.filings("turn"),
-            lambda: store.forget_turn("turn"),
             lambda: store.prune(),
             lambda: store.stats(),
             lambda: store.check(),

@@ -19,6 +19,7 @@ from langchain_core.messages import (
     message_chunk_to_message,
 )
 
+from langchain_rwkv_state.conversation.filings import EndedTurn, Filing
 from langchain_rwkv_state.conversation.unread import readable
 from langchain_rwkv_state.prompt.markers import (
     Mark,
@@ -30,7 +31,6 @@ from langchain_rwkv_state.prompt.markers import (
     said_digests,
     without_markers,
 )
-from langchain_rwkv_state.store.base import EndedTurn, Filing
 
 _EXTRAS: dict[str, Any] = {
     "additional_kwargs": {},

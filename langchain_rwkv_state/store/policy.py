@@ -14,7 +14,6 @@ import os
 import secrets
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -37,7 +36,7 @@ from langchain_rwkv_state.store import queue, rows
 from langchain_rwkv_state.store.aio import Threads
 from langchain_rwkv_state.store.audit import audit
 from langchain_rwkv_state.store.backend import Backend, Transaction
-from langchain_rwkv_state.store.base import StateStore
+from langchain_rwkv_state.store.base import Beside, StateStore
 from langchain_rwkv_state.store.carrying import Exporter, Importer
 from langchain_rwkv_state.store.clock import (
     TTL,
@@ -52,7 +51,6 @@ from langchain_rwkv_state.store.ledger import Ledger, View, session_names
 from langchain_rwkv_state.store.rebuild import Rebuilder
 from langchain_rwkv_state.store.records import (
     CheckReport,
-    Filing,
     LogEntry,
     LogKind,
     QueuedTurn,
@@ -70,7 +68,6 @@ from langchain_rwkv_state.store.staging import (
 )
 from langchain_rwkv_state.store.tokens import joined, pack_tokens
 from langchain_rwkv_state.store.unread import LIMIT_BYTES, bundled_bytes, require_messages
-from langchain_rwkv_state.store.unsaved import EndedTurn
 from langchain_rwkv_state.store.whose import model_of, model_words
 
 if TYPE_CHECKING:
@@ -163,8 +160,9 @@ class KeyedStore(StateStore):
         return self._resources.value.threads
 
     @property
-    def _unsaved(self) -> dict[str, deque[EndedTurn]]:
-        return self._resources.value.unsaved
+    def beside(self) -> dict[str, Beside]:
+        """See `StateStore.beside`."""
+        return self._resources.value.beside
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({'closed' if self._closed else 'open'})"
@@ -430,8 +428,8 @@ class KeyedStore(StateStore):
             ledger.rename_session(row, new_session)
 
         self._write(work)
-        for turn in self.take_unsaved(session):
-            self.note_unsaved(new_session, turn)
+        for kept in self.beside.values():
+            kept.renamed(session, new_session)
 
     def delete_session(self, session: str) -> bool:
         """See `StateStore.delete_session`."""
@@ -507,23 +505,6 @@ class KeyedStore(StateStore):
             write_blob=self._write_blob,
         )
         return self._info(importer.read(Path(path), session, ttl))
-
-    # -- turns -----------------------------------------------------------------------------------
-
-    def file(self, turn_id: str, filing: Filing) -> None:
-        """See `StateStore.file`."""
-        self._check_open()
-        self._staging.file(turn_id, filing, now=self._clock.now())
-
-    def filings(self, turn_id: str) -> list[Filing]:
-        """See `StateStore.filings`."""
-        self._check_open()
-        return self._staging.filings(turn_id, now=self._clock.now())
-
-    def forget_turn(self, turn_id: str) -> None:
-        """See `StateStore.forget_turn`."""
-        self._check_open()
-        self._staging.forget_turn(turn_id)
 
     # -- upkeep ----------------------------------------------------------------------------------
 

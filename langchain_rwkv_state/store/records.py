@@ -1,4 +1,4 @@
-"""What a store tells its callers: sessions, log entries, filings, counts, as plain values.
+"""What a store tells its callers: sessions, log entries, counts, as plain values.
 
 Nothing here is stored as it stands (see `rows` for that). The easy mistake is to read `kept` of a
 log entry as "can be reached for good": it is true at the moment of the call.
@@ -83,25 +83,6 @@ class QueuedTurn:
     process: int
     since_seconds: float
     expires_seconds: float
-
-
-@dataclass(frozen=True)
-class Filing:
-    """An answer that a model filed under a turn id, for a history to commit.
-
-    Attributes:
-        text_digest: Digest of the answer's text.
-        ref: The state behind the answer (staged).
-        base: The head that the model was handed, ``None`` for a new session.
-        unread_ref: The state behind the history's last unread message, where there were any.
-        unread_digest: Digest of the unread messages as the model read them.
-    """
-
-    text_digest: str
-    ref: str
-    base: str | None
-    unread_ref: str | None = None
-    unread_digest: str | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from langchain_rwkv_state.store.clock import TTL
 from langchain_rwkv_state.store.records import (
     CheckReport,
-    Filing,
     LogEntry,
     QueuedTurn,
     SessionInfo,
@@ -280,20 +279,6 @@ class StoreVerbs(ABC):
             StateExpired: The session is a fixed one and its time is over: give a `ttl`.
             StoreFull: No room.
         """
-
-    # -- turns (for histories) ---------------------------------------------------------------
-
-    @abstractmethod
-    def file(self, turn_id: str, filing: Filing) -> None:
-        """Notes an answer under a turn id, in memory, for a short while."""
-
-    @abstractmethod
-    def filings(self, turn_id: str) -> list[Filing]:
-        """Returns what was filed under a turn id, oldest first."""
-
-    @abstractmethod
-    def forget_turn(self, turn_id: str) -> None:
-        """Drops a turn id's filings."""
 
     # -- upkeep ------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
 from langchain_core.runnables.history import RunnableWithMessageHistory
 
 from langchain_rwkv_state import MemoryStateStore, RWKVStateHistory
+from langchain_rwkv_state.conversation.filings import filings_of
 from langchain_rwkv_state.conversation.session import SESSION_KEY
 from langchain_rwkv_state.prompt.markers import STATE_KEY, marker, message_to_json, read_marker
 from langchain_rwkv_state.store import rows
@@ -165,7 +166,7 @@ class TestABareModel:
         answer = chat.invoke([marker(secret, turn_id=FORGED), QUESTION])
         plain = chat.invoke([marker(secret), QUESTION])
         assert answer.response_metadata[STATE_KEY] == plain.response_metadata[STATE_KEY]
-        assert store.filings(FORGED) == []
+        assert filings_of(store).of(FORGED) == []
 
 
 def test_a_session_of_another_store_is_not_opened_by_its_marker(make_chat, store, secret):
