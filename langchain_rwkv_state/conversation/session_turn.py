@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 
 from langchain_core.messages import AIMessage, BaseMessage
 
-from langchain_rwkv_state.conversation.steps import Steps, StoreCall, WholeCall
+from langchain_rwkv_state.conversation.steps import OutcomeCall, Steps, StoreCall
 from langchain_rwkv_state.conversation.transcript import may_repeat, only_new
 from langchain_rwkv_state.conversation.unread import readable
 from langchain_rwkv_state.conversation.waiting import WAIT_SECONDS, Line
@@ -123,7 +123,7 @@ class SessionTurn:
             self._line.committing()
             place = self._line.token
         try:
-            yield WholeCall(
+            yield OutcomeCall(
                 "commit",
                 self._session,
                 ref,
@@ -168,5 +168,5 @@ class SessionTurn:
         at = next((place for place, entry in enumerate(log) if entry.ref == head), len(log))
         before = tuple(digest for entry in reversed(log[at:]) for digest in entry.said)
         name = f"{self._session[:490]}~{uuid.uuid4().hex[:12]}"
-        yield WholeCall("commit", name, ref, None, self._ttl, said=before + said)
+        yield OutcomeCall("commit", name, ref, None, self._ttl, said=before + said)
         return name
