@@ -12,8 +12,7 @@ import pytest
 from langchain_rwkv_state.errors import StateCorrupt, StoreError, StoreFull
 from langchain_rwkv_state.store import DiskStateStore, backup
 from langchain_rwkv_state.store.files import StateFiles
-from tests.helpers.states import head_of, random_state
-from tests.store_contract import turns
+from tests.helpers.states import head_of, random_state, turns
 
 
 @pytest.fixture

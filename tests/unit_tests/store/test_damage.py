@@ -12,8 +12,7 @@ import pytest
 
 from langchain_rwkv_state.errors import StateCorrupt, StateNotFound
 from langchain_rwkv_state.store import DiskStateStore, rows
-from tests.helpers.states import random_state
-from tests.store_contract import turns
+from tests.helpers.states import random_state, turns
 
 
 @pytest.fixture

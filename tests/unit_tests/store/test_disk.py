@@ -32,8 +32,7 @@ from langchain_rwkv_state.state import Buffer
 from langchain_rwkv_state.store import DiskStateStore, default_directory, rows
 from langchain_rwkv_state.store.disk_backend import DiskBackend
 from tests.helpers.mutations import Payload
-from tests.helpers.states import SetClock, random_state
-from tests.store_contract import turns
+from tests.helpers.states import SetClock, random_state, turns
 
 
 @pytest.fixture

@@ -8,8 +8,7 @@ import pytest
 
 from langchain_rwkv_state.errors import StateNotFound, StoreError
 from langchain_rwkv_state.store.follow import follow, parent_of_head, standing, state_if_kept
-from tests.helpers.states import random_state
-from tests.store_contract import DAY
+from tests.helpers.states import DAY, random_state
 
 
 def turn(store, *tokens, session="bob"):

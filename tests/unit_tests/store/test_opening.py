@@ -20,8 +20,7 @@ import pytest
 
 from langchain_rwkv_state.errors import RWKVStateError, StateCorrupt, StoreError
 from langchain_rwkv_state.store import DiskStateStore, rows, schema
-from tests.helpers.states import random_state
-from tests.store_contract import turns
+from tests.helpers.states import random_state, turns
 
 ROOT = Path(__file__).parents[3]
 MAGIC = bytes.fromhex("d9d505f920a163d7")
