@@ -12,8 +12,11 @@ from langchain_rwkv_state.store.base import (
     StoreStats,
 )
 from langchain_rwkv_state.store.disk import DiskStateStore, default_directory
+from langchain_rwkv_state.store.events import SessionEvent, watch
 from langchain_rwkv_state.store.memory import MemoryStateStore
 from langchain_rwkv_state.store.settings import check_session
+
+follow = watch  # its name before
 
 __all__ = [
     "TTL",
@@ -24,9 +27,12 @@ __all__ = [
     "LogEntry",
     "LogKind",
     "MemoryStateStore",
+    "SessionEvent",
     "SessionInfo",
     "StateStore",
     "StoreStats",
     "check_session",
     "default_directory",
+    "follow",
+    "watch",
 ]

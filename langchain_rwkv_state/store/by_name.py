@@ -15,7 +15,7 @@ from langchain_rwkv_state.errors import SessionConflict, StateNotFound
 from langchain_rwkv_state.state import is_reference
 from langchain_rwkv_state.store.aio import AsyncVerbs, twin
 from langchain_rwkv_state.store.clock import TTL
-from langchain_rwkv_state.store.follow import standing
+from langchain_rwkv_state.store.events import snapshot_of
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import (
@@ -55,7 +55,7 @@ class ByName(AsyncVerbs):
             return source
         if not isinstance(source, str):
             raise TypeError(f"Name a session, a reference or a state, got {source!r:.100}.")
-        found = standing(self, source)
+        found = snapshot_of(self, source)
         if not is_reference(source):
             if found is None:
                 raise StateNotFound(
