@@ -1,9 +1,8 @@
-"""`RWKVStateHistory`: a session of a store as the chat history of a LangChain chain.
+"""Keeps the history of a LangChain chain as a session of a store: `RWKVStateHistory`.
 
 It hands a chain one state marker in place of a transcript; when the turn ends it commits the state
-that the model filed for exactly that turn. It runs no model. The easy mistake is to take it for a
-list of messages: `messages` never grows with the conversation, and what it shows besides the
-marker is only what no state covers yet.
+that the model filed for exactly that turn. It runs no model. It is no list of messages: `messages`
+never grows with the conversation, and shows besides the marker only what no state covers yet.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A history's turn: what it began with, what was said in it, which filed state stands for it.
+"""Tells which filed state stands for a history's turn, from what it began with and what was said.
 
 Values only: nothing here asks a store or a model. The easy mistake is to accept a state because
 its answer's text fits: it must also have been read from the head that the turn began with, with

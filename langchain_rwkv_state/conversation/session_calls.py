@@ -1,9 +1,8 @@
-"""The calls of a session: load the head, run the model, commit the answer's state.
+"""Answers the calls of sessions: loads the head, runs the model, commits the answer's state.
 
 `SessionCalls` is a `Runnable` around a chat model and its store, for people who want no graph. It
-decides when a turn is committed, and nothing else; which session a call is for is told by who
-derives from it. The easy mistake is to expect a turn from a stream that was left before its end:
-only a finished answer is committed, and none of `ask_aside` and its kin.
+decides when a turn is committed; which session a call is for is told by who derives from it. Only a
+finished answer is committed: no stream that was left before its end, and no aside.
 """
 
 from __future__ import annotations

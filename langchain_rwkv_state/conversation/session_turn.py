@@ -1,7 +1,7 @@
-"""One turn of a session, as steps: what the model is to read, and the commit of what came of it.
+"""Runs one turn of a session, as steps: what the model is to read, and the commit of its answer.
 
-It asks the store, and neither a model nor the clock. The easy mistake is to commit an aside: it
-took no place in the queue, so that its head may be another's by now.
+It asks the store, and neither a model nor the clock. An aside is never committed: it took no place
+in the queue, so that its head may be another's by now.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""The store port: states by reference, and sessions that are moving names for references.
+"""Says what every store is: states by reference, and sessions that are moving names for them.
 
-A store needs no model. It gives durable, compare-and-swap names to states; it does not decide
-what a turn is. The easy mistake is to take `stage` for `put`: a staged state is this
-process's for a short while, and is stored only when something commits or keeps it.
+A store needs no model. It gives durable, compare-and-swap names to states; it does not decide what
+a turn is. An implementation writes the verbs of `StoreVerbs`; all else comes from here.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""The store's verbs, in the blocking form that an implementation writes.
+"""Lists the verbs of a store, in the blocking form that an implementation writes.
 
-This is a list of promises, with no policy and no storage. The easy mistake is to take `stage` for
-`put`: a staged state is this process's for a short while, and is stored only when something commits
-or keeps it.
+Promises, with no policy and no storage. The easy mistake is to take `stage` for `put`: a staged
+state is this process's for a short while, and is stored only when something commits or keeps it.
 """
 
 from __future__ import annotations
