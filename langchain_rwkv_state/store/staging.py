@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from langchain_rwkv_state.store.forks import ForkLock
 from langchain_rwkv_state.store.records import Filing
+from langchain_rwkv_state.store.whose import model_text
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import RWKVState
@@ -39,6 +40,7 @@ class Staged:
         tokens: The ids read since the parent, for whoever keeps them.
         fingerprint: Of its model.
         block: Digest of the system block that its conversation began with.
+        model: The model that it is of, as a row has it.
         n_tokens: Tokens that it stands for.
         nbytes: Bytes of its tensors.
         since: When it was staged, in seconds of the store.
@@ -54,6 +56,7 @@ class Staged:
     tokens: Sequence[int]
     fingerprint: str
     block: str | None
+    model: str
     n_tokens: int
     nbytes: int
     since: float
@@ -118,6 +121,7 @@ class Staging:
                     tokens=array("I", tokens),
                     fingerprint=state.fingerprint,
                     block=state.block,
+                    model=model_text(state.fingerprint, state.layout),
                     n_tokens=state.n_tokens,
                     nbytes=state.nbytes,
                     since=now,
