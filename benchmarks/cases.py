@@ -19,11 +19,11 @@ from langchain_core.messages import (
 
 from benchmarks import values
 from examples.demo_training import words
-from langchain_rwkv_state.answer import read_answer
-from langchain_rwkv_state.recall.talk import Talk, Talks
-from langchain_rwkv_state.recall.values import FACTS, KINDS, holds, number
-from langchain_rwkv_state.recall.values import other_turn as anything_else
-from langchain_rwkv_state.tool_format import ToolFormat
+from langchain_rwkv_state.prompt.answer import read_answer
+from langchain_rwkv_state.prompt.tools import ToolFormat
+from langchain_rwkv_state.toolbox.recall.talk import Talk, Talks
+from langchain_rwkv_state.toolbox.recall.values import FACTS, KINDS, holds, number
+from langchain_rwkv_state.toolbox.recall.values import other_turn as anything_else
 
 DISTANCES = (0, 4, 8, 16, 30)
 FAR = (45, 64)
@@ -63,7 +63,7 @@ class Outcome:
 
 
 def other_turn(rng: Random, fact: str | None = None) -> str:
-    """Returns something else to say; see `langchain_rwkv_state.recall.values.other_turn`."""
+    """Returns something else to say; see `toolbox.recall.values.other_turn`."""
     return anything_else(rng, fact, values.value)
 
 

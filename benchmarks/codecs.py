@@ -28,7 +28,6 @@ from benchmarks import common
 from benchmarks.models import write_2x128, write_12x768
 from benchmarks.store import PICKLE, FlushedDisk
 from langchain_rwkv_state import ChatRWKV, MemoryStateStore
-from langchain_rwkv_state.recall.values import FACTS, KINDS, other_turn, value
 from langchain_rwkv_state.runtime import Runtime, load_runtime
 from langchain_rwkv_state.state import (
     CODECS,
@@ -42,6 +41,7 @@ from langchain_rwkv_state.state import (
     lossy,
 )
 from langchain_rwkv_state.store import DiskStateStore
+from langchain_rwkv_state.toolbox.recall.values import FACTS, KINDS, other_turn, value
 
 SHARES = {"zstd": 0.87, "fp16": 0.51, "bf16": 0.51, "int8": 0.27, "int4": 0.15}
 """The most bytes, as a share of fp32's."""

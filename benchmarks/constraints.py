@@ -28,11 +28,15 @@ from jsonschema import Draft202012Validator
 from benchmarks import common
 from benchmarks.common import Check, Report
 from benchmarks.models import write_2x128, write_apart
-from langchain_rwkv_state.constraint import Constraint, calls_constraint, json_schema_constraint
 from langchain_rwkv_state.engine import Done, Engine, Request, Sampling
 from langchain_rwkv_state.engine import constraints as engine_constraints
 from langchain_rwkv_state.engine.constraints import Choice, Grammars, Guide
 from langchain_rwkv_state.engine.sampler import Look, Sampler
+from langchain_rwkv_state.grammar.constraint import (
+    Constraint,
+    calls_constraint,
+    json_schema_constraint,
+)
 from langchain_rwkv_state.runtime import Runtime, load_runtime
 from langchain_rwkv_state.tokenizer import WorldTokenizer
 

@@ -39,7 +39,7 @@ from benchmarks import common
 from benchmarks.common import Check, Report
 from benchmarks.models import ROOT, write_apart
 from langchain_rwkv_state import ChatRWKV, DiskStateStore, RWKVStateHistory
-from langchain_rwkv_state.turn import ids_of
+from langchain_rwkv_state.prompt.plan import ids_of
 
 SYSTEM = "You are a patient assistant who answers in a few words."
 THINGS = (

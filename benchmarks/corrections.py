@@ -31,9 +31,9 @@ from langchain_rwkv_state.runtime import (
     text_loss,
 )
 from langchain_rwkv_state.runtime.checkpoint import Checkpoint, read_tensors
-from langchain_rwkv_state.runtime.clamp import HIGH, LOW, DecayClamp
-from langchain_rwkv_state.runtime.half_life import static_half_life
 from langchain_rwkv_state.state import RWKVState, blend, decay, lossy, renormalise
+from langchain_rwkv_state.toolbox.clamp import HIGH, LOW, DecayClamp
+from langchain_rwkv_state.toolbox.half_life import static_half_life
 
 Tensors = dict[str, torch.Tensor]
 EXACT = 1e-5

@@ -25,8 +25,8 @@ from benchmarks import values
 from benchmarks.cases import other_turn
 from langchain_rwkv_state import ChatRWKV, DiskStateStore, MemoryStateStore
 from langchain_rwkv_state.loaded import Loaded
-from langchain_rwkv_state.recall.values import FACTS, KINDS
-from langchain_rwkv_state.turn import ids_of
+from langchain_rwkv_state.prompt.plan import ids_of
+from langchain_rwkv_state.toolbox.recall.values import FACTS, KINDS
 
 MAX_TOKENS = 48
 NEAR = 1e-3  # between the two best logits

@@ -21,8 +21,8 @@ from langchain_core.messages import HumanMessage
 from benchmarks.conversation import THINGS
 from langchain_rwkv_state import ChatRWKV, DiskStateStore
 from langchain_rwkv_state.engine import Request, Sampling
-from langchain_rwkv_state.messages import STATE_KEY, marker
-from langchain_rwkv_state.turn import ids_of
+from langchain_rwkv_state.prompt.markers import STATE_KEY, marker
+from langchain_rwkv_state.prompt.plan import ids_of
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from langchain_core.runnables.history import RunnableWithMessageHistory
 from benchmarks import common
 from langchain_rwkv_state import ChatRWKV, DiskStateStore, PrefixStateCache, RWKVStateHistory
 from langchain_rwkv_state.errors import DeadlineExceeded, RWKVStateError
-from langchain_rwkv_state.messages import STATE_KEY, marker
+from langchain_rwkv_state.prompt.markers import STATE_KEY, marker
 
 SETTLED_MINUTES = 5.0
 _EVERY_SECONDS = 5.0

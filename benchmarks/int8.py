@@ -22,10 +22,10 @@ from benchmarks.common import Check, Report
 from benchmarks.models import write_apart
 from benchmarks.peers.served import some_ids
 from langchain_rwkv_state import ChatRWKV, MemoryStateStore
-from langchain_rwkv_state.recall.talk import Talk
-from langchain_rwkv_state.recall.values import FACTS, KINDS
+from langchain_rwkv_state.prompt.plan import ids_of
 from langchain_rwkv_state.runtime import Runtime, load_runtime, open_slots
-from langchain_rwkv_state.turn import ids_of
+from langchain_rwkv_state.toolbox.recall.talk import Talk
+from langchain_rwkv_state.toolbox.recall.values import FACTS, KINDS
 
 EXACT, ROUNDED = "native cpu fp32", "cpu int8"
 _AT_ONCE = 32

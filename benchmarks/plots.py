@@ -21,7 +21,7 @@ from benchmarks.cases import DISTANCES, FAR
 from benchmarks.common import IMAGES, RESULTS
 from benchmarks.endurance import SETTLED_MINUTES
 from benchmarks.recall import TARGETS
-from langchain_rwkv_state.recall.result import Recall
+from langchain_rwkv_state.toolbox.recall.result import Recall
 from langchain_rwkv_state.views.recall import draw_recall
 
 mpl.use("Agg")

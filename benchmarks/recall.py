@@ -25,8 +25,8 @@ from rich.progress import track
 from benchmarks import cases, common
 from benchmarks.cases import DISTANCES, FAR, Outcome
 from langchain_rwkv_state import ChatRWKV, MemoryStateStore
-from langchain_rwkv_state.recall.talk import Talks
-from langchain_rwkv_state.recall.values import KINDS
+from langchain_rwkv_state.toolbox.recall.talk import Talks
+from langchain_rwkv_state.toolbox.recall.values import KINDS
 
 TARGETS = {
     **{f"fact after {d}": t for d, t in zip(DISTANCES, (99, 99, 98, 95, 90), strict=True)},

@@ -14,10 +14,10 @@ import sys
 from rich.console import Console
 
 from benchmarks import common
+from langchain_rwkv_state._progress import stepping
 from langchain_rwkv_state.demo import RECALL_PATH
-from langchain_rwkv_state.progress import stepping
-from langchain_rwkv_state.recall import Recall, measure
-from langchain_rwkv_state.recall.cases import STRANGER, ZERO
+from langchain_rwkv_state.toolbox.recall import Recall, measure
+from langchain_rwkv_state.toolbox.recall.cases import STRANGER, ZERO
 from langchain_rwkv_state.views.bars import recall_tables
 from langchain_rwkv_state.whole import write_whole
 

@@ -30,9 +30,9 @@ from benchmarks.models import write_apart
 from benchmarks.peers.served import some_ids
 from langchain_rwkv_state import ChatRWKV
 from langchain_rwkv_state.engine import Engine, Request, Sampling
+from langchain_rwkv_state.prompt.template import TEMPLATES
 from langchain_rwkv_state.runtime import load_runtime
 from langchain_rwkv_state.runtime.native import sampling as native
-from langchain_rwkv_state.template import TEMPLATES
 from langchain_rwkv_state.tokenizer import WorldTokenizer
 
 GREEDY = "greedy"

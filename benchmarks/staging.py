@@ -30,7 +30,7 @@ from langchain_core.runnables.history import RunnableWithMessageHistory
 from benchmarks import common
 from langchain_rwkv_state import ChatRWKV, DiskStateStore, RWKVStateHistory
 from langchain_rwkv_state.errors import RWKVStateError
-from langchain_rwkv_state.messages import STATE_KEY
+from langchain_rwkv_state.prompt.markers import STATE_KEY
 from langchain_rwkv_state.store.staging import STAGED_BUDGET_BYTES
 from tests.helpers.checkpoints import write_checkpoint, write_tokenizer
 

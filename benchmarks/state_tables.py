@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from langchain_rwkv_state.recall.result import Point, Recall
+from langchain_rwkv_state.toolbox.recall.result import Point, Recall
 
 Report = dict[str, Any]
 _WAYS = {

@@ -28,7 +28,7 @@ from benchmarks.state_tables import (
     table,
     through_a_store,
 )
-from langchain_rwkv_state.recall import SECTIONS
+from langchain_rwkv_state.toolbox.recall import SECTIONS
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = DOCS / "benchmarks.md"

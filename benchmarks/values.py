@@ -12,8 +12,8 @@ from random import Random
 
 from examples.demo_training import words
 from langchain_rwkv_state.demo.held_out import is_held_out
-from langchain_rwkv_state.recall.values import number
-from langchain_rwkv_state.recall.words import WORDS
+from langchain_rwkv_state.toolbox.recall.nouns import WORDS
+from langchain_rwkv_state.toolbox.recall.values import number
 
 _LONGEST_MADE_UP = 12  # of the training's made-up words
 _DRAWN = {

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from langchain_rwkv_state.chat_models import ChatRWKV
-    from langchain_rwkv_state.history import RWKVStateHistory
+    from langchain_rwkv_state.conversation.history import RWKVStateHistory
     from langchain_rwkv_state.llms import RWKVLLM
     from langchain_rwkv_state.prefix_cache import PrefixStateCache
     from langchain_rwkv_state.state import RWKVState, StateLayout
@@ -42,7 +42,7 @@ _HOMES = {
     "PrefixStateCache": "prefix_cache",
     "RWKVLLM": "llms",
     "RWKVState": "state",
-    "RWKVStateHistory": "history",
+    "RWKVStateHistory": "conversation.history",
     "StateLayout": "state",
     "StateStore": "store",
 }

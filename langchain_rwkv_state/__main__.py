@@ -6,7 +6,7 @@ a key that is pressed meanwhile would be a traceback.
 
 from __future__ import annotations
 
-from langchain_rwkv_state import stopping
+from langchain_rwkv_state import _stopping as stopping
 
 
 def main() -> None:

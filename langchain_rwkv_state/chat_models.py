@@ -30,34 +30,34 @@ from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 from langchain_core.runnables.config import ensure_config, merge_configs
 from pydantic import field_validator
 
-from langchain_rwkv_state import turn
-from langchain_rwkv_state.ask import ASK_OPTIONS, Ask, as_reasoning
-from langchain_rwkv_state.chat_plan import ChatPlan
+from langchain_rwkv_state._arguments import stop_texts
+from langchain_rwkv_state._progress import LateBar
+from langchain_rwkv_state.base import CALL_OPTIONS, RWKVModel, seen
+from langchain_rwkv_state.conversation.history import without_strangers
+from langchain_rwkv_state.conversation.session import RWKVSession
+from langchain_rwkv_state.conversation.session_calls import BoundSession, SessionCalls
+from langchain_rwkv_state.conversation.session_turn import GONE, OnConflict, SessionTurn
+from langchain_rwkv_state.conversation.sessions import RWKVSessions
+from langchain_rwkv_state.conversation.steps import arun, run
+from langchain_rwkv_state.conversation.waiting import WAIT_SECONDS
 from langchain_rwkv_state.engine import Delta, Done, Request, check_constraint, in_own_context
-from langchain_rwkv_state.history import without_strangers
-from langchain_rwkv_state.line import WAIT_SECONDS
 from langchain_rwkv_state.loaded import Loaded
-from langchain_rwkv_state.messages import (
+from langchain_rwkv_state.prefix_cache import Kept, Root
+from langchain_rwkv_state.prompt import plan as turn
+from langchain_rwkv_state.prompt.ask import ASK_OPTIONS, Ask, as_reasoning
+from langchain_rwkv_state.prompt.chat_plan import ChatPlan
+from langchain_rwkv_state.prompt.markers import (
     STATE_KEY,
     as_model_input,
     to_messages,
     without_markers,
 )
-from langchain_rwkv_state.model import CALL_OPTIONS, RWKVModel, seen
-from langchain_rwkv_state.prefix_cache import Kept, Root
-from langchain_rwkv_state.progress import LateBar
+from langchain_rwkv_state.prompt.plan import Reading
+from langchain_rwkv_state.prompt.structured import Method, Structured, tool_options
+from langchain_rwkv_state.prompt.template import ChatTemplate
 from langchain_rwkv_state.reuse import Flight
-from langchain_rwkv_state.session import RWKVSession
-from langchain_rwkv_state.session_calls import BoundSession, SessionCalls
-from langchain_rwkv_state.session_turn import GONE, OnConflict, SessionTurn
-from langchain_rwkv_state.sessions import RWKVSessions
-from langchain_rwkv_state.settings import stop_texts
 from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.store import TTL
-from langchain_rwkv_state.store_calls import arun, run
-from langchain_rwkv_state.structured import Method, Structured, tool_options
-from langchain_rwkv_state.template import ChatTemplate
-from langchain_rwkv_state.turn import Reading
 
 Progress = Callable[[int, int], None]
 
@@ -370,7 +370,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
     def _counting(self, total: int) -> AbstractContextManager[list[BaseCallbackHandler]]:
         if not self.progress:
             return nullcontext([])
-        from langchain_rwkv_state.progress import counting
+        from langchain_rwkv_state._progress import counting
 
         return counting(total)
 

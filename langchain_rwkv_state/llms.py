@@ -19,11 +19,12 @@ from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from langchain_core.prompt_values import ChatPromptValue, PromptValue, StringPromptValue
 from langchain_core.runnables import RunnableConfig
 
-from langchain_rwkv_state import turn
+from langchain_rwkv_state.base import CALL_OPTIONS, RWKVModel, seen
+from langchain_rwkv_state.conversation.history import without_strangers
 from langchain_rwkv_state.engine import Delta, Done, Request
-from langchain_rwkv_state.history import without_strangers
 from langchain_rwkv_state.loaded import Loaded
-from langchain_rwkv_state.messages import (
+from langchain_rwkv_state.prompt import plan as turn
+from langchain_rwkv_state.prompt.markers import (
     STATE_KEY,
     as_model_input,
     handed_out,
@@ -31,9 +32,8 @@ from langchain_rwkv_state.messages import (
     marker,
     without_markers,
 )
-from langchain_rwkv_state.model import CALL_OPTIONS, RWKVModel, seen
+from langchain_rwkv_state.prompt.plan import Reading
 from langchain_rwkv_state.reuse import Flight
-from langchain_rwkv_state.turn import Reading
 
 
 class _Continuation(str):

@@ -18,19 +18,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from langchain_rwkv_state._registry import Hold, Registry
 from langchain_rwkv_state.demo import MODEL_PATH, TOKENIZER_PATH
 from langchain_rwkv_state.engine import Engine, Limits
 from langchain_rwkv_state.errors import ModelLoadError
 from langchain_rwkv_state.prefix_cache import PrefixStateCache
-from langchain_rwkv_state.registry import Hold, Registry
-from langchain_rwkv_state.runtime import Runtime, is_g1, load_runtime, locate, model_key
-from langchain_rwkv_state.state import RWKVState
-from langchain_rwkv_state.template import (
+from langchain_rwkv_state.prompt.template import (
     ChatTemplate,
     DemoTemplate,
     G1Template,
     WorldTemplate,
 )
+from langchain_rwkv_state.runtime import Runtime, is_g1, load_runtime, locate, model_key
+from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.tokenizer import Tokenizer, load_tokenizer, tokenizer_beside
 
 logger = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ from langchain_rwkv_state.engine import Done, Engine, Request, Ticket
 from langchain_rwkv_state.prefix_cache import Hit, Kept, PrefixStateCache, Root, marks
 from langchain_rwkv_state.prefix_cache.inflight import Promise
 from langchain_rwkv_state.prefix_cache.tree import pack
+from langchain_rwkv_state.prompt.plan import Reading
 from langchain_rwkv_state.state import RWKVState
-from langchain_rwkv_state.turn import Reading
 
 logger = logging.getLogger("langchain_rwkv_state.prefix_cache")
 

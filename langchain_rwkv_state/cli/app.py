@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from langchain_rwkv_state import stopping
+from langchain_rwkv_state import _stopping as stopping
 from langchain_rwkv_state._version import __version__
 from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.ask import ask

@@ -44,7 +44,7 @@ from langchain_rwkv_state.cli.streams import is_piped, piped_text
 if TYPE_CHECKING:
     from langchain_core.messages import AIMessageChunk, BaseMessage
 
-    from langchain_rwkv_state.session import RWKVSession
+    from langchain_rwkv_state.conversation.session import RWKVSession
     from langchain_rwkv_state.store import StateStore
 
 _NOBODY = "nobody"  # the name of a conversation that ends with the command

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from langchain_rwkv_state._text import counted
 from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.help import LiteralCommand, LiteralGroup
 from langchain_rwkv_state.cli.options import (
@@ -31,7 +32,6 @@ from langchain_rwkv_state.cli.options import (
     open_store,
 )
 from langchain_rwkv_state.cli.streams import read_text
-from langchain_rwkv_state.words import counted
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.chat_models import ChatRWKV
@@ -122,7 +122,7 @@ def explain(
     from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 
     from langchain_rwkv_state.prefix_cache import PrefixStateCache, Root
-    from langchain_rwkv_state.turn import ids_of
+    from langchain_rwkv_state.prompt.plan import ids_of
 
     said: list[BaseMessage] = [SystemMessage(system)] if system else []
     said.append(HumanMessage(prompt))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 from rich.text import Text
 
+from langchain_rwkv_state._text import counted
 from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.completion import complete_session
 from langchain_rwkv_state.cli.interrupts import Interrupts
@@ -43,13 +44,12 @@ from langchain_rwkv_state.cli.options import (
 from langchain_rwkv_state.cli.streams import piped_text
 from langchain_rwkv_state.cli.typed import Typed, marked_pastes, typed_turn
 from langchain_rwkv_state.errors import RWKVStateError
-from langchain_rwkv_state.words import counted
 
 if TYPE_CHECKING:
     from langchain_core.messages import AIMessageChunk, BaseMessage
     from rich.console import Console
 
-    from langchain_rwkv_state.session import RWKVSession
+    from langchain_rwkv_state.conversation.session import RWKVSession
 
 _COMMANDS = (
     ("/log", "the last turns of this session"),

@@ -85,7 +85,7 @@ def clamp_decay(
 
 def _changes(opened: Opened, changed: Mapping[str, torch.Tensor]) -> Table:
     """Returns which channels change in each layer, and the half-lives before and after."""
-    from langchain_rwkv_state.runtime.half_life import static_half_life
+    from langchain_rwkv_state.toolbox.half_life import static_half_life
 
     before = static_half_life(opened.tensors, opened.checkpoint)
     after = static_half_life({**opened.tensors, **changed}, opened.checkpoint)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
+from langchain_rwkv_state._text import counted
 from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.findings import Check, Finding, document, findings, show
 from langchain_rwkv_state.cli.model_check import look_into, trial
@@ -26,7 +27,6 @@ from langchain_rwkv_state.cli.options import (
     open_store,
     store_directory,
 )
-from langchain_rwkv_state.words import counted
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.store import DiskStateStore

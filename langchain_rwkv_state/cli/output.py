@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from langchain_rwkv_state.words import (
+from langchain_rwkv_state._text import (
     ago,
     clock_time,
     duration,

@@ -57,8 +57,8 @@ def recall(
         require_new(json)
     check_plot(plot)
 
-    from langchain_rwkv_state.progress import stepping
-    from langchain_rwkv_state.recall import measure
+    from langchain_rwkv_state._progress import stepping
+    from langchain_rwkv_state.toolbox.recall import measure
     from langchain_rwkv_state.views.bars import recall_tables
 
     with stepping("recall") as told:

@@ -22,9 +22,9 @@ from langchain_rwkv_state.cli.streams import read_text
 from langchain_rwkv_state.whole import require_new, write_whole
 
 if TYPE_CHECKING:
-    from langchain_rwkv_state.recall import Recall
     from langchain_rwkv_state.state import Healthy
     from langchain_rwkv_state.store import StateStore
+    from langchain_rwkv_state.toolbox.recall import Recall
     from langchain_rwkv_state.views.session_report import SessionReport
 
 
@@ -65,7 +65,7 @@ def report(
 
 
 def _read_recall(file: Path | None) -> Recall | None:
-    from langchain_rwkv_state.recall import Recall
+    from langchain_rwkv_state.toolbox.recall import Recall
 
     return None if file is None else Recall.from_json(read_text(file))
 

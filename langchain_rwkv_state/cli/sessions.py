@@ -229,7 +229,7 @@ def _facts(info: SessionInfo, now: float) -> Text:
 
 
 def _unread(text: str) -> str:
-    from langchain_rwkv_state.messages import message_from_json
+    from langchain_rwkv_state.prompt.markers import message_from_json
 
     message = message_from_json(text)
     said = str(message.text)

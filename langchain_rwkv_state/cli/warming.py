@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from langchain_rwkv_state._text import counted
 from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.checkpoint import WordsOption, said
 from langchain_rwkv_state.cli.options import (
@@ -26,7 +27,6 @@ from langchain_rwkv_state.cli.options import (
     open_store,
 )
 from langchain_rwkv_state.cli.states import Into, keep, loaded_model
-from langchain_rwkv_state.words import counted
 
 
 def prefill(

@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from langchain_rwkv_state.constraint import Constraint
 from langchain_rwkv_state.engine.request import Thought, common
 from langchain_rwkv_state.engine.sampler import Look, Sampler
 from langchain_rwkv_state.errors import EngineError, SchemaError
-from langchain_rwkv_state.schema import parts
+from langchain_rwkv_state.grammar.constraint import Constraint
+from langchain_rwkv_state.grammar.json_schema import parts
 from langchain_rwkv_state.tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # imported where the first grammar is compiled: most processes have none

@@ -20,7 +20,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from langchain_rwkv_state.constraint import Constraint
 from langchain_rwkv_state.engine.batch import plan
 from langchain_rwkv_state.engine.callbacks import begin_work, must_not_wait
 from langchain_rwkv_state.engine.constraints import Grammars
@@ -31,6 +30,7 @@ from langchain_rwkv_state.engine.seats import Seats
 from langchain_rwkv_state.engine.stats import EngineStats, Meter
 from langchain_rwkv_state.engine.ticket import Ticket
 from langchain_rwkv_state.errors import EngineBusy, EngineError
+from langchain_rwkv_state.grammar.constraint import Constraint
 from langchain_rwkv_state.runtime.base import Runtime
 from langchain_rwkv_state.runtime.native import sampling
 from langchain_rwkv_state.tokenizer import Tokenizer

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 
-from langchain_rwkv_state.constraint import Constraint
+from langchain_rwkv_state.grammar.constraint import Constraint
 from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.tokenizer import Tokenizer
 

@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from langchain_rwkv_state import markup, words
+from langchain_rwkv_state import _markup as markup
+from langchain_rwkv_state import _text as words
 from langchain_rwkv_state.errors import (
     RWKVStateError,
     StateCorrupt,

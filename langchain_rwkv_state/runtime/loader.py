@@ -21,8 +21,8 @@ from langchain_rwkv_state.runtime.change import Change
 from langchain_rwkv_state.runtime.checkpoint import SUFFIXES, Checkpoint, find, read_tensors
 from langchain_rwkv_state.runtime.handle import Model, RuntimeHandle
 from langchain_rwkv_state.runtime.native.model import NativeModel
-from langchain_rwkv_state.runtime.package import PackageModel
 from langchain_rwkv_state.runtime.registry import MODELS, return_memory
+from langchain_rwkv_state.runtime.rwkv_package.adapter import PackageModel
 from langchain_rwkv_state.runtime.strategy import Strategy
 
 DEMO = "demo"

@@ -1,7 +1,7 @@
 """The models that this process has loaded, and what happens when one goes, or the process forks.
 
-`langchain_rwkv_state.registry` counts users; here is what it counts for models. The easy mistake is
-to think that a model's memory is given back when its last tensor goes: the allocators keep it.
+`_registry` counts users; here is what it counts for models. A model's memory is
+not given back when its last tensor goes: the allocators keep it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from langchain_rwkv_state.registry import Registry
+from langchain_rwkv_state._registry import Registry
 
 
 def return_memory() -> None:

@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 
 from langchain_rwkv_state.errors import StateCorrupt, StateMismatch
-from langchain_rwkv_state.state.algebra import renormalise
+from langchain_rwkv_state.state.accumulators import renormalise
 from langchain_rwkv_state.state.codec_names import CODECS, LOSSY, CodecName, require_codec
 from langchain_rwkv_state.state.container import Buffer, Entry, laid_out
 from langchain_rwkv_state.state.derivation import Derivation

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from langchain_rwkv_state import markup
+from langchain_rwkv_state import _markup as markup
 from langchain_rwkv_state.errors import StateCorrupt
 
 Version = Literal[4, 5, 6, 7]

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from langchain_rwkv_state._registry import Hold
 from langchain_rwkv_state.errors import StoreError
-from langchain_rwkv_state.registry import Hold
 from langchain_rwkv_state.store.clock import TTL
 from langchain_rwkv_state.store.forks import ForkLock
 from langchain_rwkv_state.store.records import CheckReport, Codec, LogKind

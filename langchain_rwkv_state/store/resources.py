@@ -11,7 +11,7 @@ import os
 import threading
 from collections import deque
 
-from langchain_rwkv_state.registry import Registry
+from langchain_rwkv_state._registry import Registry
 from langchain_rwkv_state.state import CodecName
 from langchain_rwkv_state.store.aio import Threads
 from langchain_rwkv_state.store.backend import Backend

@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from langchain_rwkv_state import markup
-from langchain_rwkv_state.words import ago, short, size, until
+from langchain_rwkv_state import _markup as markup
+from langchain_rwkv_state._text import ago, short, size, until
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.store.records import SessionInfo

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from langchain_rwkv_state import state as states
+from langchain_rwkv_state._registry import Hold
 from langchain_rwkv_state.errors import (
     RWKVStateError,
     SessionConflict,
@@ -31,7 +32,6 @@ from langchain_rwkv_state.errors import (
     StoreError,
     StoreFull,
 )
-from langchain_rwkv_state.registry import Hold
 from langchain_rwkv_state.state import LOSSY, CodecName, is_reference, reference
 from langchain_rwkv_state.store import queue
 from langchain_rwkv_state.store.aio import Threads

@@ -13,7 +13,7 @@ from typing import Any
 LIMIT_BYTES = 15 << 20
 """The most bytes of a session's unread messages, as JSON in a bundle's `session.json`."""
 
-_MARK = "rwkv_state"  # `langchain_rwkv_state.messages.STATE_KEY`, above a store
+_MARK = "rwkv_state"  # `langchain_rwkv_state.prompt.markers.STATE_KEY`, above a store
 
 
 def require_messages(texts: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from langchain_rwkv_state.recall.result import Point, Recall, Section
+from langchain_rwkv_state.toolbox.recall.result import Point, Recall, Section
 
 _LINE_CELLS = 80  # a usual terminal
 _AXIS_CELLS, _COUNT_CELLS = 12, 11  # with the gaps beside them

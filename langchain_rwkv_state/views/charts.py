@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from langchain_rwkv_state.markup import escaped
+from langchain_rwkv_state._markup import escaped
 from langchain_rwkv_state.views.scale import Scale
 from langchain_rwkv_state.views.svg import box, drawing, letters, stroke, upright
 

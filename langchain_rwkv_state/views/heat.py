@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from langchain_rwkv_state.state.maps import HeadMap
+from langchain_rwkv_state.toolbox.maps import HeadMap
 from langchain_rwkv_state.views.figure import figure
 from langchain_rwkv_state.views.scale import Scale, ticks
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from langchain_rwkv_state.state.maps import HeadMap
+from langchain_rwkv_state.toolbox.maps import HeadMap
 from langchain_rwkv_state.views.scale import Scale, colour, ticks
 from langchain_rwkv_state.views.svg import box, drawing, letters, upright
 

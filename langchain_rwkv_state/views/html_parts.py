@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from langchain_rwkv_state.markup import escaped
+from langchain_rwkv_state._markup import escaped
 from langchain_rwkv_state.views.charts import SERIES
 
 

@@ -7,7 +7,8 @@ the page's own policy still lets no script run and nothing load.
 
 from __future__ import annotations
 
-from langchain_rwkv_state.markup import escaped
+from langchain_rwkv_state._markup import escaped
+from langchain_rwkv_state._text import clock_time
 from langchain_rwkv_state.views.recall_section import recall_section
 from langchain_rwkv_state.views.sections import (
     facts_section,
@@ -18,7 +19,6 @@ from langchain_rwkv_state.views.sections import (
 )
 from langchain_rwkv_state.views.session_report import SessionReport
 from langchain_rwkv_state.views.style import CSS
-from langchain_rwkv_state.words import clock_time
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from langchain_rwkv_state.recall.result import Recall, Section, Series
+from langchain_rwkv_state.toolbox.recall.result import Recall, Section, Series
 from langchain_rwkv_state.views.figure import EXTRA, QUIET, STATE, TRANSCRIPT, figure, save
 from langchain_rwkv_state.views.figure import without_frame as plain
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from itertools import pairwise
 from math import isfinite
 
-from langchain_rwkv_state.markup import escaped
-from langchain_rwkv_state.recall import Recall, Section
+from langchain_rwkv_state._markup import escaped
+from langchain_rwkv_state.toolbox.recall import Recall, Section
 from langchain_rwkv_state.views.charts import Axis, Bars, Line, bar_chart, line_chart
 from langchain_rwkv_state.views.html_parts import legend, section, table_html
 from langchain_rwkv_state.views.scale import Scale

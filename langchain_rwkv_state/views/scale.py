@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from langchain_rwkv_state.state.maps import HeadMap
+from langchain_rwkv_state.toolbox.maps import HeadMap
 
 _LARGEST_RATIO = 1e6  # of a logarithmic scale: what is below is shown as its lower end
 _SMALLEST = 1e-300  # what is below is 0: its logarithm leaves no room for a scale

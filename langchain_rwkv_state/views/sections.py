@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from langchain_rwkv_state.markup import escaped
+from langchain_rwkv_state._markup import escaped
+from langchain_rwkv_state._text import ago, clock_time, counted, short, size, span, until
 from langchain_rwkv_state.state import HeadMap, TensorHealth, memory
 from langchain_rwkv_state.store import LogEntry
 from langchain_rwkv_state.views.charts import Axis, Line, line_chart
@@ -16,7 +17,6 @@ from langchain_rwkv_state.views.heat_svg import heat_map
 from langchain_rwkv_state.views.html_parts import legend, section, table_html
 from langchain_rwkv_state.views.scale import Scale
 from langchain_rwkv_state.views.session_report import SessionReport
-from langchain_rwkv_state.words import ago, clock_time, counted, short, size, span, until
 
 _CLASSES = {"Sound": "good", "Finite": "good", "Empty": "warn", "Unusual": "warn"}
 _KINDS = {

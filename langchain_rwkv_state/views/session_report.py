@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from langchain_rwkv_state.recall import Recall
 from langchain_rwkv_state.state import HeadMap, Healthy, Inspection, StateLayout
 from langchain_rwkv_state.store import LogEntry, SessionInfo
+from langchain_rwkv_state.toolbox.recall import Recall
 
 
 @dataclass(frozen=True)

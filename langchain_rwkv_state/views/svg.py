@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from langchain_rwkv_state.markup import escaped
+from langchain_rwkv_state._markup import escaped
 
 
 def drawing(parts: Iterable[str], *, width: float, height: float, name: str, kind: str) -> str:

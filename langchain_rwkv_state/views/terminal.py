@@ -15,8 +15,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from langchain_rwkv_state._text import clock_time, in_one_line, until
 from langchain_rwkv_state.state import Motion
-from langchain_rwkv_state.words import clock_time, in_one_line, until
 
 SPARK_TURNS = 16
 _SPARKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"

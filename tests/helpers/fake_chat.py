@@ -17,7 +17,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from pydantic import Field, PrivateAttr
 
-from langchain_rwkv_state.messages import (
+from langchain_rwkv_state.prompt.markers import (
     STATE_KEY,
     Mark,
     is_marker,

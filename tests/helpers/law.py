@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 
 from langchain_rwkv_state import ChatRWKV, RWKVState
-from langchain_rwkv_state.turn import ids_of
+from langchain_rwkv_state.prompt.plan import ids_of
 
 TOLERANCE = 1e-4  # of probabilities and of log-probabilities, in fp32
 _GREEDY_STEPS = 6

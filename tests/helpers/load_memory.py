@@ -10,7 +10,8 @@ import sys
 
 import psutil
 
-from langchain_rwkv_state.runtime import load_runtime, package
+from langchain_rwkv_state.runtime import load_runtime
+from langchain_rwkv_state.runtime.rwkv_package import adapter as package
 
 
 def main(small_path: str, path: str) -> None:

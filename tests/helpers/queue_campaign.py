@@ -22,7 +22,7 @@ from typing import Any
 from langchain_core.messages import HumanMessage
 
 from langchain_rwkv_state import DiskStateStore
-from langchain_rwkv_state.session import RWKVSession
+from langchain_rwkv_state.conversation.session import RWKVSession
 from tests.helpers.fake_chat import FakeChat
 
 ROOT = Path(__file__).parents[2]

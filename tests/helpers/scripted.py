@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from langchain_rwkv_state.engine import Request, Sampling
-from langchain_rwkv_state.template import DemoTemplate
+from langchain_rwkv_state.prompt.template import DemoTemplate
 from langchain_rwkv_state.tokenizer import WorldTokenizer
 from tests.helpers.fake_runtime import FakeRuntime
 

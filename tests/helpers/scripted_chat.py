@@ -10,7 +10,7 @@ from langchain_core.messages import BaseMessage, HumanMessage
 from langchain_rwkv_state import ChatRWKV, MemoryStateStore
 from langchain_rwkv_state.engine import Engine
 from langchain_rwkv_state.loaded import Loaded
-from langchain_rwkv_state.template import ChatTemplate, G1Template
+from langchain_rwkv_state.prompt.template import ChatTemplate, G1Template
 from langchain_rwkv_state.tokenizer import WorldTokenizer
 from tests.helpers.fake_runtime import FakeRuntime
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from langchain_rwkv_state.base import RWKVModel
 from langchain_rwkv_state.engine import Engine
-from langchain_rwkv_state.model import RWKVModel
 
 _PATIENCE_SECONDS = 60.0
 

@@ -10,7 +10,7 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 
 from langchain_rwkv_state import DiskStateStore
-from langchain_rwkv_state.messages import STATE_KEY, marker
+from langchain_rwkv_state.prompt.markers import STATE_KEY, marker
 from tests.helpers.watch import is_idle, wait_until, watch
 
 ENDLESS = 1_000_000

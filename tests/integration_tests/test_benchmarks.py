@@ -17,9 +17,9 @@ from benchmarks.conversation import THINGS, question
 from examples.demo_training import words
 from examples.demo_training.inventory import Inventory
 from langchain_rwkv_state.demo.held_out import is_held_out
-from langchain_rwkv_state.recall.values import KINDS, number
-from langchain_rwkv_state.recall.words import WORDS
 from langchain_rwkv_state.tokenizer import WorldTokenizer
+from langchain_rwkv_state.toolbox.recall.nouns import WORDS
+from langchain_rwkv_state.toolbox.recall.values import KINDS, number
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPTS = (

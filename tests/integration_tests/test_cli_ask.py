@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from langchain_rwkv_state import DiskStateStore
 from langchain_rwkv_state.cli import app
 from langchain_rwkv_state.cli.json_schemas import SCHEMAS
-from langchain_rwkv_state.session import RWKVSession
+from langchain_rwkv_state.conversation.session import RWKVSession
 from tests.helpers.command import rwkv_state
 
 

@@ -98,7 +98,9 @@ _COMMANDS = (
     "blend bob bob --into both{n}",
     "doctor",
 )
-_LISTENS = "from langchain_rwkv_state import stopping; stopping.listen(); print(flush=True);"
+_LISTENS = (
+    "from langchain_rwkv_state import _stopping as stopping; stopping.listen(); print(flush=True);"
+)
 _MAIN = "from langchain_rwkv_state.__main__ import main; main()"
 
 

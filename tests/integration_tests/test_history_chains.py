@@ -14,7 +14,7 @@ from langchain_core.runnables import Runnable, RunnableLambda
 from langchain_core.runnables.history import RunnableWithMessageHistory
 
 from langchain_rwkv_state import ChatRWKV, RWKVStateHistory
-from langchain_rwkv_state.messages import message_from_json
+from langchain_rwkv_state.prompt.markers import message_from_json
 
 CONFIG: Any = {"configurable": {"session_id": "bob"}}
 PROMPT = ChatPromptTemplate.from_messages(

@@ -12,7 +12,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 
 from langchain_rwkv_state import DiskStateStore, MemoryStateStore
 from langchain_rwkv_state.engine import Engine, Request
-from langchain_rwkv_state.messages import STATE_KEY, marker
+from langchain_rwkv_state.prompt.markers import STATE_KEY, marker
 from tests.helpers.law import (
     assert_same,
     conversations,

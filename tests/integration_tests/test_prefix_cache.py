@@ -17,9 +17,9 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_rwkv_state import ChatRWKV, DiskStateStore, PrefixStateCache
 from langchain_rwkv_state.engine import Request
 from langchain_rwkv_state.errors import RWKVStateError, StoreError
-from langchain_rwkv_state.messages import STATE_KEY, marker
 from langchain_rwkv_state.prefix_cache import Root
 from langchain_rwkv_state.prefix_cache.disk import DiskTier
+from langchain_rwkv_state.prompt.markers import STATE_KEY, marker
 from tests.helpers.law import TOLERANCE, assert_same, ids, read_once, turns
 from tests.helpers.watch import watch
 

@@ -7,7 +7,7 @@ from tests.helpers.terminal import Terminal
 _SCRIPT = """
 import time
 from langchain_rwkv_state import ChatRWKV, MemoryStateStore
-from langchain_rwkv_state.progress import LateBar
+from langchain_rwkv_state._progress import LateBar
 
 LateBar._is_long = lambda *_: True
 chat = ChatRWKV(model="demo", store=MemoryStateStore())

@@ -10,7 +10,7 @@ import pytest
 from langchain_core.messages import HumanMessage
 
 from langchain_rwkv_state import DiskStateStore
-from langchain_rwkv_state.session import RWKVSession
+from langchain_rwkv_state.conversation.session import RWKVSession
 from tests.helpers.fake_chat import FakeChat
 from tests.helpers.queue_campaign import ROOT, campaign
 
@@ -26,7 +26,7 @@ HOLD = """
 import sys, threading
 from langchain_core.messages import HumanMessage
 from langchain_rwkv_state import DiskStateStore
-from langchain_rwkv_state.session import RWKVSession
+from langchain_rwkv_state.conversation.session import RWKVSession
 from langchain_rwkv_state.store import queue
 from tests.helpers.fake_chat import FakeChat
 

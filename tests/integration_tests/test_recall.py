@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 
 from langchain_rwkv_state.cli import app
 from langchain_rwkv_state.demo import RECALL_PATH
-from langchain_rwkv_state.recall import SECTIONS, Recall, measure
-from langchain_rwkv_state.recall.cases import ALPHAS, COUNTS, STRANGER, ZERO
-from langchain_rwkv_state.recall.talk import Talk
 from langchain_rwkv_state.runtime.registry import MODELS
 from langchain_rwkv_state.state import CODECS
+from langchain_rwkv_state.toolbox.recall import SECTIONS, Recall, measure
+from langchain_rwkv_state.toolbox.recall.cases import ALPHAS, COUNTS, STRANGER, ZERO
+from langchain_rwkv_state.toolbox.recall.talk import Talk
 
 N = 6
 ROOT = Path(__file__).parents[2]
@@ -155,7 +155,7 @@ def test_what_is_wrong_is_told_in_a_sentence(run, words, said):
 def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(
     run, option, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("langchain_rwkv_state.recall.measure", None)
+    monkeypatch.setattr("langchain_rwkv_state.toolbox.recall.measure", None)
     kept = tmp_path / "kept.png"
     kept.write_text("mine")
     result = run(option, "kept.png")

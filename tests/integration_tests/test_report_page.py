@@ -3,8 +3,8 @@
 import pytest
 
 from langchain_rwkv_state.demo import RECALL_PATH
-from langchain_rwkv_state.recall import Point, Recall, Section, Series
 from langchain_rwkv_state.store import DiskStateStore
+from langchain_rwkv_state.toolbox.recall import Point, Recall, Section, Series
 from tests.helpers.browser import find_chromium, rendered, width_at
 from tests.helpers.command import rwkv_state
 

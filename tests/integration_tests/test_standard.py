@@ -14,7 +14,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 
 from langchain_rwkv_state import ChatRWKV, MemoryStateStore
-from langchain_rwkv_state.messages import STATE_KEY, marker
+from langchain_rwkv_state.prompt.markers import STATE_KEY, marker
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*is in beta", "ignore::DeprecationWarning:langchain_tests"

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from langchain_rwkv_state.answer import AnswerStream, read_answer
-from langchain_rwkv_state.template import G1Template
+from langchain_rwkv_state.prompt.answer import AnswerStream, read_answer
+from langchain_rwkv_state.prompt.template import G1Template
+from langchain_rwkv_state.prompt.tools import ToolFormat
 from langchain_rwkv_state.tokenizer import WorldTokenizer
-from langchain_rwkv_state.tool_format import ToolFormat
 
 FORMAT = ToolFormat()
 G1 = G1Template(WorldTokenizer())

@@ -12,7 +12,7 @@ import pytest
 from langchain_core.messages import HumanMessage
 
 from langchain_rwkv_state.errors import DeadlineExceeded, SessionConflict
-from langchain_rwkv_state.messages import STATE_KEY
+from langchain_rwkv_state.prompt.markers import STATE_KEY
 
 LONG = [HumanMessage("The weather is fine today. " * 4000)]
 SHORT = [HumanMessage("The weather is fine today.")]

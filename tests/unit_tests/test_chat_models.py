@@ -40,7 +40,7 @@ from langchain_rwkv_state.errors import (
     StateNotFound,
     UnsupportedContentError,
 )
-from langchain_rwkv_state.messages import STATE_KEY, marker
+from langchain_rwkv_state.prompt.markers import STATE_KEY, marker
 from langchain_rwkv_state.state import is_reference
 from tests.helpers.watch import is_idle, wait_until, watch
 

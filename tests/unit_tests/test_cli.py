@@ -22,7 +22,7 @@ from langchain_rwkv_state.cli import app, options, output
 from langchain_rwkv_state.cli.cache import cache
 from langchain_rwkv_state.cli.options import read_ttl
 from langchain_rwkv_state.errors import StoreError
-from langchain_rwkv_state.messages import message_to_json
+from langchain_rwkv_state.prompt.markers import message_to_json
 from langchain_rwkv_state.state import StateLayout, zero_state
 from langchain_rwkv_state.store import DiskStateStore, disk_backend
 from tests.helpers.checkpoints import random_checkpoint, write_checkpoint, write_tokenizer

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from langchain_rwkv_state.cli import app, output
 from langchain_rwkv_state.cli.json_schemas import SCHEMAS
-from langchain_rwkv_state.messages import message_to_json
+from langchain_rwkv_state.prompt.markers import message_to_json
 from langchain_rwkv_state.runtime import locate
 from langchain_rwkv_state.runtime.checkpoint import read_tensors
 from langchain_rwkv_state.state import StateLayout

@@ -12,7 +12,6 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from langchain_rwkv_state.cli import app, output
-from langchain_rwkv_state.recall import Recall
 from langchain_rwkv_state.state import (
     Healthy,
     RWKVState,
@@ -22,6 +21,7 @@ from langchain_rwkv_state.state import (
     head_maps,
 )
 from langchain_rwkv_state.store import DiskStateStore
+from langchain_rwkv_state.toolbox.recall import Recall
 from tests.helpers.states import random_state
 
 LAYOUT = StateLayout.of(7, n_layer=2, n_embd=64, head_size=32)

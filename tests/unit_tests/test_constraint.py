@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-from langchain_rwkv_state.constraint import (
+from langchain_rwkv_state.errors import SchemaError
+from langchain_rwkv_state.grammar.constraint import (
     Constraint,
     calls_constraint,
     json_object_constraint,
     json_schema_constraint,
     no_calls_constraint,
 )
-from langchain_rwkv_state.errors import SchemaError
 
 
 class Bytes:

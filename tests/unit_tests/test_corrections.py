@@ -41,7 +41,6 @@ from langchain_rwkv_state import MemoryStateStore, RWKVState
 from langchain_rwkv_state.errors import SessionConflict
 from langchain_rwkv_state.runtime import clamp_decay, half_life, load_runtime, text_loss
 from langchain_rwkv_state.runtime.checkpoint import read_tensors
-from langchain_rwkv_state.runtime.reference import ReferenceModel
 from langchain_rwkv_state.state import (
     blend,
     calibrate,
@@ -53,6 +52,7 @@ from langchain_rwkv_state.state import (
     memory,
     renormalise,
 )
+from langchain_rwkv_state.toolbox.reference import ReferenceModel
 from tests.helpers.states import SetClock, random_state
 
 CASES = 20

@@ -24,9 +24,9 @@ from examples.demo_training.signature import (
 )
 from examples.demo_training.tokenizer import with_format
 from langchain_rwkv_state.demo import MODEL_PATH, TOKENIZER_PATH
-from langchain_rwkv_state.template import DemoTemplate
+from langchain_rwkv_state.prompt.template import DemoTemplate
+from langchain_rwkv_state.prompt.tools import ToolFormat
 from langchain_rwkv_state.tokenizer import JsonTokenizer
-from langchain_rwkv_state.tool_format import ToolFormat
 
 KINDS = ("name", "city", "pet", "colour", "food", "job", "word", "number")
 

@@ -17,8 +17,8 @@ from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
 from langchain_core.runnables.history import RunnableWithMessageHistory
 
 from langchain_rwkv_state import MemoryStateStore, RWKVStateHistory
-from langchain_rwkv_state.messages import STATE_KEY, marker, message_to_json, read_marker
-from langchain_rwkv_state.session import SESSION_KEY
+from langchain_rwkv_state.conversation.session import SESSION_KEY
+from langchain_rwkv_state.prompt.markers import STATE_KEY, marker, message_to_json, read_marker
 from langchain_rwkv_state.store import rows
 
 PROMPT = ChatPromptTemplate.from_messages(

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from pydantic import TypeAdapter
 
-from langchain_rwkv_state.constraint import json_schema_constraint
-from langchain_rwkv_state.formats import FORMAT_PATTERNS
-from langchain_rwkv_state.schema import held_schema
+from langchain_rwkv_state.grammar.constraint import json_schema_constraint
+from langchain_rwkv_state.grammar.formats import FORMAT_PATTERNS
+from langchain_rwkv_state.grammar.json_schema import held_schema
 from tests.unit_tests.test_constraint import fits
 from tests.unit_tests.test_patterns import drawn
 

@@ -19,8 +19,8 @@ from langchain_core.messages import (
     ToolMessage,
 )
 
-from langchain_rwkv_state.history import RWKVStateHistory
-from langchain_rwkv_state.messages import (
+from langchain_rwkv_state.conversation.history import RWKVStateHistory
+from langchain_rwkv_state.prompt.markers import (
     MARKER_TEXT,
     is_marker,
     marker,

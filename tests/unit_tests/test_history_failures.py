@@ -10,9 +10,9 @@ import pytest
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables.history import RunnableWithMessageHistory
 
+from langchain_rwkv_state.conversation.history import RWKVStateHistory
 from langchain_rwkv_state.errors import RWKVStateError, StoreFull
-from langchain_rwkv_state.history import RWKVStateHistory
-from langchain_rwkv_state.messages import message_from_json
+from langchain_rwkv_state.prompt.markers import message_from_json
 from langchain_rwkv_state.store.base import StateStore
 from tests.helpers.fake_chat import FakeChat
 

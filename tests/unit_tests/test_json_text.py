@@ -12,9 +12,9 @@ from langchain_core.messages import AIMessage
 from pydantic import BaseModel
 
 from langchain_rwkv_state.errors import UnsupportedContentError
-from langchain_rwkv_state.json_text import json_text
-from langchain_rwkv_state.messages import message_from_json, message_to_json
-from langchain_rwkv_state.template import WorldTemplate
+from langchain_rwkv_state.prompt.json_text import json_text
+from langchain_rwkv_state.prompt.markers import message_from_json, message_to_json
+from langchain_rwkv_state.prompt.template import WorldTemplate
 from langchain_rwkv_state.tokenizer import WorldTokenizer
 
 

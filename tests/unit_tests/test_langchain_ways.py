@@ -14,7 +14,7 @@ from langchain_core.runnables.history import RunnableWithMessageHistory
 
 from langchain_rwkv_state import RWKVStateHistory
 from langchain_rwkv_state.errors import UnsupportedContentError
-from langchain_rwkv_state.messages import message_to_json
+from langchain_rwkv_state.prompt.markers import message_to_json
 from tests.helpers.langchain_ways import (
     BEGIN,
     END,

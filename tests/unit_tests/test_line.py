@@ -14,9 +14,10 @@ import pytest
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import HumanMessage
 
-from langchain_rwkv_state import DiskStateStore, MemoryStateStore, line
+from langchain_rwkv_state import DiskStateStore, MemoryStateStore
+from langchain_rwkv_state.conversation import waiting as line
+from langchain_rwkv_state.conversation.session import SESSION_KEY, RWKVSession
 from langchain_rwkv_state.errors import SessionConflict
-from langchain_rwkv_state.session import SESSION_KEY, RWKVSession
 from langchain_rwkv_state.store import keeper, queue
 from langchain_rwkv_state.store.keeper import KEEPER
 from tests.helpers.fake_chat import FakeChat

@@ -14,7 +14,7 @@ from langchain_core.prompts import PromptTemplate
 
 from langchain_rwkv_state import RWKVLLM
 from langchain_rwkv_state.errors import EngineBusy, MarkerError, StateMismatch, StateNotFound
-from langchain_rwkv_state.messages import STATE_KEY, marker
+from langchain_rwkv_state.prompt.markers import STATE_KEY, marker
 from tests.helpers.watch import is_idle, wait_until, watch
 
 NOWHERE = "rwkv1-" + "0" * 64

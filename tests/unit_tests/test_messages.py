@@ -17,7 +17,7 @@ from langchain_core.messages import (
 from langchain_core.prompt_values import ChatPromptValue, StringPromptValue
 
 from langchain_rwkv_state.errors import MarkerError
-from langchain_rwkv_state.messages import (
+from langchain_rwkv_state.prompt.markers import (
     MARKER_TEXT,
     NEW,
     STATE_KEY,

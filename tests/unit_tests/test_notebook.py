@@ -18,12 +18,12 @@ from langchain_rwkv_state import (
     StateLayout,
 )
 from langchain_rwkv_state import state as states
-from langchain_rwkv_state.markup import MOST_ROWS
-from langchain_rwkv_state.messages import message_to_json
-from langchain_rwkv_state.recall.result import Point, Recall, Section, Series
-from langchain_rwkv_state.runtime.half_life import half_life
+from langchain_rwkv_state._markup import MOST_ROWS
+from langchain_rwkv_state.prompt.markers import message_to_json
 from langchain_rwkv_state.state import Distance
 from langchain_rwkv_state.store.follow import standing
+from langchain_rwkv_state.toolbox.half_life import half_life
+from langchain_rwkv_state.toolbox.recall.result import Point, Recall, Section, Series
 from tests.helpers.states import random_state
 
 EVIL = "<script>alert('x')</script> & \"y\"\n\x1b[31m"

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-from langchain_rwkv_state.patterns import held_pattern
+from langchain_rwkv_state.grammar.patterns import held_pattern
 from tests.unit_tests.test_constraint import Bytes
 
 TABLES = LLTokenizer(TokenizerWrapper(Bytes()))

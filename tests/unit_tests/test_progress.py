@@ -6,8 +6,8 @@ import pytest
 from langchain_core.messages import HumanMessage
 from rich.console import Console
 
-from langchain_rwkv_state import progress
-from langchain_rwkv_state.progress import LateBar
+from langchain_rwkv_state import _progress as progress
+from langchain_rwkv_state._progress import LateBar
 from langchain_rwkv_state.runtime import read_tensors
 from tests.helpers.checkpoints import write_checkpoint
 
@@ -190,7 +190,7 @@ def bars(monkeypatch):
             if self.tell is not None:
                 self.tell = lambda done, total: steps.setdefault(label, []).append((done, total))
 
-    for module in ("model", "chat_models"):
+    for module in ("base", "chat_models"):
         monkeypatch.setattr(f"langchain_rwkv_state.{module}.LateBar", Noted)
     return steps
 

@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 
-from langchain_rwkv_state.registry import Registry
+from langchain_rwkv_state._registry import Registry
 
 
 class Value:

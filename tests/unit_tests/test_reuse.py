@@ -9,8 +9,8 @@ import pytest
 
 from langchain_rwkv_state.engine import Done, Engine, Request, Thought
 from langchain_rwkv_state.prefix_cache import PrefixStateCache
+from langchain_rwkv_state.prompt.plan import Reading
 from langchain_rwkv_state.reuse import launch
-from langchain_rwkv_state.turn import Reading
 from tests.helpers.fake_runtime import FakeRuntime
 from tests.helpers.scripted import GREEDY, WORLD
 

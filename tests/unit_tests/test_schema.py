@@ -9,9 +9,9 @@ import pytest
 from jsonschema import Draft202012Validator
 from llguidance import LLMatcher
 
-from langchain_rwkv_state.constraint import json_schema_constraint
 from langchain_rwkv_state.errors import RWKVStateError, SchemaError
-from langchain_rwkv_state.schema import _DO, _FORMATS, held_schema, parts
+from langchain_rwkv_state.grammar.constraint import json_schema_constraint
+from langchain_rwkv_state.grammar.json_schema import _DO, _FORMATS, held_schema, parts
 from tests.unit_tests.test_constraint import fits
 
 

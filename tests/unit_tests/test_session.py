@@ -7,9 +7,9 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 
 from langchain_rwkv_state import DiskStateStore, MemoryStateStore
+from langchain_rwkv_state.conversation.session import SESSION_KEY
 from langchain_rwkv_state.errors import SessionConflict, StateNotFound, StoreFull
-from langchain_rwkv_state.messages import STATE_KEY, marker, message_to_json
-from langchain_rwkv_state.session import SESSION_KEY
+from langchain_rwkv_state.prompt.markers import STATE_KEY, marker, message_to_json
 
 
 def ref_of(message: AIMessage) -> str:

@@ -8,9 +8,9 @@ import pytest
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage
 
 from langchain_rwkv_state import MemoryStateStore, StateStore
+from langchain_rwkv_state.conversation.session import SESSION_KEY, RWKVSession
 from langchain_rwkv_state.errors import SessionConflict
-from langchain_rwkv_state.messages import STATE_KEY, marker, message_to_json
-from langchain_rwkv_state.session import SESSION_KEY, RWKVSession
+from langchain_rwkv_state.prompt.markers import STATE_KEY, marker, message_to_json
 from tests.helpers.fake_chat import FakeChat
 
 

@@ -16,10 +16,10 @@ from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langchain_core.runnables.history import RunnableWithMessageHistory
 
 from langchain_rwkv_state import RWKVStateHistory
+from langchain_rwkv_state.conversation.session import SESSION_KEY
+from langchain_rwkv_state.conversation.sessions import RWKVSessions
 from langchain_rwkv_state.errors import SessionConflict
-from langchain_rwkv_state.messages import STATE_KEY
-from langchain_rwkv_state.session import SESSION_KEY
-from langchain_rwkv_state.sessions import RWKVSessions
+from langchain_rwkv_state.prompt.markers import STATE_KEY
 from tests.helpers.fake_chat import FakeChat
 
 

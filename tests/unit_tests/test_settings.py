@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from langchain_rwkv_state import RWKVLLM, ChatRWKV, DiskStateStore, MemoryStateStore
 from langchain_rwkv_state.errors import ModelLoadError, StoreError
-from langchain_rwkv_state.template import ChatTemplate, G1Template, WorldTemplate
+from langchain_rwkv_state.prompt.template import ChatTemplate, G1Template, WorldTemplate
 from langchain_rwkv_state.tokenizer import WorldTokenizer
 
 MODELS = [ChatRWKV, RWKVLLM]

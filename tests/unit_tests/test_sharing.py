@@ -27,8 +27,8 @@ from langchain_rwkv_state import (
 from langchain_rwkv_state.engine import engine as engine_module
 from langchain_rwkv_state.loaded import ENGINES, LOADED
 from langchain_rwkv_state.messages import marker
+from langchain_rwkv_state.prompt.template import WorldTemplate
 from langchain_rwkv_state.runtime.registry import MODELS
-from langchain_rwkv_state.template import WorldTemplate
 from tests.helpers.watch import wait_until
 
 

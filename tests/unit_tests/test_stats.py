@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 import pytest
 
-from langchain_rwkv_state.stats import ModelStats, StatsWatch
+from langchain_rwkv_state.model_stats import ModelStats, StatsWatch
 
 OWN = "native cpu fp32"  # a model of the test's own: the other tests hold one as "auto"
 

@@ -47,7 +47,7 @@ main()
 _COMMAND = """
 import sys
 from pathlib import Path
-from langchain_rwkv_state import stopping
+from langchain_rwkv_state import _stopping as stopping
 stopping.listen()
 from langchain_rwkv_state.cli import app
 from langchain_rwkv_state.whole import whole_file
@@ -102,7 +102,7 @@ def test_when_all_is_done_it_changes_nothing(tmp_path):
 
 def test_a_process_that_was_started_to_ignore_it_ignores_it():
     code = (
-        "from langchain_rwkv_state import stopping\nstopping.listen()\n"
+        "from langchain_rwkv_state import _stopping as stopping\nstopping.listen()\n"
         "with stopping.InOrder(): press()\nprint('kept on')"
     )
     assert _ended(code, ignoring=True) == (0, "kept on\n", "")

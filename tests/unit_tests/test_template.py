@@ -22,7 +22,7 @@ from langchain_core.messages import (
 )
 
 from langchain_rwkv_state.errors import UnsupportedContentError
-from langchain_rwkv_state.template import (
+from langchain_rwkv_state.prompt.template import (
     ChatTemplate,
     DemoTemplate,
     G1Template,

@@ -8,8 +8,8 @@ import operator
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 
-from langchain_rwkv_state.messages import STATE_KEY, marker
-from langchain_rwkv_state.template import WorldTemplate
+from langchain_rwkv_state.prompt.markers import STATE_KEY, marker
+from langchain_rwkv_state.prompt.template import WorldTemplate
 from tests.helpers.scripted_chat import WORLD, ScriptedChat, in_bytes
 
 THOUGHT = ">Hm.\n\nSeven\ntimes 13.</think>\nNo: 7 times 13.\n\nAssistant answers."

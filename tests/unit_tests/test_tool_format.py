@@ -7,7 +7,7 @@ from langchain_core.tools import tool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel, Field
 
-from langchain_rwkv_state.tool_format import ToolFormat, signature, type_text
+from langchain_rwkv_state.prompt.tools import ToolFormat, signature, type_text
 
 FORMAT = ToolFormat()
 

@@ -12,11 +12,11 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, Tool
 from langchain_core.tools import tool
 from pydantic import BaseModel
 
-from langchain_rwkv_state.answer import read_answer
 from langchain_rwkv_state.errors import SchemaError, UnsupportedContentError
-from langchain_rwkv_state.messages import STATE_KEY, marker
-from langchain_rwkv_state.template import DemoTemplate, G1Template, WorldTemplate
-from langchain_rwkv_state.tool_format import ToolFormat
+from langchain_rwkv_state.prompt.answer import read_answer
+from langchain_rwkv_state.prompt.markers import STATE_KEY, marker
+from langchain_rwkv_state.prompt.template import DemoTemplate, G1Template, WorldTemplate
+from langchain_rwkv_state.prompt.tools import ToolFormat
 from tests.helpers.scripted_chat import WORLD, ScriptedChat, in_bytes
 
 

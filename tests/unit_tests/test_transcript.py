@@ -18,12 +18,12 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables.history import RunnableWithMessageHistory
 
 from langchain_rwkv_state import DiskStateStore, MemoryStateStore, RWKVStateHistory
+from langchain_rwkv_state.conversation.session import SESSION_KEY, RWKVSession
+from langchain_rwkv_state.conversation.transcript import only_new
 from langchain_rwkv_state.errors import SessionConflict, StateCorrupt
-from langchain_rwkv_state.messages import message_to_json, said_digests
-from langchain_rwkv_state.session import SESSION_KEY, RWKVSession
+from langchain_rwkv_state.prompt.markers import message_to_json, said_digests
 from langchain_rwkv_state.store import LogEntry
 from langchain_rwkv_state.store.rows import LogRow
-from langchain_rwkv_state.transcript import only_new
 from tests.helpers.fake_chat import FakeChat
 from tests.helpers.states import random_state
 

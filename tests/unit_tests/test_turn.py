@@ -18,7 +18,7 @@ from langchain_rwkv_state.errors import (
     StateNotFound,
     UnsupportedContentError,
 )
-from langchain_rwkv_state.messages import (
+from langchain_rwkv_state.prompt.markers import (
     Mark,
     hand_out,
     leading_system,
@@ -26,10 +26,7 @@ from langchain_rwkv_state.messages import (
     messages_digest,
     text_digest,
 )
-from langchain_rwkv_state.state import Fingerprint, RWKVState, StateLayout, zero_state
-from langchain_rwkv_state.template import WorldTemplate
-from langchain_rwkv_state.tokenizer import JsonTokenizer
-from langchain_rwkv_state.turn import (
+from langchain_rwkv_state.prompt.plan import (
     Reading,
     file_answer,
     ids_of,
@@ -37,6 +34,9 @@ from langchain_rwkv_state.turn import (
     plan_text,
     stage,
 )
+from langchain_rwkv_state.prompt.template import WorldTemplate
+from langchain_rwkv_state.state import Fingerprint, RWKVState, StateLayout, zero_state
+from langchain_rwkv_state.tokenizer import JsonTokenizer
 from tests.helpers.checkpoints import write_tokenizer
 
 LAYOUT = StateLayout.of(7, n_layer=1, n_embd=32, head_size=32)

@@ -15,7 +15,7 @@ from langchain_core.messages import (
 )
 
 from langchain_rwkv_state import RWKVStateHistory
-from langchain_rwkv_state.unread import readable
+from langchain_rwkv_state.conversation.unread import readable
 
 IMAGE = {"type": "image", "url": "http://example.org/y.png"}
 WARNED = "unread messages of session 'bob'"

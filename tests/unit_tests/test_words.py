@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 
-from langchain_rwkv_state.words import in_one_line, plain
+from langchain_rwkv_state._text import in_one_line, plain
 
 _TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 _MARKS = {0x200E, 0x200F, 0x061C, 0xFEFF, 0x2028, 0x2029, 0x2060, 0x180E, 0xFFF9, 0xE0041}

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from langchain_rwkv_state.runtime.native.memory import room
+from langchain_rwkv_state.runtime.native.large_pages import room
 from langchain_rwkv_state.state import StateLayout
 
 

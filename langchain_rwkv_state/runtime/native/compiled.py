@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from langchain_rwkv_state.runtime.native.arrays import StateArrays
-from langchain_rwkv_state.runtime.native.memory import room
+from langchain_rwkv_state.runtime.native.large_pages import room
 from langchain_rwkv_state.runtime.native.plain import Segments
 from langchain_rwkv_state.runtime.native.weights import Layer, Lora, Norm, Weights
 

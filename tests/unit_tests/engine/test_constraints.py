@@ -11,16 +11,16 @@ import pytest
 import torch
 from jsonschema import Draft202012Validator
 
-from langchain_rwkv_state.constraint import (
+from langchain_rwkv_state.engine import Delta, Done, Engine, Request, Sampling, Thought
+from langchain_rwkv_state.engine import constraints as module
+from langchain_rwkv_state.engine.sampler import Sampler
+from langchain_rwkv_state.errors import EngineError, SchemaError
+from langchain_rwkv_state.grammar.constraint import (
     Constraint,
     calls_constraint,
     json_schema_constraint,
     no_calls_constraint,
 )
-from langchain_rwkv_state.engine import Delta, Done, Engine, Request, Sampling, Thought
-from langchain_rwkv_state.engine import constraints as module
-from langchain_rwkv_state.engine.sampler import Sampler
-from langchain_rwkv_state.errors import EngineError, SchemaError
 from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.tokenizer import JsonTokenizer, Tokenizer
 from tests.helpers.checkpoints import write_tokenizer

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from langchain_rwkv_state.engine import Delta, Engine, Request, Sampling
+from langchain_rwkv_state.prompt.template import WorldTemplate
 from langchain_rwkv_state.runtime import Runtime, load_runtime
 from langchain_rwkv_state.state import RWKVState
-from langchain_rwkv_state.template import WorldTemplate
 from langchain_rwkv_state.tokenizer import JsonTokenizer, StreamDecoder
 from tests.helpers.checkpoints import write_checkpoint, write_tokenizer
 

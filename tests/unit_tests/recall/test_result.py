@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from langchain_rwkv_state.errors import StateCorrupt
-from langchain_rwkv_state.recall import Point, Recall, Section, Series
+from langchain_rwkv_state.toolbox.recall import Point, Recall, Section, Series
 
 PLACES = st.one_of(st.floats(0, 1), st.integers(0, 100), st.text(max_size=5))
 POINTS = st.builds(

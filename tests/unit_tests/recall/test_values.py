@@ -6,8 +6,15 @@ from random import Random
 
 import pytest
 
-from langchain_rwkv_state.recall.values import FACTS, KINDS, holds, other_turn, value, values
-from langchain_rwkv_state.recall.words import WORDS
+from langchain_rwkv_state.toolbox.recall.nouns import WORDS
+from langchain_rwkv_state.toolbox.recall.values import (
+    FACTS,
+    KINDS,
+    holds,
+    other_turn,
+    value,
+    values,
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -21,9 +21,9 @@ from langchain_rwkv_state.runtime import (
     write_clamped,
 )
 from langchain_rwkv_state.runtime.checkpoint import Checkpoint, read_tensors
-from langchain_rwkv_state.runtime.half_life import static_half_life
 from langchain_rwkv_state.runtime.registry import MODELS
 from langchain_rwkv_state.state import Fingerprint
+from langchain_rwkv_state.toolbox.half_life import static_half_life
 from tests.helpers.checkpoints import random_checkpoint, write_checkpoint, write_tokenizer
 
 SIZES: dict[str, Any] = {"n_embd": 64, "head_size": 32}

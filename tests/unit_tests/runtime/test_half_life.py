@@ -15,8 +15,8 @@ from langchain_rwkv_state.demo.sample import SAMPLE_IDS, SAMPLE_TEXT
 from langchain_rwkv_state.errors import ModelLoadError
 from langchain_rwkv_state.runtime import half_life, load_runtime
 from langchain_rwkv_state.runtime.checkpoint import Checkpoint
-from langchain_rwkv_state.runtime.half_life import static_half_life
 from langchain_rwkv_state.tokenizer import load_tokenizer
+from langchain_rwkv_state.toolbox.half_life import static_half_life
 from tests.helpers.checkpoints import random_checkpoint, write_checkpoint
 
 SIZES: dict[str, Any] = {"n_embd": 64, "head_size": 32}

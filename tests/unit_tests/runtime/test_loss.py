@@ -10,7 +10,7 @@ import torch
 
 from langchain_rwkv_state.runtime import text_loss
 from langchain_rwkv_state.runtime.checkpoint import read_tensors
-from langchain_rwkv_state.runtime.reference import ReferenceModel
+from langchain_rwkv_state.toolbox.reference import ReferenceModel
 
 TOKENS = [3, 1, 4, 1, 5, 9, 2, 6]
 

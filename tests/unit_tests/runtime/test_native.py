@@ -21,7 +21,7 @@ from langchain_rwkv_state.runtime.checkpoint import Checkpoint
 from langchain_rwkv_state.runtime.handle import ArraySlots, RuntimeHandle
 from langchain_rwkv_state.runtime.native import build, linear, plain
 from langchain_rwkv_state.runtime.native.compiled import panels, rounded
-from langchain_rwkv_state.runtime.native.memory import room
+from langchain_rwkv_state.runtime.native.large_pages import room
 from langchain_rwkv_state.runtime.native.model import MAX_ROWS, NativeModel
 from langchain_rwkv_state.runtime.native.private import private_folder
 from langchain_rwkv_state.runtime.native.recurrence import CHUNK, Tokens, chunked, step

@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from langchain_rwkv_state.errors import StateMismatch
-from langchain_rwkv_state.runtime import Runtime, load_runtime, package
+from langchain_rwkv_state.runtime import Runtime, load_runtime
 from langchain_rwkv_state.runtime.checkpoint import Checkpoint, read_tensors
-from langchain_rwkv_state.runtime.namespace import Namespace
-from langchain_rwkv_state.runtime.package import PackageModel
+from langchain_rwkv_state.runtime.rwkv_package import adapter as package
+from langchain_rwkv_state.runtime.rwkv_package.adapter import PackageModel
+from langchain_rwkv_state.runtime.rwkv_package.namespace import Namespace
 from langchain_rwkv_state.runtime.strategy import Strategy
 from langchain_rwkv_state.state import RWKVState, encode
 from tests.helpers.checkpoints import VERSIONS, random_checkpoint, write_checkpoint

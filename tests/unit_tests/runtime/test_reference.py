@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from langchain_rwkv_state.runtime import load_runtime, open_slots
-from langchain_rwkv_state.runtime.reference import ReferenceModel
+from langchain_rwkv_state.toolbox.reference import ReferenceModel
 from tests.helpers.checkpoints import VERSIONS, random_checkpoint, write_checkpoint
 
 SIZES: dict[str, Any] = {"n_layer": 3, "n_embd": 64, "head_size": 32}

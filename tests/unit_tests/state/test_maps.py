@@ -21,7 +21,7 @@ from langchain_rwkv_state.state import (
     renormalise,
     zero_state,
 )
-from langchain_rwkv_state.state.diagnostics import effective_ranks
+from langchain_rwkv_state.toolbox.diagnostics import effective_ranks
 from tests.helpers.states import random_state
 from tests.unit_tests.state.conftest import LAYOUTS
 

@@ -1,22 +1,10 @@
-"""The package of states: names that wait for PyTorch, and submodules of the same names."""
+"""The package of states: names that wait for PyTorch."""
 
 import subprocess
 import sys
 
-import pytest
-
 from langchain_rwkv_state import DiskStateStore
 from tests.helpers.states import random_state
-
-
-@pytest.mark.parametrize("name", ["diff", "distance", "memory", "motion"])
-def test_a_submodule_does_not_hide_the_function_of_its_name(name):
-    code = (
-        f"import langchain_rwkv_state.state.{name}\n"
-        f"from langchain_rwkv_state.state import {name}\n"
-        f"assert callable({name}), {name}"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_store_is_looked_into_without_pytorch(tmp_path):

@@ -9,9 +9,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from langchain_rwkv_state.recall import Point, Recall, Section, Series
 from langchain_rwkv_state.state import calibrate, difference_map, head_maps, inspect
 from langchain_rwkv_state.store import LogEntry, SessionInfo
+from langchain_rwkv_state.toolbox.recall import Point, Recall, Section, Series
 from langchain_rwkv_state.views.page import report_page
 from langchain_rwkv_state.views.session_report import SessionReport
 from tests.helpers.states import random_state

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from langchain_rwkv_state.recall import Point, Recall, Section, Series
+from langchain_rwkv_state.toolbox.recall import Point, Recall, Section, Series
 from langchain_rwkv_state.views.bars import recall_tables
 from langchain_rwkv_state.views.recall import draw_recall
 

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 from hypothesis import given
 from hypothesis import strategies as st
 
-from langchain_rwkv_state.markup import escaped
+from langchain_rwkv_state._markup import escaped
 from langchain_rwkv_state.state import HeadMap, head_maps
 from langchain_rwkv_state.views.charts import Axis, Bars, Line, bar_chart, line_chart
 from langchain_rwkv_state.views.heat_svg import heat_map

@@ -1,0 +1,519 @@
+"""The calls of a session: load the head, run the model, commit the answer's state.
+
+`SessionCalls` is a `Runnable` around a chat model and its store, for people who want no graph. It
+decides when a turn is committed, and nothing else; which session a call is for is told by who
+derives from it. The easy mistake is to expect a turn from a stream that was left before its end:
+only a finished answer is committed, and none of `ask_aside` and its kin.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import Any, cast
+
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
+from langchain_core.runnables.config import get_config_list, get_executor_for_config
+from langchain_core.runnables.utils import gather_with_concurrency
+
+from langchain_rwkv_state.base import RWKVModel, seen
+from langchain_rwkv_state.conversation.session_turn import (
+    GONE,
+    SESSION_KEY,
+    OnConflict,
+    SessionTurn,
+)
+from langchain_rwkv_state.conversation.steps import arun, run
+from langchain_rwkv_state.conversation.waiting import WAIT_SECONDS
+from langchain_rwkv_state.prompt.markers import (
+    STATE_KEY,
+    InputError,
+    to_messages,
+)
+from langchain_rwkv_state.prompt.structured import Method, Structured, tool_options
+from langchain_rwkv_state.store import TTL, StateStore
+from langchain_rwkv_state.store.clock import ttl_seconds
+
+
+class SessionCalls(Runnable[LanguageModelInput, AIMessage]):
+    """What is called of sessions, whatever tells their names.
+
+    Args:
+        chat: The model that answers; its answers name states in `store`.
+        store: Where the sessions live.
+        ttl: As for `RWKVSession`, and so are the others.
+        on_conflict: What to do about other turns of the same session.
+        wait_timeout: Seconds to wait for the turns before.
+    """
+
+    def __init__(
+        self,
+        chat: BaseChatModel,
+        store: StateStore,
+        *,
+        ttl: TTL = None,
+        on_conflict: OnConflict = "wait",
+        wait_timeout: float = WAIT_SECONDS,
+    ) -> None:
+        if on_conflict not in ("wait", "raise", "fork"):
+            raise ValueError(f"on_conflict is 'wait', 'raise' or 'fork', not {on_conflict!r}.")
+        if isinstance(wait_timeout, bool) or not isinstance(wait_timeout, (int, float)):
+            raise TypeError(
+                f"wait_timeout is {wait_timeout!r:.100}: pass a number of seconds; 0 does not wait."
+            )
+        if not 0 <= wait_timeout < math.inf:
+            raise ValueError(
+                f"wait_timeout is {wait_timeout!r}: pass a finite number of seconds that is not "
+                "negative; 0 does not wait."
+            )
+        ttl_seconds(ttl, 1.0)
+        self.chat = chat
+        self.store = store
+        self.ttl = ttl
+        self.on_conflict = on_conflict
+        self.wait_timeout = wait_timeout
+
+    @abstractmethod
+    def _session_of(self, config: RunnableConfig | None) -> str:
+        """Returns the name of the session that a call is for.
+
+        Raises:
+            ValueError: None is given, or none that a session can have.
+        """
+
+    def bind(self, **kwargs: Any) -> BoundSession:
+        """Binds options to every call; a tenant's salt is bound in the form that may be seen."""
+        return BoundSession(bound=self, kwargs=seen(kwargs), config={})
+
+    def with_config(self, config: RunnableConfig | None = None, **kwargs: Any) -> BoundSession:
+        """Binds a configuration to every call."""
+        merged = cast("RunnableConfig", {**(config or {}), **kwargs})
+        return BoundSession(bound=self, kwargs={}, config=merged)
+
+    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> BoundSession:
+        """Returns this session with tools that the model may call; see `ChatRWKV.bind_tools`.
+
+        Each call is a turn: pass the results alone, as the next one.
+        """
+        return _with_tools(self, self.chat, tools, kwargs)
+
+    def with_structured_output(
+        self,
+        schema: Any = None,
+        *,
+        method: Method = "json_schema",
+        include_raw: bool = False,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """Returns this session with objects for answers; see `ChatRWKV.with_structured_output`."""
+        return _structured(self, self.chat, schema, method, include_raw, kwargs)
+
+    def invoke(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AIMessage:
+        """Answers one turn and commits it."""
+        turn = self._turn(input, config)
+        try:
+            messages = run(turn.begin(), self.store)
+            try:
+                answer = self.chat.invoke(messages, config, **kwargs)
+            except GONE as error:
+                raise run(turn.lost(error), self.store) from error
+            steps = turn.commit(answer.response_metadata[STATE_KEY], answer)
+            answer.response_metadata[SESSION_KEY] = run(steps, self.store)
+        finally:
+            run(turn.end(), self.store)
+        return answer
+
+    async def ainvoke(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AIMessage:
+        """Answers one turn and commits it, without blocking the event loop.
+
+        Cancelled, it commits nothing. Where the cancellation comes as the commit is being written,
+        the turn is in the session, and is returned.
+        """
+        turn = self._turn(input, config)
+        try:
+            messages = await arun(turn.begin(), self.store)
+            try:
+                answer = await self.chat.ainvoke(messages, config, **kwargs)
+            except GONE as error:
+                raise await arun(turn.lost(error), self.store) from error
+            steps = turn.commit(answer.response_metadata[STATE_KEY], answer)
+            answer.response_metadata[SESSION_KEY] = await arun(steps, self.store)
+        finally:
+            await arun(turn.end(), self.store)
+        return answer
+
+    def stream(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Iterator[AIMessageChunk]:
+        """Streams one turn's answer; the last chunk comes after its commit."""
+        turn = self._turn(input, config)
+        said: AIMessageChunk | None = None
+        try:
+            messages = run(turn.begin(), self.store)
+            for chunk in self.chat.stream(messages, config, **kwargs):
+                said = chunk if said is None else said + chunk
+                if STATE_KEY in chunk.response_metadata:
+                    steps = turn.commit(chunk.response_metadata[STATE_KEY], said)
+                    chunk.response_metadata[SESSION_KEY] = run(steps, self.store)
+                yield chunk
+        except GONE as error:
+            raise run(turn.lost(error), self.store) from error
+        finally:
+            run(turn.end(), self.store)
+
+    async def astream(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AsyncIterator[AIMessageChunk]:
+        """Streams one turn's answer; the last chunk comes after its commit."""
+        turn = self._turn(input, config)
+        said: AIMessageChunk | None = None
+        try:
+            messages = await arun(turn.begin(), self.store)
+            async for chunk in self.chat.astream(messages, config, **kwargs):
+                said = chunk if said is None else said + chunk
+                if STATE_KEY in chunk.response_metadata:
+                    steps = turn.commit(chunk.response_metadata[STATE_KEY], said)
+                    chunk.response_metadata[SESSION_KEY] = await arun(steps, self.store)
+                yield chunk
+        except GONE as error:
+            raise await arun(turn.lost(error), self.store) from error
+        finally:
+            await arun(turn.end(), self.store)
+
+    # -- beside the conversation ---------------------------------------------------------------
+
+    def ask_aside(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AIMessage:
+        """Answers from where the session stands, and leaves it there: nothing is committed.
+
+        Nobody is waited for, also where a turn is under way, and the session's time to live is not
+        renewed. Its unread messages are read too. The state behind the answer is named in
+        ``response_metadata["rwkv_state"]`` as of any answer, and lives as briefly.
+
+        Raises:
+            SessionConflict: The session moved on before its state could be read: ask again.
+
+        Example:
+            >>> bob.ask_aside("What do you know about me?").content  # doctest: +SKIP
+        """
+        turn = self._turn(input, config, aside=True)
+        messages = run(turn.begin(), self.store)
+        try:
+            return self.chat.invoke(messages, config, **kwargs)
+        except GONE as error:
+            raise run(turn.lost(error), self.store) from error
+
+    async def aask_aside(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AIMessage:
+        """As `ask_aside`, without blocking the event loop."""
+        turn = self._turn(input, config, aside=True)
+        messages = await arun(turn.begin(), self.store)
+        try:
+            return await self.chat.ainvoke(messages, config, **kwargs)
+        except GONE as error:
+            raise await arun(turn.lost(error), self.store) from error
+
+    def stream_aside(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Iterator[AIMessageChunk]:
+        """Streams an answer of `ask_aside`."""
+        turn = self._turn(input, config, aside=True)
+        messages = run(turn.begin(), self.store)
+        try:
+            yield from self.chat.stream(messages, config, **kwargs)
+        except GONE as error:
+            raise run(turn.lost(error), self.store) from error
+
+    async def astream_aside(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AsyncIterator[AIMessageChunk]:
+        """As `stream_aside`, without blocking the event loop."""
+        turn = self._turn(input, config, aside=True)
+        messages = await arun(turn.begin(), self.store)
+        try:
+            async for chunk in self.chat.astream(messages, config, **kwargs):
+                yield chunk
+        except GONE as error:
+            raise await arun(turn.lost(error), self.store) from error
+
+    # -- many at once --------------------------------------------------------------------------
+
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[AIMessage]:
+        """Answers the inputs; those of one session as its turns, one after another."""
+        configs = get_config_list(config, len(inputs))
+        lanes = self._lanes(configs)
+
+        def in_turn(lane: Sequence[int]) -> list[AIMessage]:
+            return super(SessionCalls, self).batch(
+                [inputs[at] for at in lane],
+                [{**configs[at], "max_concurrency": 1} for at in lane],
+                return_exceptions=return_exceptions,
+                **kwargs,
+            )
+
+        if not lanes:
+            return []
+        with get_executor_for_config(self._lanes_at_once(configs[0])) as executor:
+            return _in_place(lanes, list(executor.map(in_turn, lanes)))
+
+    async def abatch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[AIMessage]:
+        """As `batch`, without blocking the event loop."""
+        configs = get_config_list(config, len(inputs))
+        lanes = self._lanes(configs)
+
+        async def in_turn(lane: Sequence[int]) -> list[AIMessage]:
+            return await super(SessionCalls, self).abatch(
+                [inputs[at] for at in lane],
+                [{**configs[at], "max_concurrency": 1} for at in lane],
+                return_exceptions=return_exceptions,
+                **kwargs,
+            )
+
+        if not lanes:
+            return []
+        at_once = self._lanes_at_once(configs[0]).get("max_concurrency")
+        return _in_place(lanes, await gather_with_concurrency(at_once, *map(in_turn, lanes)))
+
+    def batch_as_completed(
+        self,
+        inputs: Sequence[LanguageModelInput],
+        config: RunnableConfig | Sequence[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> Iterator[tuple[int, Any]]:
+        """As `batch`, and yields (place, answer) as the answers come."""
+        configs = get_config_list(config, len(inputs))
+        lanes = self._lanes(configs)
+        done: SimpleQueue[tuple[int, Any]] = SimpleQueue()
+        over = threading.Event()
+
+        def in_turn(lane: Sequence[int]) -> None:
+            for at in lane:
+                if over.is_set():
+                    return
+                try:
+                    done.put((at, self.invoke(inputs[at], configs[at], **kwargs)))
+                except BaseException as error:  # noqa: BLE001 # it is raised where it is read
+                    done.put((at, error))
+                    if not return_exceptions:
+                        return
+
+        if not lanes:
+            return
+        with get_executor_for_config(self._lanes_at_once(configs[0])) as executor:
+            try:
+                for lane in lanes:
+                    executor.submit(in_turn, lane)
+                for _ in inputs:
+                    yield _answered(done.get(), return_exceptions=return_exceptions)
+            finally:
+                over.set()
+
+    async def abatch_as_completed(
+        self,
+        inputs: Sequence[LanguageModelInput],
+        config: RunnableConfig | Sequence[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> AsyncIterator[tuple[int, Any]]:
+        """As `abatch`, and yields (place, answer) as the answers come."""
+        configs = get_config_list(config, len(inputs))
+        lanes = self._lanes(configs)
+        done: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
+
+        async def in_turn(lane: Sequence[int]) -> None:
+            for at in lane:
+                try:
+                    done.put_nowait((at, await self.ainvoke(inputs[at], configs[at], **kwargs)))
+                except BaseException as error:  # noqa: BLE001 # it is raised where it is read
+                    done.put_nowait((at, error))
+                    if not (return_exceptions and isinstance(error, Exception)):
+                        return
+
+        if not lanes:
+            return
+        at_once = self._lanes_at_once(configs[0]).get("max_concurrency")
+        work = asyncio.ensure_future(gather_with_concurrency(at_once, *map(in_turn, lanes)))
+        try:
+            for _ in inputs:
+                yield _answered(await done.get(), return_exceptions=return_exceptions)
+        finally:
+            work.cancel()
+            with suppress(asyncio.CancelledError):
+                await work
+
+    def _lanes(self, configs: Sequence[RunnableConfig]) -> list[list[int]]:
+        """Returns the places of a batch by session: turns of one would race for its head."""
+        lanes: dict[str | int, list[int]] = {}
+        for at, config in enumerate(configs):
+            lane: str | int = at
+            with suppress(ValueError):  # the call itself says what is wrong with the name
+                lane = self._session_of(config)
+            lanes.setdefault(lane, []).append(at)
+        return list(lanes.values())
+
+    def _lanes_at_once(self, config: RunnableConfig) -> RunnableConfig:
+        """Returns how many sessions are served at once: as many as the model's slots, if not said.
+
+        LangChain's own default, made for calls over a network, follows the number of cores.
+        """
+        slots = self.chat.slots if isinstance(self.chat, RWKVModel) else None
+        return {"max_concurrency": config.get("max_concurrency") or slots}
+
+    def _turn(
+        self, given: LanguageModelInput, config: RunnableConfig | None, *, aside: bool = False
+    ) -> SessionTurn:
+        if isinstance(given, str) and not given.strip():
+            raise InputError(
+                "The input is an empty text, and what is said in a session stays: pass a text, or "
+                "a message where an empty one is meant."
+            )
+        return SessionTurn(
+            self.store,
+            self._session_of(config),
+            to_messages(given),
+            ttl=self.ttl,
+            on_conflict=self.on_conflict,
+            wait_seconds=self.wait_timeout,
+            aside=aside,
+        )
+
+
+def _answered(done: tuple[int, Any], *, return_exceptions: bool) -> tuple[int, Any]:
+    """Returns what came of an input of a batch, or raises it."""
+    found = done[1]
+    if isinstance(found, BaseException) and not (
+        return_exceptions and isinstance(found, Exception)
+    ):
+        raise found
+    return done
+
+
+def _in_place(lanes: Sequence[Sequence[int]], found: Sequence[list[AIMessage]]) -> list[AIMessage]:
+    """Returns the answers of a batch in the order of its inputs."""
+    by_place = {
+        at: answer
+        for lane, answers in zip(lanes, found, strict=True)
+        for at, answer in zip(lane, answers, strict=True)
+    }
+    return [by_place[at] for at in range(len(by_place))]
+
+
+class BoundSession(RunnableBinding[LanguageModelInput, AIMessage]):
+    """A session with options or a configuration bound to it, which its asides have too."""
+
+    def bind(self, **kwargs: Any) -> BoundSession:
+        """Binds more options to every call."""
+        return cast("BoundSession", super().bind(**seen(kwargs)))
+
+    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> BoundSession:
+        """See `SessionCalls.bind_tools`; what is bound stays so."""
+        return _with_tools(self, self._calls.chat, tools, kwargs)
+
+    def with_structured_output(
+        self,
+        schema: Any = None,
+        *,
+        method: Method = "json_schema",
+        include_raw: bool = False,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """See `SessionCalls.with_structured_output`; what is bound stays so."""
+        return _structured(self, self._calls.chat, schema, method, include_raw, kwargs)
+
+    def ask_aside(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AIMessage:
+        """See `SessionCalls.ask_aside`."""
+        return self._calls.ask_aside(
+            input, self._merge_configs(config), **{**self.kwargs, **kwargs}
+        )
+
+    async def aask_aside(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AIMessage:
+        """See `SessionCalls.aask_aside`."""
+        merged = self._merge_configs(config)
+        return await self._calls.aask_aside(input, merged, **{**self.kwargs, **kwargs})
+
+    def stream_aside(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Iterator[AIMessageChunk]:
+        """See `SessionCalls.stream_aside`."""
+        return self._calls.stream_aside(
+            input, self._merge_configs(config), **{**self.kwargs, **kwargs}
+        )
+
+    def astream_aside(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AsyncIterator[AIMessageChunk]:
+        """See `SessionCalls.astream_aside`."""
+        return self._calls.astream_aside(
+            input, self._merge_configs(config), **{**self.kwargs, **kwargs}
+        )
+
+    @property
+    def _calls(self) -> SessionCalls:
+        """The session.
+
+        Raises:
+            TypeError: It is behind something else, as after `with_retry`.
+        """
+        if not isinstance(self.bound, SessionCalls):
+            raise TypeError(
+                f"Asides and tools are a session's, and this is {type(self.bound).__name__}: ask "
+                "the session itself, and put what else is wanted behind it."
+            )
+        return self.bound
+
+
+def _with_tools(
+    calls: SessionCalls | BoundSession,
+    chat: BaseChatModel,
+    tools: Sequence[Any],
+    options: Mapping[str, Any],
+) -> BoundSession:
+    chat.bind_tools(tools, **options)  # checks all of it
+    return calls.bind(**tool_options(tools, **options))
+
+
+def _structured(
+    calls: SessionCalls | BoundSession,
+    chat: BaseChatModel,
+    schema: Any,
+    method: Method,
+    include_raw: bool,
+    options: Mapping[str, Any],
+) -> Runnable[LanguageModelInput, Any]:
+    chat.with_structured_output(schema, method=method, **options)  # checks all of it
+    wanted = Structured.of(schema, method=method, **options)
+    return wanted.chain(calls.bind(**wanted.options), include_raw=include_raw)
