@@ -209,7 +209,7 @@ class DiskBackend:
             self._require_identity()
             return check_table(sql, self.files, KNOWN_FILES, fix=fix)
 
-        return self.transact(work) if fix else self.look(lambda: work(self.sql))
+        return self.transact(work) if fix else self.look(lambda: work(self._execute))
 
     def close(self) -> None:
         """See `Backend.close`."""
@@ -224,14 +224,18 @@ class DiskBackend:
     def sql(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """See `Backend.sql`: through the calling thread's connection."""
         try:
-            self._require_identity()
-            if self._reading is not None:
-                self._require_open()
-                return self._reading.fetch(statement, values)
-            found: list[tuple[Any, ...]] = self._opened()._con.execute(statement, values).fetchall()
+            return self._execute(statement, values)
         except (Timeout, sqlite3.Error, OSError, UnicodeDecodeError):
             with self.errors():
                 raise
+        raise AssertionError  # `errors` raises
+
+    def _execute(self, statement: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+        self._require_identity()
+        if self._reading is not None:
+            self._require_open()
+            return self._reading.fetch(statement, values)
+        found: list[tuple[Any, ...]] = self._opened()._con.execute(statement, values).fetchall()
         return found
 
     @contextmanager

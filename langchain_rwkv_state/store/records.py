@@ -188,7 +188,7 @@ class SessionInfo:
         expires_seconds: Unix time at which it expires; `math.inf` for never.
         unread: Messages behind the head that no state covers yet, as JSON texts.
         model: The model that the head belongs to, for people: version, layers, width and a short
-            name, such as ``RWKV-7 6x128 demo``; ``None`` where there is no head, or its file
+            name, such as ``RWKV-7 6x128 demo``; ``None`` where there is no head, or its row
             cannot be read.
         fingerprint: The same model for comparing, in full; likewise.
     """

@@ -16,6 +16,7 @@ from enum import IntEnum
 from typing import Any, ClassVar, NamedTuple, Self
 
 from langchain_rwkv_state.errors import StateCorrupt
+from langchain_rwkv_state.state.header import Named
 from langchain_rwkv_state.store.records import Body as Body
 from langchain_rwkv_state.store.records import LogEntry
 from langchain_rwkv_state.store.records import Origin as Origin
@@ -136,6 +137,14 @@ def _read_origin(value: Any) -> Origin:
     return Origin.from_body("origin", json.loads(_bytes(value)))
 
 
+def _read_model(value: Any) -> Named:
+    fingerprint, *numbers = json.loads(_bytes(value))
+    if not isinstance(fingerprint, str):
+        raise ValueError("no model")
+    version, n_layer, n_embd = map(_read_count, numbers)
+    return Named(fingerprint, version, n_layer, n_embd)
+
+
 def _maybe(kind: _Kind, nothing: Any = None) -> _Kind:
     """Returns a kind that also has a value for NULL."""
     return _Kind(
@@ -155,6 +164,7 @@ _FLAG = _Kind(_read_flag, int)
 _TEXTS = _maybe(_Kind(_read_texts, _json_bytes), ())
 _ORIGIN = _maybe(_Kind(_read_origin, lambda origin: _json_bytes(origin.to_body())))
 _HOLDER = _Kind(lambda value: Holder(_read_count(value)), int)
+_MODEL = _maybe(_Kind(_read_model, lambda model: _json_bytes(list(model))))
 _MAYBE_REF = _maybe(_REF)
 
 
@@ -352,7 +362,7 @@ class StateRow(Row):
         holders: How many things need it. The rows of `holds` say which; where the two disagree,
             the state stays.
         origin: With ``log="tokens"``, what it can be made from again.
-        model: The model that it is of, as JSON; ``None`` where only the file says.
+        model: The model that it is of; ``None`` where only the file says.
     """
 
     TABLE: ClassVar[Table] = Table(
@@ -367,7 +377,7 @@ class StateRow(Row):
             "created": _SECONDS,
             "holders": _COUNT,
             "origin": _ORIGIN,
-            "model": _maybe(_WORDS),
+            "model": _MODEL,
         },
     )
 
@@ -379,7 +389,7 @@ class StateRow(Row):
     created: float
     holders: int = 0
     origin: Origin | None = None
-    model: str | None = None
+    model: Named | None = None
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from langchain_rwkv_state.state.header import Named
 from langchain_rwkv_state.store.forks import ForkLock
 from langchain_rwkv_state.store.records import Filing
-from langchain_rwkv_state.store.whose import model_text
+from langchain_rwkv_state.store.whose import model_named_by
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import RWKVState
@@ -40,7 +41,7 @@ class Staged:
         tokens: The ids read since the parent, for whoever keeps them.
         fingerprint: Of its model.
         block: Digest of the system block that its conversation began with.
-        model: The model that it is of, as a row has it.
+        model: The model that it is of.
         n_tokens: Tokens that it stands for.
         nbytes: Bytes of its tensors.
         since: When it was staged, in seconds of the store.
@@ -56,7 +57,7 @@ class Staged:
     tokens: Sequence[int]
     fingerprint: str
     block: str | None
-    model: str
+    model: Named
     n_tokens: int
     nbytes: int
     since: float
@@ -121,7 +122,7 @@ class Staging:
                     tokens=array("I", tokens),
                     fingerprint=state.fingerprint,
                     block=state.block,
-                    model=model_text(state.fingerprint, state.layout),
+                    model=model_named_by(state),
                     n_tokens=state.n_tokens,
                     nbytes=state.nbytes,
                     since=now,

@@ -74,7 +74,7 @@ from langchain_rwkv_state.store.tokens import joined, pack_tokens
 from langchain_rwkv_state.store.unread import LIMIT_BYTES, bundled_bytes, require_messages
 from langchain_rwkv_state.store.unsaved import EndedTurn
 from langchain_rwkv_state.store.upkeep import check_store
-from langchain_rwkv_state.store.whose import model_of, model_text, model_words
+from langchain_rwkv_state.store.whose import model_named_by, model_of, model_words
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.runtime.base import Runtime
@@ -805,7 +805,7 @@ class TableStore(StateStore):
             parent=parent,
             created=now,
             origin=origin,
-            model=model_text(state.fingerprint, state.layout),
+            model=model_named_by(state),
         )
         self._backend.write_blob(row.blob, parts)
         return row

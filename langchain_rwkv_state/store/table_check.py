@@ -40,10 +40,11 @@ def check_table(fetch: Sql, files: StateFiles, known: frozenset[str], *, fix: bo
     if problems:
         problems.append(f"{DATABASE} is damaged: restore the directory from a copy.")
         return CheckReport(tuple(problems))
-    for problem, done in _listing(fetch, fix=fix):
+    converted = not fetch("SELECT 1 FROM sqlite_master WHERE name = 'meta'", ())  # of format 1
+    for problem, done in () if converted else _listing(fetch, fix=fix):
         problems.append(problem)
         repaired += [done] if fix else []
-    for name, counted, true in _counters(fetch):
+    for name, counted, true in () if converted else _counters(fetch):
         problems.append(f"The counter {name!r} says {counted!r} and should say {true}.")
         if fix:
             fetch("UPDATE Settings SET value = ? WHERE key = ?", (true, name))

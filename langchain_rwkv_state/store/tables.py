@@ -357,11 +357,14 @@ class Tables:
         living: list[bytes] = []
         names: list[bytes] = []
         for raw in found:
-            if rows.checksum("sessions", raw[:-1]) != raw[-1]:
+            name, expires = raw[0], raw[6]
+            if rows.checksum("sessions", raw[:-1]) != raw[-1] or type(name) is not bytes:
                 break
-            names.append(raw[0])
-            if raw[0].startswith(start) and (raw[6] is None or raw[6] > self.now):
-                living.append(raw[0])
+            if type(expires) not in (float, type(None)):
+                break
+            names.append(name)
+            if name.startswith(start) and (expires is None or expires > self.now):
+                living.append(name)
         if len(names) < len(found) or _come_to(names) != totals[1:]:
             living = self._names_by_log(totals, start)
         return [rows.name_text(name) for name in living]
@@ -369,7 +372,11 @@ class Tables:
     def _names_by_log(self, totals: Totals, start: bytes) -> list[bytes]:
         """Returns the names in the slow way, by what sessions are born with."""
         born = self._sql("SELECT * FROM log WHERE seq = 0 ORDER BY session", ())
-        sound = [raw[0] for raw in born if rows.checksum("log", raw[:-1]) == raw[-1]]
+        sound = [
+            raw[0]
+            for raw in born
+            if rows.checksum("log", raw[:-1]) == raw[-1] and type(raw[0]) is bytes
+        ]
         if _come_to(sound) != totals[1:]:
             raise StateCorrupt(
                 f"The store counts {totals.sessions} sessions, and finds {len(sound)} or others: "
@@ -485,21 +492,24 @@ class Changes(Tables):
         columns = META.pack((key, value))
         self._sql(_PUT["meta"], (*columns, rows.checksum("meta", columns)))
 
+    def totals(self) -> Totals:
+        """Returns what all rows come to, with what has changed.
+
+        Raises:
+            StateCorrupt: As `Tables.totals`.
+        """
+        nbytes, sessions, names = super().totals()
+        return Totals(nbytes + self._nbytes, sessions + self._sessions, names ^ self._names)
+
     def finish(self) -> Totals:
-        """Adds up what has changed, as the transaction's last step; returns the totals."""
+        """Notes the totals where they changed, as the transaction's last step; returns them."""
         totals = self.totals()
         if self._nbytes or self._sessions or self._names:
-            totals = Totals(
-                totals.nbytes + self._nbytes,
-                totals.sessions + self._sessions,
-                totals.names ^ self._names,
-            )
-            self.note(_TOTALS, json.dumps(totals).encode())
-            self._nbytes = self._sessions = self._names = 0
+            self.set_totals(totals)
         return totals
 
     def set_totals(self, totals: Totals) -> None:
-        """Notes totals that were counted anew; what changed before is in them."""
+        """Notes the totals; what changed so far is in them."""
         self._nbytes = self._sessions = self._names = 0
         self.note(_TOTALS, json.dumps(totals).encode())
 

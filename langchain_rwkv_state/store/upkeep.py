@@ -86,7 +86,7 @@ def check_store(
     orphans = list(_orphans(backend, found))
     problems += [f"The file {name} belongs to no state." for name in orphans]
     if fix:
-        repaired += [f"Deleted the file {name}." for name in orphans if _sweep(backend, name)]
+        repaired += filter(None, (_sweep(backend, name, aside=bool(found.bad)) for name in orphans))
     return CheckReport(tuple(problems), tuple(repaired))
 
 
@@ -123,14 +123,22 @@ def _is_named(tables: Tables, name: str) -> bool:
     return row is not None and row.blob == name
 
 
-def _sweep(backend: Backend, name: str) -> bool:
-    """Deletes a file unless a row names it by now."""
+def _sweep(backend: Backend, name: str, *, aside: bool) -> str | None:
+    """Deletes a file unless a row names it by now; says what was done.
 
-    def work(changes: Changes) -> bool:
+    Args:
+        backend: The files.
+        name: The file.
+        aside: Whether to put it aside: a row that was damaged may have named it.
+    """
+
+    def work(changes: Changes) -> str | None:
         if _is_named(changes, name):
-            return False
+            return None
+        if aside:
+            return f"No row names the file {name}: {backend.set_aside(name)}."
         changes.dropped.append(name)
-        return True
+        return f"Deleted the file {name}."
 
     return change(backend, 0.0, work, freeing=True)
 
@@ -262,11 +270,14 @@ class _AllRows:
         changes.delete_key(StateRow.TABLE, raw[:1])
         changes.unlist_state(raw[0])
         done = f"Deleted the {what}."
-        if isinstance(raw[0], bytes) and not self.holds.get(rows.ref_text(raw[0])):
-            for name, _ in list(self._backend.blobs()):
-                if name.startswith(raw[0].hex()):
-                    done += f" The file {name} is no state's any more: "
-                    done += f"{self._backend.set_aside(name)}."
+        ref = raw[0].hex() if isinstance(raw[0], bytes) else "-"
+        if self.holds.get(f"rwkv1-{ref}"):
+            return done
+        named = str(raw[1], "ascii", "replace") if isinstance(raw[1], bytes) else ""
+        for name, _ in list(self._backend.blobs()):
+            if name.startswith(ref) or name == named:
+                where = self._backend.set_aside(name)
+                done += f" The file {name} is no state's any more: {where}."
         return done
 
     # -- sessions --------------------------------------------------------------------------------

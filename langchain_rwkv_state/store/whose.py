@@ -6,7 +6,6 @@ mistake is to compare by it: it leaves out tokenizer, template and most of the d
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from langchain_rwkv_state import demo
@@ -17,7 +16,7 @@ from langchain_rwkv_state.store.backend import Backend
 from langchain_rwkv_state.store.rows import StateRow
 
 if TYPE_CHECKING:
-    from langchain_rwkv_state.state import StateLayout
+    from langchain_rwkv_state.state import RWKVState
 
 _DIGITS = 8
 
@@ -42,9 +41,10 @@ def model_words(named: Named) -> str:
     return f"{shape} {name}{plus}{change}"
 
 
-def model_text(fingerprint: str, layout: StateLayout) -> str:
-    """Returns a model as a state's row has it, which `model_of` reads."""
-    return json.dumps([fingerprint, layout.version, layout.n_layer, layout.n_embd])
+def model_named_by(state: RWKVState) -> Named:
+    """Returns the model that a state is of."""
+    layout = state.layout
+    return Named(state.fingerprint, layout.version, layout.n_layer, layout.n_embd)
 
 
 def model_of(backend: Backend, row: StateRow | None) -> Named | None:
@@ -55,7 +55,7 @@ def model_of(backend: Backend, row: StateRow | None) -> Named | None:
     if row is None:
         return None
     if row.model is not None:
-        return Named(*json.loads(row.model))
+        return row.model
     try:
         start = backend.read_blob_start(row.blob, START_BYTES)
         return None if start is None else model_named(start)
