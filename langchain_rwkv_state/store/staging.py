@@ -17,7 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from langchain_rwkv_state.state.header import Named
 from langchain_rwkv_state.store.forks import ForkLock
+from langchain_rwkv_state.store.whose import model_named_by
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import RWKVState
@@ -37,6 +39,7 @@ class Staged:
         tokens: The ids read since the parent, for whoever keeps them.
         fingerprint: Of its model.
         block: Digest of the system block that its conversation began with.
+        model: The model that it is of.
         n_tokens: Tokens that it stands for.
         nbytes: Bytes of its tensors.
         since: When it was staged, in seconds of the store.
@@ -52,6 +55,7 @@ class Staged:
     tokens: Sequence[int]
     fingerprint: str
     block: str | None
+    model: Named
     n_tokens: int
     nbytes: int
     since: float
@@ -115,6 +119,7 @@ class Staging:
                     tokens=array("I", tokens),
                     fingerprint=state.fingerprint,
                     block=state.block,
+                    model=model_named_by(state),
                     n_tokens=state.n_tokens,
                     nbytes=state.nbytes,
                     since=now,

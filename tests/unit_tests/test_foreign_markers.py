@@ -20,7 +20,6 @@ from langchain_rwkv_state import MemoryStateStore, RWKVStateHistory
 from langchain_rwkv_state.conversation.filings import filings_of
 from langchain_rwkv_state.conversation.session import SESSION_KEY
 from langchain_rwkv_state.prompt.markers import STATE_KEY, marker, message_to_json, read_marker
-from langchain_rwkv_state.store import rows
 
 PROMPT = ChatPromptTemplate.from_messages(
     [MessagesPlaceholder("history"), MessagesPlaceholder("q")]
@@ -130,11 +129,10 @@ class TestAmongUnreadMessages:
         for session in ("control", "bob"):
             store.append_unread(session, said)
         # A store takes no marker in; it may hold one from before it refused them.
-        key = rows.session_key("bob")
-        row = rows.SessionRow.unpack("bob", store._backend.reader.get(key))
+        row = store._view().stored_session("bob")
         planted = message_to_json(marker(secret, turn_id=FORGED))
-        row = replace(row, unread=(planted, *row.unread))
-        store._backend.transact(lambda changes: changes.put(key, row.pack()))
+        new = replace(row, unread=(planted, *row.unread))
+        store._write(lambda changes: changes.put(new, row))
         assert len(store.session("bob").unread) == 3
         return chat.with_session("bob")
 
