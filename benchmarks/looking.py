@@ -21,7 +21,7 @@ from benchmarks import common
 from langchain_rwkv_state import ChatRWKV, MemoryStateStore
 from langchain_rwkv_state.cli.report import gather
 from langchain_rwkv_state.state import RWKVState, difference_map, head_maps, inspect, motion
-from langchain_rwkv_state.store.follow import follow
+from langchain_rwkv_state.store.events import watch
 from langchain_rwkv_state.views.plots.figure import save
 from langchain_rwkv_state.views.plots.heat_plot import draw_maps
 from langchain_rwkv_state.views.report.page import report_page
@@ -69,12 +69,12 @@ def draw(folder: Path) -> list[Path]:
 def watched(chat: ChatRWKV, store: MemoryStateStore) -> list[Frame]:
     """Holds the first conversation and watches it."""
     frames, before = [], None
-    sights = follow(store, "bob", sleep=lambda _: None)
-    next(sights)
+    events = watch(store, "bob", sleep=lambda _: None)
+    next(events)
     for said in BOB:
         chat.with_session("bob").invoke(said)
-        sight = next(sights)
-        info, state = sight.info, sight.state
+        event = next(events)
+        info, state = event.info, event.state
         assert info is not None
         assert isinstance(state, RWKVState)
         seen = motion(state, before, inspect(state))

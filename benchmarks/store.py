@@ -24,11 +24,11 @@ from typing import Any
 
 import diskcache
 import torch
+from langchain_rwkv_state.store.ledger import Ledger
 
 from benchmarks import common
 from langchain_rwkv_state.state import Derivation, RWKVState, StateLayout, encode, reference
 from langchain_rwkv_state.store import DiskStateStore
-from langchain_rwkv_state.store.ledger import Ledger
 from langchain_rwkv_state.store.rows import LogRow, SessionRow, StateRow
 
 LAYOUT = StateLayout.of(7, n_layer=12, n_embd=768, head_size=64)

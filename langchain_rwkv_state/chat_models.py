@@ -32,6 +32,7 @@ from langchain_rwkv_state._arguments import stop_texts
 from langchain_rwkv_state._progress import LateBar
 from langchain_rwkv_state.base import CALL_OPTIONS, RWKVModel, seen
 from langchain_rwkv_state.conversation.bound_model import BoundModel
+from langchain_rwkv_state.conversation.filings import file_answer
 from langchain_rwkv_state.conversation.history import without_strangers
 from langchain_rwkv_state.conversation.prefill import Prefill
 from langchain_rwkv_state.conversation.session import RWKVSession
@@ -682,7 +683,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         """Stages and files the state behind an answer; returns what the message says of it."""
         reading = plan.reading
         ref = turn.stage(reading, done, self.answer_store)
-        turn.file_answer(reading, done, ref, self.answer_store, message)
+        file_answer(reading, done, ref, self.answer_store, message)
         return plan.about(done, ref, model=self.model)
 
     def _chat_result(self, plan: ChatPlan, done: Done) -> ChatResult:

@@ -20,6 +20,7 @@ from langchain_core.prompt_values import ChatPromptValue, PromptValue, StringPro
 from langchain_core.runnables import RunnableConfig
 
 from langchain_rwkv_state.base import CALL_OPTIONS, RWKVModel, seen
+from langchain_rwkv_state.conversation.filings import file_answer
 from langchain_rwkv_state.conversation.history import without_strangers
 from langchain_rwkv_state.engine import Delta, Done, Request, RequestHandle
 from langchain_rwkv_state.loaded import Loaded
@@ -305,7 +306,7 @@ class RWKVLLM(RWKVModel, BaseLLM):
     def _finish(self, reading: PromptPlan, done: Done) -> dict[str, Any]:
         """Stages and files the state behind an answer; returns the answer's information."""
         ref = turn.stage(reading, done, self.answer_store)
-        turn.file_answer(reading, done, ref, self.answer_store)
+        file_answer(reading, done, ref, self.answer_store)
         return {"finish_reason": done.finish_reason, STATE_KEY: ref}
 
     def _result(self, readings: Sequence[PromptPlan], answers: Sequence[Done]) -> LLMResult:

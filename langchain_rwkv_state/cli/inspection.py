@@ -211,13 +211,13 @@ def _healthy_states(store: StateStore, sessions: list[str]) -> Iterator[RWKVStat
         ValueError: A state is broken.
     """
     from langchain_rwkv_state import state as states
-    from langchain_rwkv_state.store.follow import standing
+    from langchain_rwkv_state.store.events import snapshot_of
 
     for name in dict.fromkeys(sessions):
         info = store.session(name, renew=False)
         if info is not None and info.head is None:
             continue
-        found = standing(store, name)
+        found = snapshot_of(store, name)
         if found is None:
             raise unknown_session(name)
         state = found.state

@@ -86,10 +86,10 @@ def gather(
     Recall is not measured here, which takes minutes; the built-in model's figures come with it.
     """
     from langchain_rwkv_state.state import difference_map, head_maps, inspect
-    from langchain_rwkv_state.store.follow import standing, state_if_kept
+    from langchain_rwkv_state.store.events import snapshot_of, state_if_kept
     from langchain_rwkv_state.views.report.session_report import SessionReport
 
-    found = standing(store, session)
+    found = snapshot_of(store, session)
     if found is None:
         raise unknown_session(session)
     state = found.state

@@ -47,12 +47,12 @@ PROBE = "\n\nUser: What do you know about me?\n\nAssistant:"
 def state_of(source: str, store: Path | None) -> RWKVState:
     """Returns the state that a session or a file stands for; this counts as no use of it."""
     from langchain_rwkv_state.state import RWKVState
-    from langchain_rwkv_state.store.follow import standing
+    from langchain_rwkv_state.store.events import snapshot_of
 
     if os.path.isfile(source):  # noqa: PTH113  # a name may be longer than a path can be
         return RWKVState.load(source)
     with existing_store(store) as opened:
-        found = standing(opened, source) if opened else None
+        found = snapshot_of(opened, source) if opened else None
         if found is None:
             raise unknown_session(source)
         return found.state

@@ -25,7 +25,7 @@ from langchain_rwkv_state.cli.states import HealthyOption, read_healthy
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import Healthy, RWKVState
-    from langchain_rwkv_state.store.follow import Sight
+    from langchain_rwkv_state.store.events import SessionEvent
     from langchain_rwkv_state.views.terminal.live_view import Frame
 
 _FRAMES_KEPT = 64
@@ -55,7 +55,7 @@ def watch(
 
     Watching is no use of the session: it is trimmed and expires as if nobody looked.
     """
-    from langchain_rwkv_state.store.follow import follow
+    from langchain_rwkv_state.store.events import watch
 
     ranges = read_healthy(healthy)
     console = output.out()
@@ -63,8 +63,8 @@ def watch(
         _wait_for_store(store, every, once=once, session=session)
         opened = open_store(store)
         try:
-            sights = follow(opened, session, every_seconds=every)
-            _Watching(session, console, ranges).run(sights, once=once, turns=turns)
+            events = watch(opened, session, every_seconds=every)
+            _Watching(session, console, ranges).run(events, once=once, turns=turns)
         finally:
             opened.close()
     except KeyboardInterrupt:
@@ -94,7 +94,7 @@ class _Watching:
     _last: RWKVState | None = None
     _show: Callable[[Any], None] = field(default=lambda _: None)
 
-    def run(self, sights: Iterator[Sight], *, once: bool, turns: int | None) -> None:
+    def run(self, events: Iterator[SessionEvent], *, once: bool, turns: int | None) -> None:
         """Shows what is seen, to the end that was asked for.
 
         Raises:
@@ -102,11 +102,11 @@ class _Watching:
         """
         left = turns
         with self._live(once):
-            for sight in sights:
-                if once and sight.kind == "absent":
+            for event in events:
+                if once and event.kind == "absent":
                     raise unknown_session(self.session)
-                self._take(sight)
-                if sight.kind == "head" and not sight.first and left is not None:
+                self._take(event)
+                if event.kind == "head" and not event.first and left is not None:
                     left -= 1
                 if once or left == 0:
                     return
@@ -124,15 +124,15 @@ class _Watching:
         self._show = lambda view: live.update(view, refresh=True)
         return live
 
-    def _take(self, sight: Sight) -> None:
+    def _take(self, event: SessionEvent) -> None:
         from langchain_rwkv_state.views.terminal.live_view import frame_line, watch_view
 
-        note = _SAID.get(sight.kind, "")
-        if sight.kind == "head":
-            note = self._frame(sight)
+        note = _SAID.get(event.kind, "")
+        if event.kind == "head":
+            note = self._frame(event)
         else:
             self._last = None
-            if sight.kind != "absent":
+            if event.kind != "absent":
                 self.frames.clear()
         if not self.console.is_terminal:
             said = note or frame_line(self.frames[-1])
@@ -150,17 +150,17 @@ class _Watching:
             )
         )
 
-    def _frame(self, sight: Sight) -> str:
+    def _frame(self, event: SessionEvent) -> str:
         """Adds a head to what was seen; returns what is to be said where there is none."""
         from langchain_rwkv_state.state import inspect, motion
         from langchain_rwkv_state.views.terminal.live_view import Frame
 
-        info, state = sight.info, sight.state
+        info, state = event.info, event.state
         if info is None or info.head is None:
             self._last = None
             self.frames.clear()
             return "The session has no state yet: waiting for its first turn."
-        before = sight.before or self._last
+        before = event.before or self._last
         seen = None
         if state is not None:
             seen = motion(state, before, inspect(state, healthy=self.healthy))

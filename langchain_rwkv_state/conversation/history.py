@@ -1,9 +1,8 @@
-"""`RWKVStateHistory`: a session of a store as the chat history of a LangChain chain.
+"""Keeps the history of a LangChain chain as a session of a store: `RWKVStateHistory`.
 
 It hands a chain one state marker in place of a transcript; when the turn ends it commits the state
-that the model filed for exactly that turn. It runs no model. The easy mistake is to take it for a
-list of messages: `messages` never grows with the conversation, and what it shows besides the
-marker is only what no state covers yet.
+that the model filed for exactly that turn. It runs no model. It is no list of messages: `messages`
+never grows with the conversation, and shows besides the marker only what no state covers yet.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ import uuid
 import warnings
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 from langchain_core.chat_history import BaseChatMessageHistory
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables.config import var_child_runnable_config
 
+from langchain_rwkv_state.conversation.filings import EndedTurn, Filings, filings_of
 from langchain_rwkv_state.conversation.history_turn import (
     NOBODYS_TURN,
     Turn,
@@ -40,7 +39,6 @@ from langchain_rwkv_state.prompt.markers import (
     message_from_json,
 )
 from langchain_rwkv_state.store import TTL, StateStore, check_session
-from langchain_rwkv_state.store.base import EndedTurn
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +95,10 @@ class RWKVStateHistory(BaseChatMessageHistory):
     def __reduce__(self) -> tuple[Any, ...]:
         """Travels as its session, store and time to live; a copy begins with no turn open."""
         return functools.partial(type(self), ttl=self.ttl), (self.session_id, self.store)
+
+    @property
+    def _filings(self) -> Filings:
+        return filings_of(self.store)
 
     # -- LangChain's verbs -------------------------------------------------------------------
 
@@ -193,7 +195,7 @@ class RWKVStateHistory(BaseChatMessageHistory):
         try:
             settled = yield from self._keep(ended)
         except Exception:
-            self.store.note_unsaved(self.session_id, ended)
+            self._filings.note_unsaved(self.session_id, ended)
             logger.exception(
                 "The store failed at the end of a turn of session %r. The turn is held in memory; "
                 "it is stored, or the failure raised, when the session's messages are next asked "
@@ -201,11 +203,11 @@ class RWKVStateHistory(BaseChatMessageHistory):
                 self.session_id,
             )
         except BaseException:  # a cancelled task
-            self.store.note_unsaved(self.session_id, ended)
+            self._filings.note_unsaved(self.session_id, ended)
             raise
         else:
             if settled:
-                yield from self._forget(ended)
+                self._filings.forget(ended.turn_id)
 
     def _close(self, messages: Sequence[BaseMessage]) -> EndedTurn:
         """Ends the open turn, or the one whose marker leads the messages."""
@@ -230,7 +232,7 @@ class RWKVStateHistory(BaseChatMessageHistory):
         filed. Calls at once on one history share a turn, and where one's filing were gone, that of
         another with the same answer would pass for it.
         """
-        filings = (yield StoreCall("filings", ended.turn_id)) if ended.turn_id else []
+        filings = self._filings.of(ended.turn_id)
         ref = state_of_answer(ended, filings)
         covered = (*ended.unread_said, *ended.said)
         committed = ref is not None and (yield from self._commit(ended, ref, covered))
@@ -240,18 +242,17 @@ class RWKVStateHistory(BaseChatMessageHistory):
                 yield from self._commit(ended, unread_ref, ended.unread_said)
             yield StoreCall("append_unread", self.session_id, ended.messages, self.ttl)
             if not filings:
-                yield from self._tell_of_missing(ended)
+                self._tell_of_missing(ended)
         return committed or len(filings) < 2
 
-    def _tell_of_missing(self, ended: EndedTurn) -> Steps[None]:
+    def _tell_of_missing(self, ended: EndedTurn) -> None:
         """Warns where a marker was handed out, an answer came, and no model filed it."""
         if ended.turn_id is None or ended.answer_digest is None:
             return
         key = flattened_key(ended.answer_digest)
-        with suppress(Exception):  # the turn is stored; this only asks whether its cause was told
-            if (yield StoreCall("filings", key)):
-                yield StoreCall("forget_turn", key)
-                return
+        if self._filings.of(key):  # its cause was told
+            self._filings.forget(key)
+            return
         text = (
             f"A turn of session {self.session_id!r} was answered, but no model of its store was "
             "shown the session's state marker: the turn is kept as text, to be read again with the "
@@ -282,26 +283,21 @@ class RWKVStateHistory(BaseChatMessageHistory):
             return False
         return True
 
-    def _forget(self, ended: EndedTurn) -> Steps[None]:
-        with suppress(Exception):  # what was filed goes by itself soon; the turn is stored
-            if ended.turn_id:
-                yield StoreCall("forget_turn", ended.turn_id)
-
     def _store_unsaved(self) -> Steps[None]:
-        unsaved = self.store.take_unsaved(self.session_id)
+        unsaved = self._filings.take_unsaved(self.session_id)
         for done, ended in enumerate(unsaved):
             try:
                 settled = (yield from self._is_stored(ended)) or (yield from self._keep(ended))
             except BaseException:
                 for left in unsaved[done:]:
-                    self.store.note_unsaved(self.session_id, left)
+                    self._filings.note_unsaved(self.session_id, left)
                 raise
             if settled:
-                yield from self._forget(ended)
+                self._filings.forget(ended.turn_id)
 
     def _is_stored(self, ended: EndedTurn) -> Steps[bool]:
         """Says whether a turn that seemed to fail is stored: what was cancelled may yet happen."""
-        filings = (yield StoreCall("filings", ended.turn_id)) if ended.turn_id else []
+        filings = self._filings.of(ended.turn_id)
         ref = state_of_answer(ended, filings)
         log = (yield StoreCall("log", self.session_id)) if ref is not None else []
         if any(entry.ref == ref for entry in log):
@@ -311,11 +307,11 @@ class RWKVStateHistory(BaseChatMessageHistory):
         return info is not None and bool(said) and info.unread[-len(said) :] == said
 
     def _clear(self) -> Steps[None]:
-        self.store.take_unsaved(self.session_id)
+        self._filings.take_unsaved(self.session_id)
         with self._lock:
             turn, self._open = self._open, None
         if turn is not None:
-            yield StoreCall("forget_turn", turn.turn_id)
+            self._filings.forget(turn.turn_id)
         yield StoreCall("delete_session", self.session_id)
 
 

@@ -1,4 +1,4 @@
-"""A history's turn: what it began with, what was said in it, which filed state stands for it.
+"""Tells which filed state stands for a history's turn, from what it began with and what was said.
 
 Values only: nothing here asks a store or a model. The easy mistake is to accept a state because
 its answer's text fits: it must also have been read from the head that the turn began with, with
@@ -19,6 +19,7 @@ from langchain_core.messages import (
     message_chunk_to_message,
 )
 
+from langchain_rwkv_state.conversation.filings import EndedTurn, Filing
 from langchain_rwkv_state.conversation.unread import readable
 from langchain_rwkv_state.prompt.markers import (
     Mark,
@@ -30,7 +31,6 @@ from langchain_rwkv_state.prompt.markers import (
     said_digests,
     without_markers,
 )
-from langchain_rwkv_state.store.base import EndedTurn, Filing
 
 _EXTRAS: dict[str, Any] = {
     "additional_kwargs": {},

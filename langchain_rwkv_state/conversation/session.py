@@ -1,7 +1,7 @@
-"""A conversation with a name of its own: `RWKVSession`, for a program that talks in one session.
+"""Talks in one session, by its name: `RWKVSession`.
 
-It holds the name; the calls are those of `SessionCalls`. The easy mistake is to make one for all
-users of a server: that is one conversation, and `RWKVSessions` is what is meant.
+It holds the name; the calls are those of `SessionCalls`. It is one conversation: for all users of a
+server there is `RWKVSessions`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""The calls of a session: load the head, run the model, commit the answer's state.
+"""Answers the calls of sessions: loads the head, runs the model, commits the answer's state.
 
 `SessionCalls` is a `Runnable` around a chat model and its store, for people who want no graph. It
-decides when a turn is committed, and nothing else; which session a call is for is told by who
-derives from it. The easy mistake is to expect a turn from a stream that was left before its end:
-only a finished answer is committed, and none of `ask_aside` and its kin.
+decides when a turn is committed; which session a call is for is told by who derives from it. Only a
+finished answer is committed: no stream that was left before its end, and no aside.
 """
 
 from __future__ import annotations
@@ -30,7 +29,16 @@ from langchain_rwkv_state.conversation.session_turn import (
     OnConflict,
     SessionTurn,
 )
-from langchain_rwkv_state.conversation.steps import arun, run
+from langchain_rwkv_state.conversation.steps import (
+    Answer,
+    Give,
+    NextChunk,
+    Steps,
+    agive,
+    arun,
+    give,
+    run,
+)
 from langchain_rwkv_state.conversation.waiting import WAIT_SECONDS
 from langchain_rwkv_state.prompt.markers import (
     STATE_KEY,
@@ -119,18 +127,7 @@ class SessionCalls(Runnable[LanguageModelInput, AIMessage]):
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AIMessage:
         """Answers one turn and commits it."""
-        turn = self._turn(input, config)
-        try:
-            messages = run(turn.begin(), self.store)
-            try:
-                answer = self.chat.invoke(messages, config, **kwargs)
-            except GONE as error:
-                raise run(turn.lost(error), self.store) from error
-            steps = turn.commit(answer.response_metadata[STATE_KEY], answer)
-            answer.response_metadata[SESSION_KEY] = run(steps, self.store)
-        finally:
-            run(turn.end(), self.store)
-        return answer
+        return run(self._answer(input, config, kwargs), self.store)
 
     async def ainvoke(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
@@ -140,56 +137,19 @@ class SessionCalls(Runnable[LanguageModelInput, AIMessage]):
         Cancelled, it commits nothing. Where the cancellation comes as the commit is being written,
         the turn is in the session, and is returned.
         """
-        turn = self._turn(input, config)
-        try:
-            messages = await arun(turn.begin(), self.store)
-            try:
-                answer = await self.chat.ainvoke(messages, config, **kwargs)
-            except GONE as error:
-                raise await arun(turn.lost(error), self.store) from error
-            steps = turn.commit(answer.response_metadata[STATE_KEY], answer)
-            answer.response_metadata[SESSION_KEY] = await arun(steps, self.store)
-        finally:
-            await arun(turn.end(), self.store)
-        return answer
+        return await arun(self._answer(input, config, kwargs), self.store)
 
     def stream(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> Iterator[AIMessageChunk]:
         """Streams one turn's answer; the last chunk comes after its commit."""
-        turn = self._turn(input, config)
-        said: AIMessageChunk | None = None
-        try:
-            messages = run(turn.begin(), self.store)
-            for chunk in self.chat.stream(messages, config, **kwargs):
-                said = chunk if said is None else said + chunk
-                if STATE_KEY in chunk.response_metadata:
-                    steps = turn.commit(chunk.response_metadata[STATE_KEY], said)
-                    chunk.response_metadata[SESSION_KEY] = run(steps, self.store)
-                yield chunk
-        except GONE as error:
-            raise run(turn.lost(error), self.store) from error
-        finally:
-            run(turn.end(), self.store)
+        return give(self._stream(input, config, kwargs), self.store)
 
-    async def astream(
+    def astream(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AsyncIterator[AIMessageChunk]:
         """Streams one turn's answer; the last chunk comes after its commit."""
-        turn = self._turn(input, config)
-        said: AIMessageChunk | None = None
-        try:
-            messages = await arun(turn.begin(), self.store)
-            async for chunk in self.chat.astream(messages, config, **kwargs):
-                said = chunk if said is None else said + chunk
-                if STATE_KEY in chunk.response_metadata:
-                    steps = turn.commit(chunk.response_metadata[STATE_KEY], said)
-                    chunk.response_metadata[SESSION_KEY] = await arun(steps, self.store)
-                yield chunk
-        except GONE as error:
-            raise await arun(turn.lost(error), self.store) from error
-        finally:
-            await arun(turn.end(), self.store)
+        return agive(self._stream(input, config, kwargs), self.store)
 
     # -- beside the conversation ---------------------------------------------------------------
 
@@ -208,46 +168,75 @@ class SessionCalls(Runnable[LanguageModelInput, AIMessage]):
         Example:
             >>> bob.ask_aside("What do you know about me?").content  # doctest: +SKIP
         """
-        turn = self._turn(input, config, aside=True)
-        messages = run(turn.begin(), self.store)
-        try:
-            return self.chat.invoke(messages, config, **kwargs)
-        except GONE as error:
-            raise run(turn.lost(error), self.store) from error
+        return run(self._answer(input, config, kwargs, aside=True), self.store)
 
     async def aask_aside(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AIMessage:
         """As `ask_aside`, without blocking the event loop."""
-        turn = self._turn(input, config, aside=True)
-        messages = await arun(turn.begin(), self.store)
-        try:
-            return await self.chat.ainvoke(messages, config, **kwargs)
-        except GONE as error:
-            raise await arun(turn.lost(error), self.store) from error
+        return await arun(self._answer(input, config, kwargs, aside=True), self.store)
 
     def stream_aside(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> Iterator[AIMessageChunk]:
         """Streams an answer of `ask_aside`."""
-        turn = self._turn(input, config, aside=True)
-        messages = run(turn.begin(), self.store)
-        try:
-            yield from self.chat.stream(messages, config, **kwargs)
-        except GONE as error:
-            raise run(turn.lost(error), self.store) from error
+        return give(self._stream(input, config, kwargs, aside=True), self.store)
 
-    async def astream_aside(
+    def astream_aside(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AsyncIterator[AIMessageChunk]:
         """As `stream_aside`, without blocking the event loop."""
-        turn = self._turn(input, config, aside=True)
-        messages = await arun(turn.begin(), self.store)
+        return agive(self._stream(input, config, kwargs, aside=True), self.store)
+
+    # -- a turn, as steps ------------------------------------------------------------------------
+
+    def _answer(
+        self,
+        given: LanguageModelInput,
+        config: RunnableConfig | None,
+        options: Mapping[str, Any],
+        *,
+        aside: bool = False,
+    ) -> Steps[AIMessage]:
+        turn = self._turn(given, config, aside=aside)
         try:
-            async for chunk in self.chat.astream(messages, config, **kwargs):
-                yield chunk
+            messages = yield from turn.begin()
+            try:
+                answer: AIMessage = yield Answer(self.chat, messages, config, options)
+            except GONE as error:
+                raise (yield from turn.lost(error)) from error
+            if not aside:
+                held_by = yield from turn.commit(answer.response_metadata[STATE_KEY], answer)
+                answer.response_metadata[SESSION_KEY] = held_by
+        finally:
+            yield from turn.end()
+        return answer
+
+    def _stream(
+        self,
+        given: LanguageModelInput,
+        config: RunnableConfig | None,
+        options: Mapping[str, Any],
+        *,
+        aside: bool = False,
+    ) -> Steps[None]:
+        turn = self._turn(given, config, aside=aside)
+        said: AIMessageChunk | None = None
+        chunks: NextChunk | None = None
+        try:
+            messages = yield from turn.begin()
+            chunks = NextChunk(self.chat, messages, config, options)
+            while (chunk := (yield chunks)) is not None:
+                said = chunk if said is None else said + chunk
+                if not aside and STATE_KEY in chunk.response_metadata:
+                    held_by = yield from turn.commit(chunk.response_metadata[STATE_KEY], said)
+                    chunk.response_metadata[SESSION_KEY] = held_by
+                yield Give(chunk)
         except GONE as error:
-            raise await arun(turn.lost(error), self.store) from error
+            raise (yield from turn.lost(error)) from error
+        finally:
+            chunks = None  # where nobody listens any more, the model stops before the next turn
+            yield from turn.end()
 
     # -- many at once --------------------------------------------------------------------------
 
@@ -260,21 +249,9 @@ class SessionCalls(Runnable[LanguageModelInput, AIMessage]):
         **kwargs: Any,
     ) -> list[AIMessage]:
         """Answers the inputs; those of one session as its turns, one after another."""
-        configs = get_config_list(config, len(inputs))
-        lanes = self._lanes(configs)
-
-        def in_turn(lane: Sequence[int]) -> list[AIMessage]:
-            return super(SessionCalls, self).batch(
-                [inputs[at] for at in lane],
-                [{**configs[at], "max_concurrency": 1} for at in lane],
-                return_exceptions=return_exceptions,
-                **kwargs,
-            )
-
-        if not lanes:
-            return []
-        with get_executor_for_config(self._lanes_at_once(configs[0])) as executor:
-            return _in_place(lanes, list(executor.map(in_turn, lanes)))
+        options = {**kwargs, "return_exceptions": return_exceptions}
+        found = dict(self.batch_as_completed(inputs, config, **options))
+        return [found[at] for at in range(len(inputs))]
 
     async def abatch(
         self,
@@ -285,21 +262,10 @@ class SessionCalls(Runnable[LanguageModelInput, AIMessage]):
         **kwargs: Any,
     ) -> list[AIMessage]:
         """As `batch`, without blocking the event loop."""
-        configs = get_config_list(config, len(inputs))
-        lanes = self._lanes(configs)
-
-        async def in_turn(lane: Sequence[int]) -> list[AIMessage]:
-            return await super(SessionCalls, self).abatch(
-                [inputs[at] for at in lane],
-                [{**configs[at], "max_concurrency": 1} for at in lane],
-                return_exceptions=return_exceptions,
-                **kwargs,
-            )
-
-        if not lanes:
-            return []
-        at_once = self._lanes_at_once(configs[0]).get("max_concurrency")
-        return _in_place(lanes, await gather_with_concurrency(at_once, *map(in_turn, lanes)))
+        options = {**kwargs, "return_exceptions": return_exceptions}
+        answers = self.abatch_as_completed(inputs, config, **options)
+        found = {at: answer async for at, answer in answers}
+        return [found[at] for at in range(len(inputs))]
 
     def batch_as_completed(
         self,
@@ -416,16 +382,6 @@ def _answered(done: tuple[int, Any], *, return_exceptions: bool) -> tuple[int, A
     ):
         raise found
     return done
-
-
-def _in_place(lanes: Sequence[Sequence[int]], found: Sequence[list[AIMessage]]) -> list[AIMessage]:
-    """Returns the answers of a batch in the order of its inputs."""
-    by_place = {
-        at: answer
-        for lane, answers in zip(lanes, found, strict=True)
-        for at, answer in zip(lane, answers, strict=True)
-    }
-    return [by_place[at] for at in range(len(by_place))]
 
 
 class BoundSession(RunnableBinding[LanguageModelInput, AIMessage]):

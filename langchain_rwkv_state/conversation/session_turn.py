@@ -1,7 +1,7 @@
-"""One turn of a session, as steps: what the model is to read, and the commit of what came of it.
+"""Runs one turn of a session, as steps: what the model is to read, and the commit of its answer.
 
-It asks the store, and neither a model nor the clock. The easy mistake is to commit an aside: it
-took no place in the queue, so that its head may be another's by now.
+It asks the store, and neither a model nor the clock. An aside is never committed: it took no place
+in the queue, so that its head may be another's by now.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Literal, TypeAlias
 
 from langchain_core.messages import AIMessage, BaseMessage
 
-from langchain_rwkv_state.conversation.steps import Steps, StoreCall, WholeCall
+from langchain_rwkv_state.conversation.steps import OutcomeCall, Steps, StoreCall
 from langchain_rwkv_state.conversation.transcript import may_repeat, only_new
 from langchain_rwkv_state.conversation.unread import readable
-from langchain_rwkv_state.conversation.waiting import WAIT_SECONDS, Line
+from langchain_rwkv_state.conversation.waiting import WAIT_SECONDS, Place
 from langchain_rwkv_state.errors import (
     RWKVStateError,
     SessionConflict,
@@ -73,7 +73,7 @@ class SessionTurn:
         self._ttl = ttl
         self._forks = on_conflict == "fork"
         waits = on_conflict == "wait" and not aside
-        self._line = Line(store, session, wait_seconds) if waits else None
+        self._place = Place(store, session, wait_seconds) if waits else None
         self._look = StoreCall("session", session, renew=not aside)
         self._info: SessionInfo | None = None
         self._said: tuple[str, ...] = ()
@@ -84,8 +84,8 @@ class SessionTurn:
         That is the leading system messages, the session's marker, its unread messages, and what is
         new of what was given.
         """
-        if self._line is not None:
-            yield from self._line.wait()
+        if self._place is not None:
+            yield from self._place.wait()
         info: SessionInfo | None = yield self._look
         self._info = info
         end = leading_system(self._given)
@@ -119,11 +119,11 @@ class SessionTurn:
         said = self._said if answer is None else self._said + said_digests([answer])
         head = self._info.head if self._info else None
         place = None
-        if self._line is not None:
-            self._line.committing()
-            place = self._line.token
+        if self._place is not None:
+            self._place.committing()
+            place = self._place.token
         try:
-            yield WholeCall(
+            yield OutcomeCall(
                 "commit",
                 self._session,
                 ref,
@@ -137,9 +137,9 @@ class SessionTurn:
             if not self._forks:
                 raise
             return (yield from self._fork(ref, head, said))
-        if self._line is not None:
-            self._line.committed()
-            yield from self._line.leave()
+        if self._place is not None:
+            self._place.committed()
+            yield from self._place.leave()
         return self._session
 
     def lost(self, error: RWKVStateError) -> Steps[RWKVStateError]:
@@ -159,8 +159,8 @@ class SessionTurn:
 
     def end(self) -> Steps[None]:
         """Lets the next turn begin, however this one ended."""
-        if self._line is not None:
-            yield from self._line.leave()
+        if self._place is not None:
+            yield from self._place.leave()
 
     def _fork(self, ref: str, head: str | None, said: tuple[str, ...]) -> Steps[str]:
         """Commits the turn to a session of its own, which knows what was said before."""
@@ -168,5 +168,5 @@ class SessionTurn:
         at = next((place for place, entry in enumerate(log) if entry.ref == head), len(log))
         before = tuple(digest for entry in reversed(log[at:]) for digest in entry.said)
         name = f"{self._session[:490]}~{uuid.uuid4().hex[:12]}"
-        yield WholeCall("commit", name, ref, None, self._ttl, said=before + said)
+        yield OutcomeCall("commit", name, ref, None, self._ttl, said=before + said)
         return name

@@ -1,8 +1,8 @@
-"""Many conversations through one `Runnable`: each call says by its configuration which one it is.
+"""Talks in many sessions through one `Runnable`: each call's configuration names its own.
 
 `RWKVSessions` is for chains, graphs and servers, where one object serves all users and LangChain
-carries the name along. It finds the name and nothing else; the turn is that of `RWKVSession`. The
-easy mistake is to take the name from whoever writes: an application must check who may use which.
+carries the name along. It finds the name; the turn is that of `RWKVSession`. An application must
+check who may use which name.
 """
 
 from __future__ import annotations

@@ -1,19 +1,24 @@
-"""Steps that ask a store: one text for the sync and the async form of what needs a store.
+"""Runs one text in both forms, blocking and async: generators of steps that ask a store or a model.
 
-A function of steps is a generator that yields calls of a store's verbs and gets back what they
-return, or has raised in it what they raise. It says what is asked, not how: `run` calls the verb,
-`arun` awaits its async twin. The easy mistake is to call the store inside of steps, or to sleep
-there: that blocks the event loop.
+A function of steps yields what is to be done and gets back what came of it, or has raised in it
+what that raises. It says what is asked, not how: `run` calls a verb, `arun` awaits its async twin;
+`give` and `agive` also hand on what the steps give. Steps call no store and do not sleep
+themselves: that would block the event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Generator
+from collections.abc import AsyncIterator, Generator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias, TypeVar
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import BaseMessage
+from langchain_core.runnables import RunnableConfig
 
 from langchain_rwkv_state.store.base import StateStore
 
@@ -21,7 +26,7 @@ T = TypeVar("T")
 
 
 class StoreCall:
-    """One verb of a store with what it is given.
+    """Calls a verb of the store.
 
     Args:
         verb: Its name, such as ``commit``; the async twin is ``acommit``.
@@ -37,7 +42,7 @@ class StoreCall:
         self.options = options
 
 
-class WholeCall(StoreCall):
+class OutcomeCall(StoreCall):
     """A call whose outcome is known even to a task that is cancelled as it runs.
 
     Cancelled before it began, it never happens. Cancelled later, it happens, and its outcome stands
@@ -57,6 +62,23 @@ class LastCall(StoreCall):
     """A call that happens even if the task is cancelled."""
 
     __slots__ = ()
+
+
+@dataclass
+class Answer:
+    """Calls a model, for a whole answer."""
+
+    chat: BaseChatModel
+    messages: list[BaseMessage]
+    config: RunnableConfig | None
+    options: Mapping[str, Any]
+
+
+@dataclass
+class NextChunk(Answer):
+    """Calls a model at the first time, and takes the answer's next chunk; ``None`` at the end."""
+
+    chunks: Any = None
 
 
 class Signal:
@@ -96,81 +118,121 @@ def _settle(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
+@dataclass
 class Sleep:
-    """A pause.
+    """Pauses, for so many seconds at most; `signal` ends it early."""
 
-    Args:
-        seconds: How long.
-        signal: Ends it early.
-    """
-
-    __slots__ = ("seconds", "signal")
-
-    def __init__(self, seconds: float, signal: Signal | None = None) -> None:
-        self.seconds = seconds
-        self.signal = signal
+    seconds: float
+    signal: Signal | None = None
 
 
-Steps: TypeAlias = Generator[StoreCall | Sleep, Any, T]
+@dataclass
+class Give:
+    """Hands a value to whoever iterates over `give` or `agive`."""
+
+    value: Any
 
 
-def run(steps: Steps[T], store: StateStore) -> T:
-    """Runs steps to their end in the calling thread and returns what they return.
+Step: TypeAlias = StoreCall | Answer | Sleep | Give
+Steps: TypeAlias = Generator[Step, Any, T]
+
+
+def give(steps: Steps[T], store: StateStore) -> Generator[Any, None, T]:
+    """Runs steps in the calling thread, yields what they give and returns what they return.
+
+    Whoever stops early has it raised in the steps as `GeneratorExit`, and they run to their end.
 
     Args:
         steps: The steps, not yet begun.
         store: The store that they ask.
     """
     try:
-        call = next(steps)
+        step = next(steps)
         while True:
             try:
-                answer = _do(call, store)
+                answer = (yield step.value) if isinstance(step, Give) else _do(step, store)
             except BaseException as error:  # noqa: BLE001 - the steps decide
-                call = steps.throw(error)
+                step = steps.throw(error)
             else:
-                call = steps.send(answer)
+                step = steps.send(answer)
     except StopIteration as end:
         result: T = end.value
         return result
+
+
+async def agive(steps: Steps[None], store: StateStore) -> AsyncIterator[Any]:
+    """As `give`, on the event loop."""
+    try:
+        step = next(steps)
+        while True:
+            try:
+                answer = (yield step.value) if isinstance(step, Give) else await _ado(step, store)
+            except BaseException as error:  # noqa: BLE001 - the steps decide
+                step = steps.throw(error)
+            else:
+                step = steps.send(answer)
+    except StopIteration:
+        return
+
+
+def run(steps: Steps[T], store: StateStore) -> T:
+    """Runs steps that give nothing, in the calling thread, and returns what they return."""
+    try:
+        next(give(steps, store))
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    raise TypeError("These steps give values: run them by `give`.")
 
 
 async def arun(steps: Steps[T], store: StateStore) -> T:
-    """Runs steps to their end on the event loop and returns what they return.
-
-    Args:
-        steps: The steps, not yet begun.
-        store: The store that they ask, by the async twins of its verbs.
-    """
+    """As `run`, on the event loop."""
     try:
-        call = next(steps)
+        step = next(steps)
         while True:
             try:
-                answer = await _ado(call, store)
+                answer = await _ado(step, store)
             except BaseException as error:  # noqa: BLE001 - the steps decide
-                call = steps.throw(error)
+                step = steps.throw(error)
             else:
-                call = steps.send(answer)
+                step = steps.send(answer)
     except StopIteration as end:
         result: T = end.value
         return result
 
 
-def _do(call: StoreCall | Sleep, store: StateStore) -> Any:
-    if isinstance(call, Sleep):
-        wait = time.sleep if call.signal is None else call.signal.wait
-        return wait(call.seconds)
-    return getattr(store, call.verb)(*call.args, **call.options)
+def _do(step: Step, store: StateStore) -> Any:
+    match step:
+        case StoreCall():
+            return getattr(store, step.verb)(*step.args, **step.options)
+        case NextChunk():
+            if step.chunks is None:
+                step.chunks = step.chat.stream(step.messages, step.config, **step.options)
+            return next(step.chunks, None)
+        case Answer():
+            return step.chat.invoke(step.messages, step.config, **step.options)
+        case Sleep():
+            return (time.sleep if step.signal is None else step.signal.wait)(step.seconds)
+    raise TypeError(f"{step!r:.100} is nothing to do here: run steps that give by `give`.")
 
 
-async def _ado(call: StoreCall | Sleep, store: StateStore) -> Any:
-    if isinstance(call, Sleep):
-        pause = asyncio.sleep if call.signal is None else call.signal.wait_in_loop
-        return await pause(call.seconds)
-    if isinstance(call, WholeCall):
-        return await store.to_its_end(call.verb, *call.args, **call.options)
-    if isinstance(call, SettledCall):
-        return await store.to_its_end(call.verb, *call.args, tell=True, **call.options)
-    if isinstance(call, LastCall):
-        return await store.to_its_end(call.verb, *call.args, revoke=False, **call.options)
-    return await getattr(store, f"a{call.verb}")(*call.args, **call.options)
+async def _ado(step: Step, store: StateStore) -> Any:
+    match step:
+        case OutcomeCall():
+            return await store.to_its_end(step.verb, *step.args, **step.options)
+        case SettledCall():
+            return await store.to_its_end(step.verb, *step.args, tell=True, **step.options)
+        case LastCall():
+            return await store.to_its_end(step.verb, *step.args, revoke=False, **step.options)
+        case StoreCall():
+            return await getattr(store, f"a{step.verb}")(*step.args, **step.options)
+        case NextChunk():
+            if step.chunks is None:
+                step.chunks = step.chat.astream(step.messages, step.config, **step.options)
+            return await anext(step.chunks, None)
+        case Answer():
+            return await step.chat.ainvoke(step.messages, step.config, **step.options)
+        case Sleep():
+            pause = asyncio.sleep if step.signal is None else step.signal.wait_in_loop
+            return await pause(step.seconds)
+    raise TypeError(f"{step!r:.100} is nothing to do here: run steps that give by `agive`.")

@@ -1,4 +1,4 @@
-"""What of a transcript a session holds already: by short digests of the messages, oldest first.
+"""Finds what of a transcript a session holds already, by short digests of the messages.
 
 A graph hands over its whole thread at every turn, and a session has read all of it but the end. It
 compares, and says what is new; it reads nothing and asks no store. The easy mistake is to take a

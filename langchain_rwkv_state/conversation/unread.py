@@ -1,8 +1,7 @@
-"""A session's unread messages as a model can read them, whatever they hold.
+"""Makes a session's unread messages readable for a model, whatever they hold.
 
 A turn that another model answered is kept as its messages, and among them may be some that RWKV
-cannot read, such as an image. It changes nothing in the store. The easy mistake is to leave such a
-message out: a commit counts how many it covers.
+cannot read, such as an image. None is left out: a commit counts how many it covers.
 """
 
 from __future__ import annotations

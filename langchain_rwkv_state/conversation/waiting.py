@@ -1,10 +1,9 @@
-"""A turn's place in the line of its session: to wait for it, to hold it, to give it up.
+"""Takes a turn's place in the queue of its session, waits for the turns before it, and leaves.
 
 What the store keeps is in `store.queue`; this is the waiting, as steps for both forms. Who stands
 behind a turn of another process looks every so often; who stands behind one of this process is
-woken, since a look reads the whole line. It reads no head and commits nothing. The easy mistake is
-to begin a turn of a session inside another one of it, as in a callback: it would wait for a turn
-that waits for it, and is refused instead.
+woken, since a look reads the whole queue. The easy mistake is to begin a turn of a session inside
+another one of it, as in a callback: it would wait for a turn that waits for it, and is refused.
 """
 
 from __future__ import annotations
@@ -18,6 +17,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 
+from langchain_rwkv_state.conversation.filings import filings_of
+from langchain_rwkv_state.conversation.leases import LEASES
 from langchain_rwkv_state.conversation.steps import (
     LastCall,
     SettledCall,
@@ -28,8 +29,7 @@ from langchain_rwkv_state.conversation.steps import (
 )
 from langchain_rwkv_state.errors import SessionConflict
 from langchain_rwkv_state.store import StateStore
-from langchain_rwkv_state.store import queue as places
-from langchain_rwkv_state.store.keeper import KEEPER, place_of
+from langchain_rwkv_state.store import queue as queues
 from langchain_rwkv_state.store.records import QueuedTurn
 
 WAIT_SECONDS = 600.0
@@ -40,15 +40,15 @@ _LONGEST_PAUSE_SECONDS = 0.05
 _SLOWER = 1.5
 _A_LEASE = 3  # renewals in the time that a place holds
 
-_turns_here: ContextVar[tuple[weakref.ref[Line], ...]] = ContextVar("rwkv_turns", default=())
+_turns_here: ContextVar[tuple[weakref.ref[Place], ...]] = ContextVar("rwkv_turns", default=())
 """Held weakly: a context outlives its turns, and would keep their stores."""
 
-_lines_here: weakref.WeakValueDictionary[str, Line] = weakref.WeakValueDictionary()
+_places_here: weakref.WeakValueDictionary[str, Place] = weakref.WeakValueDictionary()
 """This process's turns by token: who stands behind one of them is woken, and need not look."""
 
 
-class Line:
-    """One turn's place in the line of a session's turns.
+class Place:
+    """One turn's place in the queue of a session's turns.
 
     Args:
         store: Where the session lives.
@@ -61,7 +61,7 @@ class Line:
         self._store = store
         self._session = session
         self._wait_seconds = wait_seconds
-        self._lease_seconds = places.LEASE_SECONDS
+        self._lease_seconds = queues.LEASE_SECONDS
         self._process = os.getpid()
         self._held = False
         self._over = False
@@ -79,14 +79,14 @@ class Line:
         """
         self._refuse_to_wait_for_oneself()
         self._held = True
-        _lines_here[self.token] = self
+        _places_here[self.token] = self
         try:
             yield from self._wait()
         except BaseException:
             yield from self.leave()
             raise
         _turns_here.set((*map(weakref.ref, _open_turns()), weakref.ref(self)))
-        KEEPER.keep(
+        LEASES.keep(
             self._store, self._session, self.token, self._lease_seconds, self._goes_on_in(_loop())
         )
 
@@ -101,7 +101,7 @@ class Line:
 
     def committing(self) -> None:
         """Notes that the turn is being committed, under `token`."""
-        KEEPER.ending(self.token)
+        LEASES.ending(self.token)
 
     def committed(self) -> None:
         """Notes that the commit gave the place up; `leave` then has nothing more to ask."""
@@ -118,7 +118,7 @@ class Line:
         if self._process != os.getpid():  # a forked child's copy: the turn is the parent's
             return
         try:
-            if KEEPER.let_go(self.token) or self._held:
+            if LEASES.let_go(self.token) or self._held:
                 self._held = False
                 with suppress(Exception):  # where the store cannot do it now, the place runs out
                     yield LastCall("leave_queue", self._session, self.token)
@@ -132,28 +132,28 @@ class Line:
         begun = self._renewed = time.monotonic()
         pause = _FIRST_PAUSE_SECONDS
         while ahead:
-            line: list[QueuedTurn] = yield StoreCall("queue", self._session)
-            place = next((at for at, turn in enumerate(line) if turn.token == self.token), None)
-            if place is None:  # it ran out; nothing was begun in it, so another one will do
+            queue: list[QueuedTurn] = yield StoreCall("queue", self._session)
+            at = next((at for at, turn in enumerate(queue) if turn.token == self.token), None)
+            if at is None:  # it ran out; nothing was begun in it, so another one will do
                 ahead = yield from self._renew()
-            elif place == 0:
-                ahead = place
+            elif at == 0:
+                ahead = at
             elif (left := begun + self._wait_seconds - time.monotonic()) <= 0:
-                raise self._waited_long_enough(line)
-            elif (before := _here(line[place - 1].token)) is not None:
+                raise self._waited_long_enough(queue)
+            elif (before := _here(queue[at - 1].token)) is not None:
                 yield from self._follow(before, begun + self._wait_seconds)
             else:
-                yield Sleep(min(pause * place, left, self._lease_seconds / 4))
+                yield Sleep(min(pause * at, left, self._lease_seconds / 4))
                 pause = min(pause * _SLOWER, _LONGEST_PAUSE_SECONDS)
                 if self._is_due():
                     ahead = yield from self._renew()
 
-    def _follow(self, before: weakref.ref[Line], end: float) -> Steps[None]:
+    def _follow(self, before: weakref.ref[Place], end: float) -> Steps[None]:
         """Sleeps until the turn before this one has left, in this process; renews meanwhile."""
         signal = Signal()
-        if (line := before()) is not None:
-            line._followers.append(signal)
-        del line
+        if (place := before()) is not None:
+            place._followers.append(signal)
+        del place
         while _is_there(before) and (left := end - time.monotonic()) > 0:
             yield Sleep(min(left, self._lease_seconds / _A_LEASE), signal)
             if self._is_due():
@@ -168,8 +168,8 @@ class Line:
         return ahead
 
     def _refuse_to_wait_for_oneself(self) -> None:
-        for line in _open_turns():
-            if line._session == self._session and _same(line._store, self._store):
+        for place in _open_turns():
+            if place._session == self._session and _same(place._store, self._store):
                 raise SessionConflict(
                     f"A turn of session {self._session!r} is under way around this one, so it "
                     "would wait for itself: a callback or a tool may not talk in the session that "
@@ -177,10 +177,10 @@ class Line:
                     'turn. Use a session of its own, or on_conflict="fork".'
                 )
 
-    def _waited_long_enough(self, line: Sequence[QueuedTurn]) -> SessionConflict:
-        own = next((at for at, turn in enumerate(line) if turn.token == self.token), len(line))
+    def _waited_long_enough(self, queue: Sequence[QueuedTurn]) -> SessionConflict:
+        own = next((at for at, turn in enumerate(queue) if turn.token == self.token), len(queue))
         waiting = "no turn" if own == 0 else "1 turn" if own == 1 else f"{own} turns"
-        first = line[0].process if line else os.getpid()
+        first = queue[0].process if queue else os.getpid()
         where = "this process" if first == os.getpid() else f"process {first}"
         return SessionConflict(
             f"After {self._wait_seconds:g} seconds there is still {waiting} before this one in "
@@ -196,29 +196,31 @@ def _loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-def _here(token: str) -> weakref.ref[Line] | None:
+def _here(token: str) -> weakref.ref[Place] | None:
     """Returns a turn of this process that has not left; weakly, since nobody here may keep it."""
-    line = _lines_here.get(token)
-    return weakref.ref(line) if line is not None and _is_there(weakref.ref(line)) else None
+    place = _places_here.get(token)
+    return weakref.ref(place) if place is not None and _is_there(weakref.ref(place)) else None
 
 
-def _is_there(ref: weakref.ref[Line]) -> bool:
-    line = ref()
-    return line is not None and not line._left and line._process == os.getpid()
+def _is_there(ref: weakref.ref[Place]) -> bool:
+    place = ref()
+    return place is not None and not place._left and place._process == os.getpid()
 
 
-def _open_turns() -> tuple[Line, ...]:
+def _open_turns() -> tuple[Place, ...]:
     """Returns the turns that are under way around the caller, in its thread or task."""
-    lines = (ref() for ref in _turns_here.get())
+    places = (ref() for ref in _turns_here.get())
     here = os.getpid()
     return tuple(
-        line for line in lines if line is not None and not line._over and line._process == here
+        place
+        for place in places
+        if place is not None and not place._over and place._process == here
     )
 
 
 def _same(one: StateStore, other: StateStore) -> bool:
     """Says whether two objects are one store, by whatever name its directory was given."""
-    if place_of(one) is place_of(other):
+    if filings_of(one) is filings_of(other):
         return True
     mine, its = (str(getattr(store, "path", None) or "") for store in (one, other))
     return bool(mine and its) and os.path.realpath(mine) == os.path.realpath(its)

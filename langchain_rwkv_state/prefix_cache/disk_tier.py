@@ -27,14 +27,13 @@ import platformdirs
 import torch
 
 from langchain_rwkv_state.errors import RWKVStateError, StateCorrupt, StoreError
+from langchain_rwkv_state.prefix_cache.disk_rows import DiskRows, Reader, Transaction
 from langchain_rwkv_state.prefix_cache.entries import CachedState, Namespace
 from langchain_rwkv_state.prefix_cache.eviction import score
 from langchain_rwkv_state.prefix_cache.radix_tree import unpack
 from langchain_rwkv_state.state import Buffer, Derivation, decode, encode_parts
-from langchain_rwkv_state.store.backend import Reader, Transaction
-from langchain_rwkv_state.store.disk_backend import DiskBackend
 from langchain_rwkv_state.store.place import holds_store, require_place
-from langchain_rwkv_state.store.rows import ABOUT_KEY
+from langchain_rwkv_state.store.preflight import has_sessions
 from langchain_rwkv_state.store.schema import DATABASE
 
 _ENTRY, _ENTRY_END = b"e", b"f"
@@ -136,7 +135,7 @@ def require_place_for_cache(path: Path) -> None:
         if not holds_store(path):
             return
         with closing(sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True)) as opened:
-            found = opened.execute("SELECT 1 FROM Cache WHERE key = ?", (ABOUT_KEY,)).fetchone()
+            found = has_sessions(opened)
     except (sqlite3.Error, OSError, UnicodeDecodeError):  # the last from a damaged schema
         return  # a directory that cannot be used costs time, and no answer
     if found:
@@ -179,10 +178,8 @@ class DiskTier:
         self.budget = budget
         self.evictions = 0
         self._clock = clock
-        self._backend = DiskBackend(path, timeout_seconds=5.0, create=None, read_only=only_reads)
-        if self._backend.reader.get(ABOUT_KEY) is not None:
-            self._backend.close()
-            raise _session_store(path)
+        require_place_for_cache(path)
+        self._backend = DiskRows(path, read_only=only_reads)
         self._seen = 0
 
     @property

@@ -21,20 +21,17 @@ from langchain_rwkv_state.prompt.call_options import with_system
 from langchain_rwkv_state.prompt.content import kind_of
 from langchain_rwkv_state.prompt.markers import (
     Mark,
-    flattened_key,
     handed_out,
     is_flattened_marker,
     is_marker,
     leading_system,
     marker_remainder,
-    message_digest,
     messages_digest,
     read_marker,
-    text_digest,
 )
 from langchain_rwkv_state.prompt.template import ChatTemplate, Reasoning, Segment
 from langchain_rwkv_state.state import Fingerprint, RWKVState
-from langchain_rwkv_state.store import Filing, StateStore
+from langchain_rwkv_state.store import StateStore
 
 
 @dataclass(frozen=True)
@@ -325,41 +322,6 @@ def stage(planned: PromptPlan, done: Done, store: StateStore) -> str:
     tokens = (*planned.ids, *done.answer_ids)
     state = done.state.with_system_digest(planned.system_digest)
     return store.stage(state, parent=planned.base_ref, tokens=tokens)
-
-
-def file_answer(
-    planned: PromptPlan, done: Done, ref: str, store: StateStore, message: BaseMessage | None = None
-) -> None:
-    """Files an answer under the turn id that a history handed out, if one did.
-
-    An answer to words that once were a marker is filed as such: whoever misses it under its turn
-    then knows that the cause was told.
-
-    Args:
-        planned: What was read.
-        done: The answer.
-        ref: The state behind it.
-        store: Where it is filed.
-        message: The answer as its caller has it; ``None`` for its bare text.
-    """
-    digest = text_digest(done.text) if message is None else message_digest(message)
-    if planned.flattened:
-        store.file(flattened_key(digest), Filing(digest, ref, planned.base_ref))
-    if planned.turn_id is None:
-        return
-    unread_ref = None
-    if planned.unread_at is not None and done.checkpoints:
-        state = done.checkpoints[0].with_system_digest(planned.system_digest)
-        tokens = planned.ids[: planned.unread_at]
-        unread_ref = store.stage(state, parent=planned.base_ref, tokens=tokens)
-    filing = Filing(
-        text_digest=digest,
-        ref=ref,
-        base=planned.base_ref,
-        unread_ref=unread_ref,
-        unread_digest=planned.unread_digest,
-    )
-    store.file(planned.turn_id, filing)
 
 
 def ids_of(segments: Iterable[Segment]) -> tuple[int, ...]:

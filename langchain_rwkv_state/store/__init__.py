@@ -5,7 +5,6 @@ from langchain_rwkv_state.store.base import (
     Backup,
     CheckReport,
     Codec,
-    Filing,
     LogEntry,
     LogKind,
     SessionInfo,
@@ -13,8 +12,11 @@ from langchain_rwkv_state.store.base import (
     StoreStats,
 )
 from langchain_rwkv_state.store.disk import DiskStateStore, default_directory
+from langchain_rwkv_state.store.events import SessionEvent, watch
 from langchain_rwkv_state.store.memory import MemoryStateStore
 from langchain_rwkv_state.store.settings import check_session
+
+follow = watch  # its name before
 
 __all__ = [
     "TTL",
@@ -22,13 +24,15 @@ __all__ = [
     "CheckReport",
     "Codec",
     "DiskStateStore",
-    "Filing",
     "LogEntry",
     "LogKind",
     "MemoryStateStore",
+    "SessionEvent",
     "SessionInfo",
     "StateStore",
     "StoreStats",
     "check_session",
     "default_directory",
+    "follow",
+    "watch",
 ]

@@ -1,36 +1,25 @@
-"""The async twin of every verb, on threads of the store's own.
+"""Makes the async twin of every verb: the verb itself, on a thread of the store's own.
 
-The twins add nothing but a thread: what blocks, blocks there and never the event loop, and a
-store that is busy cannot use up the loop's default executor. The easy mistake is to think that a
-cancelled twin did nothing: its thread runs to its end, and a commit in it may have happened. Who
-has to know uses `to_its_end`.
+What blocks, blocks there and never the event loop, and a store that is busy cannot use up the
+loop's default executor. The easy mistake is to think that a cancelled twin did nothing: its thread
+runs to its end, and a commit in it may have happened. Who has to know uses `to_its_end`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from langchain_rwkv_state.store.clock import TTL
-from langchain_rwkv_state.store.records import (
-    CheckReport,
-    Filing,
-    LogEntry,
-    QueuedTurn,
-    SessionInfo,
-    StoreStats,
-)
 from langchain_rwkv_state.store.verbs import StoreVerbs
 
-if TYPE_CHECKING:
-    from langchain_rwkv_state.state import RWKVState
-
 P = ParamSpec("P")
+S = TypeVar("S")
 T = TypeVar("T")
 _THREADS = 4  # each opens a database connection of its own
 
@@ -60,6 +49,29 @@ class Threads:
         made, self._made = self._made, None
         if made is not None and made[0] == os.getpid():
             made[1].shutdown(wait=False)
+
+
+def twin(
+    verb: Callable[Concatenate[S, P], T],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
+    """Returns a method that runs a blocking verb of the same object in a thread of the store.
+
+    It has the verb's signature, and calls whatever the object has under the verb's name.
+
+    Args:
+        verb: The blocking method.
+    """
+    name = verb.__name__
+
+    async def run(self: Any, /, *args: Any, **options: Any) -> Any:
+        return await self._in_thread(getattr(self, name), *args, **options)
+
+    run.__name__ = f"a{name}"
+    run.__qualname__ = verb.__qualname__.replace(name, run.__name__)
+    run.__module__ = verb.__module__
+    run.__doc__ = f"Async twin of `{name}`."
+    run.__signature__ = inspect.signature(verb)  # type: ignore[attr-defined] # what `help` shows
+    return run
 
 
 class AsyncVerbs(StoreVerbs):
@@ -107,141 +119,31 @@ class AsyncVerbs(StoreVerbs):
             raise cancelled
         return outcome.result()
 
-    async def aput(self, state: RWKVState, *, ttl: TTL = None) -> str:
-        """Async twin of `put`."""
-        return await self._in_thread(self.put, state, ttl=ttl)
-
-    async def astage(
-        self, state: RWKVState, *, parent: str | None = None, tokens: Sequence[int] = ()
-    ) -> str:
-        """Async twin of `stage`."""
-        return await self._in_thread(self.stage, state, parent=parent, tokens=tokens)
-
-    async def aget(self, ref: str, *, renew: bool = True) -> RWKVState:
-        """Async twin of `get`."""
-        return await self._in_thread(self.get, ref, renew=renew)
-
-    async def adescends(self, later: str, earlier: str) -> bool:
-        """Async twin of `descends`."""
-        return await self._in_thread(self.descends, later, earlier)
-
-    async def akeep(self, ref: str, owner: str, ttl: TTL = None) -> None:
-        """Async twin of `keep`."""
-        await self._in_thread(self.keep, ref, owner, ttl)
-
-    async def arelease(self, owner: str) -> int:
-        """Async twin of `release`."""
-        return await self._in_thread(self.release, owner)
-
-    async def ahead(self, session: str) -> str | None:
-        """Async twin of `head`."""
-        return await self._in_thread(self.head, session)
-
-    async def asession(self, session: str, *, renew: bool = True) -> SessionInfo | None:
-        """Async twin of `session`."""
-        return await self._in_thread(self.session, session, renew=renew)
-
-    async def acommit(
-        self,
-        session: str,
-        ref: str,
-        parent: str | None,
-        ttl: TTL = None,
-        *,
-        sliding: bool | None = None,
-        unread_covered: int = 0,
-        said: Sequence[str] = (),
-        place: str | None = None,
-    ) -> None:
-        """Async twin of `commit`."""
-        await self._in_thread(
-            self.commit,
-            session,
-            ref,
-            parent,
-            ttl,
-            sliding=sliding,
-            unread_covered=unread_covered,
-            said=said,
-            place=place,
-        )
-
-    async def aappend_unread(self, session: str, messages: Sequence[str], ttl: TTL = None) -> None:
-        """Async twin of `append_unread`."""
-        await self._in_thread(self.append_unread, session, messages, ttl)
-
-    async def aenter_queue(self, session: str, token: str, seconds: float) -> int:
-        """Async twin of `enter_queue`."""
-        return await self._in_thread(self.enter_queue, session, token, seconds)
-
-    async def aleave_queue(self, session: str, token: str) -> bool:
-        """Async twin of `leave_queue`."""
-        return await self._in_thread(self.leave_queue, session, token)
-
-    async def aqueue(self, session: str) -> list[QueuedTurn]:
-        """Async twin of `queue`."""
-        return await self._in_thread(self.queue, session)
-
-    async def alog(self, session: str) -> list[LogEntry]:
-        """Async twin of `log`."""
-        return await self._in_thread(self.log, session)
-
-    async def asessions(self, prefix: str = "") -> list[str]:
-        """Async twin of `sessions`."""
-        return await self._in_thread(self.sessions, prefix)
-
-    async def afork(self, session: str, new_session: str, at: str | None = None) -> str:
-        """Async twin of `fork`."""
-        return await self._in_thread(self.fork, session, new_session, at)
-
-    async def arewind(self, session: str, turns: int = 1, to: str | None = None) -> str | None:
-        """Async twin of `rewind`."""
-        return await self._in_thread(self.rewind, session, turns, to)
-
-    async def arename(self, session: str, new_session: str) -> None:
-        """Async twin of `rename`."""
-        await self._in_thread(self.rename, session, new_session)
-
-    async def adelete_session(self, session: str) -> bool:
-        """Async twin of `delete_session`."""
-        return await self._in_thread(self.delete_session, session)
-
-    async def aexport_session(
-        self, session: str, path: str | os.PathLike[str], *, tokens: bool = False
-    ) -> None:
-        """Async twin of `export_session`."""
-        await self._in_thread(self.export_session, session, path, tokens=tokens)
-
-    async def aimport_session(
-        self, path: str | os.PathLike[str], session: str | None = None, *, ttl: TTL = None
-    ) -> SessionInfo:
-        """Async twin of `import_session`."""
-        return await self._in_thread(self.import_session, path, session, ttl=ttl)
-
-    async def afile(self, turn_id: str, filing: Filing) -> None:
-        """Async twin of `file`."""
-        await self._in_thread(self.file, turn_id, filing)
-
-    async def afilings(self, turn_id: str) -> list[Filing]:
-        """Async twin of `filings`."""
-        return await self._in_thread(self.filings, turn_id)
-
-    async def aforget_turn(self, turn_id: str) -> None:
-        """Async twin of `forget_turn`."""
-        await self._in_thread(self.forget_turn, turn_id)
-
-    async def aprune(self) -> int:
-        """Async twin of `prune`."""
-        return await self._in_thread(self.prune)
-
-    async def astats(self) -> StoreStats:
-        """Async twin of `stats`."""
-        return await self._in_thread(self.stats)
-
-    async def acheck(self, *, fix: bool = False) -> CheckReport:
-        """Async twin of `check`."""
-        return await self._in_thread(self.check, fix=fix)
+    aput = twin(StoreVerbs.put)
+    astage = twin(StoreVerbs.stage)
+    aget = twin(StoreVerbs.get)
+    adescends = twin(StoreVerbs.descends)
+    akeep = twin(StoreVerbs.keep)
+    arelease = twin(StoreVerbs.release)
+    ahead = twin(StoreVerbs.head)
+    asession = twin(StoreVerbs.session)
+    acommit = twin(StoreVerbs.commit)
+    aappend_unread = twin(StoreVerbs.append_unread)
+    alog = twin(StoreVerbs.log)
+    asessions = twin(StoreVerbs.sessions)
+    afork = twin(StoreVerbs.fork)
+    arewind = twin(StoreVerbs.rewind)
+    arename = twin(StoreVerbs.rename)
+    adelete_session = twin(StoreVerbs.delete_session)
+    aenter_queue = twin(StoreVerbs.enter_queue)
+    aleave_queue = twin(StoreVerbs.leave_queue)
+    aqueue = twin(StoreVerbs.queue)
+    aexport_session = twin(StoreVerbs.export_session)
+    aimport_session = twin(StoreVerbs.import_session)
+    aprune = twin(StoreVerbs.prune)
+    astats = twin(StoreVerbs.stats)
+    acheck = twin(StoreVerbs.check)
 
     async def aclose(self) -> None:
-        """Async twin of `close`."""
+        """Async twin of `close`, which ends the store's threads and so cannot run in one."""
         await asyncio.get_running_loop().run_in_executor(None, self.close)

@@ -1,16 +1,17 @@
-"""The seam below the policy: rows as bytes by key, blobs by name, and a transaction.
+"""Where a store keeps its tables and its states' files: on disk (`DiskBackend`), or in memory.
 
-Whoever implements it (diskcache and dicts here) knows no session, no time and no state. The easy
-mistake is to delete a blob inside a transaction: it goes only once the transaction has happened.
+Whoever implements it runs SQL and keeps files, and knows no session, no time and no state. A file
+that a transaction lets go of is deleted only once that has happened.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from langchain_rwkv_state.store.records import CheckReport
+from langchain_rwkv_state.store.tables import Changes, Sql, Tables
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import Buffer
@@ -18,58 +19,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Reader(Protocol):
-    """Rows as they stand."""
-
-    def get(self, key: bytes) -> bytes | None:
-        """Returns a row's bytes, ``None`` where there is none.
-
-        Raises:
-            StateCorrupt: There is one that is not of this store's making.
-        """
-        ...
-
-    def scan(
-        self, start: bytes, end: bytes, *, limit: int | None = None, reverse: bool = False
-    ) -> list[tuple[bytes, bytes | None]]:
-        """Returns rows from `start` to `end` (exclusive) in order; ``None`` for a foreign one."""
-        ...
-
-    def count(self, start: bytes, end: bytes) -> int:
-        """Returns how many rows there are from `start` to `end` (exclusive)."""
-        ...
-
-    def nbytes(self) -> int:
-        """Returns the bytes of all rows and of the blobs that they count."""
-        ...
-
-
-class Transaction(Reader, Protocol):
-    """Rows as they will stand if the transaction happens."""
-
-    def put(self, key: bytes, value: bytes, *, blob_nbytes: int = 0) -> None:
-        """Writes a row that counts for its own bytes and for `blob_nbytes`."""
-        ...
-
-    def delete(self, *keys: bytes) -> None:
-        """Deletes rows, as far as they are there."""
-        ...
-
-    def delete_range(self, start: bytes, end: bytes) -> None:
-        """Deletes the rows from `start` to `end` (exclusive)."""
-        ...
-
-    def drop_blob(self, name: str) -> None:
-        """Deletes a blob after the transaction has happened."""
-        ...
-
-    def blob_exists(self, name: str) -> bool:
-        """Says whether a blob is there."""
-        ...
-
-
 class Backend(Protocol):
-    """Where a store keeps its rows and blobs."""
+    """Where a store keeps its tables and files."""
 
     @property
     def read_only(self) -> bool:
@@ -77,12 +28,20 @@ class Backend(Protocol):
         ...
 
     @property
-    def reader(self) -> Reader:
-        """Rows outside of any transaction."""
+    def lists_states(self) -> bool:
+        """Whether each state has a row of diskcache's own table, too."""
         ...
 
-    def look(self, work: Callable[[Reader], T]) -> T:
-        """Runs `work` on the rows as they stood at one moment; it writes nothing, and may run anew.
+    def sql(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Runs one statement, outside of a transaction, or in that of `look`.
+
+        Raises:
+            StoreError: As `transact`.
+        """
+        ...
+
+    def look(self, work: Callable[[], T]) -> T:
+        """Runs `work`, whose `sql` sees all as it stood at one moment; it may run anew.
 
         Raises:
             StoreError: As `transact`.
@@ -90,12 +49,12 @@ class Backend(Protocol):
         ...
 
     def transact(
-        self, work: Callable[[Transaction], T], *, freeing: bool = False, durable: bool = True
+        self, work: Callable[[Sql], T], *, freeing: bool = False, durable: bool = True
     ) -> T:
         """Runs `work` in a transaction: all of it happens, durably, or nothing.
 
         Args:
-            work: Gets the transaction; may run a second time after a failure.
+            work: Gets what runs its statements; may run a second time after a failure.
             freeing: Whether it makes room, and so may use the room that is kept back.
             durable: Whether to wait until it is on the disk. Without, it may be lost with the
                 power, and only together with all that came after it.
@@ -107,7 +66,7 @@ class Backend(Protocol):
         ...
 
     def write_blob(self, name: str, parts: Sequence[Buffer]) -> None:
-        """Writes a blob, durably, or nothing.
+        """Writes a file, durably, or nothing.
 
         Args:
             name: A name that was never used.
@@ -119,19 +78,19 @@ class Backend(Protocol):
         ...
 
     def adopt_blob(self, name: str, path: Path) -> bool:
-        """Makes a blob of a file that lies in the store's directory, durably; the file stays.
+        """Makes a state's file of one that lies in the store's directory, durably; that one stays.
 
         Args:
             name: A name that was never used.
             path: The file.
 
         Returns:
-            Whether it could be done; if not, the blob is to be written.
+            Whether it could be done; if not, the state is to be written.
         """
         ...
 
     def read_blob(self, name: str, nbytes: int | None = None) -> bytes | None:
-        """Returns a blob, ``None`` where it is missing.
+        """Returns a file's bytes, ``None`` where it is missing.
 
         Args:
             name: Its name.
@@ -145,23 +104,27 @@ class Backend(Protocol):
         ...
 
     def read_blob_start(self, name: str, nbytes: int) -> bytes | None:
-        """Returns at most `nbytes` of a blob from its start, ``None`` where it is missing.
+        """Returns at most `nbytes` of a file from its start, ``None`` where it is missing.
 
         Raises:
             StateCorrupt: As `read_blob`, but for the length.
         """
         ...
 
-    def drop_blob(self, name: str) -> None:
-        """Deletes a blob, if it is there."""
+    def blob_exists(self, name: str) -> bool:
+        """Says whether a file is there."""
+        ...
+
+    def drop_blobs(self, names: Sequence[str]) -> None:
+        """Deletes files, as far as they are there."""
         ...
 
     def set_aside(self, name: str) -> str:
-        """Puts a damaged blob where no row finds it; returns a clause that says where."""
+        """Puts a file where no row finds it; returns a clause that says where."""
         ...
 
     def blobs(self) -> Iterator[tuple[str, float]]:
-        """Yields each blob's name and its age in seconds."""
+        """Yields each file's name and its age in seconds."""
         ...
 
     def check(self, *, fix: bool) -> CheckReport:
@@ -176,3 +139,32 @@ class Backend(Protocol):
     def close(self) -> None:
         """Lets go of all that is open."""
         ...
+
+
+def look(backend: Backend, now: float, work: Callable[[Tables], T]) -> T:
+    """Runs `work` on the tables as they stood at one moment."""
+    return backend.look(lambda: work(Tables(backend.sql, now)))
+
+
+def change(
+    backend: Backend,
+    now: float,
+    work: Callable[[Changes], T],
+    *,
+    freeing: bool = False,
+    durable: bool = True,
+) -> T:
+    """Runs `work` on the tables in a transaction, then deletes the files that it let go of."""
+
+    def transaction(sql: Sql) -> tuple[T, list[str]]:
+        changes = Changes(
+            sql, now, blob_exists=backend.blob_exists, lists_states=backend.lists_states
+        )
+        result = work(changes)
+        changes.finish()
+        return result, changes.dropped
+
+    result, dropped = backend.transact(transaction, freeing=freeing, durable=durable)
+    if dropped:
+        backend.drop_blobs(dropped)
+    return result

@@ -17,7 +17,6 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from langchain_rwkv_state.errors import StateCorrupt, StoreError, StoreFull
-from langchain_rwkv_state.store import rows
 from langchain_rwkv_state.store.disk_backend import DiskBackend
 from langchain_rwkv_state.store.files import (
     RESERVE,
@@ -29,13 +28,12 @@ from langchain_rwkv_state.store.files import (
 )
 from langchain_rwkv_state.store.place import holds_store
 from langchain_rwkv_state.store.records import Backup
-from langchain_rwkv_state.store.rows import StateRow
+from langchain_rwkv_state.store.rows import TABLES, StateRow
 from langchain_rwkv_state.store.schema import DATABASE
 from langchain_rwkv_state.whole import flush_directory
 
 _LOOKS = 5  # the first takes all files, each later one what was committed since
 _READ_ONLY_LOOKS = 50  # where writers cannot be kept out
-_ROWS = "SELECT CAST(key AS BLOB), CASE typeof(value) WHEN 'blob' THEN value END FROM Cache"
 _MEND = (
     "The copy would not be whole: mend the store first, with check(fix=True) or `rwkv-state doctor "
     "--fix`."
@@ -143,12 +141,10 @@ class _Copy:
 
     def _take(self, connection: sqlite3.Connection) -> tuple[int, int, int] | StateRow:
         """Copies what a snapshot holds; returns what is missing where a file is gone by now."""
-        found = []
-        for key, value in connection.execute(_ROWS):
-            rows.peek_expires(key, value)  # one that was changed would be so in the copy
-            if key[:1] == b"t":  # of a state
-                found.append((key, value))
-        states = [StateRow.unpack(rows.ref_text(key[1:]), value) for key, value in found]
+        for table in TABLES.values():  # one row that was changed would be so in the copy
+            for raw in connection.execute(f"SELECT * FROM {table.name}"):  # noqa: S608 # ours
+                table.unpack(raw)
+        states = [StateRow.unpack(raw) for raw in connection.execute("SELECT * FROM states")]
         missing = None
         for row in states:
             if row.blob in self._taken:
@@ -169,10 +165,7 @@ class _Copy:
             write_new(path, [])
             with closing(sqlite3.connect(path)) as target:
                 connection.backup(target)
-        ((sessions,),) = connection.execute(
-            "SELECT COUNT(*) FROM Cache WHERE key >= ? AND key < ?",
-            (b"s", b"t"),  # sessions
-        )
+        ((sessions,),) = connection.execute("SELECT COUNT(*) FROM sessions")
         nbytes = path.stat().st_size + sum(row.nbytes for row in states)
         return int(sessions), len(states), nbytes
 

@@ -1,14 +1,13 @@
-"""The store port: states by reference, and sessions that are moving names for references.
+"""Says what every store is: states by reference, and sessions that are moving names for them.
 
-A store needs no model. It gives durable, compare-and-swap names to states; it does not decide
-what a turn is. The easy mistake is to take `stage` for `put`: a staged state is this
-process's for a short while, and is stored only when something commits or keeps it.
+A store needs no model. It gives durable, compare-and-swap names to states; it does not decide what
+a turn is. An implementation writes the verbs of `StoreVerbs`; all else comes from here.
 """
 
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from langchain_rwkv_state.store.by_name import ByName
 from langchain_rwkv_state.store.clock import TTL
@@ -16,22 +15,19 @@ from langchain_rwkv_state.store.records import (
     Backup,
     CheckReport,
     Codec,
-    Filing,
     LogEntry,
     LogKind,
     SessionInfo,
     StoreStats,
 )
 from langchain_rwkv_state.store.shown import store_html
-from langchain_rwkv_state.store.unsaved import EndedTurn, UnsavedTurns
 
 __all__ = [
     "TTL",
     "Backup",
+    "Beside",
     "CheckReport",
     "Codec",
-    "EndedTurn",
-    "Filing",
     "LogEntry",
     "LogKind",
     "SessionInfo",
@@ -40,7 +36,20 @@ __all__ = [
 ]
 
 
-class StateStore(UnsavedTurns, ByName):
+class Beside(Protocol):
+    """What a part above the store keeps in memory of its sessions."""
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether the store is to stay open for it."""
+        ...
+
+    def renamed(self, session: str, new_session: str) -> None:
+        """Learns that a session has another name."""
+        ...
+
+
+class StateStore(ByName):
     """Keeps states and sessions. Every verb has an async twin with an ``a`` before its name.
 
     A store is a context manager, in both forms: leaving it closes it.
@@ -55,6 +64,15 @@ class StateStore(UnsavedTurns, ByName):
         ...     store.head("bob") == ref
         True
     """
+
+    @property
+    def beside(self) -> dict[str, Beside]:
+        """What the parts above keep in memory beside the store, by what they call it.
+
+        It lives as long as the store is open. Where several objects are one store, they share it.
+        """
+        kept: dict[str, Beside] = self.__dict__.setdefault("_beside", {})
+        return kept
 
     def _repr_html_(self) -> str:
         return store_html(self)

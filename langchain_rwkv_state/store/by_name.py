@@ -1,9 +1,8 @@
-"""The state toolbox by name: what a session holds, blended, measured and looked at in the store.
+"""Blends, measures and inspects what sessions hold, by the sessions' names.
 
 Each verb reads the states at the heads of sessions and hands them to the plain function of the same
-name; it computes nothing itself, and looking is no use of a session, whose time to live goes on.
-The easy mistake is to guess what a text names: one with the form of a reference is a reference,
-unless a session is called so, and then it is refused.
+name; it computes nothing itself, and looking is no use of a session, whose time to live goes on. A
+text with the form of a reference is a reference, unless a session is called so: then it is refused.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ from typing import TYPE_CHECKING, TypeAlias, overload
 from langchain_rwkv_state import state as states
 from langchain_rwkv_state.errors import SessionConflict, StateNotFound
 from langchain_rwkv_state.state import is_reference
-from langchain_rwkv_state.store.aio import AsyncVerbs
+from langchain_rwkv_state.store.aio import AsyncVerbs, twin
 from langchain_rwkv_state.store.clock import TTL
-from langchain_rwkv_state.store.follow import standing
+from langchain_rwkv_state.store.events import snapshot_of
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import (
@@ -56,7 +55,7 @@ class ByName(AsyncVerbs):
             return source
         if not isinstance(source, str):
             raise TypeError(f"Name a session, a reference or a state, got {source!r:.100}.")
-        found = standing(self, source)
+        found = snapshot_of(self, source)
         if not is_reference(source):
             if found is None:
                 raise StateNotFound(
@@ -147,7 +146,10 @@ class ByName(AsyncVerbs):
         Example:
             >>> store.blend("alice", "bob", 0.5, into="both")  # doctest: +SKIP
         """
-        return self._blended(a, b, alpha, parts, into, ttl)
+        if into is None and ttl is not None:
+            raise ValueError("ttl is the time to live of a session: name it by into=, too.")
+        found = states.blend(self.state_of(a), self.state_of(b), alpha, parts=parts)
+        return found if into is None else self.begin(into, found, ttl=ttl)
 
     def distance(
         self,
@@ -205,83 +207,9 @@ class ByName(AsyncVerbs):
 
     # -- the async twins ---------------------------------------------------------------------
 
-    async def astate_of(self, source: Named) -> RWKVState:
-        """Async twin of `state_of`."""
-        return await self._in_thread(self.state_of, source)
-
-    async def abegin(self, session: str, state: RWKVState, *, ttl: TTL = None) -> str:
-        """Async twin of `begin`."""
-        return await self._in_thread(self.begin, session, state, ttl=ttl)
-
-    @overload
-    async def ablend(
-        self,
-        a: Named,
-        b: Named,
-        alpha: float = 0.5,
-        *,
-        parts: Parts = None,
-        into: None = None,
-        ttl: TTL = None,
-    ) -> RWKVState: ...
-
-    @overload
-    async def ablend(
-        self,
-        a: Named,
-        b: Named,
-        alpha: float = 0.5,
-        *,
-        parts: Parts = None,
-        into: str,
-        ttl: TTL = None,
-    ) -> str: ...
-
-    async def ablend(
-        self,
-        a: Named,
-        b: Named,
-        alpha: float = 0.5,
-        *,
-        parts: Parts = None,
-        into: str | None = None,
-        ttl: TTL = None,
-    ) -> RWKVState | str:
-        """Async twin of `blend`."""
-        return await self._in_thread(self._blended, a, b, alpha, parts, into, ttl)
-
-    async def adistance(
-        self,
-        a: Named,
-        b: Named,
-        metric: Metric = "l2",
-        *,
-        runtime: Reader | None = None,
-        probe: Sequence[int] | None = None,
-    ) -> Distance:
-        """Async twin of `distance`."""
-        return await self._in_thread(self.distance, a, b, metric, runtime=runtime, probe=probe)
-
-    async def adiff(
-        self,
-        a: Named,
-        b: Named,
-        metric: Metric = "rms_relative",
-        *,
-        runtime: Reader | None = None,
-        probe: Sequence[int] | None = None,
-    ) -> Diff:
-        """Async twin of `diff`."""
-        return await self._in_thread(self.diff, a, b, metric, runtime=runtime, probe=probe)
-
-    async def ainspect(self, session: Named, healthy: Healthy | None = None) -> Inspection:
-        """Async twin of `inspect`."""
-        return await self._in_thread(self.inspect, session, healthy)
-
-    def _blended(
-        self, a: Named, b: Named, alpha: float, parts: Parts, into: str | None, ttl: TTL
-    ) -> RWKVState | str:
-        if into is None and ttl is not None:
-            raise ValueError("ttl is the time to live of a session: name it by into=, too.")
-        found = states.blend(self.state_of(a), self.state_of(b), alpha, parts=parts)
-        return found if into is None else self.begin(into, found, ttl=ttl)
+    astate_of = twin(state_of)
+    abegin = twin(begin)
+    ablend = twin(blend)
+    adistance = twin(distance)
+    adiff = twin(diff)
+    ainspect = twin(inspect)

@@ -1,7 +1,7 @@
 """Sessions that leave a store as a bundle, and sessions that come in from one.
 
 What a session is, is told by `manifest`, and its file is read and written by `bundle`; here the two
-meet the books. The easy mistake is to carry references over: each store keys its own, so a state
+meet the tables. The easy mistake is to carry references over: each store keys its own, so a state
 that comes in is named anew by its derivation, and everything that speaks of it is told the new
 name.
 """
@@ -12,6 +12,7 @@ import math
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,27 +26,28 @@ from langchain_rwkv_state.errors import (
     StoreFull,
 )
 from langchain_rwkv_state.state import LOSSY, CodecName, reference
-from langchain_rwkv_state.store.backend import Backend
+from langchain_rwkv_state.store.backend import Backend, look
 from langchain_rwkv_state.store.bundle import BundleReader, new_bundle, open_bundle
 from langchain_rwkv_state.store.clock import TTL, ttl_seconds
 from langchain_rwkv_state.store.damage import read_state, with_advice
 from langchain_rwkv_state.store.heads import Heads
-from langchain_rwkv_state.store.ledger import Ledger, View
-from langchain_rwkv_state.store.manifest import BundledTurn, Manifest
+from langchain_rwkv_state.store.manifest import Manifest
+from langchain_rwkv_state.store.records import LogEntry, Origin
 from langchain_rwkv_state.store.renaming import Names
-from langchain_rwkv_state.store.rows import LogRow, Origin, SessionRow, StateRow
+from langchain_rwkv_state.store.rows import Holder, SessionRow, StateRow
+from langchain_rwkv_state.store.tables import Changes, Tables
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import Decoded, RWKVState
 
-_Exported = tuple[SessionRow, list[LogRow], list[StateRow]]
+_Exported = tuple[SessionRow, list[LogEntry], list[StateRow]]
 _HOLD_SECONDS = 3600.0  # a process that is killed amid a bundle leaves nothing that lasts longer
 
 
 class Write(Protocol):
-    """Runs work on the ledger in a transaction, as `KeyedStore` does."""
+    """Runs work on the tables in a transaction, as `KeyedStore` does."""
 
-    def __call__(self, work: Callable[[Ledger], Any], *, freeing: bool = False) -> Any:
+    def __call__(self, work: Callable[[Changes], Any], *, freeing: bool = False) -> Any:
         """Returns what the work returned."""
         ...
 
@@ -85,17 +87,7 @@ class Exporter:
                 sliding=row.sliding,
                 turns=row.turns,
                 unread=row.unread,
-                log=tuple(
-                    BundledTurn(
-                        turn.ref,
-                        turn.parent,
-                        turn.n_tokens,
-                        turn.created,
-                        turn.origin if tokens else None,
-                        turn.said,
-                    )
-                    for turn in reversed(log)
-                ),
+                log=tuple(turn if tokens else replace(turn, origin=None) for turn in reversed(log)),
                 states=tuple(bundle.add_state(state.ref, self._file(state)) for state in held),
             )
             bundle.add_manifest(manifest)
@@ -105,7 +97,7 @@ class Exporter:
         try:
             return read_state(self._backend, row, self._key)[0]
         except StateCorrupt as error:
-            view = View(self._backend.reader, self._now())
+            view = Tables(self._backend.sql, self._now())
             raise with_advice(error, self._backend, view, row, self._key) from error
 
     @contextmanager
@@ -113,20 +105,20 @@ class Exporter:
         """Gives what is to be copied, and keeps it in the store for so long, if it can."""
         if self._backend.read_only:  # whoever writes there meanwhile may delete a file under us
             now = self._now()
-            yield self._backend.look(lambda reader: _exported(View(reader, now), session))
+            yield look(self._backend, now, lambda tables: _exported(tables, session))
             return
 
-        def work(ledger: Ledger, owner: str) -> _Exported:
-            found = _exported(ledger, session)
+        def work(changes: Changes, owner: str) -> _Exported:
+            found = _exported(changes, session)
             for state in found[2]:
-                ledger.hold(state.ref, b"k", owner, _HOLD_SECONDS)
+                changes.hold(state.ref, Holder.OWNER, owner, _HOLD_SECONDS)
             return found
 
         with _temporary_owner(self._write) as owner:
-            yield self._write(lambda ledger: work(ledger, owner), freeing=True)
+            yield self._write(lambda changes: work(changes, owner), freeing=True)
 
 
-def _exported(view: View, session: str) -> _Exported:
+def _exported(view: Tables, session: str) -> _Exported:
     """Returns a session, its log and its states, newest first."""
     row = view.session(session)
     if row is None:
@@ -144,7 +136,7 @@ class Importer:
         codec: How the store keeps states.
         tokens: Whether the store keeps token ids.
         heads: Makes new sessions.
-        view: Looks at the books.
+        view: Looks at the tables.
         write: Runs a transaction.
         with_bytes: Runs a transaction on a state whose bytes are written first.
         write_blob: Writes a state's bytes, given reference, state, parent and origin.
@@ -157,9 +149,9 @@ class Importer:
         codec: CodecName,
         tokens: bool,
         heads: Heads,
-        view: Callable[[], View],
+        view: Callable[[], Tables],
         write: Write,
-        with_bytes: Callable[[str, Callable[[], StateRow | None], Callable[[Ledger], None]], None],
+        with_bytes: Callable[[str, Callable[[], StateRow | None], Callable[[Changes], None]], None],
         write_blob: Callable[[str, RWKVState, str | None, Origin | None], StateRow],
     ) -> None:
         self._key = key
@@ -182,9 +174,9 @@ class Importer:
             with _temporary_owner(self._write) as owner:
                 names = self._take_states(bundle, owner)
 
-                def work(ledger: Ledger) -> SessionRow:
-                    row = self._begin(ledger, name, manifest, names, ttl)
-                    ledger.release(owner)
+                def work(changes: Changes) -> SessionRow:
+                    row = self._begin(changes, name, manifest, names, ttl)
+                    changes.release(owner)
                     return row
 
                 row: SessionRow = self._write(work)
@@ -230,27 +222,29 @@ class Importer:
             return self._write_blob(ref, state, parent, origin)
 
         self._with_bytes(
-            ref, write_bytes, lambda ledger: ledger.hold(ref, b"k", owner, _HOLD_SECONDS)
+            ref, write_bytes, lambda changes: changes.hold(ref, Holder.OWNER, owner, _HOLD_SECONDS)
         )
 
     def _begin(
-        self, ledger: Ledger, name: str, manifest: Manifest, names: Names, ttl: TTL
+        self, changes: Changes, name: str, manifest: Manifest, names: Names, ttl: TTL
     ) -> SessionRow:
         """Makes the session in a transaction."""
-        _require_new(ledger, name)
-        self._heads.living(ledger, name)  # removes what is left of an expired one
-        seconds, expires = _lifetime(manifest, ledger.now, ttl)
+        _require_new(changes, name)
+        self._heads.living(changes, name)  # removes what is left of an expired one
+        seconds, expires = _lifetime(manifest, changes.now, ttl)
         kept = tuple(names(state.ref) for state in manifest.states)
         for ref in kept:
-            ledger.hold(ref, b"s", name)
+            changes.hold(ref, Holder.SESSION, name)
         first = manifest.turns - len(manifest.log) + 1
         for seq, turn in enumerate(manifest.log, first):
-            parent = names.of(turn.parent)
-            origin = names.moved(turn.origin) if self._tokens else None
-            row = LogRow(
-                name, seq, names(turn.ref), parent, turn.n_tokens, turn.created, origin, turn.said
+            row = replace(
+                turn,
+                ref=names(turn.ref),
+                parent=names.of(turn.parent),
+                origin=names.moved(turn.origin) if self._tokens else None,
+                seq=seq,
             )
-            ledger.add_turn(row)
+            changes.add_turn(name, row)
         session = SessionRow(
             name=name,
             head=names.of(manifest.head),
@@ -264,11 +258,11 @@ class Importer:
             kept=kept,
             unread=manifest.unread,
         )
-        ledger.save_session(session)
+        changes.save_session(session, None)
         return session
 
 
-def _require_new(view: View, name: str) -> None:
+def _require_new(view: Tables, name: str) -> None:
     if view.session(name) is not None:
         raise SessionConflict(
             f"The session {name!r} exists already: give the imported one another name, or delete "
@@ -305,4 +299,4 @@ def _temporary_owner(write: Write) -> Iterator[str]:
         yield owner
     finally:
         with suppress(StoreError, StoreFull):
-            write(lambda ledger: ledger.release(owner), freeing=True)
+            write(lambda changes: changes.release(owner), freeing=True)

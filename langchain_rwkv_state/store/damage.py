@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from langchain_rwkv_state.errors import StateCorrupt, StoreError
 from langchain_rwkv_state.store.backend import Backend
-from langchain_rwkv_state.store.ledger import View
-from langchain_rwkv_state.store.rows import LogRow, SessionRow, StateRow
+from langchain_rwkv_state.store.records import LogEntry
+from langchain_rwkv_state.store.rows import Holder, SessionRow, StateRow
 from langchain_rwkv_state.store.state_file import checked_state
+from langchain_rwkv_state.store.tables import Tables
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import RWKVState
@@ -37,7 +38,7 @@ def read_state(backend: Backend, row: StateRow, key: bytes) -> tuple[bytes, RWKV
     return data, state
 
 
-def stored_state(backend: Backend, look: Callable[[], View], ref: str, key: bytes) -> RWKVState:
+def stored_state(backend: Backend, look: Callable[[], Tables], ref: str, key: bytes) -> RWKVState:
     """Returns a living state.
 
     Args:
@@ -62,7 +63,7 @@ def stored_state(backend: Backend, look: Callable[[], View], ref: str, key: byte
 
 
 def with_advice(
-    error: StateCorrupt, backend: Backend, view: View, row: StateRow, key: bytes
+    error: StateCorrupt, backend: Backend, view: Tables, row: StateRow, key: bytes
 ) -> StateCorrupt:
     """Returns an error about a state's file that also says whose it is and what mends it."""
 
@@ -76,28 +77,30 @@ def with_advice(
     return StateCorrupt(" ".join([str(error), *advice(view, row.ref, is_whole)]))
 
 
-def advice(view: View, ref: str, is_whole: IsWhole) -> list[str]:
+def advice(view: Tables, ref: str, is_whole: IsWhole) -> list[str]:
     """Returns sentences on who needs a state that cannot be read, and on the verbs that help."""
     sentences: list[str] = []
     more = 0
     for holder in view.holders(ref):
+        if holder is None:
+            continue
         if len(sentences) >= _NAMED:
             more += 1
-        elif holder.kind == b"s":
+        elif holder.kind == Holder.SESSION:
             sentences.append(_for_session(view, holder.owner, ref, is_whole))
-        elif holder.kind == b"k":
+        elif holder.kind == Holder.OWNER:
             sentences.append(
                 f"{holder.owner!r} keeps it: check(fix=True) lets go of it, and so does "
                 f"store.release({holder.owner!r})."
             )
-        elif holder.kind == b"p":
+        elif holder.kind == Holder.PUT:
             sentences.append("It was put: check(fix=True) forgets it, and then it can be put anew.")
     if more:
         sentences.append(f"{more} more need it.")
     return sentences
 
 
-def way_back(view: View, row: SessionRow, is_whole: IsWhole) -> LogRow | None:
+def way_back(view: Tables, row: SessionRow, is_whole: IsWhole) -> LogEntry | None:
     """Returns the newest turn of a session whose state is kept and whole; ``None`` for none.
 
     Raises:
@@ -111,7 +114,7 @@ def way_back(view: View, row: SessionRow, is_whole: IsWhole) -> LogRow | None:
     return None
 
 
-def _for_session(view: View, name: str, ref: str, is_whole: IsWhole) -> str:
+def _for_session(view: Tables, name: str, ref: str, is_whole: IsWhole) -> str:
     try:
         row = view.stored_session(name)
         if row is None:

@@ -12,6 +12,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,12 @@ from langchain_rwkv_state.store.backup import back_up
 from langchain_rwkv_state.store.clock import TTL
 from langchain_rwkv_state.store.disk_backend import DiskBackend
 from langchain_rwkv_state.store.place import holds_store
-from langchain_rwkv_state.store.policy import DEFAULT_TTL, KeyedStore
 from langchain_rwkv_state.store.records import Backup, Codec, LogKind
 from langchain_rwkv_state.store.resources import OPEN_STORES, Resources
-from langchain_rwkv_state.store.settings import check_kept, check_opening, check_settings
+from langchain_rwkv_state.store.settings import DEFAULT_TTL, StoreSettings, check_opening
 from langchain_rwkv_state.store.staged_files import StagedFiles
 from langchain_rwkv_state.store.staging import STAGED_BUDGET_BYTES
+from langchain_rwkv_state.store.store import TableStore
 
 DIRECTORY_VARIABLE = "RWKV_STATE_DIR"
 
@@ -40,7 +41,7 @@ def default_directory() -> Path:
     return Path(platformdirs.user_data_dir("langchain-rwkv-state", appauthor=False)) / "states"
 
 
-class DiskStateStore(KeyedStore):
+class DiskStateStore(TableStore):
     """Keeps states and sessions in a directory, durably, for any number of processes.
 
     Args:
@@ -99,8 +100,7 @@ class DiskStateStore(KeyedStore):
         read_only: bool | None = None,
         create: bool | None = None,
     ) -> None:
-        check_settings(ttl, history, log, size_limit, codec)
-        check_kept(sliding, clock, staged_bytes)
+        settings = StoreSettings(ttl, sliding, history, log, size_limit, codec, clock, staged_bytes)
         check_opening(path, timeout_seconds, read_only, create)
         if path is not None and not os.fspath(path):
             raise ValueError(
@@ -110,19 +110,7 @@ class DiskStateStore(KeyedStore):
         if read_only and create:
             raise ValueError("A store that is opened read_only cannot be made: leave create out.")
         self._path = _absolute(default_directory() if path is None else path)
-        self._settings = {
-            "ttl": ttl,
-            "sliding": sliding,
-            "history": history,
-            "log": log,
-            "size_limit": size_limit,
-            "codec": codec,
-            "clock": clock,
-            "staged_bytes": staged_bytes,
-            "timeout_seconds": timeout_seconds,
-            "read_only": read_only,
-            "create": create,
-        }
+        self._opening = (timeout_seconds, read_only, create)
 
         def opened() -> Resources:
             backend = DiskBackend(self._path, timeout_seconds, read_only=read_only, create=create)
@@ -137,17 +125,7 @@ class DiskStateStore(KeyedStore):
             return backend.is_usable and not (read_only is False and backend.read_only)
 
         key = (os.path.realpath(self._path), bool(read_only))
-        super().__init__(
-            OPEN_STORES.held(key, opened, fits=fits),
-            ttl=ttl,
-            sliding=sliding,
-            history=history,
-            log=log,
-            size_limit=size_limit,
-            codec=codec,
-            clock=clock,
-            staged_bytes=staged_bytes,
-        )
+        super().__init__(OPEN_STORES.held(key, opened, fits=fits), settings)
         if read_only is None and self.read_only:
             warnings.warn(
                 f"The store {self._path} cannot be written, so it is open read-only: its sessions "
@@ -249,9 +227,9 @@ class DiskStateStore(KeyedStore):
     def __repr__(self) -> str:
         return f"DiskStateStore({str(self._path)!r})"
 
-    def __reduce__(self) -> tuple[Callable[..., DiskStateStore], tuple[Path, dict[str, Any]]]:
+    def __reduce__(self) -> tuple[Callable[..., DiskStateStore], tuple[Any, ...]]:
         """Travels as its directory and its settings; a copy in the same process shares all else."""
-        return _open_again, (self._path, self._settings)
+        return _open_again, (self._path, self._settings, self._opening)
 
 
 def _absolute(path: str | os.PathLike[str]) -> Path:
@@ -278,6 +256,12 @@ def _named(path: str | os.PathLike[str]) -> Path:
     return _absolute(path)
 
 
-def _open_again(path: Path, settings: dict[str, Any]) -> DiskStateStore:
+def _open_again(
+    path: Path, settings: StoreSettings, opening: tuple[float, bool | None, bool | None]
+) -> DiskStateStore:
     """Opens a store that was pickled or copied."""
-    return DiskStateStore(path, **settings)
+    timeout_seconds, read_only, create = opening
+    given: dict[str, Any] = {each.name: getattr(settings, each.name) for each in fields(settings)}
+    return DiskStateStore(
+        path, **given, timeout_seconds=timeout_seconds, read_only=read_only, create=create
+    )

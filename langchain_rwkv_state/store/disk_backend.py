@@ -1,8 +1,8 @@
-"""`DiskBackend`: rows in diskcache's table, blobs in files beside it.
+"""`DiskBackend`: tables in diskcache's database, states in files beside it.
 
-diskcache gives a table, a connection for each thread and a lock between processes; everything that
-it would decide by itself (pickling, files, eviction, expiry) is switched off. The easy mistake is
-to use a connection after a fork: a child opens everything anew, and leaves alone what it inherited.
+diskcache gives a connection for each thread, a lock between processes, settings, and a table in
+which it lists files; everything that it would decide by itself (pickling, files, eviction, expiry)
+is switched off. A forked child opens everything anew, and leaves alone what it inherited.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from diskcache import Cache, Timeout
 
 from langchain_rwkv_state.errors import RWKVStateError, StateCorrupt, StoreError, StoreFull
 from langchain_rwkv_state.file_lock import take_lock
-from langchain_rwkv_state.store.backend import Reader, Transaction
 from langchain_rwkv_state.store.connections import ThreadConnections
 from langchain_rwkv_state.store.files import (
     StateFiles,
@@ -37,162 +36,29 @@ from langchain_rwkv_state.store.place import (
     require_place,
 )
 from langchain_rwkv_state.store.preflight import opened, prepare_database
-from langchain_rwkv_state.store.read_only import ReadOnlyTable
+from langchain_rwkv_state.store.read_only import ReadOnlyDatabase
 from langchain_rwkv_state.store.records import CheckReport
-from langchain_rwkv_state.store.safe_disk import CountedBytes, SafeDisk
-from langchain_rwkv_state.store.schema import DATABASE, SETTINGS, WITNESS, WITNESS_RANGE
-from langchain_rwkv_state.store.table_check import SOUND, check_table
+from langchain_rwkv_state.store.safe_disk import SafeDisk
+from langchain_rwkv_state.store.schema import DATABASE, SETTINGS
+from langchain_rwkv_state.store.table_check import check_table
+from langchain_rwkv_state.store.tables import Sql
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import Buffer
 
 T = TypeVar("T")
 _LOOK_AGAIN_SECONDS = 0.01  # at a lock that somebody else holds
-_PUT = (
-    "INSERT INTO Cache(key, raw, store_time, access_time, size, mode, value)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT(key, raw) DO UPDATE SET"
-    " store_time = excluded.store_time, expire_time = NULL,"
-    " access_time = excluded.access_time, access_count = 0, tag = NULL, size = excluded.size,"
-    " mode = excluded.mode, filename = NULL, value = excluded.value"
-)
-_PUT_WITNESS = (
-    "INSERT INTO Anchor(key, value) VALUES (?, ?)"
-    " ON CONFLICT(key) DO UPDATE SET value = excluded.value"
-)
-_SOUND_WITNESS = "(typeof(key) = 'blob' AND typeof(value) = 'blob')"
-_TABLES = (("Cache", SOUND), ("Anchor", _SOUND_WITNESS))
-
-
-class _Rows:
-    """The rows, through the calling thread's connection."""
-
-    def __init__(self, backend: DiskBackend) -> None:
-        self._backend = backend
-
-    def get(self, key: bytes) -> bytes | None:
-        """See `Reader.get`."""
-        table, sound = _TABLES[key[:1] == WITNESS]
-        found = self._select(
-            f"SELECT value, {sound} FROM {table} WHERE key = ?",  # noqa: S608 # constants alone
-            (key,),
-        )
-        if not found:
-            return None
-        if len(found) > 1 or not found[0][1]:
-            raise StateCorrupt(f"The row {key[:80]!r} was changed, or is of foreign making.")
-        value: bytes = found[0][0]
-        return value
-
-    def scan(
-        self, start: bytes, end: bytes, *, limit: int | None = None, reverse: bool = False
-    ) -> list[tuple[bytes, bytes | None]]:
-        """See `Reader.scan`."""
-        order = "DESC" if reverse else "ASC"
-        rows: list[tuple[bytes, bytes | None]] = []
-        places = _places(start, end)
-        for table, sound in places:
-            found = self._select(
-                f"SELECT key, value, {sound} FROM {table} WHERE key >= ? AND key < ?"  # noqa: S608
-                f" ORDER BY key {order} LIMIT ?",
-                (start, end, -1 if limit is None else limit),
-            )
-            rows += [(key, value if sound else None) for key, value, sound in found]
-        if len(places) > 1:
-            rows.sort(key=lambda row: row[0], reverse=reverse)
-        return rows[:limit]
-
-    def count(self, start: bytes, end: bytes) -> int:
-        """See `Reader.count`."""
-        return sum(
-            int(number)
-            for table, _ in _places(start, end)
-            for (number,) in self._select(
-                f"SELECT COUNT(*) FROM {table} WHERE key >= ? AND key < ?",  # noqa: S608 # constants
-                (start, end),
-            )
-        )
-
-    def nbytes(self) -> int:
-        """See `Reader.nbytes`."""
-        found = self._select("SELECT value FROM Settings WHERE key = 'size'", ())
-        if len(found) == 1 and isinstance(found[0][0], int):
-            return found[0][0]
-        # The counter was changed; `check` puts it right, and until then the rows are asked.
-        ((number,),) = self._select(
-            "SELECT (SELECT TOTAL(size) FROM Cache) + (SELECT TOTAL(length(value)) FROM Anchor)", ()
-        )
-        return int(number)
-
-    def _select(self, statement: str, values: tuple[object, ...]) -> list[tuple[Any, ...]]:
-        with self._backend.errors():
-            rows: list[tuple[Any, ...]] = self._backend.sql(statement, values)
-            return rows
-
-
-def _places(start: bytes, end: bytes) -> Sequence[tuple[str, str]]:
-    """Returns the tables in which rows of a range lie, each with what makes a row sound."""
-    low, high = WITNESS_RANGE
-    if start >= low and end <= high:
-        return _TABLES[1:]
-    return _TABLES if start < high and end > low else _TABLES[:1]
-
-
-class _Changes(_Rows):
-    """A transaction."""
-
-    def __init__(self, backend: DiskBackend, cache: Cache) -> None:
-        super().__init__(backend)
-        self._cache = cache
-        self._execute = cache._con.execute
-        self.dropped: list[str] = []
-
-    def put(self, key: bytes, value: bytes, *, blob_nbytes: int = 0) -> None:
-        """See `Transaction.put`."""
-        if key[:1] == WITNESS:
-            self._select(_PUT_WITNESS, (key, value))
-            return
-        # `Cache.set` looks for the row first; one statement does both.
-        now = time.time()
-        size, mode, _, data = self._cache.disk.store(CountedBytes.of(value, blob_nbytes), False)
-        name, raw = self._cache.disk.put(key)
-        self._select(_PUT, (name, raw, now, now, size, mode, data))
-
-    def delete(self, *keys: bytes) -> None:
-        """See `Transaction.delete`."""
-        witnesses = tuple(key for key in keys if key[:1] == WITNESS)
-        others = tuple(key for key in keys if key[:1] != WITNESS)
-        for (table, _), gone in zip(_TABLES, (others, witnesses), strict=True):
-            if gone:
-                places = ", ".join("?" * len(gone))
-                self._select(f"DELETE FROM {table} WHERE key IN ({places})", gone)  # noqa: S608 # places
-
-    def delete_range(self, start: bytes, end: bytes) -> None:
-        """See `Transaction.delete_range`."""
-        for table, _ in _places(start, end):
-            self._select(f"DELETE FROM {table} WHERE key >= ? AND key < ?", (start, end))  # noqa: S608
-
-    def _select(self, statement: str, values: tuple[object, ...]) -> list[tuple[Any, ...]]:
-        # The transaction as a whole minds errors and whether the directory is still the same.
-        found: list[tuple[Any, ...]] = self._execute(statement, values).fetchall()
-        return found
-
-    def drop_blob(self, name: str) -> None:
-        """See `Transaction.drop_blob`."""
-        self.dropped.append(name)
-
-    def blob_exists(self, name: str) -> bool:
-        """See `Transaction.blob_exists`."""
-        return self._backend.files.exists(name)
 
 
 class DiskBackend:
-    """Rows and blobs in a directory.
+    """Tables and files in a directory.
 
     Args:
         root: The directory; made where it is missing.
         timeout_seconds: How long to wait for another writer.
         read_only: Whether nothing is written; ``None`` for where nothing can be.
         create: Whether a store is made where there is none; ``None`` not among other files.
+        tables: Whether it has a store's tables, and not diskcache's alone, as a prefix cache.
 
     Raises:
         StoreError: The directory holds something else than a store of this package.
@@ -206,8 +72,10 @@ class DiskBackend:
         *,
         read_only: bool | None = False,
         create: bool | None = True,
+        tables: bool = True,
     ) -> None:
         self.root = root
+        self.lists_states = tables
         self.files = StateFiles(root)
         self._timeout = timeout_seconds
         self._database = str(root / DATABASE)
@@ -216,40 +84,34 @@ class DiskBackend:
         self._inherited: list[Cache] = []
         self._connections = ThreadConnections()
         self._closed = False
-        self._table: ReadOnlyTable | None = None
+        self._reading: ReadOnlyDatabase | None = None
         with self.errors():
             require_place(root, create=False if read_only else create)
             if read_only is None and holds_store(root) and not is_writable(root):
                 read_only = True
             if read_only:
-                self._table = ReadOnlyTable(root, timeout_seconds)
+                self._reading = ReadOnlyDatabase(root, timeout_seconds, tables=tables)
             else:
                 make_directories(root)
                 self._cache = self._open()
             self._identity = self._identify()
-        self._rows = _Rows(self)
 
     @property
     def read_only(self) -> bool:
         """See `Backend.read_only`."""
-        return self._table is not None
+        return self._reading is not None
 
-    @property
-    def reader(self) -> Reader:
-        """See `Backend.reader`."""
-        return self._rows
-
-    def look(self, work: Callable[[Reader], T]) -> T:
+    def look(self, work: Callable[[], T]) -> T:
         """See `Backend.look`."""
         with self.errors():
-            if self._table is not None:
-                return self._table.look(lambda: work(self._rows))
+            if self._reading is not None:
+                return self._reading.look(work)
             connection = self._opened()._con
             if connection.in_transaction:
-                return work(self._rows)
+                return work()
             connection.execute("BEGIN")
             try:
-                return work(self._rows)
+                return work()
             finally:
                 connection.rollback()
 
@@ -263,8 +125,8 @@ class DiskBackend:
         Raises:
             StoreError: As `transact`.
         """
-        if self._table is not None:
-            table = self._table
+        if self._reading is not None:
+            table = self._reading
             with self.errors():
                 return table.look(lambda: work(table.connection))
 
@@ -282,7 +144,7 @@ class DiskBackend:
             return read()
 
     def transact(
-        self, work: Callable[[Transaction], T], *, freeing: bool = False, durable: bool = True
+        self, work: Callable[[Sql], T], *, freeing: bool = False, durable: bool = True
     ) -> T:
         """See `Backend.transact`."""
         try:
@@ -313,10 +175,14 @@ class DiskBackend:
         """See `Backend.read_blob_start`."""
         return self.files.read_start(name, nbytes)
 
-    def drop_blob(self, name: str) -> None:
-        """See `Backend.drop_blob`."""
+    def blob_exists(self, name: str) -> bool:
+        """See `Backend.blob_exists`."""
+        return self.files.exists(name)
+
+    def drop_blobs(self, names: Sequence[str]) -> None:
+        """See `Backend.drop_blobs`."""
         self._require_writable()
-        self.files.drop(name)
+        self.files.drop_all(names)
 
     def set_aside(self, name: str) -> str:
         """See `Backend.set_aside`."""
@@ -339,15 +205,11 @@ class DiskBackend:
     def check(self, *, fix: bool) -> CheckReport:
         """See `Backend.check`."""
 
-        def work() -> CheckReport:
+        def work(sql: Sql) -> CheckReport:
             self._require_identity()
-            return check_table(self.sql, self.files, KNOWN_FILES, fix=fix)
+            return check_table(sql, self.files, KNOWN_FILES, fix=fix)
 
-        if not fix:
-            return self.look(lambda _: work())
-        self._require_writable()
-        with self._lock, self.errors(), self._opened().transact():
-            return work()
+        return self.transact(work) if fix else self.look(lambda: work(self._execute))
 
     def close(self) -> None:
         """See `Backend.close`."""
@@ -356,17 +218,25 @@ class DiskBackend:
             if cache is not None:
                 cache.close()
             self._connections.close()
-            if self._table is not None:
-                self._table.close()
+            if self._reading is not None:
+                self._reading.close()
 
-    def sql(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
-        """Runs one statement on the calling thread's connection."""
+    def sql(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """See `Backend.sql`: through the calling thread's connection."""
+        try:
+            return self._execute(statement, values)
+        except (Timeout, sqlite3.Error, OSError, UnicodeDecodeError):
+            with self.errors():
+                raise
+        raise AssertionError  # `errors` raises
+
+    def _execute(self, statement: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
         self._require_identity()
-        if self._table is not None:
+        if self._reading is not None:
             self._require_open()
-            return self._table.fetch(statement, values)
-        rows: list[tuple[Any, ...]] = self._opened()._sql(statement, values).fetchall()
-        return rows
+            return self._reading.fetch(statement, values)
+        found: list[tuple[Any, ...]] = self._opened()._con.execute(statement, values).fetchall()
+        return found
 
     @contextmanager
     def errors(self) -> Iterator[None]:
@@ -405,25 +275,24 @@ class DiskBackend:
             )
         return StoreError(f"The store {self.root} cannot be used: {error}.{file_limit(error)}")
 
-    def _transact(self, work: Callable[[Transaction], T], *, durable: bool) -> T:
+    def _transact(self, work: Callable[[Sql], T], *, durable: bool) -> T:
         self._require_writable()
         with self._lock, self.errors():
             cache = self._opened()
             self._require_identity()
-            changes = _Changes(self, cache)
+            execute = cache._con.execute
             if not durable:  # SQLite's log is flushed with the next that is
-                cache._con.execute("PRAGMA synchronous = NORMAL")
+                execute("PRAGMA synchronous = NORMAL")
             try:
                 with cache.transact():
-                    result = work(changes)
+                    result = work(lambda statement, values: execute(statement, values).fetchall())
                     self._require_identity()
             except BaseException:
                 self._roll_back(cache)
                 raise
             finally:
                 if not durable:
-                    cache._con.execute("PRAGMA synchronous = FULL")
-        self.files.drop_all(changes.dropped)
+                    execute("PRAGMA synchronous = FULL")
         return result
 
     def _roll_back(self, cache: Cache) -> None:
@@ -437,7 +306,7 @@ class DiskBackend:
             raise StoreError("The store is closed: open it again to use it.")
 
     def _require_writable(self) -> None:
-        if self._table is not None:
+        if self._reading is not None:
             raise StoreError(
                 f"The store {self.root} is read-only: its sessions can be listed, read, exported "
                 "and checked, not changed. Open it where its directory can be written, without "
@@ -457,7 +326,7 @@ class DiskBackend:
 
     def _open(self) -> Cache:
         with _only_one(self.root / LOCK, self._timeout):
-            prepare_database(self.root, used=self.files.any_folder())
+            prepare_database(self.root, used=self.files.any_folder(), tables=self.lists_states)
             self.files.fill_reserve()
             return Cache(str(self.root), timeout=self._timeout, disk=SafeDisk, **SETTINGS)
 

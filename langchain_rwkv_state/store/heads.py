@@ -1,6 +1,6 @@
 """What moving a head means: forward at a commit, back at a rewind, and what is kept of the way.
 
-Each function works on the ledger of one transaction and returns the session's new row, which the
+Each function works on the changes of one transaction and returns the session's new row, which the
 caller saves. The easy mistake is to let go of a state before the new holder has it: a state goes
 with its last holder.
 """
@@ -12,8 +12,9 @@ from dataclasses import replace
 
 from langchain_rwkv_state.errors import StateNotFound
 from langchain_rwkv_state.store.clock import TTL, ttl_seconds
-from langchain_rwkv_state.store.ledger import LOG_ENTRIES, Ledger
-from langchain_rwkv_state.store.rows import LogRow, Origin, SessionRow
+from langchain_rwkv_state.store.records import LogEntry, Origin
+from langchain_rwkv_state.store.rows import Holder, SessionRow
+from langchain_rwkv_state.store.tables import LOG_ENTRIES, Changes
 
 
 class Heads:
@@ -30,23 +31,24 @@ class Heads:
         self._sliding = sliding
         self._history = history
 
-    def living(self, ledger: Ledger, session: str) -> SessionRow:
-        """Returns a living session, or a new one in the place of an expired one."""
-        row = ledger.session(session)
+    def living(self, changes: Changes, session: str) -> tuple[SessionRow, SessionRow | None]:
+        """Returns a living session, or a new one; and the row that is stored."""
+        row = changes.session(session)
         if row is not None:
-            return row
-        ledger.remove_session(session, expired=True)
-        return SessionRow(
+            return row, row
+        changes.remove_session(session, expired=True)
+        fresh = SessionRow(
             name=session,
             head=None,
             n_tokens=0,
             turns=0,
-            created=ledger.now,
-            updated=ledger.now,
-            expires=ledger.now + self._ttl,
+            created=changes.now,
+            updated=changes.now,
+            expires=changes.now + self._ttl,
             ttl=self._ttl,
             sliding=self._sliding,
         )
+        return fresh, None
 
     def renewed(self, row: SessionRow, now: float, ttl: TTL, sliding: bool | None) -> SessionRow:
         """Returns a session whose time to live starts anew where it should."""
@@ -60,37 +62,43 @@ class Heads:
 
     def moved(
         self,
-        ledger: Ledger,
+        changes: Changes,
         row: SessionRow,
         ref: str,
         origin: Origin | None,
         said: tuple[str, ...] = (),
     ) -> SessionRow:
         """Moves a head forward, and lets go of the states that leave the history."""
-        state = ledger.state_to_hold(ref)
+        state = changes.state_to_hold(ref)
         wanted = (ref, *(old for old in row.kept if old != ref))
         kept, dropped = wanted[: self._history + 1], wanted[self._history + 1 :]
-        ledger.hold(ref, b"s", row.name)
+        changes.hold(ref, Holder.SESSION, row.name)
         for old in dropped:
-            ledger.let_go(old, b"s", row.name)
-        turn = LogRow(
-            row.name, row.turns + 1, ref, row.head, state.n_tokens, ledger.now, origin, said
+            changes.let_go(old, Holder.SESSION, row.name)
+        turn = LogEntry(
+            ref,
+            row.head,
+            state.n_tokens,
+            changes.now,
+            said=said,
+            origin=origin,
+            seq=row.turns + 1,
         )
-        ledger.add_turn(turn)
+        changes.add_turn(row.name, turn)
         return replace(row, head=ref, n_tokens=state.n_tokens, turns=turn.seq, kept=kept)
 
-    def back_to(self, ledger: Ledger, row: SessionRow, turn: LogRow | None) -> SessionRow:
+    def back_to(self, changes: Changes, row: SessionRow, turn: LogEntry | None) -> SessionRow:
         """Moves a head to a turn of its own log, with the history that is still stored."""
         kept: tuple[str, ...] = ()
         if turn is not None:
-            older = [old for old in ledger.log(row.name) if old.seq < turn.seq]
+            older = [old for old in changes.log(row.name) if old.seq < turn.seq]
             refs = dict.fromkeys(old.ref for old in older[: self._history])
-            kept = (turn.ref, *(ref for ref in refs if ref != turn.ref and ledger.lives(ref)))
+            kept = (turn.ref, *(ref for ref in refs if ref != turn.ref and changes.lives(ref)))
         for ref in kept:
-            ledger.hold(ref, b"s", row.name)
+            changes.hold(ref, Holder.SESSION, row.name)
         for ref in row.kept:
             if ref not in kept:
-                ledger.let_go(ref, b"s", row.name)
+                changes.let_go(ref, Holder.SESSION, row.name)
         return replace(
             row,
             head=None if turn is None else turn.ref,
@@ -98,47 +106,47 @@ class Heads:
             kept=kept,
         )
 
-    def turn_at(self, ledger: Ledger, row: SessionRow, ref: str) -> LogRow:
+    def turn_at(self, changes: Changes, row: SessionRow, ref: str) -> LogEntry:
         """Returns the newest turn of a session that led to `ref`.
 
         Raises:
             StateNotFound: There is none in the log, or its state is no longer kept.
         """
-        log = ledger.log(row.name)
+        log = changes.log(row.name)
         turn = next((turn for turn in log if turn.ref == ref), None)
         if turn is None:
             raise StateNotFound(f"{ref} is not in the log of {row.name!r}. {_reach(row, log)}")
-        return self._kept_turn(ledger, turn)
+        return self._kept_turn(changes, row.name, turn)
 
     def rewind_target(
-        self, ledger: Ledger, row: SessionRow, turns: int, to: str | None
-    ) -> LogRow | None:
+        self, changes: Changes, row: SessionRow, turns: int, to: str | None
+    ) -> LogEntry | None:
         """Returns the turn to go back to; ``None`` for before the first.
 
         Raises:
             StateNotFound: The log does not reach so far, or that state is no longer kept.
         """
         if to is not None:
-            return self.turn_at(ledger, row, to)
+            return self.turn_at(changes, row, to)
         if turns == row.turns:
             return None
-        turn = ledger.turn(row.name, row.turns - turns) if turns < row.turns else None
+        turn = changes.turn(row.name, row.turns - turns) if turns < row.turns else None
         if turn is None:
-            reach = _reach(row, ledger.log(row.name))
+            reach = _reach(row, changes.log(row.name))
             raise StateNotFound(f"Cannot rewind {row.name!r} by {turns} turns. {reach}")
-        return self._kept_turn(ledger, turn)
+        return self._kept_turn(changes, row.name, turn)
 
-    def _kept_turn(self, ledger: Ledger, turn: LogRow) -> LogRow:
-        if not ledger.lives(turn.ref):
+    def _kept_turn(self, changes: Changes, session: str, turn: LogEntry) -> LogEntry:
+        if not changes.lives(turn.ref):
             raise StateNotFound(
-                f"Turn {turn.seq} of {turn.session!r} is in its log, but its state {turn.ref} is "
+                f"Turn {turn.seq} of {session!r} is in its log, but its state {turn.ref} is "
                 "no longer kept: before a head there are as many as history= says of the store "
                 "that turns are committed through."
             )
         return turn
 
 
-def _reach(row: SessionRow, log: Sequence[LogRow]) -> str:
+def _reach(row: SessionRow, log: Sequence[LogEntry]) -> str:
     if not log:
         return "It has no turns."
     turns = "1 turn" if row.turns == 1 else f"{row.turns} turns"

@@ -18,8 +18,9 @@ from typing import Any
 from langchain_rwkv_state.errors import StateCorrupt
 from langchain_rwkv_state.state.header import FILE_LIMIT_BYTES, is_later
 from langchain_rwkv_state.store.clock import LONGEST_TTL_SECONDS
-from langchain_rwkv_state.store.ledger import LOG_ENTRIES
-from langchain_rwkv_state.store.rows import NAME_MAX, Body, Origin, finite
+from langchain_rwkv_state.store.records import Body, LogEntry, Origin
+from langchain_rwkv_state.store.rows import NAME_MAX, finite
+from langchain_rwkv_state.store.tables import LOG_ENTRIES
 from langchain_rwkv_state.store.tokens import unpack_tokens
 from langchain_rwkv_state.store.unread import no_constant, require_messages
 
@@ -68,18 +69,6 @@ class BundledState:
 
 
 @dataclass(frozen=True)
-class BundledTurn:
-    """One turn of the log, under the names of the store that it comes from."""
-
-    ref: str
-    parent: str | None
-    n_tokens: int
-    created: float
-    origin: Origin | None = None
-    said: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Manifest:
     """A session without the numbers of its states.
 
@@ -104,7 +93,7 @@ class Manifest:
     sliding: bool
     turns: int
     unread: tuple[str, ...]
-    log: tuple[BundledTurn, ...]
+    log: tuple[LogEntry, ...]
     states: tuple[BundledState, ...]
 
     @property
@@ -210,8 +199,7 @@ class _Fields(Body):
     def __init__(self, where: str, values: object) -> None:
         if not isinstance(values, Mapping):
             raise StateCorrupt(f"The bundle's {where} is no JSON object.")
-        super().__init__(b"", values)
-        self._where = where
+        super().__init__(where, values)
 
     def seconds(self, name: str) -> float:
         """Returns a time; ``None`` stands for never."""
@@ -286,12 +274,12 @@ class _Fields(Body):
         )
 
 
-def _turn_values(turn: BundledTurn) -> dict[str, Any]:
+def _turn_values(turn: LogEntry) -> dict[str, Any]:
     values: dict[str, Any] = {
         "ref": turn.ref,
         "parent": turn.parent,
         "n_tokens": turn.n_tokens,
-        "created": turn.created,
+        "created": turn.created_seconds,
     }
     if turn.origin is not None:
         values["origin"] = turn.origin.to_body()
@@ -300,12 +288,12 @@ def _turn_values(turn: BundledTurn) -> dict[str, Any]:
     return values
 
 
-def _turn(fields: _Fields) -> BundledTurn:
-    return BundledTurn(
+def _turn(fields: _Fields) -> LogEntry:
+    return LogEntry(
         ref=fields.ref("ref"),
         parent=fields.maybe_ref("parent"),
         n_tokens=fields.count("n_tokens"),
-        created=fields.time("created"),
+        created_seconds=fields.time("created"),
         origin=fields.origin("origin"),
         said=fields.digests("said"),
     )

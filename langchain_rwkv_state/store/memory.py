@@ -1,26 +1,28 @@
 """`MemoryStateStore`: a store that lives and dies with its object, for tests and demos.
 
-Same policy, same rows and same bytes as on disk, kept in dicts. It is not a cache and evicts
-nothing. The easy mistake is to share one between processes: a forked child has a copy of its own.
+The same code, the same tables and the same bytes as on disk, in a database and a dict in memory. It
+is not a cache and evicts nothing. A forked child has a copy of its own.
 """
 
 from __future__ import annotations
 
+import sqlite3
 import time
-from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from langchain_rwkv_state._registry import Hold
-from langchain_rwkv_state.store.backend import Reader, Transaction
+from langchain_rwkv_state.errors import StoreError
 from langchain_rwkv_state.store.clock import TTL
 from langchain_rwkv_state.store.forks import ForkLock
-from langchain_rwkv_state.store.policy import DEFAULT_TTL, KeyedStore
 from langchain_rwkv_state.store.records import CheckReport, Codec, LogKind
 from langchain_rwkv_state.store.resources import Resources
-from langchain_rwkv_state.store.settings import check_kept, check_settings
+from langchain_rwkv_state.store.schema import make_tables
+from langchain_rwkv_state.store.settings import DEFAULT_TTL, StoreSettings
 from langchain_rwkv_state.store.staged_files import StagedFiles
+from langchain_rwkv_state.store.store import TableStore
+from langchain_rwkv_state.store.tables import Sql
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import Buffer
@@ -28,135 +30,52 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class _Rows:
-    """Rows in a dict with a sorted list of their keys."""
-
-    def __init__(self, lock: ForkLock) -> None:
-        self._lock = lock
-        self._rows: dict[bytes, tuple[bytes, int]] = {}
-        self._keys: list[bytes] = []
-        self._nbytes = 0
-
-    def get(self, key: bytes) -> bytes | None:
-        """See `Reader.get`."""
-        with self._lock:
-            found = self._rows.get(key)
-            return None if found is None else found[0]
-
-    def scan(
-        self, start: bytes, end: bytes, *, limit: int | None = None, reverse: bool = False
-    ) -> list[tuple[bytes, bytes | None]]:
-        """See `Reader.scan`."""
-        with self._lock:
-            keys = self._keys[bisect_left(self._keys, start) : bisect_left(self._keys, end)]
-            if reverse:
-                keys.reverse()
-            return [(key, self._rows[key][0]) for key in keys[:limit]]
-
-    def count(self, start: bytes, end: bytes) -> int:
-        """See `Reader.count`."""
-        with self._lock:
-            return bisect_left(self._keys, end) - bisect_left(self._keys, start)
-
-    def nbytes(self) -> int:
-        """See `Reader.nbytes`."""
-        return self._nbytes
-
-    def set(self, key: bytes, value: tuple[bytes, int] | None) -> tuple[bytes, int] | None:
-        """Sets or deletes a row and its size; returns what was there."""
-        old = self._rows.pop(key, None)
-        self._nbytes -= 0 if old is None else old[1]
-        if value is not None:
-            self._rows[key] = value
-            self._nbytes += value[1]
-            if old is None:
-                insort(self._keys, key)
-        elif old is not None:
-            del self._keys[bisect_left(self._keys, key)]
-        return old
-
-
-class _Changes:
-    """A transaction on `_Rows`: what was there before is remembered until the end."""
-
-    def __init__(self, rows: _Rows, blobs: Mapping[str, object]) -> None:
-        self._rows = rows
-        self._blobs = blobs
-        self._undo: dict[bytes, tuple[bytes, int] | None] = {}
-        self.dropped: list[str] = []
-        self.get = rows.get
-        self.scan = rows.scan
-        self.count = rows.count
-        self.nbytes = rows.nbytes
-
-    def put(self, key: bytes, value: bytes, *, blob_nbytes: int = 0) -> None:
-        """See `Transaction.put`."""
-        self._undo.setdefault(key, self._rows.set(key, (value, len(value) + blob_nbytes)))
-
-    def delete(self, *keys: bytes) -> None:
-        """See `Transaction.delete`."""
-        for key in keys:
-            self._undo.setdefault(key, self._rows.set(key, None))
-
-    def delete_range(self, start: bytes, end: bytes) -> None:
-        """See `Transaction.delete_range`."""
-        for key, _ in self._rows.scan(start, end):
-            self.delete(key)
-
-    def drop_blob(self, name: str) -> None:
-        """See `Transaction.drop_blob`."""
-        self.dropped.append(name)
-
-    def blob_exists(self, name: str) -> bool:
-        """See `Transaction.blob_exists`."""
-        return name in self._blobs
-
-    def roll_back(self) -> None:
-        """Puts back what was there before."""
-        for key, value in self._undo.items():
-            self._rows.set(key, value)
-
-
 class MemoryBackend:
-    """Rows and blobs in dicts, one transaction at a time."""
+    """Tables on one connection, which readers take turns at, and files in a dict."""
+
+    read_only = False
+    lists_states = False
 
     def __init__(self) -> None:
         self._lock = ForkLock()
-        self._rows = _Rows(self._lock)
+        self._database = self._made()
         self._blobs: dict[str, tuple[bytes, float]] = {}
 
-    @property
-    def read_only(self) -> bool:
-        """See `Backend.read_only`."""
-        return False
+    @staticmethod
+    def _made() -> sqlite3.Connection:
+        made = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        make_tables(made)
+        return made
 
-    @property
-    def reader(self) -> Reader:
-        """See `Backend.reader`."""
-        return self._rows
+    def sql(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """See `Backend.sql`."""
+        try:
+            with self._lock:
+                return self._database.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            raise StoreError(f"The store in memory cannot be used: {error}.") from error
 
-    def look(self, work: Callable[[Reader], T]) -> T:
+    def look(self, work: Callable[[], T]) -> T:
         """See `Backend.look`."""
         with self._lock:
-            return work(self._rows)
+            return work()
 
     def transact(
         self,
-        work: Callable[[Transaction], T],
+        work: Callable[[Sql], T],
         *,
         freeing: bool = False,  # noqa: ARG002 # there is no room to keep back
         durable: bool = True,  # noqa: ARG002 # and no disk to wait for
     ) -> T:
         """See `Backend.transact`."""
         with self._lock:
-            changes = _Changes(self._rows, self._blobs)
+            self.sql("BEGIN")
             try:
-                result = work(changes)
+                result = work(self.sql)
             except BaseException:
-                changes.roll_back()
+                self.sql("ROLLBACK")
                 raise
-            for name in changes.dropped:
-                self._blobs.pop(name, None)
+            self.sql("COMMIT")
             return result
 
     def write_blob(self, name: str, parts: Sequence[Buffer]) -> None:
@@ -180,14 +99,19 @@ class MemoryBackend:
         data = self.read_blob(name)
         return None if data is None else data[:nbytes]
 
-    def drop_blob(self, name: str) -> None:
-        """See `Backend.drop_blob`."""
+    def blob_exists(self, name: str) -> bool:
+        """See `Backend.blob_exists`."""
+        return name in self._blobs
+
+    def drop_blobs(self, names: Sequence[str]) -> None:
+        """See `Backend.drop_blobs`."""
         with self._lock:
-            self._blobs.pop(name, None)
+            for name in names:
+                self._blobs.pop(name, None)
 
     def set_aside(self, name: str) -> str:
         """See `Backend.set_aside`: what is in memory is dropped."""
-        self.drop_blob(name)
+        self.drop_blobs([name])
         return "it was dropped"
 
     def blobs(self) -> Iterator[tuple[str, float]]:
@@ -197,7 +121,7 @@ class MemoryBackend:
             return iter([(name, now - made) for name, (_, made) in self._blobs.items()])
 
     def check(self, *, fix: bool) -> CheckReport:  # noqa: ARG002
-        """See `Backend.check`: dicts have nothing of their own to verify."""
+        """See `Backend.check`: there is nothing beside the tables."""
         return CheckReport(())
 
     @property
@@ -208,11 +132,11 @@ class MemoryBackend:
     def close(self) -> None:
         """See `Backend.close`."""
         with self._lock:
-            self._rows = _Rows(self._lock)
-            self._blobs = {}
+            self._database.close()
+            self._database, self._blobs = self._made(), {}
 
 
-class MemoryStateStore(KeyedStore):
+class MemoryStateStore(TableStore):
     """Keeps states and sessions in memory, until it is closed.
 
     Args:
@@ -250,20 +174,9 @@ class MemoryStateStore(KeyedStore):
         clock: Callable[[], float] = time.time,
         staged_bytes: int | None = None,
     ) -> None:
-        check_settings(ttl, history, log, size_limit, codec)
-        check_kept(sliding, clock, staged_bytes)
+        settings = StoreSettings(ttl, sliding, history, log, size_limit, codec, clock, staged_bytes)
         files = None if staged_bytes is None else StagedFiles(None)
-        super().__init__(
-            Hold(Resources(MemoryBackend(), files), _nothing),
-            ttl=ttl,
-            sliding=sliding,
-            history=history,
-            log=log,
-            size_limit=size_limit,
-            codec=codec,
-            clock=clock,
-            staged_bytes=staged_bytes or 0,
-        )
+        super().__init__(Hold(Resources(MemoryBackend(), files), _nothing), settings)
 
     def close(self) -> None:
         """See `StateStore.close`: everything in it goes."""

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 from langchain_rwkv_state.errors import StateCorrupt, StoreError
-from langchain_rwkv_state.store.backend import Backend, Transaction
+from langchain_rwkv_state.store.backend import Backend, change
 from langchain_rwkv_state.store.damage import advice, read_state, way_back
-from langchain_rwkv_state.store.ledger import Ledger, View
-from langchain_rwkv_state.store.rows import HolderRow, SessionRow, StateRow
+from langchain_rwkv_state.store.rows import Holder, HoldRow, SessionRow, StateRow
+from langchain_rwkv_state.store.tables import Changes, Tables
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Damages:
 
     def problems(self) -> list[str]:
         """Returns a sentence on each, with whose it is and what mends it."""
-        view = View(self._backend.reader, self._clock())
+        view = Tables(self._backend.sql, self._clock())
         return [
             " ".join([each.problem, *advice(view, each.row.ref, self._is_whole)])
             for each in self._found.values()
@@ -73,10 +74,8 @@ class Damages:
         done: list[str] = []
         for each in self._found.values():
             if each.can_mend:
-                done += self._backend.transact(
-                    lambda transaction, each=each: self._mend(transaction, each),  # type: ignore[misc]
-                    freeing=True,
-                )
+                work = partial(self._mend, damage=each)
+                done += change(self._backend, self._clock(), work, freeing=True)
         return done
 
     def _is_whole(self, row: StateRow) -> bool:
@@ -94,20 +93,20 @@ class Damages:
 
     def _still_named(self, row: StateRow) -> bool:
         with suppress(StateCorrupt):
-            now = View(self._backend.reader, self._clock()).stored_state(row.ref)
+            now = Tables(self._backend.sql, self._clock()).stored_state(row.ref)
             return now is not None and now.blob == row.blob
         return False  # the row is what is wrong, and is reported as such
 
-    def _mend(self, transaction: Transaction, damage: _Damage) -> list[str]:
+    def _mend(self, changes: Changes, damage: _Damage) -> list[str]:
         """Lets go of a damaged state all who can do without, then puts its file aside."""
-        ledger, ref = Ledger(transaction, self._clock()), damage.row.ref
-        row = ledger.stored_state(ref)
+        ref = damage.row.ref
+        row = changes.stored_state(ref)
         if row is None or row.blob != damage.row.blob or self._look(row) is None:
             return []
         done: list[str] = []
         stuck = False
-        for holder in list(ledger.holders(ref)):
-            sentence = self._without(ledger, holder)
+        for holder in list(changes.holders(ref)):
+            sentence = self._without(changes, holder)
             stuck |= sentence is None
             done += [sentence] if sentence else []
         if not stuck:
@@ -115,51 +114,54 @@ class Damages:
             done.append(f"The file {row.blob} is no state's any more: {where}.")
         return done
 
-    def _without(self, ledger: Ledger, holder: HolderRow) -> str | None:
+    def _without(self, changes: Changes, holder: HoldRow | None) -> str | None:
         """Lets one holder do without a state; ``None`` where it cannot."""
-        ref, owner = holder.ref, holder.owner
-        if holder.kind == b"s":
-            return self._session_without(ledger, owner, ref)
-        if holder.kind not in (b"k", b"p"):
+        if holder is None:
             return None  # a row that cannot be read
-        ledger.let_go(ref, holder.kind, owner)
-        if holder.kind == b"k":
+        ref, owner = holder.ref, holder.owner
+        if holder.kind == Holder.SESSION:
+            return self._session_without(changes, owner, ref)
+        changes.let_go(ref, holder.kind, owner)
+        if holder.kind == Holder.OWNER:
             return f"{owner!r} keeps the state {ref} no longer: it was damaged."
         return f"The state {ref} was put, and is stored no longer: it was damaged."
 
-    def _session_without(self, ledger: Ledger, name: str, ref: str) -> str | None:
+    def _session_without(self, changes: Changes, name: str, ref: str) -> str | None:
         try:
-            session = ledger.stored_session(name)
+            session = changes.stored_session(name)
             if session is None:
                 return None
             if session.head != ref:
-                self._keep(ledger, session, tuple(old for old in session.kept if old != ref))
+                others = tuple(old for old in session.kept if old != ref)
+                self._keep(changes, session, session, others)
                 return f"The session {name!r} keeps the earlier state {ref} no longer."
-            turn = way_back(ledger, session, self._is_whole)
+            turn = way_back(changes, session, self._is_whole)
             if turn is None:
                 return None
-            older = {each.ref for each in ledger.log(name) if each.seq <= turn.seq}
+            older = {each.ref for each in changes.log(name) if each.seq <= turn.seq}
         except StateCorrupt:
             return None
-        ledger.cut_log(name, turn.seq)
+        changes.cut_log(name, turn.seq)
         moved = replace(
             session,
             head=turn.ref,
             n_tokens=turn.n_tokens,
             turns=turn.seq,
-            updated=ledger.now,
+            updated=changes.now,
         )
         kept = (old for old in session.kept if old in older and old not in self._found)
-        self._keep(ledger, moved, tuple(kept))
+        self._keep(changes, session, moved, tuple(kept))
         return (
             f"The session {name!r} went back from turn {session.turns} to turn {turn.seq}, since "
             f"the state {ref} of its head was damaged."
         )
 
-    def _keep(self, ledger: Ledger, session: SessionRow, kept: tuple[str, ...]) -> None:
+    @staticmethod
+    def _keep(
+        changes: Changes, before: SessionRow, session: SessionRow, kept: tuple[str, ...]
+    ) -> None:
         """Saves a session that keeps fewer states than before."""
-        before = ledger.stored_session(session.name)
-        ledger.save_session(replace(session, kept=kept))
-        for old in before.kept if before else ():
+        for old in before.kept:
             if old not in kept:
-                ledger.let_go(old, b"s", session.name)
+                changes.let_go(old, Holder.SESSION, before.name)
+        changes.save_session(replace(session, kept=kept), before)

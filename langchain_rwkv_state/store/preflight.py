@@ -4,8 +4,8 @@ diskcache takes settings and schema from the file that it opens: a planted setti
 switches the journal off, a planted trigger runs at the next write. So the file is read first, by
 plain sqlite3, and anything that diskcache would not have written for this package is refused; so is
 a database that SQLite finds malformed. What a killed program left behind is taken back before the
-comparison and by SELECTs alone, at which nothing planted runs. The easy mistake is to demand the
-whole schema: an earlier release that was killed while it made the store leaves the first half.
+comparison and by SELECTs alone, at which nothing planted runs. The whole schema
+is not asked for: a release that was killed while it made the store leaves the first half.
 """
 
 from __future__ import annotations
@@ -20,16 +20,19 @@ from urllib.parse import quote
 
 from langchain_rwkv_state.errors import StoreError
 from langchain_rwkv_state.store.files import write_new
+from langchain_rwkv_state.store.old_format import ABOUT_KEY, convert, is_format_1
 from langchain_rwkv_state.store.schema import (
     COMPANIONS,
     COUNTERS,
+    FORMAT_1,
+    INDICES,
     NEW_DATABASE,
     SCHEMA,
     SETTINGS,
+    TABLES,
     UNFINISHED,
     make_all,
-    needs_upgrade,
-    upgrade,
+    make_tables,
 )
 from langchain_rwkv_state.store.schema import DATABASE as DATABASE
 from langchain_rwkv_state.whole import flush_directory
@@ -42,7 +45,7 @@ _SHOWN = 200  # characters of what SQLite says
 Schema = dict[str, str | None]
 
 
-def prepare_database(root: Path, *, used: bool) -> None:
+def prepare_database(root: Path, *, used: bool, tables: bool = True) -> None:
     """Makes a new store's database, or looks over the one that is there.
 
     Whoever calls holds the store's lock, so that nobody else makes one.
@@ -50,6 +53,7 @@ def prepare_database(root: Path, *, used: bool) -> None:
     Args:
         root: The store's directory.
         used: Whether states were written there: then there must be a database, too.
+        tables: Whether it is a store's; a prefix cache has diskcache's table alone.
 
     Raises:
         StoreError: There is one that is not of this package's making, or is damaged.
@@ -67,13 +71,28 @@ def prepare_database(root: Path, *, used: bool) -> None:
             "restore it from a copy, or use another directory."
         )
     if not size:
-        _make(root)
+        _make(root, tables=tables)
         return
-    schema, is_old = _looked_over(path, journal)
-    if is_old:
+    schema = _looked_over(path, journal)
+    if tables and (TABLES.keys() | INDICES.keys()) - schema.keys():
         with refusals(path), opened(path, "rw") as connection:
             connection.execute("PRAGMA synchronous = FULL")
-            upgrade(connection, schema)
+            _bring_up_to_date(connection, schema)
+
+
+def _bring_up_to_date(connection: sqlite3.Connection, schema: Schema) -> None:
+    """Makes what tables are missing, with the rows of a store of format 1, at one stroke."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        if is_format_1(schema):
+            convert(connection, schema)
+        else:
+            make_tables(connection)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
 
 
 def require_plain(path: Path) -> bool:
@@ -159,6 +178,15 @@ def look_over(path: Path, connection: sqlite3.Connection) -> Schema:
     return schema
 
 
+def has_sessions(connection: sqlite3.Connection) -> bool:
+    """Says whether a database is a store's, of whatever format, and not a prefix cache's."""
+    names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    if "meta" in names or "Cache" not in names:
+        return "meta" in names
+    about = connection.execute("SELECT 1 FROM Cache WHERE key = ?", (ABOUT_KEY,))
+    return about.fetchone() is not None
+
+
 def require_whole(path: Path, connection: sqlite3.Connection) -> None:
     """Refuses a malformed database; it reads all of it, at a millisecond a megabyte.
 
@@ -190,14 +218,14 @@ def require_lone_journal(journal: Path) -> None:
                 )
 
 
-def _make(root: Path) -> None:
+def _make(root: Path, *, tables: bool) -> None:
     """Makes a database under another name and gives it its own: whole, flushed, or not at all."""
     new = root / NEW_DATABASE
     for name in (*UNFINISHED, *COMPANIONS):  # of a program that was killed at this
         (root / name).unlink(missing_ok=True)
     write_new(new, [])  # for its owner alone, and so are the files that SQLite puts beside it
     with refusals(new), opened(new, "rw") as connection:
-        make_all(connection)
+        make_all(connection, tables=tables)
         connection.execute(f"PRAGMA journal_mode = {SETTINGS['sqlite_journal_mode']}")
     handle = os.open(new, os.O_RDWR)
     try:
@@ -208,16 +236,11 @@ def _make(root: Path) -> None:
     flush_directory(root)
 
 
-def _looked_over(path: Path, journal: Path) -> tuple[Schema, bool]:
-    """Looks a database over, first without a change to it, then taking back what is half done.
-
-    Returns:
-        Its schema, and whether it is an earlier release's.
-    """
+def _looked_over(path: Path, journal: Path) -> Schema:
+    """Looks a database over, first without a change to it, then taking back what is half done."""
     try:
         with opened(path, "ro") as connection:
-            schema = look_over(path, connection)
-            return schema, needs_upgrade(connection, schema)
+            return look_over(path, connection)
     except sqlite3.OperationalError:
         if not any(map(file_size, (path.with_name(name) for name in COMPANIONS))):
             with refusals(path):
@@ -227,13 +250,13 @@ def _looked_over(path: Path, journal: Path) -> tuple[Schema, bool]:
             raise
     require_lone_journal(journal)
     with refusals(path), opened(path, "rw") as connection:
-        schema = look_over(path, connection)
-        return schema, needs_upgrade(connection, schema)
+        return look_over(path, connection)
 
 
 def _compare(path: Path, schema: Schema, settings: dict[object, object]) -> None:
     for name, sql in schema.items():
-        if name not in SCHEMA or SCHEMA[name] != sql:
+        both = name in FORMAT_1 and "meta" in schema
+        if name not in SCHEMA or SCHEMA[name] != sql or both:
             raise StoreError(
                 f"{path} holds {name!r}, which is not of this package's making: it belongs to "
                 "another program, or was tampered with. Use another directory."

@@ -12,7 +12,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +20,14 @@ from typing import Any, TypeVar
 
 from langchain_rwkv_state.errors import RWKVStateError, StoreError
 from langchain_rwkv_state.store.forks import ForkLock
+from langchain_rwkv_state.store.old_format import convert, is_format_1
 from langchain_rwkv_state.store.preflight import (
     connect,
     file_size,
     look_over,
     require_plain,
 )
-from langchain_rwkv_state.store.schema import AS_UPGRADED, COMPANIONS, DATABASE
+from langchain_rwkv_state.store.schema import COMPANIONS, DATABASE
 
 T = TypeVar("T")
 _TRIES = 20  # reads that somebody's writing may spoil, one after another
@@ -41,30 +42,34 @@ class _Opened:
     Attributes:
         sql: The connection.
         stamp: How the files stood when it was opened, where it takes them to stand so for good.
-        generation: Of the table, when it was opened.
+        generation: Of the database, when it was opened.
+        version: SQLite's number of the data, where what is read is a converted copy of it.
     """
 
     sql: sqlite3.Connection
     stamp: _Stamp | None
     generation: int
+    version: int | None
 
     def __del__(self) -> None:
         self.sql.close()
 
 
-class ReadOnlyTable:
+class ReadOnlyDatabase:
     """Reads a store's database, by a connection for each thread.
 
     Args:
         root: The store's directory.
         wait_seconds: How long to wait for somebody who recovers the database.
+        tables: Whether it is a store's, and not a prefix cache's.
 
     Raises:
         StoreError: It is foreign or damaged, or cannot be read without writing.
     """
 
-    def __init__(self, root: Path, wait_seconds: float) -> None:
+    def __init__(self, root: Path, wait_seconds: float, *, tables: bool = True) -> None:
         self._root = root
+        self._tables = tables
         self._path = root / DATABASE
         self._wait = wait_seconds
         self._lock = ForkLock(self._forked)
@@ -74,7 +79,7 @@ class ReadOnlyTable:
         self._generation = 0
         self.look(lambda: look_over(self._path, self._current().sql))
 
-    def fetch(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+    def fetch(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Returns what a SELECT finds."""
         return self.look(lambda: self._current().sql.execute(statement, values).fetchall())
 
@@ -141,7 +146,7 @@ class ReadOnlyTable:
         ways = ("ro",) if file_size(wal) else ("ro", _IMMUTABLE) if shm.exists() else (_IMMUTABLE,)
         for way in ways:
             try:
-                sql = self._connected(way)
+                sql, version = self._connected(way)
             except sqlite3.OperationalError as error:
                 if way == ways[-1]:
                     raise StoreError(
@@ -150,20 +155,26 @@ class ReadOnlyTable:
                         "can be written, or copy the directory there."
                     ) from error
             else:
-                return _Opened(sql, stamp if way == _IMMUTABLE else None, self._generation)
+                still = stamp if way == _IMMUTABLE else None
+                return _Opened(sql, still, self._generation, version)
         raise AssertionError(ways)  # the last way returns or raises
 
-    def _connected(self, way: str) -> sqlite3.Connection:
+    def _connected(self, way: str) -> tuple[sqlite3.Connection, int | None]:
+        """Returns a connection; one to a store of format 1 has its rows in tables of its own."""
         connection = connect(self._path, way, wait_seconds=self._wait)
         try:
             schema = dict(connection.execute("SELECT name, sql FROM sqlite_master").fetchall())
-            if "Anchor" not in schema and "Cache" in schema:
-                for view in AS_UPGRADED:
-                    connection.execute(view)
+            if not self._tables or not is_format_1(schema):
+                return connection, None
+            look_over(self._path, connection)
+            version = _data_version(connection)
+            connection.execute("BEGIN")
+            convert(connection, schema, temporary=True)
+            connection.execute("COMMIT")
         except BaseException:
             connection.close()
             raise
-        return connection
+        return connection, version
 
     def _stamp(self) -> _Stamp:
         """Returns what changes when somebody opens the database for writing, or writes."""
@@ -173,6 +184,8 @@ class ReadOnlyTable:
 
     def _holds(self, opened: _Opened) -> bool:
         """Says whether what a connection read is right: a log keeps it so, else nobody wrote."""
+        if opened.version is not None and opened.version != _data_version(opened.sql):
+            return False
         return opened.stamp is None or opened.stamp == self._stamp()
 
     def _forked(self) -> None:
@@ -180,3 +193,9 @@ class ReadOnlyTable:
         self._inherited += [self._local, *self._all]
         self._local = threading.local()
         self._all = weakref.WeakSet()
+
+
+def _data_version(connection: sqlite3.Connection) -> int:
+    """Returns a number that changes when somebody else changes the database."""
+    ((version,),) = connection.execute("PRAGMA data_version").fetchall()
+    return int(version)

@@ -1,6 +1,6 @@
 """Making a state again from the token ids that a store with ``log="tokens"`` keeps.
 
-It reads the books and runs a model; it stores nothing. The easy mistake is to trust the tokens:
+It reads the tables and runs a model; it stores nothing. The easy mistake is to trust the tokens:
 what they give is compared with the reference that was asked for.
 """
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from langchain_rwkv_state.errors import StateCorrupt, StateMismatch, StateNotFound
 from langchain_rwkv_state.state import Derivation, Fingerprint, reference
-from langchain_rwkv_state.store.ledger import View
-from langchain_rwkv_state.store.rows import Origin
+from langchain_rwkv_state.store.records import Origin
+from langchain_rwkv_state.store.tables import Tables
 from langchain_rwkv_state.store.tokens import joined, unpack_tokens
 
 if TYPE_CHECKING:
@@ -26,12 +26,12 @@ class Rebuilder:
     """Makes states again.
 
     Args:
-        view: The books.
+        view: The tables.
         key: The store's secret.
         get: Reads a stored state.
     """
 
-    def __init__(self, view: View, key: bytes, get: Callable[[str], RWKVState]) -> None:
+    def __init__(self, view: Tables, key: bytes, get: Callable[[str], RWKVState]) -> None:
         self._view = view
         self._key = key
         self._get = get

@@ -1,16 +1,149 @@
-"""What a store tells its callers: sessions, log entries, filings, counts, as plain values.
-
-Nothing here is stored as it stands (see `rows` for that). The easy mistake is to read `kept` of a
-log entry as "can be reached for good": it is true at the moment of the call.
-"""
+"""What a store tells its callers: sessions, log entries, counts, as plain values."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
-from langchain_rwkv_state.state import CodecName
+from langchain_rwkv_state.errors import StateCorrupt
+from langchain_rwkv_state.state import CodecName, is_reference
+
+_COUNT_MAX = 1 << 53  # the whole numbers that every reader of JSON has
+
+
+class Body:
+    """Takes typed values out of a JSON object.
+
+    Args:
+        where: What the object is, for messages.
+        values: The parsed JSON object.
+    """
+
+    def __init__(self, where: object, values: Mapping[str, Any]) -> None:
+        self._where: Any = where
+        self._values = values
+
+    def has(self, name: str) -> bool:
+        """Says whether there is a value that is not ``None``."""
+        return self._values.get(name) is not None
+
+    def value(self, name: str) -> Any:
+        """Returns a value of whatever type."""
+        return self._values.get(name)
+
+    def text(self, name: str) -> str:
+        """Returns a text."""
+        return cast("str", self._take(name, str))
+
+    def maybe_text(self, name: str) -> str | None:
+        """Returns a text or ``None``."""
+        return None if self._values.get(name) is None else self.text(name)
+
+    def ref(self, name: str) -> str:
+        """Returns a reference."""
+        text = self.text(name)
+        if not is_reference(text):
+            raise self._wrong(name)
+        return text
+
+    def maybe_ref(self, name: str) -> str | None:
+        """Returns a reference or ``None``."""
+        return None if self._values.get(name) is None else self.ref(name)
+
+    def count(self, name: str) -> int:
+        """Returns a number of things."""
+        value = self._take(name, int)
+        if isinstance(value, bool) or not 0 <= value <= _COUNT_MAX:
+            raise self._wrong(name)
+        return cast("int", value)
+
+    def seconds(self, name: str) -> float:
+        """Returns a time; ``None`` stands for never."""
+        if name in self._values and self._values[name] is None:
+            return math.inf
+        value = self._take(name, (int, float))
+        try:
+            seconds = float(value)
+        except OverflowError as error:
+            raise self._wrong(name) from error
+        if isinstance(value, bool) or math.isnan(seconds):
+            raise self._wrong(name)
+        return seconds
+
+    def flag(self, name: str) -> bool:
+        """Returns yes or no."""
+        return cast("bool", self._take(name, bool))
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """Returns a list of texts."""
+        values = self._take(name, list)
+        if not all(isinstance(value, str) for value in values):
+            raise self._wrong(name)
+        return tuple(values)
+
+    def refs(self, name: str) -> tuple[str, ...]:
+        """Returns a list of references."""
+        values = self.texts(name)
+        if not all(map(is_reference, values)):
+            raise self._wrong(name)
+        return values
+
+    def _take(self, name: str, kind: type | tuple[type, ...]) -> Any:
+        value = self._values.get(name)
+        if not isinstance(value, kind):
+            raise self._wrong(name)
+        return value
+
+    def _wrong(self, name: str) -> StateCorrupt:
+        return StateCorrupt(
+            f"The {self._where} has no usable {name!r}: {self._values.get(name)!r:.200}."
+        )
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a state can be made from again.
+
+    Attributes:
+        base: The state that the tokens were read from; ``None`` for the zero state.
+        tokens: The token ids read since the base, packed as base64 of 4-byte little-endian words.
+        fingerprint: The model that made the state.
+        block: Digest of the system block that the conversation began with.
+    """
+
+    base: str | None
+    tokens: str
+    fingerprint: str
+    block: str | None
+
+    def to_body(self) -> dict[str, Any]:
+        """Returns the JSON object."""
+        return {
+            "base": self.base,
+            "tokens": self.tokens,
+            "fingerprint": self.fingerprint,
+            "block": self.block,
+        }
+
+    @classmethod
+    def from_body(cls, where: str, values: object) -> Origin:
+        """Reads what `to_body` made.
+
+        Raises:
+            StateCorrupt: It is something else.
+        """
+        if not isinstance(values, dict):
+            raise StateCorrupt(f"The {where} has an unusable origin.")
+        body = Body(where, values)
+        return cls(
+            base=body.maybe_ref("base"),
+            tokens=body.text("tokens"),
+            fingerprint=body.text("fingerprint"),
+            block=body.maybe_text("block"),
+        )
 
 
 @dataclass(frozen=True)
@@ -22,17 +155,22 @@ class LogEntry:
         parent: The head before it, ``None`` for the first.
         n_tokens: Tokens that the state stands for.
         created_seconds: Unix time of the commit.
-        kept: Whether the state itself is still stored (and not only named).
+        kept: Whether the state itself is still stored (and not only named), at the moment of the
+            call.
         said: Short digests of the messages that the turn added, by which a session knows them
             again; empty where nobody told.
+        origin: The token ids that led to the state, where a store keeps them.
+        seq: The turn's number, from 1.
     """
 
     ref: str
     parent: str | None
     n_tokens: int
     created_seconds: float
-    kept: bool
+    kept: bool = False
     said: tuple[str, ...] = ()
+    origin: Origin | None = field(default=None, repr=False)
+    seq: int = field(default=0, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -50,7 +188,7 @@ class SessionInfo:
         expires_seconds: Unix time at which it expires; `math.inf` for never.
         unread: Messages behind the head that no state covers yet, as JSON texts.
         model: The model that the head belongs to, for people: version, layers, width and a short
-            name, such as ``RWKV-7 6x128 demo``; ``None`` where there is no head, or its file
+            name, such as ``RWKV-7 6x128 demo``; ``None`` where there is no head, or its row
             cannot be read.
         fingerprint: The same model for comparing, in full; likewise.
     """
@@ -83,25 +221,6 @@ class QueuedTurn:
     process: int
     since_seconds: float
     expires_seconds: float
-
-
-@dataclass(frozen=True)
-class Filing:
-    """An answer that a model filed under a turn id, for a history to commit.
-
-    Attributes:
-        text_digest: Digest of the answer's text.
-        ref: The state behind the answer (staged).
-        base: The head that the model was handed, ``None`` for a new session.
-        unread_ref: The state behind the history's last unread message, where there were any.
-        unread_digest: Digest of the unread messages as the model read them.
-    """
-
-    text_digest: str
-    ref: str
-    base: str | None
-    unread_ref: str | None = None
-    unread_digest: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """What one store's states are called in another: named by their derivations, where known.
 
 A state that came along tells its derivation; of the others only token ids can. It reads values and
-touches no books. The easy mistake is to believe the token ids: a blend or a donor was not read from
-them alone, so what they lead to must have the length that the log tells.
+touches no tables. A blend or a donor was not read from token ids alone, so what they lead to must
+have the length that the log tells.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from langchain_rwkv_state.state import Derivation, reference
-from langchain_rwkv_state.store.manifest import BundledTurn
-from langchain_rwkv_state.store.rows import Origin
+from langchain_rwkv_state.store.records import LogEntry, Origin
 from langchain_rwkv_state.store.tokens import joined, unpack_tokens
 
 
@@ -23,7 +22,7 @@ class Names:
         log: The turns, oldest first, whose token ids may be followed.
     """
 
-    def __init__(self, key: bytes, log: tuple[BundledTurn, ...]) -> None:
+    def __init__(self, key: bytes, log: tuple[LogEntry, ...]) -> None:
         self._key = key
         self._log = log
         self._known: dict[str, Derivation] = {}

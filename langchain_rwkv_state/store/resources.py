@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import deque
 
 from langchain_rwkv_state._registry import Registry
 from langchain_rwkv_state.state import CodecName
 from langchain_rwkv_state.store.aio import Threads
 from langchain_rwkv_state.store.backend import Backend
+from langchain_rwkv_state.store.base import Beside
 from langchain_rwkv_state.store.clock import StoreClock
 from langchain_rwkv_state.store.staged_files import StagedFiles
 from langchain_rwkv_state.store.staging import Staging
-from langchain_rwkv_state.store.unsaved import EndedTurn
 
 
 class Resources:
@@ -31,9 +30,9 @@ class Resources:
     Attributes:
         backend: Rows and files.
         files: For staged states.
-        staging: Staged states and filed answers.
+        staging: Staged states.
         threads: In which async verbs run.
-        unsaved: Turns that could not be stored, by session.
+        beside: See `StateStore.beside`.
         about: The store's secret and codec, once read.
         clock: The store's clock, where it goes by the machine's own.
         is_told: Whether it was said that staged states outgrow memory.
@@ -45,7 +44,7 @@ class Resources:
         self._room = os.getpid(), threading.Lock()
         self.staging = Staging(files.drop) if files is not None else Staging()
         self.threads = Threads()
-        self.unsaved: dict[str, deque[EndedTurn]] = {}
+        self.beside: dict[str, Beside] = {}
         self.about: tuple[bytes, CodecName] | None = None
         self.clock: StoreClock | None = None
         self.is_told = False
@@ -63,7 +62,7 @@ class Resources:
     @property
     def is_needed(self) -> bool:
         """Whether something stands on it though no store object does: an answer just given."""
-        return self.staging.holds_states or bool(self.unsaved)
+        return self.staging.holds_states or any(k.is_needed for k in self.beside.values())
 
     def close(self) -> None:
         """Lets go of everything; staged states end with it."""

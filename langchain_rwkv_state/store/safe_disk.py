@@ -18,23 +18,6 @@ from diskcache.core import MODE_RAW, UNKNOWN
 from langchain_rwkv_state.errors import StateCorrupt
 
 
-class CountedBytes(bytes):
-    """A row's bytes, with the size that the row counts for beside its own.
-
-    Attributes:
-        extra_nbytes: Size of the blob that the row names.
-    """
-
-    extra_nbytes: int = 0
-
-    @classmethod
-    def of(cls, data: bytes, extra_nbytes: int) -> CountedBytes:
-        """Makes one."""
-        counted = cls(data)
-        counted.extra_nbytes = extra_nbytes
-        return counted
-
-
 class SafeDisk(Disk):  # type: ignore[misc] # diskcache has no types
     """Bytes in, bytes out; never a pickle, never a file."""
 
@@ -60,8 +43,7 @@ class SafeDisk(Disk):  # type: ignore[misc] # diskcache has no types
     ) -> tuple[int, int, None, memoryview]:
         """Returns a value as database columns."""
         data = _bytes(value)
-        extra = value.extra_nbytes if isinstance(value, CountedBytes) else 0
-        return len(data) + extra, MODE_RAW, None, sqlite3.Binary(data)
+        return len(data), MODE_RAW, None, sqlite3.Binary(data)
 
     def fetch(self, mode: object, filename: object, value: object, read: object) -> bytes:  # noqa: ARG002
         """Returns the value that database columns hold."""

@@ -1,15 +1,14 @@
-"""What a store's database is: diskcache's table and settings, and the witness beside it.
+"""What a store's database is: its tables, and diskcache's own table and settings, as SQL texts.
 
-SQL as texts, to compare with and to make a new file from; who opens files is `preflight`. The
-witness (`Anchor`: one row a session) lies in a B-tree of its own, so that no one damaged page takes
-a session's row and what proves that the session exists. The easy mistake is to make a database
-statement by statement in its place: a program that is killed leaves half of one.
+A session is born with a log row 0, which goes only with the session and lies in another B-tree than
+the session's row: no one damaged page takes a session and what proves that it exists. The easy
+mistake is to make a database statement by statement in its place: a program that is killed leaves
+half of one.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
 
 DATABASE = "cache.db"
 NEW_DATABASE = "cache.db-new"
@@ -17,10 +16,6 @@ NEW_DATABASE = "cache.db-new"
 COMPANION_ENDS = ("-wal", "-shm", "-journal")
 COMPANIONS = tuple(f"{DATABASE}{end}" for end in COMPANION_ENDS)
 UNFINISHED = (NEW_DATABASE, *(f"{NEW_DATABASE}{end}" for end in COMPANION_ENDS))
-
-WITNESS = b"a"
-"""First byte of the keys that lie in `Anchor` and not in `Cache`."""
-WITNESS_RANGE = (WITNESS, b"b")
 
 NO_LIMIT = 1 << 62
 SETTINGS: dict[str, int | str] = {
@@ -40,6 +35,46 @@ SETTINGS: dict[str, int | str] = {
 }
 COUNTERS = frozenset({"count", "size", "hits", "misses"})
 
+TABLES: dict[str, str] = {
+    "meta": "CREATE TABLE meta(key BLOB PRIMARY KEY, value BLOB, sum BLOB) WITHOUT ROWID",
+    "sessions": (
+        "CREATE TABLE sessions(name BLOB PRIMARY KEY, head BLOB, n_tokens INTEGER, turns INTEGER, "
+        "created REAL, updated REAL, expires REAL, ttl REAL, sliding INTEGER, kept BLOB, "
+        "unread BLOB, sum BLOB) WITHOUT ROWID"
+    ),
+    "states": (
+        "CREATE TABLE states(ref BLOB PRIMARY KEY, blob BLOB, nbytes INTEGER, n_tokens INTEGER, "
+        "parent BLOB, created REAL, holders INTEGER, origin BLOB, model BLOB, sum BLOB) "
+        "WITHOUT ROWID"
+    ),
+    "log": (
+        "CREATE TABLE log(session BLOB, seq INTEGER, ref BLOB, parent BLOB, n_tokens INTEGER, "
+        "created REAL, origin BLOB, said BLOB, sum BLOB, PRIMARY KEY(session, seq)) WITHOUT ROWID"
+    ),
+    "holds": (
+        "CREATE TABLE holds(ref BLOB, kind INTEGER, owner BLOB, expires REAL, ttl REAL, sum BLOB, "
+        "PRIMARY KEY(ref, kind, owner)) WITHOUT ROWID"
+    ),
+    "tombstones": (
+        "CREATE TABLE tombstones(ref BLOB PRIMARY KEY, expires REAL, sum BLOB) WITHOUT ROWID"
+    ),
+    "queue": (
+        "CREATE TABLE queue(session BLOB, seq INTEGER, token BLOB, process INTEGER, since REAL, "
+        "expires REAL, sum BLOB, PRIMARY KEY(session, seq)) WITHOUT ROWID"
+    ),
+}
+"""Every row ends with a checksum of its table's name and all its columns. NULL is for never."""
+
+INDICES: dict[str, str] = {
+    "sessions_expires": (
+        "CREATE INDEX sessions_expires ON sessions(expires) WHERE expires IS NOT NULL"
+    ),
+    "holds_expires": "CREATE INDEX holds_expires ON holds(expires) WHERE expires IS NOT NULL",
+    "holds_owner": "CREATE INDEX holds_owner ON holds(owner) WHERE kind = 1",
+    "tombstones_expires": "CREATE INDEX tombstones_expires ON tombstones(expires)",
+    "log_ref": "CREATE INDEX log_ref ON log(ref) WHERE origin IS NOT NULL",
+}
+
 
 def _counter(table: str, event: str, when: str, change: str) -> tuple[str, str]:
     owner = "Settings" if table == "Cache" else table
@@ -50,19 +85,7 @@ def _counter(table: str, event: str, when: str, change: str) -> tuple[str, str]:
     )
 
 
-WITNESS_SCHEMA: dict[str, str] = {
-    "Anchor": "CREATE TABLE Anchor (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID",
-    **dict(
-        [
-            _counter("Anchor", "size", "INSERT", "+ length(NEW.value)"),
-            _counter("Anchor", "size", "UPDATE", "+ length(NEW.value) - length(OLD.value)"),
-            _counter("Anchor", "size", "DELETE", "- length(OLD.value)"),
-        ]
-    ),
-}
-"""The witness: a session exists, whatever became of its row; counted as diskcache's rows are."""
-
-SCHEMA: dict[str, str | None] = {
+DISKCACHE: dict[str, str | None] = {
     "Settings": "CREATE TABLE Settings ( key TEXT NOT NULL UNIQUE, value)",
     "sqlite_autoindex_Settings_1": None,
     "Cache": (
@@ -81,63 +104,53 @@ SCHEMA: dict[str, str | None] = {
             _counter("Cache", "size", "DELETE", "- OLD.size"),
         ]
     ),
-    **WITNESS_SCHEMA,
 }
-"""What diskcache 5.6.3 makes, and the witness, by name; SQLite's own indices have no text."""
+"""What diskcache 5.6.3 makes, by name; SQLite's own indices have no text."""
+
+FORMAT_1: dict[str, str] = {
+    "Anchor": "CREATE TABLE Anchor (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID",
+    **dict(
+        [
+            _counter("Anchor", "size", "INSERT", "+ length(NEW.value)"),
+            _counter("Anchor", "size", "UPDATE", "+ length(NEW.value) - length(OLD.value)"),
+            _counter("Anchor", "size", "DELETE", "- length(OLD.value)"),
+        ]
+    ),
+}
+"""What a store of format 1 has beside diskcache's table, in which its rows are."""
+
+SCHEMA: dict[str, str | None] = {**DISKCACHE, **TABLES, **INDICES, **FORMAT_1}
+"""All that may stand in a database of this package's making."""
 
 
-_IS_WITNESS = "key >= x'{}' AND key < x'{}'".format(*(end.hex() for end in WITNESS_RANGE))
-AS_UPGRADED = (
-    f"CREATE TEMP VIEW Anchor AS SELECT key, value FROM main.Cache WHERE {_IS_WITNESS}",  # noqa: S608
-    f"CREATE TEMP VIEW Cache AS SELECT * FROM main.Cache WHERE NOT ({_IS_WITNESS})",  # noqa: S608
-    "CREATE TEMP VIEW Settings AS SELECT key, CASE key WHEN 'count' THEN value -"
-    " (SELECT COUNT(*) FROM temp.Anchor) ELSE value END AS value FROM main.Settings",
-)
-"""Shows a reader an earlier release's store as `upgrade` would make it, without a change to it."""
+def make_all(connection: sqlite3.Connection, *, tables: bool) -> None:
+    """Makes everything in an empty database, in one transaction.
 
-
-def make_all(connection: sqlite3.Connection) -> None:
-    """Makes everything in an empty database, in one transaction."""
+    Args:
+        connection: The database.
+        tables: Whether it is to be a store's; a prefix cache has diskcache's table alone.
+    """
     connection.execute("BEGIN")
-    for statement in SCHEMA.values():
+    for statement in DISKCACHE.values():
         if statement is not None:
             connection.execute(statement)
     values = {**SETTINGS, **dict.fromkeys(COUNTERS, 0)}
     connection.executemany("INSERT INTO Settings VALUES (?, ?)", values.items())
+    if tables:
+        make_tables(connection)
     connection.execute("COMMIT")
 
 
-def needs_upgrade(connection: sqlite3.Connection, schema: Mapping[str, str | None]) -> bool:
-    """Says whether witnesses are to be moved to where they belong, as `upgrade` does."""
-    if "Cache" not in schema:
-        return False  # somebody was killed who made the store; nothing is in it
-    return bool(WITNESS_SCHEMA.keys() - schema.keys()) or bool(
-        connection.execute(
-            "SELECT 1 FROM Cache WHERE key >= ? AND key < ? LIMIT 1", WITNESS_RANGE
-        ).fetchall()
-    )
+def make_tables(connection: sqlite3.Connection, *, temporary: bool = False) -> None:
+    """Makes a store's tables, as far as they are not there.
 
-
-def upgrade(connection: sqlite3.Connection, schema: Mapping[str, str | None]) -> None:
-    """Moves the witnesses of an earlier release's store to a table of their own, at one stroke."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        for name, statement in WITNESS_SCHEMA.items():
-            if name not in schema:
-                connection.execute(statement.replace(f" {name} ", f" IF NOT EXISTS {name} ", 1))
-        move_witnesses(connection)
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
-
-
-def move_witnesses(connection: sqlite3.Connection) -> None:
-    """Moves witnesses that stand in `Cache`, within a transaction; those in `Anchor` stay."""
-    connection.execute(
-        "INSERT OR IGNORE INTO Anchor(key, value)"
-        " SELECT key, value FROM Cache WHERE key >= ? AND key < ? AND typeof(key) = 'blob'",
-        WITNESS_RANGE,
-    )
-    connection.execute("DELETE FROM Cache WHERE key >= ? AND key < ?", WITNESS_RANGE)
+    Args:
+        connection: The database; the caller ends the transaction.
+        temporary: Whether they are to be the connection's own, and gone with it.
+    """
+    for statement in (*TABLES.values(), *INDICES.values()):
+        what = "INDEX" if statement.startswith("CREATE INDEX") else "TABLE"
+        begin = f"CREATE {what} IF NOT EXISTS "
+        if temporary:
+            begin = "CREATE TEMP TABLE " if what == "TABLE" else "CREATE INDEX temp."
+        connection.execute(statement.replace(f"CREATE {what} ", begin, 1))

@@ -6,18 +6,21 @@ given out would then name nothing, without a word.
 
 from __future__ import annotations
 
+import json
 import secrets
 
 from langchain_rwkv_state.errors import StateCorrupt, StoreError
 from langchain_rwkv_state.state import CODECS, LOSSY, CodecName
 from langchain_rwkv_state.store import rows
-from langchain_rwkv_state.store.backend import Backend, Reader, Transaction
+from langchain_rwkv_state.store.backend import Backend, change, look
+from langchain_rwkv_state.store.records import Body
+from langchain_rwkv_state.store.tables import Changes, Tables
 
-FORMAT = 1
-"""Version of the rows as a whole; a store of a later one is refused."""
+FORMAT = 2
+"""Version of the tables as a whole; a store of a later one is refused."""
 
 _KEY_BYTES = 32
-_LOST = (
+LOST = (
     "The store's secret is lost, so that none of its references means anything, though states are "
     "stored beside it: restore the whole directory from a copy (cache.db-wal with it), or use "
     "another directory."
@@ -36,37 +39,38 @@ def open_secret(backend: Backend, codec: CodecName | None) -> tuple[bytes, Codec
             are kept by another lossy codec, or by none.
     """
 
-    def work(changes: Transaction) -> tuple[bytes, CodecName]:
+    def work(changes: Changes) -> tuple[bytes, CodecName]:
         found = _found(changes, codec)
         if found is not None:
             return found
         # Rows may be lost together with it, as with a log of changes that was deleted.
-        if changes.scan(b"", b"\xff", limit=1) or next(iter(backend.blobs()), None) is not None:
-            raise StoreError(_LOST)
+        if any(map(changes.any_row, rows.TABLES)) or next(iter(backend.blobs()), None) is not None:
+            raise StoreError(LOST)
         key = secrets.token_bytes(_KEY_BYTES)
         made = codec or "exact"
-        body = {"format": FORMAT, "key": key.hex(), "codec": made}
-        changes.put(rows.ABOUT_KEY, rows.pack(rows.ABOUT_KEY, body))
+        changes.note(
+            "about", json.dumps({"format": FORMAT, "key": key.hex(), "codec": made}).encode()
+        )
         return key, made
 
     if not backend.read_only:
-        return backend.transact(work)
-    found = backend.look(lambda reader: _found(reader, codec))
+        return change(backend, 0.0, work)
+    found = look(backend, 0.0, lambda tables: _found(tables, codec))
     if found is None:
-        raise StoreError(_LOST)
+        raise StoreError(LOST)
     return found
 
 
-def _found(reader: Reader, codec: CodecName | None) -> tuple[bytes, CodecName] | None:
+def _found(tables: Tables, codec: CodecName | None) -> tuple[bytes, CodecName] | None:
     """Returns the secret and the codec that are stored; ``None`` for none."""
-    data = reader.get(rows.ABOUT_KEY)
-    if data is None:
-        return None
     try:
-        body_found = rows.Body(rows.ABOUT_KEY, rows.unpack(rows.ABOUT_KEY, data).body)
-        version, key = body_found.count("format"), bytes.fromhex(body_found.text("key"))
-        named = body_found.maybe_text("codec") or "exact"
-    except (StateCorrupt, ValueError) as error:
+        data = tables.meta("about")
+        if data is None:
+            return None
+        about = Body("about row", dict(json.loads(data)))
+        version, key = about.count("format"), bytes.fromhex(about.text("key"))
+        named = about.text("codec")
+    except (StateCorrupt, ValueError, TypeError) as error:
         raise StoreError(
             f"The store's secret was changed: restore it from a copy. {error}"
         ) from error

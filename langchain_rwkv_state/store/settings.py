@@ -1,19 +1,20 @@
-"""Checks of what a store is opened with, before anything is opened or made.
-
-The easy mistake is to check in the order of convenience: a wrong value must leave no directory
-behind.
-"""
+"""What a store is opened with, checked before anything is opened or made."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 
-from langchain_rwkv_state.state import LOSSY, require_codec
+from langchain_rwkv_state.state import LOSSY, CodecName, require_codec
 from langchain_rwkv_state.store.clock import TTL, ttl_seconds
+from langchain_rwkv_state.store.records import LogKind
 from langchain_rwkv_state.store.rows import NAME_MAX
 
+DEFAULT_TTL = timedelta(days=30)
 _LOGS = ("none", "tokens")
 
 
@@ -47,37 +48,55 @@ def check_session(session: object, ttl: TTL) -> None:
     ttl_seconds(ttl, 1.0)
 
 
-def check_settings(
-    ttl: TTL, history: object, log: object, size_limit: object, codec: object
-) -> None:
-    """Checks a store's settings.
+@dataclass(frozen=True)
+class StoreSettings:
+    """What a store is opened with, wherever it is; wrong values are refused.
+
+    Attributes:
+        ttl: How long sessions and states live, unless said otherwise.
+        sliding: Whether commits and reads renew that.
+        history: How many states before a session's head are kept.
+        log: ``"tokens"`` keeps the token ids, so that `rebuild` can make states again.
+        size_limit: The most bytes to store, ``None`` for no limit.
+        codec: How states become bytes, ``None`` for as the store was made.
+        clock: Gives Unix time.
+        staged_bytes: The most bytes of staged states to hold in memory, where there are files.
 
     Raises:
         ValueError: One is out of range; the message says which and what is possible.
     """
-    ttl_seconds(ttl, 1.0)
-    if history != 0 and not _is_positive(history):
-        raise ValueError(f"history is how many states to keep before a head, got {history!r}.")
-    if log not in _LOGS:
-        raise ValueError(f"log is one of {', '.join(map(repr, _LOGS))}, got {log!r}.")
-    if codec is not None:
-        require_codec(codec)
-    check_log(log, codec)
-    if size_limit is not None and not _is_positive(size_limit):
-        raise ValueError(f"size_limit is a positive number of bytes or None, got {size_limit!r}.")
 
+    ttl: TTL = DEFAULT_TTL
+    sliding: bool = True
+    history: int = 1
+    log: LogKind = "none"
+    size_limit: int | None = None
+    codec: CodecName | None = None
+    clock: Callable[[], float] = time.time
+    staged_bytes: int | None = None
 
-def check_kept(sliding: object, clock: object, staged_bytes: object) -> None:
-    """Checks how a store keeps time and what it has staged.
-
-    Raises:
-        ValueError: A value is not possible.
-    """
-    check_flag(sliding, "sliding")
-    if not callable(clock):
-        raise ValueError(f"clock is a function that gives Unix time, got {clock!r}.")  # noqa: TRY004 # one kind
-    if staged_bytes is not None and not _is_count(staged_bytes):
-        raise ValueError(f"staged_bytes is a number of bytes, 0 or more, got {staged_bytes!r}.")
+    def __post_init__(self) -> None:
+        ttl_seconds(self.ttl, 1.0)
+        if self.history != 0 and not _is_positive(self.history):
+            raise ValueError(
+                f"history is how many states to keep before a head, got {self.history!r}."
+            )
+        if self.log not in _LOGS:
+            raise ValueError(f"log is one of {', '.join(map(repr, _LOGS))}, got {self.log!r}.")
+        if self.codec is not None:
+            require_codec(self.codec)
+        check_log(self.log, self.codec)
+        if self.size_limit is not None and not _is_positive(self.size_limit):
+            raise ValueError(
+                f"size_limit is a positive number of bytes or None, got {self.size_limit!r}."
+            )
+        check_flag(self.sliding, "sliding")
+        if not callable(self.clock):
+            raise ValueError(f"clock is a function that gives Unix time, got {self.clock!r}.")  # noqa: TRY004 # one kind
+        if self.staged_bytes is not None and not _is_count(self.staged_bytes):
+            raise ValueError(
+                f"staged_bytes is a number of bytes, 0 or more, got {self.staged_bytes!r}."
+            )
 
 
 def check_opening(path: object, timeout_seconds: object, read_only: object, create: object) -> None:

@@ -1,8 +1,8 @@
-"""Stores and sessions as a notebook shows them: who is there, how long, and until when.
+"""Draws stores and sessions for a notebook: who is there, how long, and until when.
 
-Looking is no use of a session. What is drawn here must never raise, since a notebook shows the
-error in the place of the value: a store that is closed or damaged gives a sentence. The easy
-mistake is to read every session of a large store: only those that are shown are looked at.
+Looking is no use of a session, and of a large store only the sessions that are shown are looked at.
+Nothing here raises, since a notebook shows the error in the place of the value: a store that is
+closed or damaged gives a sentence.
 """
 
 from __future__ import annotations

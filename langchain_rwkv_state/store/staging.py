@@ -1,4 +1,4 @@
-"""Staged states and filed answers: what an answer that was just given stands on until it is kept.
+"""Staged states: what an answer that was just given stands on until it is kept.
 
 A staged state lives until its time is up, in memory as long as there is room and else in a file
 (`over` and `moved`); nothing here is durable, and no other process sees it. The easy mistakes: to
@@ -17,15 +17,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from langchain_rwkv_state.state.header import Named
 from langchain_rwkv_state.store.forks import ForkLock
-from langchain_rwkv_state.store.records import Filing
+from langchain_rwkv_state.store.whose import model_named_by
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import RWKVState
 
 STAGED_TTL_SECONDS = 15 * 60.0
 STAGED_BUDGET_BYTES = 256 << 20
-_TURNS_MAX = 10_000  # a filing takes 300 bytes
 _EXPIRED_MAX = 4096  # references whose end is remembered, so that an error can say so
 
 
@@ -39,6 +39,7 @@ class Staged:
         tokens: The ids read since the parent, for whoever keeps them.
         fingerprint: Of its model.
         block: Digest of the system block that its conversation began with.
+        model: The model that it is of.
         n_tokens: Tokens that it stands for.
         nbytes: Bytes of its tensors.
         since: When it was staged, in seconds of the store.
@@ -54,6 +55,7 @@ class Staged:
     tokens: Sequence[int]
     fingerprint: str
     block: str | None
+    model: Named
     n_tokens: int
     nbytes: int
     since: float
@@ -65,11 +67,11 @@ class Staged:
 
 
 class Staging:
-    """States and filings of one store in one process. Times are the store's, given at each call.
+    """The staged states of one store in one process. Times are the store's, given at each call.
 
     Args:
         drop: Deletes a file; called without the lock.
-        ttl_seconds: How long a state or a filing is held.
+        ttl_seconds: How long a state is held.
     """
 
     def __init__(
@@ -86,7 +88,6 @@ class Staging:
         self._memory_nbytes = 0
         self._last = -math.inf
         self._dead: list[Path] = []
-        self._turns: OrderedDict[str, tuple[float, tuple[Filing, ...]]] = OrderedDict()
         self._expired: OrderedDict[str, float] = OrderedDict()
 
     @property
@@ -118,6 +119,7 @@ class Staging:
                     tokens=array("I", tokens),
                     fingerprint=state.fingerprint,
                     block=state.block,
+                    model=model_named_by(state),
                     n_tokens=state.n_tokens,
                     nbytes=state.nbytes,
                     since=now,
@@ -184,35 +186,11 @@ class Staging:
             self._forget_old(now)
             return self._expired.get(ref)
 
-    def file(self, turn_id: str, filing: Filing, *, now: float) -> None:
-        """Notes an answer under a turn id."""
-        with self._lock:
-            self._forget_old(now)
-            _, filings = self._turns.pop(turn_id, (0.0, ()))
-            self._turns[turn_id] = (now, (*filings, filing))
-            while len(self._turns) > _TURNS_MAX:
-                self._turns.popitem(last=False)
-        self._delete_dead()
-
-    def filings(self, turn_id: str, *, now: float) -> list[Filing]:
-        """Returns what was filed under a turn id, oldest first."""
-        with self._lock:
-            self._forget_old(now)
-            found = list(self._turns.get(turn_id, (0.0, ()))[1])
-        self._delete_dead()
-        return found
-
-    def forget_turn(self, turn_id: str) -> None:
-        """Drops a turn id's filings."""
-        with self._lock:
-            self._turns.pop(turn_id, None)
-
     def clear(self) -> None:
         """Drops everything."""
         with self._lock:
             for ref in list(self._states):
                 self._drop(ref)
-            self._turns.clear()
             self._expired.clear()
         self._delete_dead()
 
@@ -241,8 +219,6 @@ class Staging:
             self._expired[ref] = held.since + self._ttl
         while len(self._expired) > _EXPIRED_MAX:
             self._expired.popitem(last=False)
-        while self._turns and next(iter(self._turns.values()))[0] < oldest:
-            self._turns.popitem(last=False)
 
     def _delete_dead(self) -> None:
         while self._dead:

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Sequence
 
 from langchain_rwkv_state.errors import StateCorrupt
-from langchain_rwkv_state.store.rows import Origin
+from langchain_rwkv_state.store.records import Origin
 
 
 def pack_tokens(tokens: Sequence[int]) -> str:

@@ -1,8 +1,7 @@
-"""The store's verbs, in the blocking form that an implementation writes.
+"""Lists the verbs of a store, in the blocking form that an implementation writes.
 
-This is a list of promises, with no policy and no storage. The easy mistake is to take `stage` for
-`put`: a staged state is this process's for a short while, and is stored only when something commits
-or keeps it.
+Promises, with no policy and no storage. The easy mistake is to take `stage` for `put`: a staged
+state is this process's for a short while, and is stored only when something commits or keeps it.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING
 from langchain_rwkv_state.store.clock import TTL
 from langchain_rwkv_state.store.records import (
     CheckReport,
-    Filing,
     LogEntry,
     QueuedTurn,
     SessionInfo,
@@ -280,20 +278,6 @@ class StoreVerbs(ABC):
             StateExpired: The session is a fixed one and its time is over: give a `ttl`.
             StoreFull: No room.
         """
-
-    # -- turns (for histories) ---------------------------------------------------------------
-
-    @abstractmethod
-    def file(self, turn_id: str, filing: Filing) -> None:
-        """Notes an answer under a turn id, in memory, for a short while."""
-
-    @abstractmethod
-    def filings(self, turn_id: str) -> list[Filing]:
-        """Returns what was filed under a turn id, oldest first."""
-
-    @abstractmethod
-    def forget_turn(self, turn_id: str) -> None:
-        """Drops a turn id's filings."""
 
     # -- upkeep ------------------------------------------------------------------------------
 

@@ -6,12 +6,17 @@ mistake is to compare by it: it leaves out tokenizer, template and most of the d
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from langchain_rwkv_state import demo
 from langchain_rwkv_state.errors import StateCorrupt, StateMismatch, StoreError
 from langchain_rwkv_state.state import Fingerprint
 from langchain_rwkv_state.state.header import START_BYTES, Named, model_named
 from langchain_rwkv_state.store.backend import Backend
 from langchain_rwkv_state.store.rows import StateRow
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.state import RWKVState
 
 _DIGITS = 8
 
@@ -36,10 +41,21 @@ def model_words(named: Named) -> str:
     return f"{shape} {name}{plus}{change}"
 
 
+def model_named_by(state: RWKVState) -> Named:
+    """Returns the model that a state is of."""
+    layout = state.layout
+    return Named(state.fingerprint, layout.version, layout.n_layer, layout.n_embd)
+
+
 def model_of(backend: Backend, row: StateRow | None) -> Named | None:
-    """Returns the model that a stored state says it is of; ``None`` where it cannot be asked."""
+    """Returns the model that a stored state says it is of; ``None`` where it cannot be asked.
+
+    A state that was stored by an earlier release is asked by its file.
+    """
     if row is None:
         return None
+    if row.model is not None:
+        return row.model
     try:
         start = backend.read_blob_start(row.blob, START_BYTES)
         return None if start is None else model_named(start)

@@ -17,6 +17,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from pydantic import Field, PrivateAttr
 
+from langchain_rwkv_state.conversation.filings import Filing, filings_of
 from langchain_rwkv_state.prompt.markers import (
     STATE_KEY,
     Mark,
@@ -26,7 +27,6 @@ from langchain_rwkv_state.prompt.markers import (
     text_digest,
 )
 from langchain_rwkv_state.state import RWKVState, StateLayout, zero_state
-from langchain_rwkv_state.store.base import Filing
 
 LAYOUT = StateLayout.of(7, n_layer=1, n_embd=8, head_size=8)
 ZERO = zero_state(LAYOUT, "fake/fp32/-/-")
@@ -109,7 +109,7 @@ class FakeChat(BaseChatModel):
                 unread_ref = self._stage(mark.ref, state, told, covered)
                 unread_digest = messages_digest(unread)
             filing = Filing(text_digest(answer), ref, mark.ref, unread_ref, unread_digest)
-            self.store.file(mark.turn_id, filing)
+            filings_of(self.store).file(mark.turn_id, filing)
             return ref
 
         return answer, file

@@ -19,20 +19,12 @@ from typing import Any
 from langchain_rwkv_state.errors import RWKVStateError
 from langchain_rwkv_state.state import CodecName, lossy
 from langchain_rwkv_state.store import DiskStateStore, SessionInfo
+from langchain_rwkv_state.store.rows import TABLES
 from tests.helpers.states import random_state
 
-COLUMNS = (
-    "key",
-    "raw",
-    "store_time",
-    "expire_time",
-    "access_time",
-    "access_count",
-    "tag",
-    "size",
-    "mode",
-    "filename",
-    "value",
+LISTED = (
+    *("key", "raw", "store_time", "expire_time", "access_time", "access_count"),
+    *("tag", "size", "mode", "filename", "value"),
 )
 """All of diskcache's columns but the rowid, which is SQLite's own and means nothing."""
 
@@ -60,37 +52,49 @@ class RowMutator:
         self._dice = random.Random(seed)
         self._payload = payload
         self._database = sqlite3.connect(path / "cache.db", isolation_level=None, timeout=30)
-        self._rows = self._sql("SELECT * FROM Cache")
+        self._rows = {name: self._sql(f"SELECT * FROM {name}") for name in TABLES}
         self._settings = self._sql("SELECT * FROM Settings")
+        self._listed = self._sql("SELECT * FROM Cache")
 
     def close(self) -> None:
         self._database.close()
 
     def mutate(self) -> str:
-        """Changes one column of one row; returns its name."""
+        """Changes one column of one row; returns its name, behind that of its table."""
         while True:
-            row = self._dice.choice(self._rows)[0]
-            column = self._dice.choice(COLUMNS)
-            select = f"SELECT {column} FROM Cache WHERE rowid = ?"
-            ((value,),) = self._sql(select, (row,))
+            name = self._dice.choice([*TABLES, *["Cache"] * 2])
+            listed = name == "Cache"
+            found = self._listed if listed else self._rows[name]
+            if not found:
+                continue
+            row = self._dice.choice(found)
+            columns = ("rowid", *LISTED) if listed else (*TABLES[name].columns, "sum")
+            keys = 1 if listed else TABLES[name].keys
+            place = self._dice.randrange(1 if listed else 0, len(columns))
+            where = " AND ".join(f"{each} IS ?" for each in columns[:keys])
+            new = self._changed(row[place])
+            statement = f"UPDATE {name} SET {columns[place]} = ? WHERE {where}"
             try:
-                self._sql(
-                    f"UPDATE Cache SET {column} = ? WHERE rowid = ?", (self._changed(value), row)
-                )
+                self._sql(statement, (new, *row[:keys]))
             except sqlite3.Error:
                 continue
-            ((stored,),) = self._sql(select, (row,))
-            if stored != value or type(stored) is not type(value):
-                return column
+            key = [*row[:place], new, *row[place + 1 :]][:keys]
+            found = self._sql(f"SELECT {columns[place]} FROM {name} WHERE {where}", tuple(key))
+            if not found or found[0][0] != row[place] or type(found[0][0]) is not type(row[place]):
+                return f"{name}.{columns[place]}"
 
     def restore(self) -> None:
         """Puts everything back."""
         self._sql("BEGIN IMMEDIATE")
-        self._sql("DELETE FROM Cache")
-        places = ", ".join("?" * len(self._rows[0]))
-        self._database.executemany(f"INSERT INTO Cache VALUES ({places})", self._rows)
-        self._sql("DELETE FROM Settings")
-        self._database.executemany("INSERT INTO Settings VALUES (?, ?)", self._settings)
+        for name, found in {
+            **self._rows,
+            "Cache": self._listed,
+            "Settings": self._settings,
+        }.items():
+            self._sql(f"DELETE FROM {name}")
+            if found:
+                places = ", ".join("?" * len(found[0]))
+                self._database.executemany(f"INSERT INTO {name} VALUES ({places})", found)
         self._sql("COMMIT")
 
     def _changed(self, value: Any) -> Any:

@@ -9,7 +9,7 @@ import jsonschema
 from langchain_rwkv_state.cli.json_schemas import SCHEMAS
 from langchain_rwkv_state.store import DiskStateStore
 from tests.helpers.command import rwkv_state
-from tests.store_contract import turns
+from tests.helpers.states import turns
 
 
 def test_a_script_names_copies_restores_and_reads(tmp_path):

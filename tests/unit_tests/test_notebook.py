@@ -21,7 +21,7 @@ from langchain_rwkv_state import state as states
 from langchain_rwkv_state._markup import MOST_ROWS
 from langchain_rwkv_state.prompt.markers import message_to_json
 from langchain_rwkv_state.state import Distance
-from langchain_rwkv_state.store.follow import standing
+from langchain_rwkv_state.store.events import snapshot_of
 from langchain_rwkv_state.toolbox.half_life import half_life
 from langchain_rwkv_state.toolbox.recall.result import Point, Recall, Section, Series
 from tests.helpers.states import random_state
@@ -242,7 +242,7 @@ class TestAShortLine:
             states.motion(large, large, found),
             Distance("l2", 1.0, (1.0,) * 60, {}),
             store.session("bob"),
-            standing(store, "bob"),
+            snapshot_of(store, "bob"),
             half_life("demo"),
             Recall("demo", "f", (Section("a", "b", "c", ()),) * 100, {"all": list(range(100))}),
         ]

@@ -12,8 +12,7 @@ import pytest
 
 from langchain_rwkv_state import DiskStateStore, RWKVState
 from tests.helpers.carried import carried_elsewhere
-from tests.helpers.states import SetClock, head_of
-from tests.store_contract import turns
+from tests.helpers.states import SetClock, head_of, turns
 
 ROOT = Path(__file__).parents[3]
 DAY = 86400.0

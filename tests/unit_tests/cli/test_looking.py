@@ -352,11 +352,11 @@ def steps(monkeypatch):
         assert left, "watch looks for more than there is"
         left.pop(0)()
 
-    from langchain_rwkv_state.store import follow
+    from langchain_rwkv_state.store import events
 
-    own = follow.follow
+    own = events.watch
     monkeypatch.setattr(
-        follow, "follow", lambda *words, **options: own(*words, **options, sleep=pause)
+        events, "watch", lambda *words, **options: own(*words, **options, sleep=pause)
     )
     return left
 
@@ -431,15 +431,15 @@ def test_watch_waits_for_a_store_and_makes_none(tmp_path, monkeypatch):
     monkeypatch.setattr("langchain_rwkv_state.cli.watch.time.sleep", pause)
     words = ["watch", "bob", "--once", "--store", str(place)]
     assert CliRunner().invoke(app, words).exit_code == 1
-    from langchain_rwkv_state.store import follow
+    from langchain_rwkv_state.store import events
 
-    own = follow.follow
+    own = events.watch
 
     def until_seen(*given, **options):
         yield next(own(*given, **options))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(follow, "follow", until_seen)
+    monkeypatch.setattr(events, "watch", until_seen)
     result = CliRunner().invoke(app, ["watch", "bob", "--store", str(place)])
     assert result.exit_code == 0
     assert result.stdout.startswith("turn 1  ")

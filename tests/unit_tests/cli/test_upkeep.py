@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from langchain_rwkv_state.cli import app
 from langchain_rwkv_state.store import DiskStateStore
-from tests.store_contract import turns
+from tests.helpers.states import turns
 
 
 @pytest.fixture

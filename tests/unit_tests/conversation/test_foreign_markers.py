@@ -17,9 +17,9 @@ from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
 from langchain_core.runnables.history import RunnableWithMessageHistory
 
 from langchain_rwkv_state import MemoryStateStore, RWKVStateHistory
+from langchain_rwkv_state.conversation.filings import filings_of
 from langchain_rwkv_state.conversation.session import SESSION_KEY
 from langchain_rwkv_state.prompt.markers import STATE_KEY, marker, message_to_json, read_marker
-from langchain_rwkv_state.store import rows
 
 PROMPT = ChatPromptTemplate.from_messages(
     [MessagesPlaceholder("history"), MessagesPlaceholder("q")]
@@ -129,11 +129,10 @@ class TestAmongUnreadMessages:
         for session in ("control", "bob"):
             store.append_unread(session, said)
         # A store takes no marker in; it may hold one from before it refused them.
-        key = rows.session_key("bob")
-        row = rows.SessionRow.unpack("bob", store._backend.reader.get(key))
+        row = store._view().stored_session("bob")
         planted = message_to_json(marker(secret, turn_id=FORGED))
-        row = replace(row, unread=(planted, *row.unread))
-        store._backend.transact(lambda changes: changes.put(key, row.pack()))
+        new = replace(row, unread=(planted, *row.unread))
+        store._write(lambda changes: changes.put(new, row))
         assert len(store.session("bob").unread) == 3
         return chat.with_session("bob")
 
@@ -165,7 +164,7 @@ class TestABareModel:
         answer = chat.invoke([marker(secret, turn_id=FORGED), QUESTION])
         plain = chat.invoke([marker(secret), QUESTION])
         assert answer.response_metadata[STATE_KEY] == plain.response_metadata[STATE_KEY]
-        assert store.filings(FORGED) == []
+        assert filings_of(store).of(FORGED) == []
 
 
 def test_a_session_of_another_store_is_not_opened_by_its_marker(make_chat, store, secret):

@@ -19,6 +19,7 @@ from langchain_core.messages import (
     ToolMessage,
 )
 
+from langchain_rwkv_state.conversation.filings import Filing, filings_of
 from langchain_rwkv_state.conversation.history import RWKVStateHistory
 from langchain_rwkv_state.prompt.markers import (
     MARKER_TEXT,
@@ -28,7 +29,7 @@ from langchain_rwkv_state.prompt.markers import (
     read_marker,
     text_digest,
 )
-from langchain_rwkv_state.store.base import Filing, StateStore
+from langchain_rwkv_state.store.base import StateStore
 from tests.helpers.fake_chat import ZERO, FakeChat, read
 
 Ask = Callable[..., AIMessage]
@@ -199,7 +200,7 @@ def test_of_two_answers_the_one_that_was_given_is_committed(history, fake, store
 def test_a_turn_and_its_filings_are_forgotten_at_the_commit(history, fake, store):
     turn_id = mark_of(history).turn_id
     turn(history, fake, "hi")
-    assert store.filings(turn_id) == []
+    assert filings_of(store).of(turn_id) == []
     assert mark_of(history).turn_id != turn_id
 
 
@@ -258,7 +259,9 @@ def test_equal_answers_with_different_states_stay_unread(history, fake, store):
 def test_a_state_with_another_base_stays_uncommitted(history, store):
     mark = mark_of(history)
     foreign = stage(store, "another conversation")
-    store.file(mark.turn_id, Filing(text_digest("yes"), stage(store, "x"), base=foreign))
+    filings_of(store).file(
+        mark.turn_id, Filing(text_digest("yes"), stage(store, "x"), base=foreign)
+    )
     history.add_messages([HumanMessage("a"), AIMessage("yes")])
     assert store.head("bob") is None
     assert unread(store) == ["a", "yes"]
@@ -266,7 +269,7 @@ def test_a_state_with_another_base_stays_uncommitted(history, store):
 
 def test_a_state_filed_under_another_turn_stays_uncommitted(history, store):
     _ = history.messages
-    store.file("0" * 32, Filing(text_digest("yes"), stage(store, "x"), base=None))
+    filings_of(store).file("0" * 32, Filing(text_digest("yes"), stage(store, "x"), base=None))
     history.add_messages([HumanMessage("a"), AIMessage("yes")])
     assert unread(store) == ["a", "yes"]
 
@@ -274,10 +277,10 @@ def test_a_state_filed_under_another_turn_stays_uncommitted(history, store):
 def test_a_state_that_is_gone_leaves_the_turn_unread(history, store):
     mark = mark_of(history)
     gone = "rwkv1-" + "0" * 64
-    store.file(mark.turn_id, Filing(text_digest("yes"), gone, base=None))
+    filings_of(store).file(mark.turn_id, Filing(text_digest("yes"), gone, base=None))
     history.add_messages([HumanMessage("a"), AIMessage("yes")])
     assert unread(store) == ["a", "yes"]
-    assert store.filings(mark.turn_id) == []
+    assert filings_of(store).of(mark.turn_id) == []
 
 
 def test_unread_text_is_read_in_with_the_next_turn(history, fake, store):
@@ -324,7 +327,7 @@ def test_a_state_of_other_unread_text_stays_uncommitted(history, store):
     other = messages_digest([HumanMessage("other")])
     ref = stage(store, "x")
     mark = mark_of(history)
-    store.file(mark.turn_id, Filing(text_digest("yes"), ref, None, ref, other))
+    filings_of(store).file(mark.turn_id, Filing(text_digest("yes"), ref, None, ref, other))
     history.add_messages([HumanMessage("2"), AIMessage("yes")])
     assert store.head("bob") is None
     assert unread(store) == ["1", "foreign", "2", "yes"]
@@ -502,15 +505,15 @@ async def test_the_async_form_never_blocks_the_loop(history, store, monkeypatch)
 
         return note
 
-    for verb in ("session", "commit", "append_unread", "filings", "forget_turn", "log", "head"):
+    for verb in ("session", "commit", "append_unread", "log", "head"):
         monkeypatch.setattr(store, verb, noting(verb, getattr(store, verb)))
     await history.aadd_messages([HumanMessage("1"), AIMessage("foreign")])
     head, *waiting = await history.aget_messages()
     ref = stage(store, "x")
     filing = Filing(text_digest("yes"), ref, None, ref, messages_digest(waiting))
-    store.file(read_marker(head).turn_id or "", filing)
+    filings_of(store).file(read_marker(head).turn_id or "", filing)
     await history.aadd_messages([HumanMessage("2"), AIMessage("yes")])
-    assert {verb for verb, _ in seen} >= {"session", "append_unread", "filings", "commit"}
+    assert {verb for verb, _ in seen} >= {"session", "append_unread", "commit"}
     assert not any(blocks for _, blocks in seen)
     assert store.head("bob") == ref
 

@@ -74,7 +74,7 @@ def unread(store: StateStore) -> list[str]:
     return [str(message_from_json(text).text) for text in info.unread] if info else []
 
 
-@pytest.mark.parametrize("verb", ["commit", "append_unread", "filings", "forget_turn"])
+@pytest.mark.parametrize("verb", ["commit", "append_unread"])
 @pytest.mark.parametrize(
     "error", [OSError("gone"), StoreFull("no room"), RuntimeError("?")], ids=lambda e: str(e)
 )
@@ -229,13 +229,13 @@ async def test_a_cancelled_end_of_turn_is_told_once(fake, store, monkeypatch, ve
 async def test_a_turn_cancelled_before_it_reached_the_store_is_kept(fake, store, monkeypatch):
     stuck = asyncio.Event()
 
-    async def wait(turn_id: str) -> None:
+    async def wait(*_: Any, **__: Any) -> None:
         stuck.set()
         await asyncio.sleep(10)
 
     history = bob(store)
     answer = await fake.ainvoke([*await history.aget_messages(), HumanMessage("one")])
-    monkeypatch.setattr(store, "afilings", wait)
+    monkeypatch.setattr(store, "acommit", wait)
     task = asyncio.create_task(history.aadd_messages([HumanMessage("one"), answer]))
     await stuck.wait()
     task.cancel()

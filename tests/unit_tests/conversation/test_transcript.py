@@ -22,8 +22,7 @@ from langchain_rwkv_state.conversation.session import SESSION_KEY, RWKVSession
 from langchain_rwkv_state.conversation.transcript import only_new
 from langchain_rwkv_state.errors import SessionConflict, StateCorrupt
 from langchain_rwkv_state.prompt.markers import message_to_json, said_digests
-from langchain_rwkv_state.store import LogEntry
-from langchain_rwkv_state.store.rows import LogRow
+from langchain_rwkv_state.store import LogEntry, rows
 from tests.helpers.fake_chat import FakeChat
 from tests.helpers.states import random_state
 
@@ -308,11 +307,9 @@ class TestWhatTheLogSays:
 
     def test_rows_of_earlier_releases_say_nothing(self):
         ref = "rwkv1-" + "0" * 64
-        row = LogRow("bob", 1, ref, None, 7, 1.0)
-        assert b"said" not in row.pack()
-        from langchain_rwkv_state.store.rows import log_key
-
-        assert LogRow.unpack(log_key("bob", 1), row.pack()).said == ()
+        columns = rows.pack_turn("bob", LogEntry(ref, None, 7, 1.0, seq=1))
+        assert columns[-1] is None
+        assert rows.unpack_turn((*columns, rows.checksum("log", columns))).said == ()
 
 
 class TestALogThatIsNotWhole:

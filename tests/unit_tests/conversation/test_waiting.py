@@ -15,11 +15,11 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import HumanMessage
 
 from langchain_rwkv_state import DiskStateStore, MemoryStateStore
-from langchain_rwkv_state.conversation import waiting as line
+from langchain_rwkv_state.conversation import leases, waiting
+from langchain_rwkv_state.conversation.leases import LEASES
 from langchain_rwkv_state.conversation.session import SESSION_KEY, RWKVSession
 from langchain_rwkv_state.errors import SessionConflict
-from langchain_rwkv_state.store import keeper, queue
-from langchain_rwkv_state.store.keeper import KEEPER
+from langchain_rwkv_state.store import queue
 from tests.helpers.fake_chat import FakeChat
 
 STRANGER = "5" * 32
@@ -251,17 +251,17 @@ class TestAPlace:
         assert outcome[0].content == "heard 1"
 
     def test_is_kept_by_nobody_after_the_turn(self, fake, monkeypatch):
-        monkeypatch.setattr(keeper, "_IDLE_SECONDS", 0.3)
+        monkeypatch.setattr(leases, "_IDLE_SECONDS", 0.3)
         until(lambda: keepers() == 0)  # those of other tests' stores
         for _ in range(3):
             talk(fake).invoke(said("one"))
         stream: Any = talk(fake).stream(said("two"))
         next(stream)
         stream.close()
-        assert KEEPER._kept == {}
+        assert LEASES._kept == {}
         assert keepers() == 1
         until(lambda: keepers() == 0)
-        assert KEEPER._rounds == {}
+        assert LEASES._rounds == {}
         assert talk(fake).invoke(said("three")).content == "heard 4"
 
     def test_is_renewed_though_another_store_keeps_its_keeper_waiting(
@@ -304,18 +304,18 @@ class TestAPlace:
     def test_is_given_up_without_setting_a_context_variable(self, fake, store):
         stream: Any = talk(fake).stream(said("one"))
         next(stream)
-        before = contextvars.copy_context().get(line._turns_here)
+        before = contextvars.copy_context().get(waiting._turns_here)
         stream.close()
-        assert contextvars.copy_context().get(line._turns_here) is before
+        assert contextvars.copy_context().get(waiting._turns_here) is before
         assert store.queue("bob") == []
 
     def test_leaves_nothing_behind_in_the_context(self, fake):
         for number in range(20):
             talk(fake, f"s{number}").invoke(said("one"))
-        assert len(line._turns_here.get()) == 1
-        assert line._open_turns() == ()
+        assert len(waiting._turns_here.get()) == 1
+        assert waiting._open_turns() == ()
         gc.collect()
-        assert line._turns_here.get()[0]() is None
+        assert waiting._turns_here.get()[0]() is None
 
     def test_stays_the_parents_in_a_forked_child(self, fake, store, monkeypatch):
         stream: Any = talk(fake).stream(said("one"))
@@ -325,7 +325,7 @@ class TestAPlace:
             child.setattr(os, "getpid", lambda: parent + 1)
             stream.close()
         assert len(store.queue("bob")) == 1
-        assert line._open_turns() == ()
+        assert waiting._open_turns() == ()
 
     async def test_is_given_up_by_a_task_that_is_cancelled_as_it_waits(self, fake, store):
         store.enter_queue("bob", STRANGER, 15)

@@ -11,6 +11,7 @@ from langchain_core.messages import (
 )
 
 from langchain_rwkv_state import MemoryStateStore
+from langchain_rwkv_state.conversation.filings import file_answer, filings_of
 from langchain_rwkv_state.engine import Done
 from langchain_rwkv_state.errors import (
     MarkerError,
@@ -28,7 +29,6 @@ from langchain_rwkv_state.prompt.markers import (
 )
 from langchain_rwkv_state.prompt.plan import (
     PromptPlan,
-    file_answer,
     ids_of,
     plan,
     plan_text,
@@ -360,7 +360,7 @@ class TestFiling:
         done = model.read(reading, "Yes.")
         ref = stage(reading, done, store)
         file_answer(reading, done, ref, store)
-        [filing] = store.filings(TURN)
+        [filing] = filings_of(store).of(TURN)
         assert (filing.text_digest, filing.ref, filing.base) == (text_digest("Yes."), ref, base)
         assert (filing.unread_ref, filing.unread_digest) == (None, None)
 
@@ -369,7 +369,7 @@ class TestFiling:
             reading = model.plan(handed(None), HELLO)
             done = model.read(reading, answer)
             file_answer(reading, done, stage(reading, done, store), store)
-        digests = [filing.text_digest for filing in store.filings(TURN)]
+        digests = [filing.text_digest for filing in filings_of(store).of(TURN)]
         assert digests == [text_digest("One."), text_digest("Two.")]
 
     def test_the_state_behind_unread_messages_is_filed_too(self, model, store):
@@ -378,7 +378,7 @@ class TestFiling:
         reading = model.plan(handed(base, 2), *unread, AGAIN)
         done = model.read(reading, "Yes.")
         file_answer(reading, done, stage(reading, done, store), store)
-        [filing] = store.filings(TURN)
+        [filing] = filings_of(store).of(TURN)
         assert filing.unread_digest == messages_digest(unread)
         expected = advanced(reading.base, model.ids(*unread, answer=False))
         assert store.get(filing.unread_ref).derivation == expected.derivation
@@ -387,7 +387,7 @@ class TestFiling:
         reading = model.plan(HELLO)
         done = model.read(reading)
         file_answer(reading, done, stage(reading, done, store), store)
-        assert store.filings(TURN) == []
+        assert filings_of(store).of(TURN) == []
 
     def test_a_staged_state_is_in_no_session(self, model, store):
         model.turn(HELLO)

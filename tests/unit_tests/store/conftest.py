@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from langchain_rwkv_state.store import DiskStateStore, MemoryStateStore, StateStore
-from tests.helpers.states import SetClock
-from tests.store_contract import DAY
+from tests.helpers.states import DAY, SetClock
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ import pytest
 from langchain_rwkv_state.errors import StateCorrupt, StoreError, StoreFull
 from langchain_rwkv_state.store import DiskStateStore, backup
 from langchain_rwkv_state.store.files import StateFiles
-from tests.helpers.states import head_of, random_state
-from tests.store_contract import turns
+from tests.helpers.states import head_of, random_state, turns
 
 
 @pytest.fixture
@@ -188,7 +187,7 @@ def test_a_file_of_another_size_or_a_row_that_was_changed_is_not_copied_as_if_it
         store.backup(tmp_path / "copy")
     file.write_bytes(whole)
     with sqlite3.connect(store.path / "cache.db") as database:
-        database.execute("UPDATE Cache SET value = x'723100' WHERE key = ?", (b"sbob",))
+        database.execute("UPDATE sessions SET unread = x'00' WHERE name = ?", (b"bob",))
     with pytest.raises(StateCorrupt, match=r"session row of 'bob'.*was changed.*doctor --fix"):
         store.backup(tmp_path / "copy")
     assert [path.name for path in tmp_path.iterdir()] == ["store"]

@@ -37,8 +37,7 @@ from tests.helpers.bundles import (
     small_bundle,
     with_manifest,
 )
-from tests.helpers.states import head_of, random_state
-from tests.store_contract import Reader, chat, turns
+from tests.helpers.states import Reader, chat, head_of, random_state, turns
 
 
 @pytest.fixture

@@ -11,8 +11,7 @@ from langchain_rwkv_state import state as states
 from langchain_rwkv_state.errors import SessionConflict, StateMismatch, StateNotFound, StoreError
 from langchain_rwkv_state.state import Derivation, RWKVState, StateLayout, zero_state
 from langchain_rwkv_state.store import MemoryStateStore
-from tests.helpers.states import random_state
-from tests.store_contract import DAY
+from tests.helpers.states import DAY, random_state
 
 ALICE, BOB = random_state([1, 2]), random_state([3])
 

@@ -12,12 +12,12 @@ import pytest
 from langchain_rwkv_state.errors import StoreError
 from langchain_rwkv_state.state import CODECS, LOSSY, CodecName, decode, lossy, reference
 from langchain_rwkv_state.store import DiskStateStore, MemoryStateStore
+from langchain_rwkv_state.testing import StateStoreContract
 from tests.helpers.mutations import mutate_files
 from tests.helpers.states import random_state
-from tests.store_contract import StoreContract
 
 
-class TestZstdStore(StoreContract):
+class TestZstdStore(StateStoreContract):
     """A lossless codec changes nothing that the contract says."""
 
     opened = 0

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from langchain_rwkv_state.store import DiskStateStore, MemoryStateStore, StateStore
-from tests.store_contract import StoreContract
+from langchain_rwkv_state.testing import StateStoreContract
 
 
-class TestMemoryStore(StoreContract):
+class TestMemoryStore(StateStoreContract):
     def open_store(self, **settings: Any) -> StateStore:
         return MemoryStateStore(**settings)
 
 
-class TestDiskStore(StoreContract):
+class TestDiskStore(StateStoreContract):
     opened = 0
 
     def open_store(self, **settings: Any) -> StateStore:

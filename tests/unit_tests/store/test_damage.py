@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from langchain_rwkv_state.errors import StateCorrupt, StateNotFound
-from langchain_rwkv_state.store import DiskStateStore, rows
-from tests.helpers.states import random_state
-from tests.store_contract import turns
+from langchain_rwkv_state.state import RWKVState
+from langchain_rwkv_state.store import DiskStateStore
+from tests.helpers.states import random_state, turns
 
 
 @pytest.fixture
@@ -194,14 +194,36 @@ def test_an_export_of_a_damaged_session_names_the_verb(store, tmp_path):
 
 def test_a_changed_row_of_a_holder_loses_no_state(store):
     ref = store.put(random_state([5]))
-    key = rows.holder_key(ref, b"p", "")
-    good = store._backend.reader.get(key)
-    for bad in (b"", good[:-1], rows.pack(b"elsewhere", {})):
-        store._backend.transact(lambda changes, bad=bad: changes.put(key, bad))
+    for change in ("sum = x'00'", "expires = 5.0", "ttl = 'never'"):
+        store._backend.transact(lambda sql, change=change: sql(f"UPDATE holds SET {change}", ()))
         assert store.check(fix=True).repaired
         assert store.check().sound
         assert store.get(ref) == random_state([5])
-    store._backend.transact(lambda changes: changes.delete(key))
+    store._backend.transact(lambda sql: sql("DELETE FROM holds", ()))
     store.check(fix=True)
     assert store.check().sound
     assert store.get(ref) == random_state([5]), "its own count says that something held it"
+
+
+@pytest.mark.parametrize("harm", ["holds", "states", "both", "key"])
+def test_a_state_that_only_a_damaged_row_holds_is_set_aside_and_never_deleted(store, harm):
+    ref = store.put(random_state([5]))
+    file = file_of(store, ref)
+    data = file.read_bytes()
+    os.utime(file, (0, 0))
+    statements = {
+        "holds": ["UPDATE holds SET sum = x'00'", "UPDATE states SET holders = 0"],
+        "states": ["UPDATE states SET sum = x'00'", "DELETE FROM holds"],
+        "both": ["UPDATE states SET created = 1.5", "UPDATE holds SET ttl = 1.5"],
+        "key": ["UPDATE states SET ref = zeroblob(32)", "UPDATE holds SET ref = zeroblob(32)"],
+    }
+    for statement in statements[harm]:
+        store._backend.transact(lambda sql, statement=statement: sql(statement, ()))
+    done = [store.check(fix=True) for _ in range(3)]
+    found = [*store.path.glob(f"??/{file.name}"), *store.path.glob(f"damaged/{file.name}")]
+    assert [each.read_bytes() for each in found] == [data]
+    if found[0].parent.name == "damaged":
+        assert any(str(found[0]) in text for report in done for text in report.repaired)
+        assert store.put(RWKVState.load(found[0])) == ref
+    assert store.get(ref) == random_state([5])
+    assert store.check().sound

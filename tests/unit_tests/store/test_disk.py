@@ -7,6 +7,7 @@ easy mistake is to test through the verbs alone: most of these begin with anothe
 from __future__ import annotations
 
 import errno
+import json
 import os
 import pickle
 import shutil
@@ -32,8 +33,7 @@ from langchain_rwkv_state.state import Buffer
 from langchain_rwkv_state.store import DiskStateStore, default_directory, rows
 from langchain_rwkv_state.store.disk_backend import DiskBackend
 from tests.helpers.mutations import Payload
-from tests.helpers.states import SetClock, random_state
-from tests.store_contract import turns
+from tests.helpers.states import SetClock, random_state, turns
 
 
 @pytest.fixture
@@ -137,14 +137,15 @@ def test_a_planted_pickle_is_refused_and_never_run(path, store, tmp_path, mode):
     turns(store, "bob", 1)
     target = tmp_path / "ran"
     payload = pickle.dumps(Payload(target))
-    key = rows.session_key("bob")
-    execute(path, "UPDATE Cache SET mode = ?, value = ? WHERE key = ?", (mode, payload, key))
-    execute(
-        path,
-        "INSERT INTO Cache(key, raw, mode, value, store_time, access_time, tag)"
-        " VALUES (?, 0, ?, ?, 0, 0, ?)",
-        (payload, mode, payload, payload),
-    )
+    key = b"planted"
+    execute(path, "UPDATE sessions SET unread = ? WHERE name = ?", (payload, b"bob"))
+    for planted, raw in ((key, 1), (payload, 0)):
+        execute(
+            path,
+            "INSERT INTO Cache(key, raw, mode, value, store_time, access_time, tag)"
+            " VALUES (?, ?, ?, ?, 0, 0, ?)",
+            (planted, raw, mode, payload, payload),
+        )
     for verb in (lambda: store.head("bob"), lambda: store.session("bob")):
         with pytest.raises(StateCorrupt):
             verb()
@@ -335,7 +336,7 @@ def test_sessions_are_listed_by_two_statements_however_many_there_are(store):
     connection.set_trace_callback(statements.append)
     store.sessions()
     connection.set_trace_callback(None)
-    assert len(statements) == 2, "the sessions' rows, and what proves that they exist"
+    assert len([each for each in statements if each.startswith("SELECT")]) == 2
 
 
 # -- strange files -------------------------------------------------------------------------------
@@ -344,13 +345,14 @@ def test_sessions_are_listed_by_two_statements_however_many_there_are(store):
 def test_a_file_name_in_a_row_leads_nowhere(path, store, tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("precious")
-    turns(store, "bob", 1)
-    key = rows.session_key("bob")
-    execute(path, "UPDATE Cache SET filename = ? WHERE key = ?", ("../victim", key))
-    with pytest.raises(StateCorrupt):
-        store.head("bob")
-    backend_of(store)._opened().delete(key)
+    (ref,) = turns(store, "bob", 1)
+    execute(path, "UPDATE Cache SET filename = ? WHERE key = ?", ("../victim", ref))
+    assert any("diskcache's table" in problem for problem in store.check().problems)
+    assert store.get(ref)
+    store.delete_session("bob")
     assert victim.read_text() == "precious"
+    assert state_files(path) == []
+    assert store.check().sound
 
 
 @pytest.mark.parametrize("name", ["../victim", "/etc/passwd", "x", "", "a" * 64 + "-" + "b" * 15])
@@ -484,11 +486,11 @@ def test_diskcaches_own_directory_is_refused(path):
         DiskStateStore(path)
 
 
-@pytest.mark.parametrize("change", ["UPDATE Cache SET value = x'00' WHERE key = ?", None])
+@pytest.mark.parametrize("change", ["UPDATE meta SET value = x'00' WHERE key = ?", None])
 def test_a_store_without_its_secret_is_refused(path, change):
     with DiskStateStore(path) as store:
         turns(store, "bob", 1)
-    execute(path, change or "DELETE FROM Cache WHERE key = ?", (rows.ABOUT_KEY,))
+    execute(path, change or "DELETE FROM meta WHERE key = ?", (b"about",))
     with pytest.raises(StoreError, match="secret"):
         DiskStateStore(path)
 
@@ -496,8 +498,9 @@ def test_a_store_without_its_secret_is_refused(path, change):
 def test_a_store_of_a_later_format_is_refused(path):
     with DiskStateStore(path):
         pass
-    data = rows.pack(rows.ABOUT_KEY, {"format": 2, "key": "00" * 32})
-    execute(path, "UPDATE Cache SET value = ? WHERE key = ?", (data, rows.ABOUT_KEY))
+    data = json.dumps({"format": 3, "key": "00" * 32, "codec": "exact"}).encode()
+    sum_ = rows.checksum("meta", (b"about", data))
+    execute(path, "UPDATE meta SET value = ?, sum = ? WHERE key = ?", (data, sum_, b"about"))
     with pytest.raises(StoreError, match="upgrade"):
         DiskStateStore(path)
 
@@ -732,15 +735,19 @@ def test_a_place_that_cannot_be_written_leaves_flushing_on(store, monkeypatch):
     assert backend_of(store).sql("PRAGMA synchronous")[0][0] == 2
 
 
+REF = bytes.fromhex("aa" * 32)
+
+
 @pytest.mark.parametrize(
-    ("key", "words"),
+    ("table", "key", "words"),
     [
-        (rows.holder_key(f"rwkv1-{'a' * 64}", b"s", "bob"), "(session 'bob')"),
-        (rows.holder_key(f"rwkv1-{'a' * 64}", b"k", "thread:1"), "(owner 'thread:1')"),
-        (rows.holder_key(f"rwkv1-{'a' * 64}", b"p", ""), f"holder row of rwkv1-{'a' * 64}"),
-        (rows.due_key(1.0, rows.session_key("bob")), "due row of the session row of 'bob'"),
-        (rows.owner_key("thread:1", f"rwkv1-{'a' * 64}"), "owner row of 'thread:1'"),
+        ("holds", (REF, 0, b"bob"), f"hold row of rwkv1-{'a' * 64} (session 'bob')"),
+        ("holds", (REF, 1, b"thread:1"), "(owner 'thread:1')"),
+        ("holds", (REF, 2, b""), f"hold row of rwkv1-{'a' * 64}"),
+        ("sessions", (b"bob",), "session row of 'bob'"),
+        ("log", (b"bob", 3), "log row of 'bob', turn 3"),
+        ("holds", (None, "x", 5), "hold row [None, 'x', 5]"),
     ],
 )
-def test_a_row_is_described_with_whose_it_is(key, words):
-    assert rows.describe(key).endswith(words)
+def test_a_row_is_described_with_whose_it_is(table, key, words):
+    assert rows.TABLES[table].describe(key).endswith(words)

@@ -10,9 +10,9 @@ import hashlib
 import json
 import math
 import os
-import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,12 +124,8 @@ def test_check_goes_on_past_a_forged_file(tmp_path):
             row = store._view().stored_state(ref)
             assert row is not None
             file.write_bytes(data)
-            fitting = rows.StateRow(ref, row.blob, len(data), 1, None, row.created, row.holders)
-            store._backend.transact(
-                lambda changes, row=fitting: changes.put(  # type: ignore[misc]
-                    rows.state_key(row.ref), row.pack(), blob_nbytes=row.nbytes
-                )
-            )
+            fitting = replace(row, nbytes=len(data))
+            store._write(lambda changes, new=fitting, old=row: changes.put_state(new, old))
             with pytest.raises(StateCorrupt):
                 store.get(ref)
         assert len([each for each in store.check().problems if "cannot be used" in each]) == 2
@@ -189,39 +185,60 @@ def test_a_link_to_a_state_is_followed_and_a_missing_one_is_missing(tmp_path):
 
 @pytest.mark.parametrize("value", ODD, ids=lambda value: f"{value!r:.20}")
 def test_a_row_with_impossible_values_and_a_right_checksum_is_damaged(tmp_path, value):
-    with DiskStateStore(tmp_path / "store") as store:
-        ref = store.stage(random_state([1]))
-        store.commit("bob", ref, None)
-        kept = {key: data for key, data in store._backend.reader.scan(b"b", b"\xff") if data}
-        for key, data in kept.items():
-            for name in json.loads(data[26:]):
-                body = {**json.loads(data[26:]), name: value}
-                covered = data[18:26] + json.dumps(body).encode()
-                forged_row = rows.ROW_VERSION + rows._checksum(key, covered) + covered
-                put(store, key, forged_row)
-                for verb in (
-                    lambda: store.session("bob"),
-                    lambda: store.get(ref),
-                    lambda: store.log("bob"),
-                    store.sessions,
-                    store.check,
-                ):
-                    try:
-                        verb()
-                    except RWKVStateError:
-                        continue
-                put(store, key, data)
+    with DiskStateStore(tmp_path / "store", log="tokens") as store:
+        ref = store.stage(random_state([1]), tokens=[1])
+        store.commit("bob", ref, None, said=["0" * 16])
+        for table in rows.TABLES.values():
+            if table is rows.META:
+                continue
+            for raw in store._backend.sql(f"SELECT * FROM {table.name}"):
+                for place in range(table.keys, len(table.columns)):
+                    for column in columns(value):
+                        forged_row = [*raw[:place], column, *raw[place + 1 :]]
+                        write(store, table, forged_row)
+                        use(store, ref)
+                        write(store, table, raw)
 
 
-def put(store: DiskStateStore, key: bytes, data: bytes) -> None:
-    store._backend.transact(lambda changes: changes.put(key, data))
+def columns(value: Any) -> list[Any]:
+    """Returns what SQLite may hold of a value: itself, or the bytes of its JSON text."""
+    small = isinstance(value, int | float | None) and value not in (2**63, 10**400)
+    return [json.dumps(value).encode(), *([value] if small else [])]
+
+
+def write(store: DiskStateStore, table: rows.Table, raw: Sequence[Any]) -> None:
+    """Writes a row under the checksum of what SQLite makes of it."""
+    places = ", ".join("?" * len(raw))
+    where = " AND ".join(f"{name} = ?" for name in list(table.columns)[: table.keys])
+    key = list(raw[: table.keys])
+
+    def work(sql: Any) -> None:
+        sql(f"INSERT OR REPLACE INTO {table.name} VALUES ({places})", raw)
+        (stored,) = sql(f"SELECT * FROM {table.name} WHERE {where}", key)
+        right = rows.checksum(table.name, stored[:-1])
+        sql(f"UPDATE {table.name} SET sum = ? WHERE {where}", [right, *key])
+
+    store._backend.transact(work)
+
+
+def use(store: DiskStateStore, ref: str) -> None:
+    for verb in (
+        lambda: store.session("bob"),
+        lambda: store.get(ref),
+        lambda: store.log("bob"),
+        store.sessions,
+        store.check,
+    ):
+        try:
+            verb()
+        except RWKVStateError:
+            continue
 
 
 def test_a_row_that_expires_at_no_time_is_damaged():
-    key = rows.session_key("bob")
-    covered = struct.pack(">d", math.nan) + b"{}"
-    with pytest.raises(StateCorrupt, match="at no time"):
-        rows.unpack(key, rows.ROW_VERSION + rows._checksum(key, covered) + covered)
+    raw = (bytes(32), math.nan)
+    with pytest.raises(StateCorrupt, match="no usable 'expires'"):
+        rows.TOMBSTONES.unpack((*raw, rows.checksum("tombstones", raw)))
 
 
 # -- messages that wait unread --------------------------------------------------------------------
@@ -279,7 +296,7 @@ def test_a_message_that_is_no_marker_waits_and_moves(store, tmp_path):
 
 def test_no_more_waits_unread_than_a_bundle_holds(store, tmp_path, monkeypatch):
     monkeypatch.setattr("langchain_rwkv_state.store.unread.LIMIT_BYTES", 100)
-    monkeypatch.setattr("langchain_rwkv_state.store.policy.LIMIT_BYTES", 100)
+    monkeypatch.setattr("langchain_rwkv_state.store.store.LIMIT_BYTES", 100)
     with pytest.raises(ValueError, match="at most 100"):
         store.append_unread("bob", ['"' + "x" * 100 + '"'])
     store.append_unread("bob", ['"' + "x" * 60 + '"'])

@@ -1,6 +1,6 @@
 """Making and opening a store: what a killed program left, what somebody planted, where none may be.
 
-The easy mistake is to test what this release leaves alone: stores of earlier ones are opened too.
+Stores of format 1 are opened in `test_old_format`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from pathlib import Path
 import pytest
 
 from langchain_rwkv_state.errors import RWKVStateError, StateCorrupt, StoreError
-from langchain_rwkv_state.store import DiskStateStore, rows, schema
-from tests.helpers.states import random_state
-from tests.store_contract import turns
+from langchain_rwkv_state.store import DiskStateStore, schema
+from tests.helpers.states import random_state, turns
 
 ROOT = Path(__file__).parents[3]
 MAGIC = bytes.fromhex("d9d505f920a163d7")
@@ -53,7 +52,7 @@ def left_hot(path: Path, statement: str) -> None:
         sql.execute("PRAGMA cache_spill = 1")
         sql.execute("BEGIN IMMEDIATE")
         sql.execute({statement!r})
-        sql.execute("UPDATE Cache SET value = zeroblob(9000)")
+        sql.execute("UPDATE log SET said = zeroblob(9000)")
         """,
     )
     assert (path / "cache.db-journal").stat().st_size > 512
@@ -65,7 +64,7 @@ def left_hot(path: Path, statement: str) -> None:
 def test_a_change_that_was_left_half_written_is_taken_back(path):
     with DiskStateStore(path) as store:
         refs = turns(store, "bob", 20)
-    left_hot(path, "DELETE FROM Anchor")
+    left_hot(path, "DELETE FROM log WHERE seq = 0")
     with DiskStateStore(path) as store:
         assert store.head("bob") == refs[-1]
         assert store.check().sound
@@ -87,7 +86,7 @@ def test_a_journal_that_names_another_file_deletes_nothing(path, tmp_path):
     victim.write_text("precious")
     with DiskStateStore(path) as store:
         turns(store, "bob", 20)
-    left_hot(path, "DELETE FROM Anchor")
+    left_hot(path, "DELETE FROM log WHERE seq = 0")
     name = str(victim).encode()
     record = name + struct.pack(">II", len(name), sum(name)) + MAGIC
     with (path / "cache.db-journal").open("ab") as file:
@@ -123,7 +122,7 @@ def test_a_database_that_was_being_made_is_made_anew(path):
 
 
 def test_a_database_takes_its_name_once_it_is_whole(path, monkeypatch):
-    def killed_here(*_: object) -> None:
+    def killed_here(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
@@ -165,75 +164,17 @@ def test_a_lost_log_of_changes_is_said_and_makes_no_new_store(path):
         DiskStateStore(copy)
 
 
-# -- stores of an earlier release -----------------------------------------------------------------
-
-
-def as_before(path: Path) -> None:
-    """Makes a store what an earlier release made of it: the witnesses among the other rows."""
-    with closing(database(path)) as sql:
-        for key, value in sql.execute("SELECT key, value FROM Anchor").fetchall():
-            sql.execute(
-                "INSERT INTO Cache(key, raw, store_time, access_time, size, mode, value)"
-                " VALUES (?, 1, 0, 0, ?, 1, ?)",
-                (key, len(value), value),
-            )
-        sql.execute("DROP TABLE Anchor")
-        sql.execute("UPDATE Settings SET value = (SELECT SUM(size) FROM Cache) WHERE key = 'size'")
-
-
-def test_the_witnesses_of_an_earlier_release_are_moved_at_opening(path):
-    with DiskStateStore(path) as store:
-        refs = {name: turns(store, name, 2)[-1] for name in ("al", "bob")}
-    as_before(path)
-    with DiskStateStore(path) as store:
-        assert {name: store.head(name) for name in store.sessions()} == refs
-        assert store.check().sound
-    with closing(database(path)) as sql:
-        assert sql.execute("SELECT COUNT(*) FROM Anchor").fetchone() == (2,)
-        assert sql.execute("SELECT COUNT(*) FROM Cache WHERE key < x'62'").fetchone() == (2,)
-
-
-def test_a_kill_amid_the_move_loses_no_witness(path):
-    with DiskStateStore(path) as store:
-        refs = turns(store, "bob", 2)
-    as_before(path)
-    killed(
-        path,
-        """
-        sql.execute("BEGIN IMMEDIATE")
-        sql.execute("CREATE TABLE Anchor (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID")
-        sql.execute("INSERT INTO Anchor SELECT key, value FROM Cache WHERE key < x'62'")
-        sql.execute("DELETE FROM Cache WHERE key < x'62' AND key > x'60'")
-        """,
-    )
-    with DiskStateStore(path) as store:
-        assert store.head("bob") == refs[-1]
-        assert store.check().sound
-
-
-def test_a_store_of_an_earlier_release_is_read_where_nothing_may_be_written(path):
-    with DiskStateStore(path) as store:
-        refs = turns(store, "bob", 2)
-    as_before(path)
-    before = (path / "cache.db").read_bytes()
-    with DiskStateStore(path, read_only=True) as store:
-        assert store.sessions() == ["bob"]
-        assert store.head("bob") == refs[-1]
-        assert store.check().sound
-    assert (path / "cache.db").read_bytes() == before
-
-
 # -- damage ---------------------------------------------------------------------------------------
 
 
-def test_the_row_of_a_session_and_its_witness_lie_in_different_trees(path):
+def test_the_row_of_a_session_and_what_proves_it_lie_in_different_trees(path):
     with DiskStateStore(path) as store:
         turns(store, "bob", 1)
     with closing(database(path)) as sql:
-        ((witness,),) = sql.execute("SELECT key FROM Anchor").fetchall()
-        assert witness == rows.anchor_key("bob")
-        assert sql.execute("SELECT 1 FROM Cache WHERE key = ?", (witness,)).fetchall() == []
-        sql.execute("DELETE FROM Cache WHERE key = ?", (rows.session_key("bob"),))
+        pages = sql.execute("SELECT rootpage FROM sqlite_master WHERE name IN ('log', 'sessions')")
+        assert len(set(pages.fetchall())) == 2
+        assert sql.execute("SELECT session FROM log WHERE seq = 0").fetchall() == [(b"bob",)]
+        sql.execute("DELETE FROM sessions WHERE name = ?", (b"bob",))
     with DiskStateStore(path) as store:
         mine = store.stage(random_state([9]))
         for verb in (lambda: store.head("bob"), lambda: store.commit("bob", mine, None)):
@@ -267,7 +208,7 @@ def test_damaged_text_of_the_schema_is_an_error_of_ours(path, byte):
     data = (path / "cache.db").read_bytes()
     for text in (
         b"CREATE INDEX Cache_expire_time",
-        b"CREATE TABLE Anchor",
+        b"CREATE TABLE sessions",
         b"Settings_size_insert",
     ):
         damaged = data.replace(text, text[:9] + byte + text[10:])

@@ -6,7 +6,6 @@ import pytest
 
 from langchain_rwkv_state import DiskStateStore, MemoryStateStore, StateStore
 from langchain_rwkv_state.errors import SessionConflict, StoreError
-from langchain_rwkv_state.store import rows
 from tests.helpers.states import random_state
 
 A, B, C = "a" * 32, "b" * 32, "c" * 32
@@ -131,8 +130,7 @@ def test_prune_removes_lost_places_and_leaves_the_others(store, clock):
     store.enter_queue("bob", B, 15)
     clock.now += 5
     store.prune()
-    kept = [key for key, _ in store._backend.reader.scan(b"q", b"r")]
-    assert kept == [rows.queue_key("bob", 1)]
+    assert store._backend.sql("SELECT session, seq FROM queue") == [(b"bob", 1)]
 
 
 def test_a_store_with_queues_is_sound(store):
@@ -143,8 +141,7 @@ def test_a_store_with_queues_is_sound(store):
 
 def test_a_place_that_was_changed_is_nobodys_and_check_removes_it(store):
     store.enter_queue("bob", A, 15)
-    key = rows.queue_key("bob", 1)
-    store._backend.transact(lambda changes: changes.put(key, rows.pack(key, {"token": 7})))
+    store._backend.transact(lambda sql: sql("UPDATE queue SET token = 7", ()))
     assert tokens(store) == []
     assert "queue row of 'bob', place 1" in store.check(fix=True).problems[0]
     assert store.check().sound

@@ -21,8 +21,7 @@ import pytest
 
 from langchain_rwkv_state.errors import StateNotFound, StoreError
 from langchain_rwkv_state.store import DiskStateStore
-from tests.helpers.states import SetClock, random_state
-from tests.store_contract import turns
+from tests.helpers.states import SetClock, random_state, turns
 
 ROOT = Path(__file__).parents[3]
 
@@ -102,7 +101,7 @@ def test_what_another_process_commits_meanwhile_is_seen(path):
     code = """
         import sys
         from langchain_rwkv_state.store import DiskStateStore
-        from tests.store_contract import turns
+        from tests.helpers.states import turns
 
         store = DiskStateStore(sys.argv[1])
         turns(store, "bob", 1, start=int(sys.argv[2]))
@@ -262,7 +261,7 @@ class TestMount:
         code = f"""
             import os, sys
             from langchain_rwkv_state.store import DiskStateStore
-            from tests.store_contract import turns
+            from tests.helpers.states import turns
 
             store = DiskStateStore(sys.argv[1])
             turns(store, "bob", 3)

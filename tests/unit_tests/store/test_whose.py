@@ -43,7 +43,7 @@ def test_what_is_no_state_names_no_model(start):
         model_named(start)
 
 
-def test_a_session_whose_state_is_damaged_is_listed_without_its_model(tmp_path):
+def test_a_session_whose_file_is_damaged_is_listed_with_its_model(tmp_path):
     with DiskStateStore(tmp_path / "store") as store:
         store.commit("bob", store.stage(random_state([1])), None)
         (file,) = store.path.glob("??/*.safetensors")
@@ -51,4 +51,4 @@ def test_a_session_whose_state_is_damaged_is_listed_without_its_model(tmp_path):
             change()
             info = store.session("bob")
             assert info is not None
-            assert (info.n_turns, info.model) == (1, None)
+            assert (info.n_turns, info.model) == (1, "RWKV-7 2x64 model")

@@ -1,23 +1,22 @@
-"""`KeyedStore`: what a commit, a fork, a rewind and an expiry mean, written once for all backends.
+"""`TableStore`: what a commit, a fork, a rewind and an expiry mean, on disk and in memory.
 
-It joins a backend (rows, blobs, transactions), the ledger (the books), the staging area (memory)
-and the clock into the verbs of `StateStore`, and touches neither files nor SQL. The easy mistake
-is to trust what was read before a transaction: everything that decides is read again inside it.
+It joins a backend (SQL, files, transactions), the tables, the staging area and the clock into the
+verbs of `StateStore`, and touches neither files nor SQL. The easy mistake is to trust what was read
+before a transaction: everything that decides is read again inside it.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import math
 import os
 import secrets
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -33,11 +32,10 @@ from langchain_rwkv_state.errors import (
     StoreFull,
 )
 from langchain_rwkv_state.state import LOSSY, CodecName, is_reference, reference
-from langchain_rwkv_state.store import queue, rows
+from langchain_rwkv_state.store import queue
 from langchain_rwkv_state.store.aio import Threads
-from langchain_rwkv_state.store.audit import audit
-from langchain_rwkv_state.store.backend import Backend, Transaction
-from langchain_rwkv_state.store.base import StateStore
+from langchain_rwkv_state.store.backend import Backend, change, look
+from langchain_rwkv_state.store.base import Beside, StateStore
 from langchain_rwkv_state.store.carrying import Exporter, Importer
 from langchain_rwkv_state.store.clock import (
     TTL,
@@ -48,30 +46,32 @@ from langchain_rwkv_state.store.clock import (
 )
 from langchain_rwkv_state.store.damage import stored_state
 from langchain_rwkv_state.store.heads import Heads
-from langchain_rwkv_state.store.ledger import Ledger, View, session_names
 from langchain_rwkv_state.store.rebuild import Rebuilder
 from langchain_rwkv_state.store.records import (
     CheckReport,
-    Filing,
     LogEntry,
-    LogKind,
+    Origin,
     QueuedTurn,
     SessionInfo,
     StoreStats,
 )
 from langchain_rwkv_state.store.resources import Resources
-from langchain_rwkv_state.store.rows import HolderRow, Origin, SessionRow, StateRow
+from langchain_rwkv_state.store.rows import Holder, HoldRow, SessionRow, StateRow
 from langchain_rwkv_state.store.secret import open_secret
-from langchain_rwkv_state.store.settings import check_flag, check_log, check_name, check_texts
-from langchain_rwkv_state.store.staging import (
-    STAGED_BUDGET_BYTES,
-    STAGED_TTL_SECONDS,
-    Staged,
+from langchain_rwkv_state.store.settings import (
+    DEFAULT_TTL,
+    StoreSettings,
+    check_flag,
+    check_log,
+    check_name,
+    check_texts,
 )
+from langchain_rwkv_state.store.staging import STAGED_TTL_SECONDS, Staged
+from langchain_rwkv_state.store.tables import Changes, Tables
 from langchain_rwkv_state.store.tokens import joined, pack_tokens
 from langchain_rwkv_state.store.unread import LIMIT_BYTES, bundled_bytes, require_messages
-from langchain_rwkv_state.store.unsaved import EndedTurn
-from langchain_rwkv_state.store.whose import model_of, model_words
+from langchain_rwkv_state.store.upkeep import check_store
+from langchain_rwkv_state.store.whose import model_named_by, model_of, model_words
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.runtime.base import Runtime
@@ -80,7 +80,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("langchain_rwkv_state.store")
 
 T = TypeVar("T")
-DEFAULT_TTL = timedelta(days=30)
 _RENEW_AFTER = 0.1  # of the time to live: a read renews no more often than that
 _PRUNE_BATCH = 50  # things a transaction, so that writers wait for a few milliseconds only
 _WRITE_TRIES = 3
@@ -90,55 +89,34 @@ class _Vanished(Exception):
     """A state's bytes went between the look and the transaction."""
 
 
-class KeyedStore(StateStore):
+class TableStore(StateStore):
     """A `StateStore` over any backend.
 
     Args:
         resources: What it shares with others over the same place; given back when it is closed.
-        ttl: How long sessions and states live, unless said otherwise.
-        sliding: Whether commits and reads renew that.
-        history: How many states before a session's head are kept.
-        log: ``"tokens"`` keeps the token ids, so that `rebuild` can make states again.
-        size_limit: The most bytes to store, ``None`` for no limit.
-        codec: How states become bytes, ``None`` for as the store was made.
-        clock: Gives Unix time.
-        staged_bytes: The most bytes of staged states to hold in memory, where there are files.
+        settings: What it is opened with.
 
     Raises:
-        ValueError: A value is out of range.
+        ValueError: The codec is lossy and token ids are to be kept.
         StoreError: The store was made with another lossy codec, or with none.
     """
 
-    def __init__(
-        self,
-        resources: Hold[Resources],
-        *,
-        ttl: TTL = DEFAULT_TTL,
-        sliding: bool = True,
-        history: int = 1,
-        log: LogKind = "none",
-        size_limit: int | None = None,
-        codec: CodecName | None = None,
-        clock: Callable[[], float] = time.time,
-        staged_bytes: int = STAGED_BUDGET_BYTES,
-    ) -> None:
+    def __init__(self, resources: Hold[Resources], settings: StoreSettings) -> None:
         self._resources = resources
         self._backend = resources.value.backend
         self._staging = resources.value.staging
-        self._staged_bytes = staged_bytes
+        self._settings = settings
         self._closed = False
-        self._ttl = ttl_seconds(ttl, DEFAULT_TTL.total_seconds())
-        self._sliding = sliding
-        self._heads = Heads(self._ttl, sliding, history)
-        self._log_tokens = log == "tokens"
-        self._size_limit = size_limit
+        self._ttl = ttl_seconds(settings.ttl, DEFAULT_TTL.total_seconds())
+        self._heads = Heads(self._ttl, settings.sliding, settings.history)
+        self._log_tokens = settings.log == "tokens"
         try:
-            self._key, self._codec = self._about(codec)
-            check_log(log, self._codec)
+            self._key, self._codec = self._about(settings.codec)
+            check_log(settings.log, self._codec)
         except BaseException:
             resources.release()
             raise
-        self._clock = self._shared_clock(clock)
+        self._clock = self._shared_clock(settings.clock)
 
     def _shared_clock(self, clock: Callable[[], float]) -> StoreClock:
         """Returns the store's clock: one for all objects that go by the machine's own."""
@@ -163,8 +141,9 @@ class KeyedStore(StateStore):
         return self._resources.value.threads
 
     @property
-    def _unsaved(self) -> dict[str, deque[EndedTurn]]:
-        return self._resources.value.unsaved
+    def beside(self) -> dict[str, Beside]:
+        """See `StateStore.beside`."""
+        return self._resources.value.beside
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({'closed' if self._closed else 'open'})"
@@ -183,8 +162,8 @@ class KeyedStore(StateStore):
         _check_state(state)
         ref, state = self._as_kept(state)
 
-        def work(ledger: Ledger) -> None:
-            ledger.hold(ref, b"p", "", seconds)
+        def work(changes: Changes) -> None:
+            changes.hold(ref, Holder.PUT, "", seconds)
 
         self._with_state(ref, work, state=state)
         return ref
@@ -248,13 +227,13 @@ class KeyedStore(StateStore):
         _check_ref(ref, "ref")
         check_name(owner, "owner")
         seconds = ttl_seconds(ttl, self._ttl)
-        self._with_state(ref, lambda ledger: ledger.hold(ref, b"k", owner, seconds))
+        self._with_state(ref, lambda changes: changes.hold(ref, Holder.OWNER, owner, seconds))
 
     def release(self, owner: str) -> int:
         """See `StateStore.release`."""
         self._check_open()
         check_name(owner, "owner")
-        return self._write(lambda ledger: ledger.release(owner), freeing=True)
+        return self._write(lambda changes: changes.release(owner), freeing=True)
 
     # -- sessions --------------------------------------------------------------------------------
 
@@ -296,24 +275,24 @@ class KeyedStore(StateStore):
         _expect_head(view.session(session), session, parent)
         origin = self._origin(view, ref, parent) if self._log_tokens else None
 
-        def work(ledger: Ledger) -> None:
-            row = self._heads.living(ledger, session)
+        def work(changes: Changes) -> None:
+            row, old = self._heads.living(changes, session)
             if place is not None:
-                queue.end(ledger, session, place)
+                queue.end(changes, session, place)
             _expect_head(row, session, parent)
             if unread_covered > len(row.unread):
                 raise ValueError(
                     f"unread_covered is {unread_covered}, but the session {session!r} has "
                     f"{len(row.unread)} unread messages."
                 )
-            row = replace(row, unread=row.unread[unread_covered:], updated=ledger.now)
-            row = self._heads.renewed(row, ledger.now, ttl, sliding)
+            row = replace(row, unread=row.unread[unread_covered:], updated=changes.now)
+            row = self._heads.renewed(row, changes.now, ttl, sliding)
             if ref != row.head:
-                row = self._heads.moved(ledger, row, ref, origin, tuple(said))
-            ledger.save_session(row)
+                row = self._heads.moved(changes, row, ref, origin, tuple(said))
+            changes.save_session(row, old)
 
         # An expired session may hold the very state that begins a new one: let go of it first.
-        self._with_state(ref, work, first=lambda ledger: self._heads.living(ledger, session))
+        self._with_state(ref, work, first=lambda changes: self._heads.living(changes, session))
 
     def append_unread(self, session: str, messages: Sequence[str], ttl: TTL = None) -> None:
         """See `StateStore.append_unread`."""
@@ -325,15 +304,15 @@ class KeyedStore(StateStore):
         if not messages:
             return
 
-        def work(ledger: Ledger) -> None:
-            row = self._heads.living(ledger, session)
-            row = replace(row, unread=(*row.unread, *messages), updated=ledger.now)
+        def work(changes: Changes) -> None:
+            row, old = self._heads.living(changes, session)
+            row = replace(row, unread=(*row.unread, *messages), updated=changes.now)
             if len(row.unread) > 1 and bundled_bytes(row.unread) > LIMIT_BYTES:
                 raise StoreFull(
                     f"The session {session!r} would hold {bundled_bytes(row.unread)} bytes of "
                     f"unread messages, and one holds {LIMIT_BYTES}: let a turn read them first."
                 )
-            ledger.save_session(self._heads.renewed(row, ledger.now, ttl, None))
+            changes.save_session(self._heads.renewed(row, changes.now, ttl, None), old)
 
         self._write(work)
 
@@ -344,23 +323,13 @@ class KeyedStore(StateStore):
         view = self._view()
         if view.session(session) is None:
             return []
-        return [
-            LogEntry(
-                turn.ref,
-                turn.parent,
-                turn.n_tokens,
-                turn.created,
-                view.lives(turn.ref),
-                turn.said,
-            )
-            for turn in view.log(session)
-        ]
+        return [replace(turn, kept=view.lives(turn.ref), origin=None) for turn in view.log(session)]
 
     def sessions(self, prefix: str = "") -> list[str]:
         """See `StateStore.sessions`."""
         self._check_open()
         check_texts([prefix], "prefix")
-        return session_names(self._view(), prefix)
+        return self._look(lambda tables: tables.session_names(prefix))
 
     def fork(self, session: str, new_session: str, at: str | None = None) -> str:
         """See `StateStore.fork`."""
@@ -370,22 +339,23 @@ class KeyedStore(StateStore):
         if at is not None:
             _check_ref(at, "at")
 
-        def work(ledger: Ledger) -> str:
-            source = ledger.session(session)
+        def work(changes: Changes) -> str:
+            source = changes.session(session)
             if source is None or source.head is None:
                 raise StateNotFound(f"The session {session!r} has no state to fork.")
-            _require_free(ledger, new_session)
-            turn = self._heads.turn_at(ledger, source, at or source.head)
+            _require_free(changes, new_session)
+            turn = self._heads.turn_at(changes, source, at or source.head)
+            fresh, _ = self._heads.living(changes, new_session)
             fresh = replace(
-                self._heads.living(ledger, new_session),
+                fresh,
                 ttl=source.ttl,
                 sliding=source.sliding,
-                expires=ledger.now + source.ttl,
+                expires=changes.now + source.ttl,
                 turns=turn.seq,
                 unread=source.unread if turn.ref == source.head else (),
             )
-            ledger.copy_log(session, new_session, turn.seq)
-            ledger.save_session(self._heads.back_to(ledger, fresh, turn))
+            changes.copy_log(session, new_session, turn.seq)
+            changes.save_session(self._heads.back_to(changes, fresh, turn), None)
             return turn.ref
 
         return self._write(work)
@@ -399,16 +369,16 @@ class KeyedStore(StateStore):
         elif not _is_whole(turns) or turns < 1:
             raise ValueError(f"A session is rewound by 1 turn or more, got {turns!r}.")
 
-        def work(ledger: Ledger) -> str | None:
-            row = ledger.session(session)
+        def work(changes: Changes) -> str | None:
+            row = changes.session(session)
             if row is None:
                 raise StateNotFound(f"There is no session {session!r} to rewind.")
-            turn = self._heads.rewind_target(ledger, row, turns, to)
+            turn = self._heads.rewind_target(changes, row, turns, to)
             seq = 0 if turn is None else turn.seq
-            ledger.cut_log(session, seq)
-            row = replace(row, turns=seq, unread=(), updated=ledger.now)
-            row = self._heads.renewed(row, ledger.now, None, None)
-            ledger.save_session(self._heads.back_to(ledger, row, turn))
+            changes.cut_log(session, seq)
+            new = replace(row, turns=seq, unread=(), updated=changes.now)
+            new = self._heads.renewed(new, changes.now, None, None)
+            changes.save_session(self._heads.back_to(changes, new, turn), row)
             return None if turn is None else turn.ref
 
         return self._write(work, freeing=True)
@@ -419,32 +389,32 @@ class KeyedStore(StateStore):
         check_name(session, "session")
         check_name(new_session, "new")
 
-        def work(ledger: Ledger) -> None:
-            row = ledger.session(session)
+        def work(changes: Changes) -> None:
+            row = changes.session(session)
             if row is None:
                 raise StateNotFound(f"There is no session {session!r} to rename.")
-            _require_free(ledger, new_session)
+            _require_free(changes, new_session)
             for name in (session, new_session):
-                queue.require_empty(ledger, name)
-            ledger.remove_session(new_session, expired=True)  # what is left of an expired one
-            ledger.rename_session(row, new_session)
+                queue.require_empty(changes, name)
+            changes.remove_session(new_session, expired=True)  # what is left of an expired one
+            changes.rename_session(row, new_session)
 
         self._write(work)
-        for turn in self.take_unsaved(session):
-            self.note_unsaved(new_session, turn)
+        for kept in self.beside.values():
+            kept.renamed(session, new_session)
 
     def delete_session(self, session: str) -> bool:
         """See `StateStore.delete_session`."""
         self._check_open()
         check_name(session, "session")
 
-        def work(ledger: Ledger) -> bool:
+        def work(changes: Changes) -> bool:
             try:
-                expired = ledger.stored_session(session) is not None
-                alive = ledger.session(session) is not None
+                expired = changes.stored_session(session) is not None
+                alive = changes.session(session) is not None
             except StateCorrupt:
                 expired, alive = False, True
-            ledger.remove_session(session, expired=expired and not alive)
+            changes.remove_session(session, expired=expired and not alive)
             return alive
 
         return self._write(work, freeing=True)
@@ -458,7 +428,7 @@ class KeyedStore(StateStore):
         if not 0 < seconds < math.inf:
             raise ValueError(f"A place in a queue holds for some seconds, not {seconds!r}.")
         return self._write(  # a place is worth nothing after a loss of power
-            lambda ledger: queue.enter(ledger, session, token, seconds),
+            lambda changes: queue.enter(changes, session, token, seconds),
             freeing=True,
             durable=False,
         )
@@ -468,7 +438,7 @@ class KeyedStore(StateStore):
         self._check_open()
         check_name(session, "session")
         return self._write(
-            lambda ledger: queue.leave(ledger, session, token), freeing=True, durable=False
+            lambda changes: queue.leave(changes, session, token), freeing=True, durable=False
         )
 
     def queue(self, session: str) -> list[QueuedTurn]:
@@ -508,23 +478,6 @@ class KeyedStore(StateStore):
         )
         return self._info(importer.read(Path(path), session, ttl))
 
-    # -- turns -----------------------------------------------------------------------------------
-
-    def file(self, turn_id: str, filing: Filing) -> None:
-        """See `StateStore.file`."""
-        self._check_open()
-        self._staging.file(turn_id, filing, now=self._clock.now())
-
-    def filings(self, turn_id: str) -> list[Filing]:
-        """See `StateStore.filings`."""
-        self._check_open()
-        return self._staging.filings(turn_id, now=self._clock.now())
-
-    def forget_turn(self, turn_id: str) -> None:
-        """See `StateStore.forget_turn`."""
-        self._check_open()
-        self._staging.forget_turn(turn_id)
-
     # -- upkeep ----------------------------------------------------------------------------------
 
     def prune(self) -> int:
@@ -534,30 +487,36 @@ class KeyedStore(StateStore):
         if queue.any_ran_out(self._view()):
             self._write(queue.sweep, freeing=True)
         while True:
-            looked, removed = self._write(_expire_batch, freeing=True)
+            any_gone, removed = self._write(_expire_batch, freeing=True)
             gone += removed
-            if looked < _PRUNE_BATCH:
+            if not any_gone:
                 return gone
 
     def stats(self) -> StoreStats:
         """See `StateStore.stats`."""
         self._check_open()
-        reader = self._backend.reader
+        sessions, states, nbytes = self._look(
+            lambda tables: (
+                tables.count("sessions"),
+                tables.count("states"),
+                tables.totals().nbytes,
+            )
+        )
         staged, staged_nbytes, spilled = self._staging.size(now=self._clock.now())
         return StoreStats(
-            sessions=reader.count(b"s", b"t"),
-            states=reader.count(b"t", b"u"),
-            nbytes=reader.nbytes(),
+            sessions=sessions,
+            states=states,
+            nbytes=nbytes,
             staged=staged,
             staged_nbytes=staged_nbytes,
-            size_limit=self._size_limit,
+            size_limit=self._settings.size_limit,
             spilled_nbytes=spilled,
         )
 
     def check(self, *, fix: bool = False) -> CheckReport:
         """See `StateStore.check`."""
         self._check_open()
-        return audit(self._backend, self._key, self._clock.now, self._ttl, fix=fix)
+        return check_store(self._backend, self._key, self._clock.now, self._ttl, fix=fix)
 
     def close(self) -> None:
         """See `StateStore.close`."""
@@ -592,9 +551,9 @@ class KeyedStore(StateStore):
     # -- how a write happens ---------------------------------------------------------------------
 
     def _write(
-        self, work: Callable[[Ledger], T], *, freeing: bool = False, durable: bool = True
+        self, work: Callable[[Changes], T], *, freeing: bool = False, durable: bool = True
     ) -> T:
-        """Runs `work` on the ledger in a transaction that keeps to the size limit."""
+        """Runs `work` on the changes in a transaction that keeps to the size limit."""
         try:
             return self._write_once(work, freeing=freeing, durable=durable)
         except _OverLimit:
@@ -602,17 +561,17 @@ class KeyedStore(StateStore):
                 raise
             return self._write_once(work, freeing=freeing, durable=durable)
 
-    def _write_once(self, work: Callable[[Ledger], T], *, freeing: bool, durable: bool) -> T:
+    def _write_once(self, work: Callable[[Changes], T], *, freeing: bool, durable: bool) -> T:
         now, mark = self._clock.now(), self._clock.mark_to_save()
 
-        def transaction(changes: Transaction) -> T:
-            before = changes.nbytes()
-            result = work(Ledger(changes, now))
+        def transaction(changes: Changes) -> T:
+            before = changes.totals().nbytes
+            result = work(changes)
             if mark is not None:
                 body = {"wall": mark.wall, "offset": mark.offset}
-                changes.put(rows.CLOCK_KEY, rows.pack(rows.CLOCK_KEY, body))
-            after = changes.nbytes()
-            limit = self._size_limit
+                changes.note("clock", json.dumps(body).encode())
+            after = changes.finish().nbytes
+            limit = self._settings.size_limit
             if limit is not None and not freeing and after > max(limit, before):
                 raise _OverLimit(
                     f"The store would hold {after} bytes, its size limit is {limit}: delete "
@@ -620,7 +579,7 @@ class KeyedStore(StateStore):
                 )
             return result
 
-        result = self._backend.transact(transaction, freeing=freeing, durable=durable)
+        result = change(self._backend, now, transaction, freeing=freeing, durable=durable)
         if mark is not None:
             self._clock.saved(mark)
         return result
@@ -628,10 +587,10 @@ class KeyedStore(StateStore):
     def _with_state(
         self,
         ref: str,
-        work: Callable[[Ledger], None],
+        work: Callable[[Changes], None],
         *,
         state: RWKVState | None = None,
-        first: Callable[[Ledger], object] = lambda _: None,
+        first: Callable[[Changes], object] = lambda _: None,
     ) -> None:
         """Runs `work` where the state `ref` is stored: its bytes first, then the transaction.
 
@@ -648,8 +607,8 @@ class KeyedStore(StateStore):
         self,
         ref: str,
         write_bytes: Callable[[], StateRow | None],
-        work: Callable[[Ledger], None],
-        first: Callable[[Ledger], object] = lambda _: None,
+        work: Callable[[Changes], None],
+        first: Callable[[Changes], object] = lambda _: None,
     ) -> None:
         """Runs `work` where a state is stored.
 
@@ -662,17 +621,19 @@ class KeyedStore(StateStore):
         for _ in range(_WRITE_TRIES):
             fresh = write_bytes()
 
-            def transaction(ledger: Ledger, fresh: StateRow | None = fresh) -> None:
-                first(ledger)
-                _adopt(ledger, ref, fresh)
-                work(ledger)
+            def transaction(changes: Changes, fresh: StateRow | None = fresh) -> bool:
+                first(changes)
+                adopted = _adopt(changes, ref, fresh)
+                work(changes)
+                return adopted
 
+            adopted = False
             try:
-                self._write(transaction)
+                adopted = self._write(transaction)
             except _Vanished:
                 continue
             finally:
-                if fresh is not None:
+                if fresh is not None and not adopted:
                     self._tidy(fresh)
             return
         raise StoreError(f"The state {ref} was deleted as fast as it was written: try again.")
@@ -718,6 +679,7 @@ class KeyedStore(StateStore):
             parent=staged.parent,
             created=self._clock.now(),
             origin=origin,
+            model=staged.model,
         )
 
     def _staged(self, ref: str) -> Staged | None:
@@ -758,7 +720,7 @@ class KeyedStore(StateStore):
         files = self._resources.value.files
         if files is None:
             return  # a store in memory has nothing but memory
-        moving = self._staging.over(self._staged_bytes, coming_bytes)
+        moving = self._staging.over(self._settings.staged_bytes or 0, coming_bytes)
         while moving:
             staged = moving.pop(0)
             path, nbytes = None, 0
@@ -786,11 +748,11 @@ class KeyedStore(StateStore):
 
     def _require_room(self, nbytes: int) -> None:
         """Refuses to put more into files than the store may hold."""
-        limit = self._size_limit
+        limit = self._settings.size_limit
         if limit is None:
             return
         spilled = self._staging.size(now=self._clock.now())[2]
-        if self._backend.reader.nbytes() + spilled + nbytes > limit:
+        if self._view().totals().nbytes + spilled + nbytes > limit:
             raise StoreFull(f"The store's size limit of {limit} bytes leaves no room.")
 
     def _tell_of_memory(self, error: StoreError | StoreFull) -> None:
@@ -799,8 +761,8 @@ class KeyedStore(StateStore):
             return
         self._resources.value.is_told = True
         text = (
-            f"Staged states stay in memory beyond their share of it ({self._staged_bytes} bytes), "
-            f"since they cannot be put into files. {error}"
+            "Staged states stay in memory beyond their share of it "
+            f"({self._settings.staged_bytes} bytes), since they cannot be put into files. {error}"
         )
         try:
             warnings.warn(text, stacklevel=5)
@@ -824,6 +786,7 @@ class KeyedStore(StateStore):
             parent=parent,
             created=now,
             origin=origin,
+            model=model_named_by(state),
         )
         self._backend.write_blob(row.blob, parts)
         return row
@@ -835,9 +798,9 @@ class KeyedStore(StateStore):
         except (StateCorrupt, StoreError):
             return
         if stored is None or stored.blob != row.blob:
-            self._backend.drop_blob(row.blob)
+            self._backend.drop_blobs([row.blob])
 
-    def _origin(self, view: View, ref: str, base: str | None) -> Origin | None:
+    def _origin(self, view: Tables, ref: str, base: str | None) -> Origin | None:
         """Returns what a state was read from: the tokens since `base`, or since zero.
 
         The way back leads over staged states; where it comes to a stored one, that one's row
@@ -876,13 +839,14 @@ class KeyedStore(StateStore):
 
     def _info(self, row: SessionRow) -> SessionInfo:
         view = self._view()
-        named = None if row.head is None else model_of(self._backend, _readable(view, row.head))
+        kept = {ref: _readable(view, ref) for ref in row.kept}
+        named = None if row.head is None else model_of(self._backend, kept.get(row.head))
         return SessionInfo(
             session=row.name,
             head=row.head,
             n_tokens=row.n_tokens,
             n_turns=row.turns,
-            nbytes=view.nbytes(row.kept),
+            nbytes=sum(state.nbytes for state in kept.values() if state is not None),
             created_seconds=row.created,
             updated_seconds=row.updated,
             expires_seconds=row.expires,
@@ -891,8 +855,12 @@ class KeyedStore(StateStore):
             fingerprint=None if named is None else named.fingerprint,
         )
 
-    def _view(self) -> View:
-        return View(self._backend.reader, self._clock.now())
+    def _view(self) -> Tables:
+        return Tables(self._backend.sql, self._clock.now())
+
+    def _look(self, work: Callable[[Tables], T]) -> T:
+        """Runs `work` on the tables as they stand at one moment."""
+        return look(self._backend, self._clock.now(), work)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -909,35 +877,36 @@ class KeyedStore(StateStore):
         if self._backend.read_only:
             return row
 
-        def work(ledger: Ledger) -> SessionRow | None:
-            found = ledger.session(session)
-            if found is not None and found.sliding:
-                found = replace(found, expires=ledger.now + found.ttl)
-                ledger.save_session(found)
-            return found
+        def work(changes: Changes) -> SessionRow | None:
+            found = changes.session(session)
+            if found is None or not found.sliding:
+                return found
+            renewed = replace(found, expires=changes.now + found.ttl)
+            changes.save_session(renewed, found)
+            return renewed
 
         try:
             return self._write(work, freeing=True)
         except StoreFull:
             return row  # reading goes on where writing cannot
 
-    def _renew_holds(self, view: View, ref: str) -> None:
+    def _renew_holds(self, view: Tables, ref: str) -> None:
         """Lets the owners' and puts' holds on a state that was read start anew."""
-        if not self._sliding or self._backend.read_only:
+        if not self._settings.sliding or self._backend.read_only:
             return
         worn = [
             hold
-            for kind in (b"k", b"p")
+            for kind in (Holder.OWNER, Holder.PUT)
             for hold in view.holders(ref, kind)
-            if hold.expires > view.now and _worn(hold, view.now)
+            if hold is not None and hold.expires > view.now and _worn(hold, view.now)
         ]
         if not worn:
             return
 
-        def work(ledger: Ledger) -> None:
+        def work(changes: Changes) -> None:
             for hold in worn:
-                if ledger.holds(ref, hold.kind, hold.owner):
-                    ledger.hold(ref, hold.kind, hold.owner, hold.ttl)
+                if changes.stored_hold(ref, hold.kind, hold.owner) is not None:
+                    changes.hold(ref, hold.kind, hold.owner, hold.ttl)
 
         try:
             self._write(work, freeing=True)
@@ -948,14 +917,13 @@ class KeyedStore(StateStore):
 def _clock_mark(backend: Backend) -> ClockMark | None:
     """Returns what an earlier process, or another one, noted of the clock."""
     try:
-        row = rows.unpack(rows.CLOCK_KEY, backend.reader.get(rows.CLOCK_KEY) or b"")
-        body = rows.Body(rows.CLOCK_KEY, row.body)
-        return ClockMark(body.seconds("wall"), body.seconds("offset"))
-    except StateCorrupt:
+        found = json.loads(Tables(backend.sql, 0.0).meta("clock") or b"{}")
+        return ClockMark(float(found["wall"]), float(found["offset"]))
+    except (StateCorrupt, ValueError, KeyError, TypeError):
         return None  # without a mark the clock is taken at its word
 
 
-def _require_free(view: View, session: str) -> None:
+def _require_free(view: Tables, session: str) -> None:
     """Checks that no session has a name."""
     if view.session(session) is not None:
         raise SessionConflict(
@@ -963,7 +931,7 @@ def _require_free(view: View, session: str) -> None:
         )
 
 
-def _readable(view: View, ref: str) -> StateRow | None:
+def _readable(view: Tables, ref: str) -> StateRow | None:
     """Returns a state's row; ``None`` where it is lost or was changed."""
     try:
         return view.stored_state(ref)
@@ -975,18 +943,19 @@ class _OverLimit(StoreFull):
     """The store's own size limit was reached (and not the disk's)."""
 
 
-def _adopt(ledger: Ledger, ref: str, fresh: StateRow | None) -> None:
-    """Gives a state its row, unless it has one by now."""
-    if ledger.stored_state(ref) is not None:
-        return
-    if fresh is None or not ledger.blob_exists(fresh.blob):
+def _adopt(changes: Changes, ref: str, fresh: StateRow | None) -> bool:
+    """Gives a state its row, unless it has one by now; says whether it got this one."""
+    if changes.stored_state(ref) is not None:
+        return False
+    if fresh is None or not changes.blob_exists(fresh.blob):
         raise _Vanished
-    ledger.add_state(fresh)
+    changes.add_state(fresh)
+    return True
 
 
-def _expire_batch(ledger: Ledger) -> tuple[int, int]:
-    looked, sessions = ledger.expire_next(_PRUNE_BATCH)
-    return looked, sessions + ledger.states_removed
+def _expire_batch(changes: Changes) -> tuple[int, int]:
+    gone, sessions = changes.expire_next(_PRUNE_BATCH)
+    return gone, sessions + changes.states_removed
 
 
 def _expect_head(row: SessionRow | None, session: str, parent: str | None) -> None:
@@ -998,7 +967,7 @@ def _expect_head(row: SessionRow | None, session: str, parent: str | None) -> No
         )
 
 
-def _worn(row: SessionRow | HolderRow, now: float) -> bool:
+def _worn(row: SessionRow | HoldRow, now: float) -> bool:
     """Says whether a tenth of a time to live has passed since it last started."""
     return math.isfinite(row.expires) and row.expires - now <= (1 - _RENEW_AFTER) * row.ttl
 

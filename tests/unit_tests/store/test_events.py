@@ -7,9 +7,8 @@ from itertools import islice
 import pytest
 
 from langchain_rwkv_state.errors import StateNotFound, StoreError
-from langchain_rwkv_state.store.follow import follow, parent_of_head, standing, state_if_kept
-from tests.helpers.states import random_state
-from tests.store_contract import DAY
+from langchain_rwkv_state.store.events import parent_of_head, snapshot_of, state_if_kept, watch
+from tests.helpers.states import DAY, random_state
 
 
 def turn(store, *tokens, session="bob"):
@@ -44,8 +43,8 @@ def seen(store, clock, *steps, session="bob"):
     found = []
     script = Script(*steps)
     try:
-        for sight in follow(store, session, sleep=script, now=clock):
-            found.append(sight)
+        for event in watch(store, session, sleep=script, now=clock):
+            found.append(event)
     except Script.OverError:
         return found
     raise AssertionError("following ended by itself")
@@ -142,8 +141,8 @@ def test_following_renews_nothing_and_holds_nothing(store, clock):
 def test_states_are_trimmed_as_if_nobody_looked(store, clock):
     refs = [turn(store, 1)]
     script = Script(*[lambda n=n: refs.append(turn(store, *range(n + 2))) for n in range(4)], None)
-    sights = list(islice(follow(store, "bob", sleep=script, now=clock), 5))
-    assert len(sights) == 5
+    events = list(islice(watch(store, "bob", sleep=script, now=clock), 5))
+    assert len(events) == 5
     assert store.stats().states == 2  # the head and the one before it
     assert [state_if_kept(store, ref) is not None for ref in refs] == [False] * 3 + [True] * 2
 
@@ -166,10 +165,10 @@ def test_the_head_before_is_in_the_log(store):
 def test_the_pause_is_what_was_asked_for(store):
     script = Script(None, None)
     with pytest.raises(Script.OverError):
-        list(follow(store, "bob", every_seconds=0.25, sleep=script))
+        list(watch(store, "bob", every_seconds=0.25, sleep=script))
     assert script.pauses == [0.25] * 3
     with pytest.raises(ValueError, match="above 0"):
-        next(follow(store, "bob", every_seconds=0))
+        next(watch(store, "bob", every_seconds=0))
 
 
 def test_a_store_that_fails_is_an_error_and_not_an_absent_session(store, clock):
@@ -191,7 +190,7 @@ def test_a_session_is_seen_as_it_stood_at_one_moment(store, monkeypatch):
         return log(session)
 
     monkeypatch.setattr(store, "log", log_after_a_turn)
-    found = standing(store, "bob")
+    found = snapshot_of(store, "bob")
     assert found is not None
     assert found.info.n_turns == len(found.log) == 3
     assert found.log[0].ref == found.info.head
@@ -213,17 +212,17 @@ def test_a_state_that_is_trimmed_between_two_looks_is_looked_for_anew(store, mon
 
     monkeypatch.setattr(store, "_staging", type(store._staging)())
     monkeypatch.setattr(store, "get", get_after_turns)
-    found = standing(store, "bob")
+    found = snapshot_of(store, "bob")
     assert found is not None
     assert found.state == random_state([23])
     assert len(raced) == 3
 
 
 def test_what_cannot_be_looked_at_is_said(store, monkeypatch):
-    assert standing(store, "nobody") is None
+    assert snapshot_of(store, "nobody") is None
     store.append_unread("waiting", ["{}"])
     with pytest.raises(ValueError, match="only unread messages"):
-        standing(store, "waiting")
+        snapshot_of(store, "waiting")
     turn(store, 1)
 
     def gone(ref, **options):
@@ -231,4 +230,4 @@ def test_what_cannot_be_looked_at_is_said(store, monkeypatch):
 
     monkeypatch.setattr(store, "get", gone)
     with pytest.raises(StateNotFound):
-        standing(store, "bob")
+        snapshot_of(store, "bob")

@@ -1,8 +1,6 @@
-"""What every `StateStore` must do: one suite, to be run against any implementation.
+"""Tests what every `StateStore` must do: one suite, to be run against any implementation.
 
-Subclass `StoreContract`, give it a `make_store`, and pytest runs all of it. The suite uses the
-public verbs alone; what an implementation promises beyond them is tested beside it. The easy
-mistake is to let two stores of one test share their data: each `make_store()` starts empty.
+It uses the public verbs alone; what an implementation promises beyond them is tested beside it.
 """
 
 from __future__ import annotations
@@ -11,11 +9,13 @@ import asyncio
 import math
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
 from datetime import timedelta
+from functools import wraps
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import pytest
 import torch
@@ -29,11 +29,10 @@ from langchain_rwkv_state.errors import (
     StoreFull,
 )
 from langchain_rwkv_state.state import RWKVState, is_reference
-from langchain_rwkv_state.store import Filing, StateStore
-from langchain_rwkv_state.store.base import EndedTurn
-from tests.helpers.states import SetClock, random_state
+from langchain_rwkv_state.store import StateStore
+from langchain_rwkv_state.testing.states import DAY, Reader, SetClock, chat, random_state, turns
 
-DAY = 86400.0
+MakeStore: TypeAlias = Callable[..., Any]
 NAMES = [
     "bob",
     "a/b",
@@ -46,35 +45,52 @@ NAMES = [
 ]
 
 
-def turns(store: StateStore, session: str, count: int, start: int = 0) -> list[str]:
-    """Commits turns 1 to `count` to a session; returns all their references."""
-    refs: list[str] = []
-    head = store.head(session)
-    for number in range(start, start + count):
-        ref = store.stage(random_state([*session.encode(), *range(number + 1)]), parent=head)
-        store.commit(session, ref, head)
-        refs.append(ref)
-        head = ref
-    return refs
+def _in_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Runs an async test without any plugin of pytest."""
+
+    @wraps(test)
+    def run(*args: Any, **fixtures: Any) -> None:
+        asyncio.run(test(*args, **fixtures))
+
+    return run
 
 
-class StoreContract(ABC):
-    """The suite."""
+class StateStoreContract(ABC):
+    """The suite: derive from it, say how a store is opened, and pytest runs all of it.
+
+    Example:
+        >>> class TestMyStore(StateStoreContract):
+        ...     def open_store(self, **settings):
+        ...         return MemoryStateStore(**settings)
+    """
+
+    keeps_tokens = True
+    """Whether the store takes ``log="tokens"`` and has `rebuild`; else their tests are skipped."""
 
     share_of_bytes = 1.0
     """What a codec leaves of a small state's bytes."""
 
+    tmp_path: Path
+    """An empty directory of each test."""
+
     @abstractmethod
     def open_store(self, **settings: Any) -> StateStore:
-        """Opens an empty store."""
+        """Opens a store that is empty, also where one test opens several.
+
+        Args:
+            settings: ``ttl``, ``sliding``, ``history``, ``log``, ``size_limit`` and ``clock``, as
+                of `MemoryStateStore`; those that a test leaves out have that store's defaults.
+        """
 
     @pytest.fixture
-    def make_store(self, tmp_path) -> Iterator[Callable[..., StateStore]]:
+    def make_store(self, tmp_path: Path) -> Iterator[Callable[..., StateStore]]:
         """Opens empty stores and closes them at the end."""
         self.tmp_path = tmp_path
         made: list[StateStore] = []
 
         def make(**settings: Any) -> StateStore:
+            if settings.get("log") == "tokens" and not self.keeps_tokens:
+                pytest.skip("This store keeps no token ids.")
             made.append(self.open_store(**settings))
             return made[-1]
 
@@ -84,41 +100,43 @@ class StoreContract(ABC):
 
     @pytest.fixture
     def clock(self) -> SetClock:
+        """The store's clock, which stands until a test sets it."""
         return SetClock()
 
     @pytest.fixture
-    def store(self, make_store, clock) -> StateStore:
+    def store(self, make_store: MakeStore, clock: SetClock) -> StateStore:
+        """An empty store."""
         opened: StateStore = make_store(clock=clock)
         return opened
 
     # -- states ----------------------------------------------------------------------------------
 
-    def test_a_put_state_comes_back_bit_for_bit(self, store):
+    def test_a_put_state_comes_back_bit_for_bit(self, store: Any) -> None:
         state = random_state([1, 2, 3])
         ref = store.put(state)
         assert is_reference(ref)
         assert store.get(ref) == state
         assert store.get(ref).system_digest is None
 
-    def test_a_states_block_digest_comes_back(self, store):
+    def test_a_states_block_digest_comes_back(self, store: Any) -> None:
         ref = store.put(random_state([1]).with_system_digest("digest"))
-        assert store.get(ref).system_digest == "digest"
+        assert store.get(ref).block == "digest"
 
-    def test_two_stores_name_one_state_differently(self, make_store):
+    def test_two_stores_name_one_state_differently(self, make_store: MakeStore) -> None:
         state = random_state([1])
         assert make_store().put(state) != make_store().put(state)
 
-    def test_one_text_has_one_reference_however_it_was_read(self, store):
+    def test_one_text_has_one_reference_however_it_was_read(self, store: Any) -> None:
         assert store.put(random_state([1, 2])) == store.stage(random_state([1, 2]))
 
-    def test_the_first_bytes_under_a_reference_stay(self, store):
+    def test_the_first_bytes_under_a_reference_stay(self, store: Any) -> None:
         first = random_state([1])
         other = first.advanced({name: first[name] + 1e-6 for name in first}, [])
         ref = store.put(first)
         assert store.put(other) == ref
         assert store.get(ref) == first
 
-    def test_a_staged_state_is_readable_and_not_stored(self, store):
+    def test_a_staged_state_is_readable_and_not_stored(self, store: Any) -> None:
         state = random_state([1])
         ref = store.stage(state)
         assert store.get(ref) == state
@@ -127,8 +145,8 @@ class StoreContract(ABC):
         assert stats.staged_nbytes == state.nbytes
 
     def test_a_staged_state_goes_after_a_quarter_of_an_hour_and_the_error_says_so(
-        self, store, clock
-    ):
+        self, store: Any, clock: SetClock
+    ) -> None:
         ref = store.stage(random_state([1]))
         clock.advance(14 * 60)
         assert store.get(ref) == random_state([1])
@@ -142,7 +160,9 @@ class StoreContract(ABC):
         assert store.head("bob") == ref
 
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-    def test_a_state_that_is_no_numbers_is_neither_staged_nor_stored(self, store, value):
+    def test_a_state_that_is_no_numbers_is_neither_staged_nor_stored(
+        self, store: Any, value: Any
+    ) -> None:
         sound = random_state([1])
         tensors = {name: sound[name] for name in sound}
         tensors[next(iter(tensors))].view(-1)[-1] = value
@@ -152,7 +172,7 @@ class StoreContract(ABC):
                 verb(broken)
         assert (store.stats().states, store.stats().staged) == (0, 0)
 
-    def test_large_numbers_are_stored(self, store):
+    def test_large_numbers_are_stored(self, store: Any) -> None:
         sound = random_state([1])
         large = sound.advanced({name: torch.full_like(sound[name], 3e38) for name in sound}, [2])
         assert store.get(store.put(large)) == large
@@ -160,19 +180,21 @@ class StoreContract(ABC):
     @pytest.mark.parametrize(
         ("ttl", "seconds"), [("90", 90), ("1h", 3600), ("30m", 1800), ("2d", 172_800)]
     )
-    def test_a_time_to_live_may_be_a_text(self, store, clock, ttl, seconds):
+    def test_a_time_to_live_may_be_a_text(
+        self, store: Any, clock: SetClock, ttl: Any, seconds: float
+    ) -> None:
         turns(store, "bob", 1)
         store.commit("al", store.stage(random_state([3])), None, ttl)
         assert store.session("al").expires_seconds == clock() + seconds
 
-    def test_any_number_of_staged_states_live(self, store):
+    def test_any_number_of_staged_states_live(self, store: Any) -> None:
         refs = [store.stage(random_state([number])) for number in range(40)]
         for number, ref in enumerate(refs):
             assert store.get(ref) == random_state([number])
             store.commit(f"session {number}", ref, None)
         assert store.stats().staged == 0
 
-    def test_two_turns_with_one_text_can_both_be_committed(self, make_store):
+    def test_two_turns_with_one_text_can_both_be_committed(self, make_store: MakeStore) -> None:
         store = make_store(history=0)
         refs = [store.stage(random_state([7])), store.stage(random_state([7]))]
         store.commit("a", refs[0], None)
@@ -180,12 +202,12 @@ class StoreContract(ABC):
         store.commit("b", refs[1], None)
         assert store.get(refs[1]) == random_state([7])
 
-    def test_an_unknown_reference_is_not_found(self, store):
+    def test_an_unknown_reference_is_not_found(self, store: Any) -> None:
         with pytest.raises(StateNotFound, match="another store"):
             store.get("rwkv1-" + "0" * 64)
 
     @pytest.mark.parametrize("value", ["", "x", "rwkv1-", "rwkv1-" + "G" * 64, None, 7, b"x"])
-    def test_what_is_no_reference_is_named(self, store, value):
+    def test_what_is_no_reference_is_named(self, store: Any, value: Any) -> None:
         turns(store, "bob", 1)
         for verb in (
             lambda: store.get(value),
@@ -205,14 +227,14 @@ class StoreContract(ABC):
 
     # -- keep and release ------------------------------------------------------------------------
 
-    def test_an_owner_holds_a_staged_state_durably(self, store, clock):
+    def test_an_owner_holds_a_staged_state_durably(self, store: Any, clock: SetClock) -> None:
         ref = store.stage(random_state([1]))
         store.keep(ref, "thread:1")
         clock.advance(16 * 60)
         assert store.get(ref) == random_state([1])
         assert store.sessions() == []
 
-    def test_release_lets_go_of_all_that_an_owner_keeps(self, store):
+    def test_release_lets_go_of_all_that_an_owner_keeps(self, store: Any) -> None:
         refs = [store.put(random_state([n])) for n in range(2)]
         refs.append(store.stage(random_state([3])))
         for ref in refs[1:]:
@@ -224,14 +246,14 @@ class StoreContract(ABC):
         with pytest.raises(StateNotFound):
             store.get(refs[2])
 
-    def test_one_owners_name_may_begin_with_anothers(self, store):
+    def test_one_owners_name_may_begin_with_anothers(self, store: Any) -> None:
         refs = [store.stage(random_state([n])) for n in range(2)]
         store.keep(refs[0], "t")
         store.keep(refs[1], "t\x00")
         assert store.release("t") == 1
         store.get(refs[1])
 
-    def test_a_kept_state_outlives_its_session(self, store):
+    def test_a_kept_state_outlives_its_session(self, store: Any) -> None:
         (ref,) = turns(store, "bob", 1)
         store.keep(ref, "thread:1")
         store.delete_session("bob")
@@ -240,14 +262,14 @@ class StoreContract(ABC):
         with pytest.raises(StateNotFound):
             store.get(ref)
 
-    def test_keeping_what_is_not_there_fails(self, store):
+    def test_keeping_what_is_not_there_fails(self, store: Any) -> None:
         with pytest.raises(StateNotFound):
             store.keep("rwkv1-" + "0" * 64, "thread:1")
 
     # -- commit ----------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("name", NAMES, ids=ascii)
-    def test_any_name_of_up_to_512_characters_will_do(self, store, name):
+    def test_any_name_of_up_to_512_characters_will_do(self, store: Any, name: Any) -> None:
         (ref,) = turns_of_any_name(store, name)
         assert store.head(name) == ref
         assert store.sessions() == [name]
@@ -256,7 +278,7 @@ class StoreContract(ABC):
         assert store.sessions() == []
 
     @pytest.mark.parametrize("name", ["", "x" * 513, None, 7, b"bob"], ids=repr)
-    def test_other_names_are_refused(self, store, name):
+    def test_other_names_are_refused(self, store: Any, name: Any) -> None:
         ref = store.put(random_state([1]))
         for verb in (
             lambda: store.head(name),
@@ -272,13 +294,13 @@ class StoreContract(ABC):
             with pytest.raises(ValueError, match="1 to 512 characters"):
                 verb()
 
-    def test_a_new_session_has_no_head(self, store):
+    def test_a_new_session_has_no_head(self, store: Any) -> None:
         assert store.head("bob") is None
         assert store.session("bob") is None
         assert store.log("bob") == []
         assert store.delete_session("bob") is False
 
-    def test_a_commit_moves_the_head(self, store, clock):
+    def test_a_commit_moves_the_head(self, store: Any, clock: SetClock) -> None:
         refs = turns(store, "bob", 3)
         assert store.head("bob") == refs[-1]
         info = store.session("bob")
@@ -289,11 +311,11 @@ class StoreContract(ABC):
             2 * self.share_of_bytes * random_state([1]).nbytes, rel=0.05
         )
 
-    def test_a_committed_state_is_no_longer_staged(self, store):
+    def test_a_committed_state_is_no_longer_staged(self, store: Any) -> None:
         turns(store, "bob", 2)
         assert store.stats().staged == 0
 
-    def test_a_lost_race_leaves_the_other_turn(self, store):
+    def test_a_lost_race_leaves_the_other_turn(self, store: Any) -> None:
         (first,) = turns(store, "bob", 1)
         mine, theirs = store.stage(random_state([8])), store.stage(random_state([9]))
         store.commit("bob", theirs, first)
@@ -304,29 +326,29 @@ class StoreContract(ABC):
         assert store.session("bob").n_turns == 2
         assert store.get(mine) == random_state([8])
 
-    def test_a_session_that_exists_is_not_new(self, store):
+    def test_a_session_that_exists_is_not_new(self, store: Any) -> None:
         turns(store, "bob", 1)
         with pytest.raises(SessionConflict):
             store.commit("bob", store.stage(random_state([8])), None)
 
-    def test_a_session_that_does_not_exist_has_no_parent(self, store):
+    def test_a_session_that_does_not_exist_has_no_parent(self, store: Any) -> None:
         ref = store.put(random_state([1]))
         with pytest.raises(SessionConflict):
             store.commit("bob", store.stage(random_state([8])), ref)
         assert store.head("bob") is None
 
-    def test_a_turn_that_read_nothing_may_be_committed(self, store):
+    def test_a_turn_that_read_nothing_may_be_committed(self, store: Any) -> None:
         refs = turns(store, "bob", 2)
         store.commit("bob", refs[-1], refs[-1])
         assert store.session("bob").n_turns == 2
 
-    def test_committing_an_unknown_state_changes_nothing(self, store):
+    def test_committing_an_unknown_state_changes_nothing(self, store: Any) -> None:
         refs = turns(store, "bob", 1)
         with pytest.raises(StateNotFound):
             store.commit("bob", "rwkv1-" + "0" * 64, refs[0])
         assert store.head("bob") == refs[0]
 
-    def test_one_state_of_two_sessions_is_stored_once(self, store):
+    def test_one_state_of_two_sessions_is_stored_once(self, store: Any) -> None:
         for name in ("a", "b"):
             store.commit(name, store.stage(random_state([1])), None)
         assert store.stats().states == 1
@@ -335,7 +357,7 @@ class StoreContract(ABC):
         store.delete_session("b")
         assert store.stats().states == 0
 
-    def test_a_state_may_be_held_by_many(self, store):
+    def test_a_state_may_be_held_by_many(self, store: Any) -> None:
         ref = store.put(random_state([1]))
         for number in range(70):
             store.commit(f"s{number}", ref, None)
@@ -347,7 +369,7 @@ class StoreContract(ABC):
         assert store.get(ref)
         assert store.check().sound
 
-    def test_eight_threads_lose_no_turn(self, store):
+    def test_eight_threads_lose_no_turn(self, store: Any) -> None:
         wins: list[str] = []
 
         def write(worker: int) -> None:
@@ -378,7 +400,7 @@ class StoreContract(ABC):
 
     # -- unread ----------------------------------------------------------------------------------
 
-    def test_unread_messages_wait_behind_any_head(self, store):
+    def test_unread_messages_wait_behind_any_head(self, store: Any) -> None:
         store.append_unread("bob", ['"one"'])
         info = store.session("bob")
         assert (info.head, info.unread, info.n_turns) == (None, ('"one"',), 0)
@@ -389,7 +411,7 @@ class StoreContract(ABC):
         assert store.session("bob").unread == ('"three"',)
         assert store.head("bob") == ref
 
-    def test_a_lost_race_leaves_the_unread_messages(self, store):
+    def test_a_lost_race_leaves_the_unread_messages(self, store: Any) -> None:
         store.append_unread("bob", ['"one"'])
         store.commit("bob", store.stage(random_state([1])), None)
         with pytest.raises(SessionConflict):
@@ -397,13 +419,13 @@ class StoreContract(ABC):
         assert store.session("bob").unread == ('"one"',)
 
     @pytest.mark.parametrize("covered", [-1, 2])
-    def test_what_was_not_there_cannot_be_covered(self, store, covered):
+    def test_what_was_not_there_cannot_be_covered(self, store: Any, covered: int) -> None:
         store.append_unread("bob", ['"one"'])
         with pytest.raises(ValueError, match=str(covered)):
             store.commit("bob", store.stage(random_state([1])), None, unread_covered=covered)
         assert store.session("bob").unread == ('"one"',)
 
-    def test_threads_append_unread_messages_without_losing_one(self, store):
+    def test_threads_append_unread_messages_without_losing_one(self, store: Any) -> None:
         def write(worker: int) -> None:
             for number in range(10):
                 store.append_unread("bob", [f'"{worker}-{number}"'])
@@ -427,7 +449,9 @@ class StoreContract(ABC):
             {"unread_covered": True},
         ],
     )
-    def test_what_could_not_be_read_again_is_not_written(self, store, make_store, odd):
+    def test_what_could_not_be_read_again_is_not_written(
+        self, store: Any, make_store: MakeStore, odd: Any
+    ) -> None:
         ref = store.stage(random_state([1]))
         with pytest.raises(ValueError, match=next(iter(odd))):
             store.commit("bob", ref, None, **odd)
@@ -437,12 +461,12 @@ class StoreContract(ABC):
                 make_store(**odd)
 
     @pytest.mark.parametrize("value", ["x", None, 5])
-    def test_what_is_no_state_is_refused(self, store, value):
+    def test_what_is_no_state_is_refused(self, store: Any, value: Any) -> None:
         for verb in (store.stage, store.put):
             with pytest.raises(ValueError, match="keeps RWKVStates"):
                 verb(value)
 
-    def test_unread_messages_are_texts(self, store):
+    def test_unread_messages_are_texts(self, store: Any) -> None:
         with pytest.raises(ValueError, match="list of texts"):
             store.append_unread("bob", "{}")
         store.append_unread("bob", [])
@@ -451,7 +475,9 @@ class StoreContract(ABC):
     # -- history and log -------------------------------------------------------------------------
 
     @pytest.mark.parametrize("history", [0, 1, 3])
-    def test_as_many_states_are_kept_as_history_says(self, make_store, history):
+    def test_as_many_states_are_kept_as_history_says(
+        self, make_store: MakeStore, history: int
+    ) -> None:
         store = make_store(history=history)
         refs = turns(store, "bob", 5)
         assert [entry.kept for entry in store.log("bob")] == [
@@ -464,7 +490,7 @@ class StoreContract(ABC):
             with pytest.raises(StateNotFound):
                 store.get(ref)
 
-    def test_the_log_is_newest_first_and_names_parents(self, store, clock):
+    def test_the_log_is_newest_first_and_names_parents(self, store: Any, clock: SetClock) -> None:
         refs = turns(store, "bob", 3)
         log = store.log("bob")
         assert [entry.ref for entry in log] == refs[::-1]
@@ -472,20 +498,20 @@ class StoreContract(ABC):
         assert [entry.n_tokens for entry in log] == [6, 5, 4]
         assert {entry.created_seconds for entry in log} == {clock.seconds}
 
-    def test_the_log_keeps_its_last_100_entries(self, store):
+    def test_the_log_keeps_its_last_100_entries(self, store: Any) -> None:
         refs = turns(store, "bob", 104)
         assert [entry.ref for entry in store.log("bob")] == refs[:-101:-1]
         assert store.session("bob").n_turns == 104
         with pytest.raises(StateNotFound, match="reaches back to turn 5"):
             store.rewind("bob", 101)
 
-    def test_a_session_takes_a_fixed_number_of_states_however_long_it_is(self, store):
+    def test_a_session_takes_a_fixed_number_of_states_however_long_it_is(self, store: Any) -> None:
         turns(store, "bob", 20)
         assert store.session("bob").nbytes <= 1.05 * 2 * random_state([1]).nbytes
 
     # -- fork ------------------------------------------------------------------------------------
 
-    def test_a_fork_is_a_second_name_that_goes_its_own_way(self, store):
+    def test_a_fork_is_a_second_name_that_goes_its_own_way(self, store: Any) -> None:
         refs = turns(store, "bob", 3)
         assert store.fork("bob", "al") == refs[-1]
         assert store.stats().states == 2
@@ -496,7 +522,9 @@ class StoreContract(ABC):
         store.delete_session("bob")
         assert store.rewind("al") == refs[-1]
 
-    def test_a_fork_at_an_earlier_state_has_the_log_up_to_there(self, make_store):
+    def test_a_fork_at_an_earlier_state_has_the_log_up_to_there(
+        self, make_store: MakeStore
+    ) -> None:
         store = make_store(history=5)
         refs = turns(store, "bob", 4)
         assert store.fork("bob", "al", at=refs[1]) == refs[1]
@@ -504,7 +532,7 @@ class StoreContract(ABC):
         assert store.session("al").n_turns == 2
         assert store.session("al").n_tokens == 5
 
-    def test_a_fork_of_the_head_takes_the_unread_messages_along(self, store):
+    def test_a_fork_of_the_head_takes_the_unread_messages_along(self, store: Any) -> None:
         refs = turns(store, "bob", 2)
         store.append_unread("bob", ['"one"'])
         store.fork("bob", "al")
@@ -512,21 +540,21 @@ class StoreContract(ABC):
         assert store.session("al").unread == ('"one"',)
         assert store.session("cy").unread == ()
 
-    def test_a_fork_takes_the_time_to_live_along(self, store, clock):
+    def test_a_fork_takes_the_time_to_live_along(self, store: Any, clock: SetClock) -> None:
         ref = store.stage(random_state([1]))
         store.commit("bob", ref, None, ttl=100, sliding=False)
         clock.advance(50)
         store.fork("bob", "al")
         assert store.session("al").expires_seconds == clock.seconds + 100
 
-    def test_a_fork_does_not_overwrite_a_session(self, store):
+    def test_a_fork_does_not_overwrite_a_session(self, store: Any) -> None:
         turns(store, "bob", 1)
         (other,) = turns(store, "al", 1)
         with pytest.raises(SessionConflict, match="'al' exists"):
             store.fork("bob", "al")
         assert store.head("al") == other
 
-    def test_what_is_not_there_cannot_be_forked(self, store):
+    def test_what_is_not_there_cannot_be_forked(self, store: Any) -> None:
         refs = turns(store, "bob", 4)
         foreign = store.put(random_state([99]))
         with pytest.raises(StateNotFound, match="'al'"):
@@ -542,7 +570,7 @@ class StoreContract(ABC):
 
     # -- rewind ----------------------------------------------------------------------------------
 
-    def test_a_rewind_undoes_the_last_turn(self, store):
+    def test_a_rewind_undoes_the_last_turn(self, store: Any) -> None:
         refs = turns(store, "bob", 3)
         assert store.rewind("bob") == refs[1]
         assert store.head("bob") == refs[1]
@@ -554,14 +582,14 @@ class StoreContract(ABC):
         store.commit("bob", new, refs[1])
         assert [entry.ref for entry in store.log("bob")] == [new, refs[1], refs[0]]
 
-    def test_a_rewind_goes_as_far_as_states_are_kept(self, make_store):
+    def test_a_rewind_goes_as_far_as_states_are_kept(self, make_store: MakeStore) -> None:
         store = make_store(history=5)
         refs = turns(store, "bob", 5)
         assert store.rewind("bob", 2) == refs[2]
         assert store.rewind("bob", to=refs[0]) == refs[0]
         assert store.rewind("bob", to=refs[0]) == refs[0]
 
-    def test_a_rewind_beyond_what_is_kept_changes_nothing(self, store):
+    def test_a_rewind_beyond_what_is_kept_changes_nothing(self, store: Any) -> None:
         refs = turns(store, "bob", 4)
         with pytest.raises(StateNotFound, match="no longer kept"):
             store.rewind("bob", 2)
@@ -574,7 +602,9 @@ class StoreContract(ABC):
         assert store.head("bob") == refs[-1]
         assert len(store.log("bob")) == 4
 
-    def test_a_rewind_to_before_the_first_turn_leaves_a_session_with_no_head(self, store):
+    def test_a_rewind_to_before_the_first_turn_leaves_a_session_with_no_head(
+        self, store: Any
+    ) -> None:
         turns(store, "bob", 2)
         store.append_unread("bob", ['"one"'])
         assert store.rewind("bob", 2) is None
@@ -586,14 +616,16 @@ class StoreContract(ABC):
         assert store.session("bob").n_turns == 1
 
     @pytest.mark.parametrize("count", [0, -1, 1.5, True, "1"])
-    def test_a_rewind_is_by_one_turn_or_more(self, store, count):
+    def test_a_rewind_is_by_one_turn_or_more(self, store: Any, count: Any) -> None:
         turns(store, "bob", 1)
         with pytest.raises(ValueError, match="1 turn or more"):
             store.rewind("bob", count)
 
     # -- rename ----------------------------------------------------------------------------------
 
-    def test_a_renamed_session_has_all_that_it_had(self, make_store, clock):
+    def test_a_renamed_session_has_all_that_it_had(
+        self, make_store: MakeStore, clock: SetClock
+    ) -> None:
         store = make_store(clock=clock, history=3)
         refs = turns(store, "bob", 5)
         store.append_unread("bob", ['"one"'], ttl=500)
@@ -617,7 +649,7 @@ class StoreContract(ABC):
         assert store.stats().states == 0
         assert store.check().problems == ()
 
-    def test_a_renamed_session_goes_on_and_its_old_name_is_new(self, store):
+    def test_a_renamed_session_goes_on_and_its_old_name_is_new(self, store: Any) -> None:
         refs = turns(store, "bob", 2)
         store.rename("bob", "al")
         turns(store, "al", 1, start=2)
@@ -626,7 +658,7 @@ class StoreContract(ABC):
         assert store.session("bob").n_turns == 1
         assert store.check().problems == ()
 
-    def test_a_token_log_moves_with_its_session(self, make_store):
+    def test_a_token_log_moves_with_its_session(self, make_store: MakeStore) -> None:
         store = make_store(log="tokens")
         runtime = Reader()
         refs, _ = chat(store, runtime, "bob", 4)
@@ -637,15 +669,7 @@ class StoreContract(ABC):
             store.rebuild(refs[0], runtime)
         assert store.check().problems == ()
 
-    def test_turns_that_wait_to_be_stored_move_with_their_session(self, store):
-        turns(store, "bob", 1)
-        turn = EndedTurn(('"one"',), None, None, store.head("bob"), 0, None)
-        store.note_unsaved("bob", turn)
-        store.rename("bob", "al")
-        assert store.take_unsaved("bob") == []
-        assert store.take_unsaved("al") == [turn]
-
-    def test_a_rename_does_not_overwrite_a_session(self, store):
+    def test_a_rename_does_not_overwrite_a_session(self, store: Any) -> None:
         turns(store, "bob", 1)
         (other,) = turns(store, "al", 1)
         for taken in ("al", "bob"):
@@ -658,7 +682,9 @@ class StoreContract(ABC):
                 store.rename("bob", name)
         assert store.head("al") == other
 
-    def test_the_name_of_an_expired_session_is_free(self, make_store, clock):
+    def test_the_name_of_an_expired_session_is_free(
+        self, make_store: MakeStore, clock: SetClock
+    ) -> None:
         store = make_store(clock=clock)
         ref = store.stage(random_state([1]))
         store.commit("al", ref, None, ttl=10)
@@ -668,7 +694,9 @@ class StoreContract(ABC):
         assert store.session("al").n_turns == 2
         assert store.check().problems == ()
 
-    def test_a_turn_that_is_under_way_keeps_its_sessions_name(self, store, clock):
+    def test_a_turn_that_is_under_way_keeps_its_sessions_name(
+        self, store: Any, clock: SetClock
+    ) -> None:
         turns(store, "bob", 1)
         for name in ("bob", "al"):  # a first turn begins under the new name, too
             store.enter_queue(name, "mine", 15)
@@ -682,7 +710,7 @@ class StoreContract(ABC):
 
     # -- whose a session is ----------------------------------------------------------------------
 
-    def test_a_session_tells_its_model(self, store):
+    def test_a_session_tells_its_model(self, store: Any) -> None:
         state = random_state([1])
         store.commit("bob", store.stage(state), None)
         store.append_unread("al", ['"one"'])
@@ -694,14 +722,14 @@ class StoreContract(ABC):
 
     # -- sessions, delete ------------------------------------------------------------------------
 
-    def test_sessions_are_listed_sorted_by_prefix(self, store):
+    def test_sessions_are_listed_sorted_by_prefix(self, store: Any) -> None:
         for name in ("b", "ab", "a/", "a", "ä"):
             turns(store, name, 1)
         assert store.sessions() == ["a", "a/", "ab", "b", "ä"]
         assert store.sessions("a") == ["a", "a/", "ab"]
         assert store.sessions("zz") == []
 
-    def test_a_deleted_session_is_new_and_its_states_are_gone(self, store):
+    def test_a_deleted_session_is_new_and_its_states_are_gone(self, store: Any) -> None:
         refs = turns(store, "bob", 3)
         store.append_unread("bob", ['"one"'])
         assert store.delete_session("bob") is True
@@ -715,7 +743,7 @@ class StoreContract(ABC):
 
     # -- time ------------------------------------------------------------------------------------
 
-    def test_an_expired_session_is_new(self, store, clock):
+    def test_an_expired_session_is_new(self, store: Any, clock: SetClock) -> None:
         (ref,) = turns(store, "bob", 1)
         clock.advance(31 * DAY)
         assert store.head("bob") is None
@@ -733,7 +761,9 @@ class StoreContract(ABC):
         assert [entry.ref for entry in store.log("bob")] == [new]
 
     @pytest.mark.parametrize("history", [0, 1])
-    def test_an_expired_session_may_begin_anew_with_the_same_text(self, make_store, clock, history):
+    def test_an_expired_session_may_begin_anew_with_the_same_text(
+        self, make_store: MakeStore, clock: SetClock, history: int
+    ) -> None:
         store = make_store(clock=clock, history=history)
         for _ in range(3):
             turns(store, "bob", 2)
@@ -744,7 +774,9 @@ class StoreContract(ABC):
         assert store.check().sound
 
     @pytest.mark.parametrize("pruned", [False, True])
-    def test_an_expired_state_leaves_a_tombstone_for_a_week(self, store, clock, pruned):
+    def test_an_expired_state_leaves_a_tombstone_for_a_week(
+        self, store: Any, clock: SetClock, pruned: bool
+    ) -> None:
         ref = store.put(random_state([1]), ttl=10)
         clock.advance(10)
         if pruned:
@@ -762,7 +794,7 @@ class StoreContract(ABC):
             store.get(ref)
         assert store.check().sound
 
-    def test_an_expired_state_can_be_stored_again(self, store, clock):
+    def test_an_expired_state_can_be_stored_again(self, store: Any, clock: SetClock) -> None:
         ref = store.put(random_state([1]), ttl=10)
         clock.advance(11)
         store.prune()
@@ -770,13 +802,15 @@ class StoreContract(ABC):
         assert store.get(ref) == random_state([1])
         assert store.check().sound
 
-    def test_each_commit_renews_a_sliding_session(self, store, clock):
+    def test_each_commit_renews_a_sliding_session(self, store: Any, clock: SetClock) -> None:
         for number in range(4):
             turns(store, "bob", 1, start=number)
             clock.advance(20 * DAY)
         assert store.session("bob").n_turns == 4
 
-    def test_a_read_renews_a_sliding_session_and_its_states(self, store, clock):
+    def test_a_read_renews_a_sliding_session_and_its_states(
+        self, store: Any, clock: SetClock
+    ) -> None:
         refs = turns(store, "bob", 2)
         for _ in range(5):
             clock.advance(20 * DAY)
@@ -784,7 +818,9 @@ class StoreContract(ABC):
         store.get(refs[1])
         store.get(refs[0])
 
-    def test_a_read_within_a_tenth_of_the_time_writes_nothing(self, store, clock):
+    def test_a_read_within_a_tenth_of_the_time_writes_nothing(
+        self, store: Any, clock: SetClock
+    ) -> None:
         ref = store.stage(random_state([1]))
         store.commit("bob", ref, None, ttl=100)
         expires = store.session("bob").expires_seconds
@@ -793,7 +829,7 @@ class StoreContract(ABC):
         clock.advance(2)
         assert store.session("bob").expires_seconds == clock.seconds + 100
 
-    def test_a_fixed_session_is_not_renewed(self, store, clock):
+    def test_a_fixed_session_is_not_renewed(self, store: Any, clock: SetClock) -> None:
         head = None
         for number in range(3):
             ref = store.stage(random_state([number]))
@@ -805,14 +841,16 @@ class StoreContract(ABC):
         with pytest.raises(StateExpired):
             store.get(ref)
 
-    def test_a_time_to_live_given_at_a_commit_counts_from_there(self, store, clock):
+    def test_a_time_to_live_given_at_a_commit_counts_from_there(
+        self, store: Any, clock: SetClock
+    ) -> None:
         (first,) = turns(store, "bob", 1)
         store.commit("bob", store.stage(random_state([8])), first, ttl=timedelta(minutes=1))
         assert store.session("bob").expires_seconds == clock.seconds + 60
         clock.advance(61)
         assert store.head("bob") is None
 
-    def test_a_session_can_live_for_ever(self, store, clock):
+    def test_a_session_can_live_for_ever(self, store: Any, clock: SetClock) -> None:
         store.commit("bob", store.stage(random_state([1])), None, ttl=math.inf)
         for _ in range(20):
             clock.advance(100 * DAY)
@@ -822,7 +860,9 @@ class StoreContract(ABC):
     @pytest.mark.parametrize(
         "ttl", [0, -1, math.nan, timedelta(0), timedelta(-1), "soon", "0h", "-1", True]
     )
-    def test_an_impossible_time_to_live_is_refused(self, store, make_store, ttl):
+    def test_an_impossible_time_to_live_is_refused(
+        self, store: Any, make_store: MakeStore, ttl: Any
+    ) -> None:
         ref = store.put(random_state([1]))
         for verb in (
             lambda: store.put(random_state([1]), ttl=ttl),
@@ -835,21 +875,21 @@ class StoreContract(ABC):
                 verb()
         assert store.sessions() == []
 
-    def test_a_put_state_has_a_time_of_its_own(self, store, clock):
+    def test_a_put_state_has_a_time_of_its_own(self, store: Any, clock: SetClock) -> None:
         ref = store.put(random_state([1]), ttl=100)
         store.commit("bob", ref, None, ttl=10)
         clock.advance(11)
         assert store.head("bob") is None
         store.get(ref)
 
-    def test_putting_again_renews(self, store, clock):
+    def test_putting_again_renews(self, store: Any, clock: SetClock) -> None:
         ref = store.put(random_state([1]), ttl=100)
         clock.advance(99)
         store.put(random_state([1]), ttl=100)
         clock.advance(99)
         store.get(ref)
 
-    def test_reading_a_put_or_kept_state_renews_it(self, store, clock):
+    def test_reading_a_put_or_kept_state_renews_it(self, store: Any, clock: SetClock) -> None:
         ref = store.put(random_state([1]), ttl=100)
         kept = store.put(random_state([2]), ttl=10)
         store.keep(kept, "thread", ttl=100)
@@ -862,7 +902,9 @@ class StoreContract(ABC):
             with pytest.raises(StateExpired):
                 store.get(each)
 
-    def test_a_look_at_a_session_does_not_renew_it(self, make_store, clock):
+    def test_a_look_at_a_session_does_not_renew_it(
+        self, make_store: MakeStore, clock: SetClock
+    ) -> None:
         store = make_store(clock=clock, ttl=100)
         store.commit("bob", store.put(random_state([1])), None)
         expires = store.session("bob").expires_seconds
@@ -870,7 +912,9 @@ class StoreContract(ABC):
         assert store.session("bob", renew=False).expires_seconds == expires
         assert store.session("bob").expires_seconds == expires + 50
 
-    def test_a_store_that_does_not_slide_renews_nothing_on_reading(self, make_store, clock):
+    def test_a_store_that_does_not_slide_renews_nothing_on_reading(
+        self, make_store: MakeStore, clock: SetClock
+    ) -> None:
         store = make_store(clock=clock, sliding=False, ttl=100)
         ref = store.put(random_state([1]))
         turns(store, "bob", 1)
@@ -883,7 +927,9 @@ class StoreContract(ABC):
             store.get(ref)
 
     @pytest.mark.parametrize("years", [-60, -1, 1, 60])
-    def test_a_leap_of_the_clock_expires_nothing(self, store, clock, years):
+    def test_a_leap_of_the_clock_expires_nothing(
+        self, store: Any, clock: SetClock, years: int
+    ) -> None:
         refs = turns(store, "bob", 2)
         put = store.put(random_state([77]), ttl=60)
         clock.advance(years * 365 * DAY)
@@ -897,7 +943,7 @@ class StoreContract(ABC):
         clock.advance(31 * DAY)
         assert store.head("bob") is None
 
-    def test_a_small_step_back_stops_time_and_no_more(self, store, clock):
+    def test_a_small_step_back_stops_time_and_no_more(self, store: Any, clock: SetClock) -> None:
         ref = store.put(random_state([1]), ttl=100)
         clock.advance(-50)
         store.get(ref)
@@ -905,7 +951,9 @@ class StoreContract(ABC):
         with pytest.raises(StateExpired):
             store.get(ref)
 
-    def test_prune_removes_what_has_expired_and_nothing_else(self, store, clock):
+    def test_prune_removes_what_has_expired_and_nothing_else(
+        self, store: Any, clock: SetClock
+    ) -> None:
         for number in range(60):
             store.commit(f"s{number}", store.stage(random_state([number])), None, ttl=10 + number)
         living = turns(store, "bob", 3)
@@ -917,7 +965,9 @@ class StoreContract(ABC):
         assert store.get(living[-1])
         assert store.check().sound
 
-    def test_prune_follows_a_time_to_live_that_was_shortened(self, store, clock):
+    def test_prune_follows_a_time_to_live_that_was_shortened(
+        self, store: Any, clock: SetClock
+    ) -> None:
         (ref,) = turns(store, "bob", 1)
         store.commit("bob", ref, ref, ttl=5)
         store.put(random_state([8]), ttl=1000)
@@ -926,7 +976,7 @@ class StoreContract(ABC):
         assert store.prune() == 3
         assert store.check().sound
 
-    def test_prune_spares_what_was_renewed(self, store, clock):
+    def test_prune_spares_what_was_renewed(self, store: Any, clock: SetClock) -> None:
         turns(store, "bob", 1)
         ref = store.put(random_state([8]))
         for _ in range(5):
@@ -941,7 +991,9 @@ class StoreContract(ABC):
 
     # -- limits ----------------------------------------------------------------------------------
 
-    def test_a_full_store_refuses_and_what_was_there_stays(self, make_store, clock):
+    def test_a_full_store_refuses_and_what_was_there_stays(
+        self, make_store: MakeStore, clock: SetClock
+    ) -> None:
         size = random_state([1]).nbytes
         store = make_store(clock=clock, size_limit=int(3.5 * size))
         refs = turns(store, "bob", 1)
@@ -965,46 +1017,29 @@ class StoreContract(ABC):
         assert store.delete_session("bob")
         store.commit("al", mine, None)
 
-    def test_a_session_at_the_limit_goes_on(self, make_store):
+    def test_a_session_at_the_limit_goes_on(self, make_store: MakeStore) -> None:
         size = random_state([1]).nbytes
         store = make_store(size_limit=int(2.5 * size), history=1)
         turns(store, "bob", 10)
         assert store.stats().states == 2
 
-    def test_what_has_expired_makes_room(self, make_store, clock):
+    def test_what_has_expired_makes_room(self, make_store: MakeStore, clock: SetClock) -> None:
         size = random_state([1]).nbytes
         store = make_store(clock=clock, size_limit=int(2.5 * size))
         for number in range(6):
             store.put(random_state([number]), ttl=10)
             clock.advance(6)
 
-    # -- turns -----------------------------------------------------------------------------------
-
-    def test_filings_are_given_back_in_order_until_forgotten(self, store):
-        filings = [Filing("digest", f"ref {n}", None) for n in range(2)]
-        for filing in filings:
-            store.file("turn", filing)
-        assert store.filings("turn") == filings
-        assert store.filings("other") == []
-        store.forget_turn("turn")
-        store.forget_turn("turn")
-        assert store.filings("turn") == []
-
-    def test_filings_go_after_a_quarter_of_an_hour(self, store, clock):
-        store.file("turn", Filing("digest", "ref", None))
-        clock.advance(16 * 60)
-        assert store.filings("turn") == []
-
     # -- the token log ---------------------------------------------------------------------------
 
-    def test_without_a_token_log_nothing_is_rebuilt(self, store):
+    def test_without_a_token_log_nothing_is_rebuilt(self, store: Any) -> None:
         state = random_state([1])
         ref = store.stage(state, tokens=[1])
         store.commit("bob", ref, None)
         with pytest.raises(StateNotFound):
             store.rebuild("rwkv1-" + "0" * 64, Reader())
 
-    def test_any_state_of_a_token_log_can_be_rebuilt(self, make_store):
+    def test_any_state_of_a_token_log_can_be_rebuilt(self, make_store: MakeStore) -> None:
         store, runtime = make_store(log="tokens"), Reader()
         refs, said = chat(store, runtime, "bob", 105)
         before = runtime.tokens_read
@@ -1015,7 +1050,9 @@ class StoreContract(ABC):
         with pytest.raises(StateNotFound, match="log='tokens'"):
             store.rebuild(refs[0], runtime)
 
-    def test_a_rebuild_reads_from_the_nearest_state_that_is_kept(self, make_store):
+    def test_a_rebuild_reads_from_the_nearest_state_that_is_kept(
+        self, make_store: MakeStore
+    ) -> None:
         store, runtime = make_store(log="tokens", history=0), Reader()
         refs, said = chat(store, runtime, "bob", 10)
         store.fork("bob", "al")
@@ -1027,7 +1064,9 @@ class StoreContract(ABC):
         assert runtime.tokens_read == 8
         assert store.get(refs[-1])
 
-    def test_what_goes_on_from_a_blend_is_rebuilt_while_that_is_kept(self, make_store):
+    def test_what_goes_on_from_a_blend_is_rebuilt_while_that_is_kept(
+        self, make_store: MakeStore
+    ) -> None:
         store, runtime = make_store(log="tokens", history=0), Reader()
         chat(store, runtime, "bob", 1)
         chat(store, runtime, "al", 2)
@@ -1038,7 +1077,7 @@ class StoreContract(ABC):
         with pytest.raises(StateCorrupt, match=r"lead to another state.*as after a blend"):
             store.rebuild(blended, runtime)
 
-    def test_another_model_rebuilds_from_zero(self, make_store):
+    def test_another_model_rebuilds_from_zero(self, make_store: MakeStore) -> None:
         store, runtime = make_store(log="tokens"), Reader()
         refs, said = chat(store, runtime, "bob", 5)
         other = Reader("v7-other/fp32/tok/chat")
@@ -1047,7 +1086,7 @@ class StoreContract(ABC):
         assert store.rebuild(refs[0], other) == other.read(said[0])
         assert state.fingerprint == other.fingerprint
 
-    def test_another_tokenizer_is_refused(self, make_store):
+    def test_another_tokenizer_is_refused(self, make_store: MakeStore) -> None:
         from langchain_rwkv_state.errors import StateMismatch
 
         store, runtime = make_store(log="tokens"), Reader()
@@ -1055,7 +1094,9 @@ class StoreContract(ABC):
         with pytest.raises(StateMismatch, match="tokenizer"):
             store.rebuild(refs[-1], Reader("v7-other/fp32/other/chat"))
 
-    def test_tokens_are_followed_through_states_that_were_only_staged(self, make_store):
+    def test_tokens_are_followed_through_states_that_were_only_staged(
+        self, make_store: MakeStore
+    ) -> None:
         store, runtime = make_store(log="tokens"), Reader()
         first = runtime.read([1, 2])
         warm = store.stage(first, tokens=[1, 2])
@@ -1068,7 +1109,7 @@ class StoreContract(ABC):
 
     # -- bundles ---------------------------------------------------------------------------------
 
-    def test_a_session_moves_to_another_store(self, make_store, clock):
+    def test_a_session_moves_to_another_store(self, make_store: MakeStore, clock: SetClock) -> None:
         there, here = make_store(clock=clock, history=2), make_store(clock=clock, history=2)
         refs = turns(there, "bob", 5)
         there.append_unread("bob", ['"one"', '"\\ud83d"'])
@@ -1086,7 +1127,9 @@ class StoreContract(ABC):
         assert here.check().problems == there.check().problems == ()
         assert [entry.ref for entry in here.log("bob")][3:] == [refs[1], refs[0]]
 
-    def test_an_imported_session_goes_on_as_the_original(self, make_store, clock):
+    def test_an_imported_session_goes_on_as_the_original(
+        self, make_store: MakeStore, clock: SetClock
+    ) -> None:
         there, here = make_store(clock=clock), make_store(clock=clock)
         turns(there, "bob", 3)
         there.export_session("bob", self.tmp_path / "bob.zip")
@@ -1101,14 +1144,14 @@ class StoreContract(ABC):
         assert here.check().sound
 
     @pytest.mark.parametrize("name", NAMES, ids=ascii)
-    def test_a_session_of_any_name_moves(self, make_store, name):
+    def test_a_session_of_any_name_moves(self, make_store: MakeStore, name: Any) -> None:
         there, here = make_store(), make_store()
         turns_of_any_name(there, name)
         there.export_session(name, self.tmp_path / "any.zip")
         assert here.import_session(self.tmp_path / "any.zip").session == name
         assert here.sessions() == [name]
 
-    def test_all_that_came_is_kept_until_the_next_commit(self, make_store):
+    def test_all_that_came_is_kept_until_the_next_commit(self, make_store: MakeStore) -> None:
         there, here = make_store(history=4), make_store(history=1)
         turns(there, "bob", 6)
         there.export_session("bob", self.tmp_path / "bob.zip")
@@ -1119,7 +1162,7 @@ class StoreContract(ABC):
         assert [entry.kept for entry in here.log("bob")] == [True] * 2 + [False] * 5
         assert here.stats().states == 2
 
-    def test_states_that_only_others_hold_come_along(self, make_store):
+    def test_states_that_only_others_hold_come_along(self, make_store: MakeStore) -> None:
         there, here = make_store(history=0), make_store(history=0)
         refs = turns(there, "bob", 2)
         kept = there.stage(random_state([9]), parent=refs[1])
@@ -1131,7 +1174,7 @@ class StoreContract(ABC):
         assert_same_log(here, "bob", there, "bob")
         assert here.get(here.log("bob")[1].ref) == random_state([9])
 
-    def test_a_log_of_100_entries_moves_with_its_numbers(self, make_store):
+    def test_a_log_of_100_entries_moves_with_its_numbers(self, make_store: MakeStore) -> None:
         there, here = make_store(), make_store()
         turns(there, "bob", 104)
         there.export_session("bob", self.tmp_path / "bob.zip")
@@ -1143,7 +1186,7 @@ class StoreContract(ABC):
             here.rewind("bob", 101)
         assert here.check().sound
 
-    def test_an_import_into_the_same_store_stores_no_state_twice(self, store):
+    def test_an_import_into_the_same_store_stores_no_state_twice(self, store: Any) -> None:
         refs = turns(store, "bob", 3)
         store.export_session("bob", self.tmp_path / "bob.zip")
         assert store.import_session(self.tmp_path / "bob.zip", "al").head == refs[-1]
@@ -1153,7 +1196,7 @@ class StoreContract(ABC):
         assert store.get(refs[-1]) == random_state([*b"bob", 0, 1, 2])
         assert store.check().sound
 
-    def test_an_import_does_not_use_up_what_somebody_staged(self, make_store):
+    def test_an_import_does_not_use_up_what_somebody_staged(self, make_store: MakeStore) -> None:
         there, here = make_store(), make_store(size_limit=3000)
         turns(there, "bob", 1)
         there.export_session("bob", self.tmp_path / "bob.zip")
@@ -1163,7 +1206,7 @@ class StoreContract(ABC):
             here.import_session(self.tmp_path / "bob.zip")
         assert here.get(ref) == state
 
-    def test_a_session_with_unread_messages_alone_moves(self, make_store):
+    def test_a_session_with_unread_messages_alone_moves(self, make_store: MakeStore) -> None:
         there, here = make_store(), make_store()
         there.append_unread("bob", ['"one"'])
         there.export_session("bob", self.tmp_path / "bob.zip")
@@ -1173,7 +1216,7 @@ class StoreContract(ABC):
         turns(here, "bob", 1)
         assert here.check().sound
 
-    def test_an_import_is_refused_where_the_name_is_taken(self, make_store):
+    def test_an_import_is_refused_where_the_name_is_taken(self, make_store: MakeStore) -> None:
         there, here = make_store(), make_store()
         turns(there, "bob", 1)
         there.export_session("bob", self.tmp_path / "bob.zip")
@@ -1184,7 +1227,9 @@ class StoreContract(ABC):
         assert (here.stats(), here.head("bob")) == (before, mine)
         assert here.import_session(self.tmp_path / "bob.zip", "al").session == "al"
 
-    def test_the_place_of_an_expired_session_is_free(self, make_store, clock):
+    def test_the_place_of_an_expired_session_is_free(
+        self, make_store: MakeStore, clock: SetClock
+    ) -> None:
         store = make_store(clock=clock)
         turns(store, "bob", 2)
         store.export_session("bob", self.tmp_path / "bob.zip")
@@ -1194,7 +1239,9 @@ class StoreContract(ABC):
         assert store.session("bob").n_turns == 2
         assert store.check().sound
 
-    def test_a_sliding_session_lives_anew_and_a_fixed_one_keeps_its_end(self, make_store, clock):
+    def test_a_sliding_session_lives_anew_and_a_fixed_one_keeps_its_end(
+        self, make_store: MakeStore, clock: SetClock
+    ) -> None:
         there, here = make_store(clock=clock), make_store(clock=clock, ttl=7)
         for name, sliding in (("slides", True), ("ends", False)):
             there.commit(name, there.put(random_state([1])), None, ttl=100, sliding=sliding)
@@ -1217,7 +1264,7 @@ class StoreContract(ABC):
         clock.advance(50)
         assert here.session("late").expires_seconds == late.expires_seconds, "still a fixed one"
 
-    def test_an_export_is_no_use_of_a_session(self, make_store, clock):
+    def test_an_export_is_no_use_of_a_session(self, make_store: MakeStore, clock: SetClock) -> None:
         store = make_store(clock=clock, ttl=100)
         turns(store, "bob", 1)
         expires = store.session("bob").expires_seconds
@@ -1225,13 +1272,17 @@ class StoreContract(ABC):
         store.export_session("bob", self.tmp_path / "bob.zip")
         assert store.session("bob", renew=False).expires_seconds == expires
 
-    def test_a_session_that_lives_for_ever_does_so_elsewhere(self, make_store, clock):
+    def test_a_session_that_lives_for_ever_does_so_elsewhere(
+        self, make_store: MakeStore, clock: SetClock
+    ) -> None:
         there, here = make_store(clock=clock), make_store(clock=clock)
         there.commit("bob", there.stage(random_state([1])), None, ttl=math.inf)
         there.export_session("bob", self.tmp_path / "bob.zip")
         assert here.import_session(self.tmp_path / "bob.zip").expires_seconds == math.inf
 
-    def test_an_import_into_a_full_store_leaves_nothing_behind(self, make_store, clock):
+    def test_an_import_into_a_full_store_leaves_nothing_behind(
+        self, make_store: MakeStore, clock: SetClock
+    ) -> None:
         size = random_state([1]).nbytes
         there = make_store(clock=clock, history=3)
         turns(there, "bob", 4)
@@ -1248,14 +1299,14 @@ class StoreContract(ABC):
         here.delete_session("al")
         assert here.import_session(self.tmp_path / "bob.zip").n_turns == 4
 
-    def test_a_full_store_can_be_left(self, make_store):
+    def test_a_full_store_can_be_left(self, make_store: MakeStore) -> None:
         size = random_state([1]).nbytes
         store = make_store(size_limit=int(1.02 * self.share_of_bytes * size) + 2000, history=0)
         turns(store, "bob", 1)
         store.export_session("bob", self.tmp_path / "bob.zip")
         assert make_store().import_session(self.tmp_path / "bob.zip").n_turns == 1
 
-    def test_what_is_not_there_is_not_exported(self, store, clock):
+    def test_what_is_not_there_is_not_exported(self, store: Any, clock: SetClock) -> None:
         with pytest.raises(StateNotFound, match="no session 'bob'"):
             store.export_session("bob", self.tmp_path / "bob.zip")
         turns(store, "bob", 1)
@@ -1267,7 +1318,7 @@ class StoreContract(ABC):
         assert not list(self.tmp_path.glob("*.zip"))
 
     @pytest.mark.parametrize("name", ["", "x" * 513, 7, b"bob"], ids=repr)
-    def test_other_names_are_not_carried(self, store, name):
+    def test_other_names_are_not_carried(self, store: Any, name: Any) -> None:
         turns(store, "bob", 1)
         store.export_session("bob", self.tmp_path / "bob.zip")
         for verb in (
@@ -1280,7 +1331,7 @@ class StoreContract(ABC):
             store.import_session(self.tmp_path / "bob.zip", "al", ttl=0)
         assert store.sessions() == ["bob"]
 
-    def test_token_ids_go_along_only_where_they_are_asked_for(self, make_store):
+    def test_token_ids_go_along_only_where_they_are_asked_for(self, make_store: MakeStore) -> None:
         there, here, plain = make_store(log="tokens"), make_store(log="tokens"), make_store()
         runtime = Reader()
         chat(there, runtime, "bob", 3)
@@ -1299,7 +1350,9 @@ class StoreContract(ABC):
             plain.export_session("al", self.tmp_path / "al", tokens=True)
         assert not (self.tmp_path / "al").exists()
 
-    def test_every_state_of_an_imported_token_log_can_be_rebuilt(self, make_store):
+    def test_every_state_of_an_imported_token_log_can_be_rebuilt(
+        self, make_store: MakeStore
+    ) -> None:
         there, here = make_store(log="tokens"), make_store(log="tokens")
         runtime, other = Reader(), Reader("v7-other/fp32/tok/chat")
         refs, said = chat(there, runtime, "bob", 6)
@@ -1320,7 +1373,9 @@ class StoreContract(ABC):
         assert here.rebuild(more[-1], other) == other.read(said_more[-1])
         assert here.check().sound
 
-    def test_token_ids_that_begin_at_a_donor_move_as_far_as_they_tell(self, make_store):
+    def test_token_ids_that_begin_at_a_donor_move_as_far_as_they_tell(
+        self, make_store: MakeStore
+    ) -> None:
         there, here = make_store(log="tokens", history=0), make_store(log="tokens")
         runtime = Reader()
         root = replace(runtime.read([1, 2]).derivation, root="donor")
@@ -1337,7 +1392,8 @@ class StoreContract(ABC):
 
     # -- async, closing --------------------------------------------------------------------------
 
-    async def test_every_verb_has_an_async_twin(self, store):
+    @_in_a_loop
+    async def test_every_verb_has_an_async_twin(self, store: Any) -> None:
         state = random_state([1])
         ref = await store.aput(state)
         assert await store.aget(ref) == state
@@ -1353,9 +1409,6 @@ class StoreContract(ABC):
         assert await store.afork("bob", "al") == staged
         assert await store.arewind("al") is None
         await store.arename("al", "cleared")
-        await store.afile("turn", Filing("digest", ref, None))
-        assert len(await store.afilings("turn")) == 1
-        await store.aforget_turn("turn")
         assert await store.adelete_session("bob") is True
         await store.aappend_unread("bob", ['"x"'])
         await store.aexport_session("bob", self.tmp_path / "bob.zip")
@@ -1366,18 +1419,21 @@ class StoreContract(ABC):
         assert (await store.acheck()).sound
         await store.aclose()
 
-    def test_each_public_verb_has_its_twin(self, store):
+    def test_each_public_verb_has_its_twin(self, store: Any) -> None:
         verbs = {name for name in dir(type(store)) if not name.startswith("_")}
         sync = set(StateStore.__abstractmethods__)
         assert sync <= verbs
         assert {f"a{name}" for name in sync} <= verbs
 
-    async def test_async_verbs_do_not_block_the_loop(self, store, monkeypatch):
+    @_in_a_loop
+    async def test_async_verbs_do_not_block_the_loop(
+        self, store: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         own, loop_went_on = store.put, threading.Event()
 
-        def put_once_the_loop_went_on(state, *, ttl=None):
+        def put_once_the_loop_went_on(state: RWKVState, *, ttl: Any = None) -> str:
             assert loop_went_on.wait(30)
-            return own(state, ttl=ttl)
+            return str(own(state, ttl=ttl))
 
         monkeypatch.setattr(store, "put", put_once_the_loop_went_on)
         putting = asyncio.create_task(store.aput(random_state([1])))
@@ -1386,7 +1442,7 @@ class StoreContract(ABC):
         loop_went_on.set()
         assert is_reference(await putting)
 
-    def test_a_closed_store_says_so_and_closes_again(self, make_store):
+    def test_a_closed_store_says_so_and_closes_again(self, make_store: MakeStore) -> None:
         store = make_store()
         ref = store.put(random_state([1]))
         store.close()
@@ -1409,9 +1465,6 @@ class StoreContract(ABC):
             lambda: store.delete_session("bob"),
             lambda: store.export_session("bob", self.tmp_path / "bob.zip"),
             lambda: store.import_session(self.tmp_path / "bob.zip"),
-            lambda: store.file("turn", Filing("d", ref, None)),
-            lambda: store.filings("turn"),
-            lambda: store.forget_turn("turn"),
             lambda: store.prune(),
             lambda: store.stats(),
             lambda: store.check(),
@@ -1419,7 +1472,8 @@ class StoreContract(ABC):
             with pytest.raises(StoreError, match="is closed"):
                 verb()
 
-    async def test_a_store_is_a_context_manager(self, make_store):
+    @_in_a_loop
+    async def test_a_store_is_a_context_manager(self, make_store: MakeStore) -> None:
         with make_store() as store:
             store.sessions()
         async with make_store() as another:
@@ -1428,7 +1482,7 @@ class StoreContract(ABC):
             with pytest.raises(StoreError, match="is closed"):
                 closed.sessions()
 
-    def test_a_used_store_is_sound(self, make_store, clock):
+    def test_a_used_store_is_sound(self, make_store: MakeStore, clock: SetClock) -> None:
         store = make_store(clock=clock, history=3, log="tokens")
         chat(store, Reader(), "bob", 6)
         store.fork("bob", "al")
@@ -1453,7 +1507,9 @@ class StoreContract(ABC):
             ({"size_limit": 0}, "size_limit"),
         ],
     )
-    def test_impossible_settings_are_refused(self, make_store, settings, word):
+    def test_impossible_settings_are_refused(
+        self, make_store: MakeStore, settings: dict[str, Any], word: str
+    ) -> None:
         with pytest.raises(ValueError, match=word):
             make_store(**settings)
 
@@ -1480,61 +1536,3 @@ def turns_of_any_name(store: StateStore, session: str) -> list[str]:
     ref = store.stage(random_state([1]))
     store.commit(session, ref, None)
     return [ref]
-
-
-class Reader:
-    """A `Runtime` whose states depend on the tokens alone, and which counts what it reads."""
-
-    vocab_size = 256
-
-    def __init__(self, fingerprint: str = "v7-one/fp32/tok/chat") -> None:
-        self.fingerprint = fingerprint
-        self.tokens_read = 0
-
-    @property
-    def layout(self) -> Any:
-        return random_state([]).layout
-
-    def zero_state(self) -> Any:
-        return random_state([], fingerprint=self.fingerprint)
-
-    def read(self, tokens: list[int]) -> Any:
-        state = self.zero_state()
-        for token in tokens:
-            _, state = self.forward([token], state)
-        return state
-
-    def forward(self, tokens: Any, state: Any) -> Any:
-        self.tokens_read += len(tokens)
-        for token in tokens:
-            tensors = {name: state[name] * 0.5 + token for name in state}
-            state = state.advanced(tensors, [token])
-        return torch.zeros(self.vocab_size), state
-
-    def forward_batch(self, tokens: Any, states: Any) -> Any:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        pass
-
-
-def chat(
-    store: StateStore, runtime: Reader, session: str, count: int, said: list[int] | None = None
-) -> tuple[list[str], list[list[int]]]:
-    """Commits turns of two staged steps each; returns references and all that was said by then."""
-    tokens = list(said or [])
-    head: Any = store.head(session)
-    state = store.get(head) if head else runtime.zero_state()
-    refs: list[str] = []
-    texts: list[list[int]] = []
-    for number in range(count):
-        at: Any = head
-        for step in ([number % 200, 1], [2, 3]):
-            _, state = runtime.forward(step, state)
-            at = store.stage(state, parent=at, tokens=step)
-            tokens += step
-        store.commit(session, at, head)
-        head = at
-        refs.append(head)
-        texts.append(list(tokens))
-    return refs, texts

@@ -1,9 +1,8 @@
 """Renews the places of turns that run: one thread a store, which ends when there are none.
 
 A turn that waits renews its own place as it looks whether it is next; one that runs is busy with a
-model, so somebody else has to. A store that keeps its thread waiting keeps no other's. The easy
-mistake is to forget a place here: it holds up its session until the process ends. So a place goes
-with its turn, even where the turn was dropped without an end.
+model, so somebody else has to. A store that keeps its thread waiting keeps no other's. A place goes
+with its turn, even where the turn was dropped without an end: else it would hold up its session.
 """
 
 from __future__ import annotations
@@ -16,17 +15,13 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from langchain_rwkv_state.conversation.filings import filings_of
 from langchain_rwkv_state.store.base import StateStore
 from langchain_rwkv_state.store.forks import ForkLock
 
 logger = logging.getLogger(__name__)
 _A_LEASE = 3  # renewals in the time that a place holds: one may fail
 _IDLE_SECONDS = 2.0  # turns come in numbers, and a thread is not to be made for each
-
-
-def place_of(store: StateStore) -> object:
-    """Returns what all objects of one store share in this process; else the object itself."""
-    return getattr(getattr(store, "_resources", None), "value", store)
 
 
 @dataclass
@@ -50,7 +45,7 @@ class _Round:
     wake: threading.Event = field(default_factory=threading.Event)
 
 
-class Keeper:
+class Leases:
     """Renews places until it is told not to, or their turns are gone."""
 
     def __init__(self) -> None:
@@ -76,14 +71,14 @@ class Keeper:
             goes_on: Says whether there still is a turn that can end; where not, the place is left
                 to run out.
         """
-        place = place_of(store)
+        shared = filings_of(store)  # the same for all objects of one store
         with self._lock:
             self._kept[token] = _Kept(store, session, seconds, goes_on)
-            own = self._rounds.get(id(place))
-            if own is None or own.of() is not place:
-                own = self._rounds[id(place)] = _Round(weakref.ref(place))
+            own = self._rounds.get(id(shared))
+            if own is None or own.of() is not shared:
+                own = self._rounds[id(shared)] = _Round(weakref.ref(shared))
                 threading.Thread(
-                    target=self._run, args=(id(place), own), name="rwkv-state-turns", daemon=True
+                    target=self._run, args=(id(shared), own), name="rwkv-state-turns", daemon=True
                 ).start()
             self._schedule(own, token, seconds)
             first = own.due[0][1] == token
@@ -168,5 +163,5 @@ class Keeper:
         self._kept, self._rounds = {}, {}
 
 
-KEEPER = Keeper()
-"""This process's keeper."""
+LEASES = Leases()
+"""Those of this process."""

@@ -1,8 +1,8 @@
-"""Following a session: each head that it comes to, with the state, as it happens.
+"""Watches a session: tells of each head that it comes to, with the state, as it happens.
 
 A reader beside whoever talks: it holds no state, moves no head and renews no time to live, so the
-store trims and expires as if nobody looked. The easy mistake is to expect the state of every head:
-it may be gone by the time it is read, and of several turns between two looks only the last is seen.
+store trims and expires as if nobody looked. A head's state may be gone by the time it is read, and
+of several turns between two looks only the last is seen.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TRIES = 20  # commits that may come between two looks
 
 
 @dataclass(frozen=True)
-class Sight:
+class SessionEvent:
     """What was seen of a session at a look at which something had changed.
 
     Attributes:
@@ -44,7 +44,7 @@ class Sight:
 
 
 @dataclass(frozen=True)
-class Standing:
+class SessionSnapshot:
     """A session as it stood at one moment.
 
     Attributes:
@@ -58,14 +58,14 @@ class Standing:
     log: tuple[LogEntry, ...] = field(repr=False)
 
 
-def follow(
+def watch(
     store: StoreVerbs,
     session: str,
     *,
     every_seconds: float = EVERY_SECONDS,
     sleep: Callable[[float], None] = time.sleep,
     now: Callable[[], float] = time.time,
-) -> Iterator[Sight]:
+) -> Iterator[SessionEvent]:
     """Yields what happens to a session, without end, beginning with how it stands.
 
     A session that is absent, deleted or expired is waited for.
@@ -84,7 +84,7 @@ def follow(
     Example:
         >>> from langchain_rwkv_state.store import MemoryStateStore
         >>> with MemoryStateStore() as store:
-        ...     next(follow(store, "bob")).kind
+        ...     next(watch(store, "bob")).kind
         'absent'
     """
     if not every_seconds > 0:
@@ -92,7 +92,7 @@ def follow(
     info = store.session(session, renew=False)
     last = info
     if info is None:
-        yield Sight("absent", None, first=True)
+        yield SessionEvent("absent", None, first=True)
     else:
         yield _at_head(store, info, None, first=True)
     while True:
@@ -100,13 +100,13 @@ def follow(
         info = store.session(session, renew=False)
         if info is None:
             if last is not None:
-                yield Sight("expired" if last.expires_seconds <= now() else "deleted", last)
+                yield SessionEvent("expired" if last.expires_seconds <= now() else "deleted", last)
         elif last is None or _moved(last, info):
             yield _at_head(store, info, None if last is None else last.head)
         last = info
 
 
-def standing(store: StoreVerbs, session: str) -> Standing | None:
+def snapshot_of(store: StoreVerbs, session: str) -> SessionSnapshot | None:
     """Returns a session, its state and its log, as they stood at one moment; no use of it.
 
     Between two looks somebody may commit; what came later is left out, and where the state has been
@@ -138,16 +138,16 @@ def standing(store: StoreVerbs, session: str) -> Standing | None:
             continue
         log = store.log(session)
         at = next((place for place, entry in enumerate(log) if entry.ref == info.head), 0)
-        return Standing(info, state, tuple(log[at:]))
+        return SessionSnapshot(info, state, tuple(log[at:]))
     return None
 
 
 def _at_head(
     store: StoreVerbs, info: SessionInfo, seen: str | None, *, first: bool = False
-) -> Sight:
+) -> SessionEvent:
     parent = parent_of_head(store, info)
     before = None if parent == seen else state_if_kept(store, parent)
-    return Sight("head", info, state_if_kept(store, info.head), before, first)
+    return SessionEvent("head", info, state_if_kept(store, info.head), before, first)
 
 
 def _moved(last: SessionInfo, info: SessionInfo) -> bool:

@@ -1,0 +1,747 @@
+"""Which sessions, states and holds there are: reading the tables, and changing them in step.
+
+A fixed time, and no idea of locks, files or memory. A state's row is never deleted on its own:
+states go by themselves, when the last holder lets go and both the rows of `holds` and the state's
+own count say so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeVar
+
+from langchain_rwkv_state.errors import StateCorrupt, StateExpired, StateNotFound
+from langchain_rwkv_state.store import rows
+from langchain_rwkv_state.store.records import LogEntry, Origin
+from langchain_rwkv_state.store.rows import (
+    LOG,
+    META,
+    TOMBSTONES,
+    Holder,
+    HoldRow,
+    QueueRow,
+    Raw,
+    Row,
+    SessionRow,
+    StateRow,
+    Table,
+    name_bytes,
+    ref_bytes,
+)
+from langchain_rwkv_state.store.tokens import merged
+
+RowT = TypeVar("RowT", bound=Row)
+
+TOMBSTONE_SECONDS = 7 * 86400.0
+LOG_ENTRIES = 100
+_PAGE = 32
+_TOTALS = "totals"
+
+Sql = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
+"""Runs a statement and returns what it finds."""
+
+_SESSION = (
+    "SELECT s.*, l.seq, l.ref FROM (SELECT 1) LEFT JOIN sessions s ON s.name = ?1"
+    " LEFT JOIN log l ON l.session = ?1"
+    " AND l.seq = (SELECT MAX(seq) FROM log WHERE session = ?1)"
+)
+_PUT: dict[str, str] = {
+    table.name: (
+        f"INSERT OR REPLACE INTO {table.name} VALUES"  # noqa: S608 # names of ours
+        f" ({', '.join('?' * (len(table.columns) + 1))})"
+    )
+    for table in rows.TABLES.values()
+}
+_WHERE: dict[str, str] = {
+    table.name: " AND ".join(f"{name} = ?" for name in list(table.columns)[: table.keys])
+    for table in rows.TABLES.values()
+}
+_LIST = (
+    "INSERT OR REPLACE INTO Cache(key, raw, store_time, expire_time, access_time, access_count,"
+    " tag, size, mode, filename, value) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_FILE_MODE = 2  # diskcache's number for a value that is a file of bytes
+
+
+class Totals(NamedTuple):
+    """What all rows of a store come to.
+
+    Attributes:
+        nbytes: Bytes of rows and of states' files.
+        sessions: How many sessions there are.
+        names: The digests of their names, all xored.
+    """
+
+    nbytes: int = 0
+    sessions: int = 0
+    names: int = 0
+
+
+def name_digest(name: bytes) -> int:
+    """Returns a session's share of `Totals.names`."""
+    return int.from_bytes(hashlib.blake2b(name, digest_size=6).digest(), "big")
+
+
+def listed(row: StateRow) -> tuple[Any, ...]:
+    """Returns a state's row of diskcache's own table, from its key on: a file of bytes."""
+    name, at = f"{row.blob[:2]}/{row.blob}.safetensors", row.created
+    return row.ref, 1, at, None, at, 0, None, row.nbytes, _FILE_MODE, name, None
+
+
+class Tables:
+    """What the tables say at one time.
+
+    Args:
+        sql: Runs a statement.
+        now: The store's time.
+    """
+
+    def __init__(self, sql: Sql, now: float) -> None:
+        self._sql = sql
+        self.now = now
+
+    # -- sessions --------------------------------------------------------------------------------
+
+    def stored_session(self, name: str) -> SessionRow | None:
+        """Returns a session, expired or not, once its log says the same of its head.
+
+        Raises:
+            StateCorrupt: Its row was changed, is an old one, or is gone although nobody deleted the
+                session.
+        """
+        (found,) = self._sql(_SESSION, (name_bytes(name),))
+        *raw, seq, head = found
+        if raw[0] is None and seq is None:
+            return None
+        if raw[0] is not None:
+            row = SessionRow.unpack(raw)
+            if row.turns == seq and raw[1] == head:
+                return row
+        raise StateCorrupt(
+            f"The row of the session {name!r} is lost or was changed, though nobody deleted the "
+            "session: restore the store from a copy, or let the session start anew with "
+            f"store.delete_session({name!r})."
+        )
+
+    def session(self, name: str) -> SessionRow | None:
+        """Returns a living session.
+
+        Raises:
+            StateCorrupt: As `stored_session`.
+        """
+        row = self.stored_session(name)
+        return None if row is None or row.expires <= self.now else row
+
+    def log(self, name: str) -> list[LogEntry]:
+        """Returns a session's log, newest first.
+
+        Raises:
+            StateCorrupt: One of its rows was changed.
+        """
+        found = self._sql(
+            "SELECT * FROM log WHERE session = ? AND seq > 0 ORDER BY seq DESC", (name_bytes(name),)
+        )
+        return [rows.unpack_turn(raw) for raw in found]
+
+    def turn(self, name: str, seq: int) -> LogEntry | None:
+        """Returns one turn of a session.
+
+        Raises:
+            StateCorrupt: Its row was changed.
+        """
+        if seq < 1:
+            return None
+        found = self._sql(
+            "SELECT * FROM log WHERE session = ? AND seq = ?", (name_bytes(name), seq)
+        )
+        return rows.unpack_turn(found[0]) if found else None
+
+    def queue(self, name: str) -> list[QueueRow]:
+        """Returns the places in the queue of a session's turns, first ones first.
+
+        A row that was changed is nobody's place: it is left out here, and `check` deletes it.
+        """
+        return list(
+            _readable(QueueRow, self._sql(_QUEUE + " WHERE session = ?", (name_bytes(name),)))
+        )
+
+    def queues(self) -> list[QueueRow]:
+        """Returns the places in all queues."""
+        return list(_readable(QueueRow, self._sql(_QUEUE, ())))
+
+    def parents(self, ref: str) -> list[str]:
+        """Returns the states before `ref` in the logs of the sessions that hold it."""
+        found: list[str] = []
+        for hold in self.holders(ref):
+            if hold is not None and hold.kind == Holder.SESSION:
+                log = self.log(hold.owner)
+                at = next((turn.seq for turn in log if turn.ref == ref), 0)
+                found += [turn.ref for turn in log if turn.seq < at]
+        return found
+
+    def path(self, ref: str) -> list[tuple[str, Origin]]:
+        """Returns how a state was read, oldest step first; empty where no token ids are kept."""
+        found = self._sql(
+            "SELECT DISTINCT session FROM log WHERE ref = ? AND origin IS NOT NULL",
+            (ref_bytes(ref),),
+        )
+        for (session,) in found:
+            log = self.log(rows.name_text(session))
+            steps = _steps(ref, {turn.ref: turn.origin for turn in reversed(log)})
+            if steps:
+                return steps
+        row = self.stored_state(ref)
+        return [] if row is None or row.origin is None else [(ref, row.origin)]
+
+    # -- states ----------------------------------------------------------------------------------
+
+    def stored_state(self, ref: str) -> StateRow | None:
+        """Returns a state's row, expired or not.
+
+        Raises:
+            StateCorrupt: The row was changed.
+        """
+        found = self._sql("SELECT * FROM states WHERE ref = ?", (ref_bytes(ref),))
+        return StateRow.unpack(found[0]) if found else None
+
+    def holders(self, ref: str, kind: Holder | None = None) -> Iterator[HoldRow | None]:
+        """Yields what needs a state; ``None`` for a row that cannot be read, and so may need it.
+
+        Thousands of sessions may begin with one state, so the rows are read in pages, and who
+        needs only the first reads only the first.
+
+        Args:
+            ref: The state.
+            kind: Only holders of this kind.
+        """
+        digest = ref_bytes(ref)
+        found = self._sql(_HOLDS, (digest, -1 if kind is None else int(kind), b""))
+        while found:
+            for raw in found:
+                if kind is not None and raw[1] != kind:
+                    return
+                try:
+                    yield HoldRow.unpack(raw)
+                except StateCorrupt:
+                    yield None
+            if len(found) < _PAGE:
+                return
+            _, last, owner, *_ = found[-1]
+            found = self._sql(_HOLDS_AFTER, (digest, last, owner))
+
+    def expired_at(self, ref: str) -> float | None:
+        """Returns when the last holder of a state let go, ``None`` where one still holds it."""
+        last: float | None = None
+        for hold in self.holders(ref):
+            end = self._end(hold)
+            if end > self.now:
+                return None
+            last = end if last is None else max(last, end)
+        return last
+
+    def state(self, ref: str) -> StateRow:
+        """Returns a living state's row.
+
+        Raises:
+            StateExpired: Its time ran out.
+            StateNotFound: It is not here.
+            StateCorrupt: The row was changed, or lost though something holds the state.
+        """
+        row = self.state_to_hold(ref)
+        expired = self.expired_at(ref)
+        if expired is not None:
+            raise self._gone(ref, expired)
+        return row
+
+    def state_to_hold(self, ref: str) -> StateRow:
+        """Returns a stored state's row, expired or not.
+
+        Raises:
+            StateExpired, StateNotFound, StateCorrupt: As `state`, where there is no row.
+        """
+        row = self.stored_state(ref)
+        if row is None:
+            raise self.missing(ref)
+        return row
+
+    def lives(self, ref: str) -> bool:
+        """Says whether a state is stored and has not expired."""
+        there = self._sql("SELECT 1 FROM states WHERE ref = ?", (ref_bytes(ref),))
+        return bool(there) and self.expired_at(ref) is None
+
+    def missing(self, ref: str) -> StateExpired | StateNotFound | StateCorrupt:
+        """Returns the error that says why a state has no row."""
+        found = self._sql("SELECT * FROM tombstones WHERE ref = ?", (ref_bytes(ref),))
+        if found:
+            return self._gone(ref, TOMBSTONES.unpack(found[0])[1] - TOMBSTONE_SECONDS)
+        if any(True for _ in self.holders(ref)):
+            return StateCorrupt(f"The row of the state {ref} is lost: run check() on the store.")
+        return StateNotFound(
+            f"No state {ref} is stored here. It belongs to another store, was deleted, has left "
+            "its session's history, or was never committed."
+        )
+
+    def _gone(self, ref: str, expired: float) -> StateExpired | StateNotFound:
+        ago = self.now - expired
+        if ago < TOMBSTONE_SECONDS:
+            return StateExpired(
+                f"The state {ref} expired {ago:.0f} seconds ago: read the conversation again, and "
+                "give it a longer ttl."
+            )
+        return StateNotFound(f"No state {ref} is stored here any more.")
+
+    def _end(self, hold: HoldRow | None) -> float:
+        if hold is None:
+            return math.inf
+        if hold.kind != Holder.SESSION:
+            return hold.expires
+        try:
+            session = self.stored_session(hold.owner)
+        except StateCorrupt:
+            return math.inf
+        return -math.inf if session is None else session.expires
+
+    def rows_of(self, table: Table) -> list[tuple[Any, ...]]:
+        """Returns all rows of a table as they stand."""
+        return self._sql(f"SELECT * FROM {table.name}", ())  # noqa: S608 # a name of ours
+
+    def count(self, table: str) -> int:
+        """Returns how many rows a table has."""
+        ((number,),) = self._sql(f"SELECT COUNT(*) FROM {table}", ())  # noqa: S608 # a name of ours
+        return int(number)
+
+    def any_row(self, table: str) -> bool:
+        """Says whether a table holds anything."""
+        return bool(self._sql(f"SELECT 1 FROM {table} LIMIT 1", ()))  # noqa: S608 # a name of ours
+
+    # -- the store as a whole --------------------------------------------------------------------
+
+    def meta(self, key: str) -> bytes | None:
+        """Returns what is noted of the store as a whole, ``None`` for nothing.
+
+        Raises:
+            StateCorrupt: It was changed.
+        """
+        found = self._sql("SELECT * FROM meta WHERE key = ?", (key.encode(),))
+        return bytes(META.unpack(found[0])[1]) if found else None
+
+    def totals(self) -> Totals:
+        """Returns what all rows come to.
+
+        Raises:
+            StateCorrupt: What was noted of that is lost or was changed.
+        """
+        try:
+            found = json.loads(self.meta(_TOTALS) or b"[0, 0, 0]")
+            return Totals(*map(int, found))
+        except (ValueError, TypeError) as error:
+            raise StateCorrupt("The totals row is not readable.") from error
+
+    def session_names(self, prefix: str) -> list[str]:
+        """Returns the names of the living sessions, sorted, and of those whose rows are damaged.
+
+        All names are held against the totals, so that none is left out as if there were no such
+        session. To be called within one snapshot.
+
+        Raises:
+            StateCorrupt: Sessions are missing whose names nothing tells any more.
+        """
+        totals = self.totals()
+        start = name_bytes(prefix)
+        found = self._sql("SELECT * FROM sessions", ())
+        living: list[bytes] = []
+        names: list[bytes] = []
+        for raw in found:
+            name, expires = raw[0], raw[6]
+            if rows.checksum("sessions", raw[:-1]) != raw[-1] or type(name) is not bytes:
+                break
+            if type(expires) not in (float, type(None)):
+                break
+            names.append(name)
+            if name.startswith(start) and (expires is None or expires > self.now):
+                living.append(name)
+        if len(names) < len(found) or _come_to(names) != totals[1:]:
+            living = self._names_by_log(totals, start)
+        return [rows.name_text(name) for name in living]
+
+    def _names_by_log(self, totals: Totals, start: bytes) -> list[bytes]:
+        """Returns the names in the slow way, by what sessions are born with."""
+        born = self._sql("SELECT * FROM log WHERE seq = 0 ORDER BY session", ())
+        sound = [
+            raw[0]
+            for raw in born
+            if rows.checksum("log", raw[:-1]) == raw[-1] and type(raw[0]) is bytes
+        ]
+        if _come_to(sound) != totals[1:]:
+            raise StateCorrupt(
+                f"The store counts {totals.sessions} sessions, and finds {len(sound)} or others: "
+                "restore it from a copy, or see what check() says and check(fix=True) mends."
+            )
+        living = []
+        for name in sound:
+            if name.startswith(start):
+                with suppress(StateCorrupt):
+                    if self.session(rows.name_text(name)) is None:
+                        continue
+                living.append(name)
+        return living
+
+
+_QUEUE = "SELECT * FROM queue"
+_HOLDS = (
+    "SELECT * FROM holds WHERE ref = ? AND (kind, owner) >= (?, ?) ORDER BY kind, owner"
+    f" LIMIT {_PAGE}"
+)
+_HOLDS_AFTER = _HOLDS.replace(">=", ">")
+
+
+def _come_to(names: Sequence[bytes]) -> tuple[int, int]:
+    """Returns what names come to, as `Totals` has it."""
+    digests = 0
+    for name in names:
+        digests ^= name_digest(name)
+    return len(names), digests
+
+
+def _readable(kind: type[RowT], found: Iterable[Raw]) -> Iterator[RowT]:
+    for raw in found:
+        with suppress(StateCorrupt):
+            yield kind.unpack(raw)
+
+
+def _steps(ref: str, origins: Mapping[str, Origin | None]) -> list[tuple[str, Origin]]:
+    """Follows origins back from a state as far as they lead."""
+    steps: list[tuple[str, Origin]] = []
+    at: str | None = ref
+    while at is not None and len(steps) <= len(origins):
+        origin = origins.get(at)
+        if origin is None:
+            break
+        steps.insert(0, (at, origin))
+        at = origin.base
+    return steps
+
+
+class Changes(Tables):
+    """The tables within one transaction.
+
+    Args:
+        sql: Runs a statement in it.
+        now: The store's time.
+        blob_exists: Says whether a state's file is there.
+        lists_states: Whether each state also gets a row of diskcache's own table.
+
+    Attributes:
+        dropped: Files to delete once the transaction has happened.
+        states_removed: How many states went so far.
+    """
+
+    def __init__(
+        self,
+        sql: Sql,
+        now: float,
+        *,
+        blob_exists: Callable[[str], bool] = lambda _: True,
+        lists_states: bool = False,
+    ) -> None:
+        super().__init__(sql, now)
+        self.blob_exists = blob_exists
+        self._lists_states = lists_states
+        self._nbytes = self._sessions = self._names = 0
+        self.dropped: list[str] = []
+        self.states_removed = 0
+
+    # -- rows ------------------------------------------------------------------------------------
+
+    def put(self, row: Row, old: Row | None = None) -> None:
+        """Writes a row in the place of `old`."""
+        self.put_columns(row.TABLE, row.pack(), None if old is None else old.pack())
+
+    def put_columns(
+        self, table: Table, columns: tuple[Any, ...], old: tuple[Any, ...] | None = None
+    ) -> None:
+        """Writes a row's columns in the place of `old`."""
+        self._sql(_PUT[table.name], (*columns, rows.checksum(table.name, columns)))
+        self._nbytes += rows.size(columns) - (0 if old is None else rows.size(old))
+
+    def put_damaged(self, table: Table, key: Sequence[Any]) -> None:
+        """Writes a row that no checksum fits, in the place of one that was found damaged."""
+        columns = (*key, *[None] * (len(table.columns) - len(key)))
+        self._sql(_PUT[table.name], (*columns, b""))
+        self._nbytes += rows.size(columns)
+
+    def delete_key(self, table: Table, key: Sequence[Any]) -> bool:
+        """Deletes the row of a key, whole or damaged; says whether there was one."""
+        return bool(self._delete(table, _WHERE[table.name], key))
+
+    def _delete(self, table: Table, where: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """Deletes rows; returns them as they stood."""
+        found = self._sql(f"SELECT * FROM {table.name} WHERE {where}", values)  # noqa: S608 # constants
+        if found:
+            self._sql(f"DELETE FROM {table.name} WHERE {where}", values)  # noqa: S608 # constants
+        self._nbytes -= sum(rows.size(raw[:-1]) for raw in found)
+        return found
+
+    def note(self, key: str, value: bytes) -> None:
+        """Notes something of the store as a whole."""
+        columns = META.pack((key, value))
+        self._sql(_PUT["meta"], (*columns, rows.checksum("meta", columns)))
+
+    def totals(self) -> Totals:
+        """Returns what all rows come to, with what has changed.
+
+        Raises:
+            StateCorrupt: As `Tables.totals`.
+        """
+        nbytes, sessions, names = super().totals()
+        return Totals(nbytes + self._nbytes, sessions + self._sessions, names ^ self._names)
+
+    def finish(self) -> Totals:
+        """Notes the totals where they changed, as the transaction's last step; returns them."""
+        totals = self.totals()
+        if self._nbytes or self._sessions or self._names:
+            self.set_totals(totals)
+        return totals
+
+    def set_totals(self, totals: Totals) -> None:
+        """Notes the totals; what changed so far is in them."""
+        self._nbytes = self._sessions = self._names = 0
+        self.note(_TOTALS, json.dumps(totals).encode())
+
+    # -- holds -----------------------------------------------------------------------------------
+
+    def put_state(self, row: StateRow, old: StateRow | None = None) -> None:
+        """Writes a state's row."""
+        self.put(row, old)
+        if old is None or (old.blob, old.nbytes) != (row.blob, row.nbytes):
+            self._nbytes += row.nbytes - (0 if old is None else old.nbytes)
+            if old is not None:
+                self.unlist_state(ref_bytes(old.ref))
+            self.list_state(row)
+
+    def list_state(self, row: StateRow) -> None:
+        """Enters a state in diskcache's own table, where there is one."""
+        if self._lists_states:
+            self._sql(_LIST, listed(row))
+
+    def unlist_state(self, digest: object) -> None:
+        """Takes a state out of diskcache's own table."""
+        if self._lists_states and isinstance(digest, bytes):
+            self._sql("DELETE FROM Cache WHERE key = ? AND raw = 1", (rows.ref_text(digest),))
+
+    def add_state(self, row: StateRow) -> None:
+        """Adds a state whose file is written; something must hold it before the end."""
+        self.put_state(row)
+        self.delete_key(TOMBSTONES, (ref_bytes(row.ref),))
+
+    def remove_state(self, row: StateRow, *, keep_file: bool = False) -> None:
+        """Removes a state that nothing holds any more."""
+        self.delete_key(StateRow.TABLE, (ref_bytes(row.ref),))
+        self._nbytes -= row.nbytes
+        self.unlist_state(ref_bytes(row.ref))
+        if not keep_file:
+            self.dropped.append(row.blob)
+        self.states_removed += 1
+
+    def stored_hold(self, ref: str, kind: Holder, owner: str) -> HoldRow | None:
+        """Returns a hold.
+
+        Raises:
+            StateCorrupt: Its row was changed.
+        """
+        found = self._sql(
+            "SELECT * FROM holds WHERE ref = ? AND kind = ? AND owner = ?",
+            (ref_bytes(ref), int(kind), name_bytes(owner)),
+        )
+        return HoldRow.unpack(found[0]) if found else None
+
+    def hold(self, ref: str, kind: Holder, owner: str, ttl: float = math.inf) -> None:
+        """Makes something hold a state from now on, or renews its hold."""
+        old = self.stored_hold(ref, kind, owner)
+        if old is None:
+            state = self.state_to_hold(ref)
+            self.put_state(replace(state, holders=state.holders + 1), state)
+        self.put(HoldRow(ref, kind, owner, self.now + ttl, ttl), old)
+
+    def let_go(
+        self, ref: str, kind: Holder, owner: str, *, expired_at: float | None = None
+    ) -> bool:
+        """Ends a hold; the state goes with the last one.
+
+        Args:
+            ref: The state.
+            kind: What holds it.
+            owner: The holder's name.
+            expired_at: When the hold ran out: the state then leaves a tombstone.
+
+        Returns:
+            Whether there was such a hold.
+        """
+        if not self.delete_key(HoldRow.TABLE, (ref_bytes(ref), int(kind), name_bytes(owner))):
+            return False
+        try:
+            state = self.stored_state(ref)
+        except StateCorrupt:
+            return True  # it is left alone
+        if state is None:
+            return True
+        if state.holders > 1 or any(True for _ in self.holders(ref)):
+            self.put_state(replace(state, holders=max(0, state.holders - 1)), state)
+            return True
+        self.remove_state(state)
+        if expired_at is not None and expired_at + TOMBSTONE_SECONDS > self.now:
+            self.put_columns(TOMBSTONES, TOMBSTONES.pack((ref, expired_at + TOMBSTONE_SECONDS)))
+        return True
+
+    def release(self, owner: str) -> int:
+        """Ends all holds of an owner; returns how many there were."""
+        found = self._sql(
+            "SELECT ref FROM holds WHERE kind = 1 AND owner = ?", (name_bytes(owner),)
+        )
+        return sum(self.let_go(rows.ref_text(ref), Holder.OWNER, owner) for (ref,) in found)
+
+    # -- sessions --------------------------------------------------------------------------------
+
+    def save_session(self, row: SessionRow, old: SessionRow | None) -> None:
+        """Writes a session's row; at the first time also what proves that it exists.
+
+        Args:
+            row: The row.
+            old: What stands there now, ``None`` for a session that begins.
+        """
+        self.put(row, old)
+        if old is None:
+            self.put_birth(row.name, row.created)
+
+    def put_birth(self, name: str, created: float) -> None:
+        """Writes what proves that a session exists."""
+        columns = LOG.pack((name, 0, None, None, 0, created, None, ()))
+        self.put_columns(LOG, columns)
+        self._sessions += 1
+        self._names ^= name_digest(name_bytes(name))
+
+    def add_turn(self, session: str, turn: LogEntry) -> None:
+        """Adds a turn to a session's log, which keeps its last entries."""
+        self._put_turn(session, turn)
+        if turn.seq <= LOG_ENTRIES:
+            return
+        oldest = self.turn(session, turn.seq - LOG_ENTRIES)
+        if oldest is None:
+            return
+        successor = self.turn(session, oldest.seq + 1)
+        self._drop_turn(session, oldest.seq)
+        if successor is not None:
+            origin = merged(oldest.ref, oldest.origin, successor.origin)
+            if origin != successor.origin:
+                self._put_turn(session, replace(successor, origin=origin), successor)
+
+    def copy_log(self, source: str, target: str, last: int) -> None:
+        """Copies a session's log up to the turn `last`."""
+        for turn in self.log(source):
+            if turn.seq <= last:
+                self._put_turn(target, turn)
+
+    def cut_log(self, name: str, last: int) -> None:
+        """Forgets the turns behind `last`."""
+        self._delete(LOG, "session = ? AND seq > ?", (name_bytes(name), last))
+
+    def cut_log_before(self, name: str, first: int) -> None:
+        """Forgets the turns before `first`."""
+        self._delete(LOG, "session = ? AND seq > 0 AND seq < ?", (name_bytes(name), first))
+
+    def rename_session(self, row: SessionRow, new: str) -> None:
+        """Gives a session a name that is free; its old one is nobody's then."""
+        for ref in row.kept:  # first: a state goes with its last holder
+            self.hold(ref, Holder.SESSION, new)
+        self.copy_log(row.name, new, row.turns)
+        self.save_session(replace(row, name=new), None)
+        self._remove(row.name, row, expired=False)
+
+    def remove_session(self, name: str, *, expired: bool = False) -> bool:
+        """Removes a session, readable or not; says whether there was anything of it.
+
+        Args:
+            name: The session.
+            expired: Whether its states leave tombstones.
+        """
+        try:
+            row = self.stored_session(name)
+        except StateCorrupt:
+            self._remove(name, None, expired=False)
+            return True
+        if row is not None:
+            self._remove(name, row, expired=expired)
+        return row is not None
+
+    def _remove(self, name: str, row: SessionRow | None, *, expired: bool) -> None:
+        """Removes all rows of a session; one that cannot be read holds what its log names."""
+        key = name_bytes(name)
+        held: set[str] = set()
+        for raw in self._delete(LOG, "session = ?", (key,)):
+            if raw[1] == 0:
+                self._sessions -= 1
+                self._names ^= name_digest(key)
+            else:
+                with suppress(StateCorrupt):
+                    held.add(rows.unpack_turn(raw).ref)
+        for ref in sorted(held) if row is None else row.kept:
+            expired_at = row.expires if row is not None and expired else None
+            self.let_go(ref, Holder.SESSION, name, expired_at=expired_at)
+        self.delete_key(SessionRow.TABLE, (key,))
+
+    def _put_turn(self, session: str, turn: LogEntry, old: LogEntry | None = None) -> None:
+        before = None if old is None else rows.pack_turn(session, old)
+        self.put_columns(LOG, rows.pack_turn(session, turn), before)
+
+    def _drop_turn(self, session: str, seq: int) -> None:
+        self.delete_key(LOG, (name_bytes(session), seq))
+
+    # -- queues ----------------------------------------------------------------------------------
+
+    def put_place(self, row: QueueRow) -> None:
+        """Writes a place in a session's queue."""
+        self.delete_key(QueueRow.TABLE, (name_bytes(row.session), row.seq))
+        self.put(row)
+
+    def drop_places(self, places: Iterable[QueueRow]) -> None:
+        """Deletes places."""
+        for row in places:
+            self.delete_key(QueueRow.TABLE, (name_bytes(row.session), row.seq))
+
+    # -- expiry ----------------------------------------------------------------------------------
+
+    def expire_next(self, limit: int) -> tuple[int, int]:
+        """Removes what has expired, oldest first; a row that was changed is left for `check`.
+
+        Args:
+            limit: How many things of each kind to remove.
+
+        Returns:
+            How many things went, and how many of them were sessions.
+        """
+        gone = sessions = 0
+        bound = (self.now, limit)
+        for (name,) in self._sql("SELECT name" + _DUE.format("sessions"), bound):
+            with suppress(StateCorrupt, ValueError, TypeError):
+                session = self.stored_session(rows.name_text(name))
+                if session is not None and session.expires <= self.now:
+                    self._remove(session.name, session, expired=True)
+                    sessions += 1
+        for raw in self._sql("SELECT *" + _DUE.format("holds"), bound):
+            with suppress(StateCorrupt):
+                hold = HoldRow.unpack(raw)
+                if hold.expires <= self.now:
+                    self.let_go(hold.ref, hold.kind, hold.owner, expired_at=hold.expires)
+                    gone += 1
+        for raw in self._sql("SELECT *" + _DUE.format("tombstones"), bound):
+            with suppress(StateCorrupt):
+                gone += self.delete_key(TOMBSTONES, (ref_bytes(TOMBSTONES.unpack(raw)[0]),))
+        return gone + sessions, sessions
+
+
+_DUE = " FROM {} WHERE expires <= ? ORDER BY expires LIMIT ?"
