@@ -49,6 +49,7 @@ def main() -> int:
         "sessions": arguments.sessions or (500 if quick else 100_000),
         "commits": arguments.commits or (3 if quick else 60),
         "mutations": 20 if quick else 1000,
+        "processes": [1, 2 if quick else 8],
         "state_bytes": LAYOUT.nbytes,
     }
     torch.set_num_threads(1)
@@ -70,11 +71,11 @@ def _folder() -> Iterator[Path]:
 
 
 def commits(report: common.Report, folder: Path) -> None:
-    """Commits a second, with 1 and 8 processes, beside diskcache's pickling `set`."""
+    """Commits a second, with one process and with many, beside diskcache's pickling `set`."""
     count = report.settings["commits"]
     found: dict[str, dict[str, float]] = {}
     context = multiprocessing.get_context("spawn")
-    for processes in (1, 8):
+    for processes in report.settings["processes"]:
         with ProcessPoolExecutor(processes, mp_context=context) as pool:
             list(pool.map(_warm_up, range(processes)))  # imports are not timed
             runs: dict[str, Callable[[int], object]] = {
