@@ -163,7 +163,7 @@ def hold_model(
         key = (_tokenizer_key(tokenizer, path), makes)
         shared = hold.value
         with shared.lock:
-            running = _running(shared)
+            running: _Running | None = shared.runs
             loaded = None if running is None else running.known.get(key)
             if running is None or loaded is None:
                 nameless = shared.runtime(model)
@@ -197,12 +197,6 @@ def hold_model(
     return hold, loaded
 
 
-def _running(shared: SharedModel) -> _Running | None:
-    found = shared.runs
-    assert found is None or isinstance(found, _Running)  # noqa: S101 # nobody else sets it
-    return found
-
-
 def find_loaded(model: str, strategy: str) -> Loaded | None:
     """Returns a model that is at work in this process, by the names that it was asked for.
 
@@ -213,10 +207,10 @@ def find_loaded(model: str, strategy: str) -> Loaded | None:
         strategy: As for `load_runtime`.
     """
     for shared in MODELS.values():
-        running = _running(shared)
-        for loaded in () if running is None else list(running.known.values()):
+        for loaded in [] if shared.runs is None else list(shared.runs.known.values()):
             if (loaded.model, loaded.strategy) == (model, strategy):
-                return loaded
+                found: Loaded = loaded
+                return found
     return None
 
 

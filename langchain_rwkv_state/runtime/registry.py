@@ -11,25 +11,12 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any
 
 import torch
 
 from langchain_rwkv_state._registry import Registry
 from langchain_rwkv_state.runtime.handle import Model, RuntimeHandle
-
-
-class Runs(Protocol):
-    """What runs a model for all its users, from the first one that needs it on."""
-
-    @property
-    def at_work(self) -> bool:
-        """Whether it did something a short while ago."""
-        ...
-
-    def close(self) -> None:
-        """Ends it."""
-        ...
 
 
 class SharedModel:
@@ -41,14 +28,15 @@ class SharedModel:
 
     Attributes:
         strategy: How it runs.
-        runs: What answers from it, ``None`` while nobody wants answers.
+        runs: What answers from it, with a property ``at_work`` and a method ``close``; ``None``
+            while nobody wants answers.
         lock: Held while that is made.
     """
 
     def __init__(self, model: Model, strategy: str) -> None:
         self._model = model
         self.strategy = strategy
-        self.runs: Runs | None = None
+        self.runs: Any = None
         self.lock = threading.Lock()
 
     def runtime(
