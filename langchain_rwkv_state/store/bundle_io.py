@@ -51,29 +51,19 @@ def export_session(store: TableStore, session: str, path: Path, *, tokens: bool)
                 f"No token ids of the session {session!r} are kept: only a store with "
                 "log='tokens' keeps them. Leave tokens out."
             )
-        manifest = Manifest(
-            session=session,
-            created=row.created,
-            updated=row.updated,
-            expires=row.expires,
-            ttl=row.ttl,
-            sliding=row.sliding,
-            turns=row.turns,
-            unread=row.unread,
-            log=tuple(turn if tokens else replace(turn, origin=None) for turn in reversed(log)),
-            states=tuple(bundle.add_state(state.ref, _file(store, state)) for state in held),
-        )
-        bundle.add_manifest(manifest)
+        told = tuple(turn if tokens else replace(turn, origin=None) for turn in reversed(log))
+        files = tuple(bundle.add_state(state.ref, _file(store, state)) for state in held)
+        bundle.add_manifest(Manifest(row, told, files))
 
 
 def import_session(store: TableStore, path: Path, session: str | None, ttl: TTL) -> SessionRow:
     """See `StateStore.import_session`."""
     with open_bundle(path) as bundle:
         manifest = bundle.manifest
-        name = session or manifest.session
+        name = session or manifest.row.name
         view = store._view()
         _require_new(view, name)
-        _lifetime(manifest, view.now, ttl)
+        _lifetime(manifest.row, view.now, ttl)
         with _temporary_owner(store) as owner:
             names = _take_states(store, bundle, owner)
 
@@ -148,7 +138,7 @@ def _take_states(store: TableStore, bundle: BundleReader, owner: str) -> _Names:
         state = found.state if kept else store._as_kept(found.state)[1]
         names.learn(old, state.derivation)
         _store_state(store, state, names.of(found.parent), names.origin_of(old), owner)
-    if len({names(state.ref) for state in manifest.states}) != len(manifest.states):
+    if len(set(map(names, manifest.row.kept))) != len(manifest.states):
         raise StateCorrupt("The bundle holds one state under two names.")
     return names
 
@@ -174,11 +164,11 @@ def _begin(
     """Makes the session in a transaction."""
     _require_new(changes, name)
     store._heads.living(changes, name)  # removes what is left of an expired one
-    seconds, expires = _lifetime(manifest, changes.now, ttl)
-    kept = tuple(names(state.ref) for state in manifest.states)
+    seconds, expires = _lifetime(manifest.row, changes.now, ttl)
+    kept = tuple(map(names, manifest.row.kept))
     for ref in kept:
         changes.hold(ref, Holder.SESSION, name)
-    for seq, turn in enumerate(manifest.log, manifest.turns - len(manifest.log) + 1):
+    for seq, turn in enumerate(manifest.log, manifest.first):
         row = replace(
             turn,
             ref=names(turn.ref),
@@ -187,18 +177,13 @@ def _begin(
             seq=seq,
         )
         changes.add_turn(name, row)
-    session = SessionRow(
+    session = replace(
+        manifest.row,
         name=name,
-        head=names.of(manifest.head),
-        n_tokens=manifest.log[-1].n_tokens if manifest.log else 0,
-        turns=manifest.turns,
-        created=manifest.created,
-        updated=manifest.updated,
+        head=names.of(manifest.row.head),
         expires=expires,
         ttl=seconds,
-        sliding=manifest.sliding,
         kept=kept,
-        unread=manifest.unread,
     )
     changes.save_session(session, None)
     return session
@@ -212,22 +197,22 @@ def _require_new(view: Tables, name: str) -> None:
         )
 
 
-def _lifetime(manifest: Manifest, now: float, ttl: TTL) -> tuple[float, float]:
+def _lifetime(row: SessionRow, now: float, ttl: TTL) -> tuple[float, float]:
     """Returns an imported session's time to live, and its end.
 
     Raises:
         StateExpired: It is a fixed one and its end has passed.
     """
-    seconds = ttl_seconds(ttl, manifest.ttl)
-    if ttl is not None or manifest.sliding:
+    seconds = ttl_seconds(ttl, row.ttl)
+    if ttl is not None or row.sliding:
         return seconds, now + seconds
-    if manifest.expires <= now:
-        ago = math.ceil(now - manifest.expires)
+    if row.expires <= now:
+        ago = math.ceil(now - row.expires)
         raise StateExpired(
-            f"The session {manifest.session!r} in the bundle was to end at a fixed time, which was "
+            f"The session {row.name!r} in the bundle was to end at a fixed time, which was "
             f"{ago} seconds ago: give it a ttl to take it in all the same."
         )
-    return seconds, manifest.expires
+    return seconds, row.expires
 
 
 class _Names:
