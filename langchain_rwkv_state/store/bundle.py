@@ -1,8 +1,8 @@
-"""A bundle: one session as one file, a ZIP whose comment ends with a digest of all before it.
+"""Reads and writes the file of a bundle: a ZIP whose comment ends with a digest of all before it.
 
-It turns files into bytes and back and knows neither stores nor tensors; `docs/bundles.md` describes
-it byte by byte. The easy mistake is to trust a ZIP because its digest is right: the digest is no
-signature, so names, sizes and order are checked as if somebody had made the file by hand.
+It knows neither stores nor tensors; `docs/bundles.md` describes the file byte by byte. The easy
+mistake is to trust a ZIP because its digest is right: the digest is no signature, so names, sizes
+and order are checked as if somebody had made the file by hand.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class BundleWriter:
         data = manifest.to_bytes()
         if len(data) > MANIFEST_LIMIT_BYTES:
             raise ValueError(
-                f"The log and the unread messages of {manifest.session!r} take {len(data)} bytes "
+                f"The log and the unread messages of {manifest.row.name!r} take {len(data)} bytes "
                 f"as JSON, and a bundle holds {MANIFEST_LIMIT_BYTES}: leave the token ids out, or "
                 "let the messages be read first."
             )

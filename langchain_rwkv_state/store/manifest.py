@@ -1,8 +1,8 @@
-"""`session.json`, which says what the session in a bundle is: values in, text out, and back.
+"""Reads and writes `session.json`, which says what the session in a bundle is.
 
-It knows no ZIP, no store and no tensors; `docs/bundles.md` lists its fields. The easy mistake is to
-check the fields one by one and believe the whole: a log whose turns do not follow on one another,
-or that does not end at a state that came along, is refused here, before a store sees any of it.
+It knows no ZIP, no store and no tensors; `docs/bundles.md` lists its fields. A log whose turns do
+not follow on one another, or that does not end at a state that came along, is refused here, before
+a store sees any of it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from langchain_rwkv_state.errors import StateCorrupt
 from langchain_rwkv_state.state.header import FILE_LIMIT_BYTES, is_later
 from langchain_rwkv_state.store.clock import LONGEST_TTL_SECONDS
 from langchain_rwkv_state.store.records import Body, LogEntry, Origin
-from langchain_rwkv_state.store.rows import NAME_MAX, finite
+from langchain_rwkv_state.store.rows import NAME_MAX, SessionRow, finite
 from langchain_rwkv_state.store.tables import LOG_ENTRIES
 from langchain_rwkv_state.store.tokens import unpack_tokens
 from langchain_rwkv_state.store.unread import no_constant, require_messages
@@ -70,50 +70,36 @@ class BundledState:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A session without the numbers of its states.
+    """A session under the references of the store that it comes from.
 
     Attributes:
-        session: Its name.
-        created: Time of the first commit.
-        updated: Time of the last one.
-        expires: When it ends; `math.inf` for never.
-        ttl: How long it lives from a commit or a read.
-        sliding: Whether commits and reads renew it.
-        turns: Turns committed and not rewound; the number of the log's last.
-        unread: Messages behind the head.
+        row: The session.
         log: Up to 100 turns, oldest first.
         states: The states that came along, newest first.
     """
 
-    session: str
-    created: float
-    updated: float
-    expires: float
-    ttl: float
-    sliding: bool
-    turns: int
-    unread: tuple[str, ...]
+    row: SessionRow
     log: tuple[LogEntry, ...]
     states: tuple[BundledState, ...]
 
     @property
-    def head(self) -> str | None:
-        """The session's state, as its store calls it; ``None`` where nothing was committed."""
-        return self.log[-1].ref if self.log else None
+    def first(self) -> int:
+        """Number of the log's first turn."""
+        return self.row.turns - len(self.log) + 1
 
     def to_bytes(self) -> bytes:
         """Returns the JSON text."""
         values: dict[str, Any] = {
             "format": f"{FORMAT}/{FORMAT_VERSION}",
-            "session": self.session,
-            "created": self.created,
-            "updated": self.updated,
-            "expires": finite(self.expires),
-            "ttl": finite(self.ttl),
-            "sliding": self.sliding,
-            "turns": self.turns,
-            "head": self.head,
-            "unread": self.unread,
+            "session": self.row.name,
+            "created": self.row.created,
+            "updated": self.row.updated,
+            "expires": finite(self.row.expires),
+            "ttl": finite(self.row.ttl),
+            "sliding": self.row.sliding,
+            "turns": self.row.turns,
+            "head": self.row.head,
+            "unread": self.row.unread,
             "log": [_turn_values(turn) for turn in self.log],
             "states": [
                 {
@@ -143,23 +129,25 @@ class Manifest:
         if name != FORMAT:
             raise StateCorrupt(f"The file is not a bundle of this package but {name!r:.200}.")
         require_version(version)
-        found = cls(
-            session=fields.text("session"),
+        log = tuple(map(_turn, fields.objects("log")))
+        listed = fields.objects("states")
+        states = tuple(map(_state, listed))
+        row = SessionRow(
+            name=fields.text("session"),
+            head=fields.maybe_ref("head"),
+            n_tokens=log[-1].n_tokens if log else 0,
+            turns=fields.count("turns"),
             created=fields.time("created"),
             updated=fields.time("updated"),
             expires=fields.seconds("expires"),
             ttl=fields.seconds("ttl"),
             sliding=fields.flag("sliding"),
-            turns=fields.count("turns"),
+            kept=tuple(state.ref for state in states),
             unread=fields.messages("unread"),
-            log=tuple(map(_turn, fields.objects("log"))),
-            states=tuple(map(_state, fields.objects("states"))),
         )
-        members = tuple(each.text("member") for each in fields.objects("states"))
-        if members != tuple(map(state_member, range(len(found.states)))):
+        if [each.text("member") for each in listed] != [*map(state_member, range(len(states)))]:
             raise StateCorrupt(f"The bundle's {MEMBER} names other states than it may.")
-        if fields.maybe_ref("head") != found.head:
-            raise StateCorrupt(f"The bundle's {MEMBER} has a log that does not end at its head.")
+        found = cls(row, log, states)
         found.require_whole()
         return found
 
@@ -170,19 +158,21 @@ class Manifest:
             StateCorrupt: They do not.
         """
         refs = [state.ref for state in self.states]
-        first = self.turns - len(self.log) + 1
+        row, first = self.row, self.first
+        head = self.log[-1].ref if self.log else None
         for sound, problem in (
-            (1 <= len(self.session) <= NAME_MAX, "a name that no session can have"),
-            (self.ttl > 0, "a time to live that is none"),
+            (row.head == head, "a log that does not end at its head"),
+            (1 <= len(row.name) <= NAME_MAX, "a name that no session can have"),
+            (row.ttl > 0, "a time to live that is none"),
             (len(self.log) <= LOG_ENTRIES, "too long a log"),
-            (first >= 1 and bool(self.log) == bool(self.turns), "a log of other turns"),
+            (first >= 1 and bool(self.log) == bool(row.turns), "a log of other turns"),
             (first > 1 or not self.log or self.log[0].parent is None, "a first turn with a parent"),
             (
                 all(later.parent == earlier.ref for earlier, later in pairwise(self.log)),
                 "turns that do not follow on one another",
             ),
             (len(set(refs)) == len(refs), "one state twice"),
-            (self.head in refs if self.log else not refs, "a head without its state"),
+            (head in refs if self.log else not refs, "a head without its state"),
         ):
             if not sound:
                 raise StateCorrupt(f"The bundle's {MEMBER} has {problem}.")

@@ -32,11 +32,10 @@ from langchain_rwkv_state.errors import (
     StoreFull,
 )
 from langchain_rwkv_state.state import LOSSY, CodecName, is_reference, reference
-from langchain_rwkv_state.store import queue
+from langchain_rwkv_state.store import bundle_io, queue
 from langchain_rwkv_state.store.aio import Threads
 from langchain_rwkv_state.store.backend import Backend, change, look
 from langchain_rwkv_state.store.base import Beside, StateStore
-from langchain_rwkv_state.store.carrying import Exporter, Importer
 from langchain_rwkv_state.store.clock import (
     TTL,
     ClockMark,
@@ -455,8 +454,7 @@ class TableStore(StateStore):
         """See `StateStore.export_session`."""
         self._check_open()
         check_name(session, "session")
-        exporter = Exporter(self._backend, self._key, self._write, self._clock.now)
-        exporter.write(session, Path(path), tokens=tokens)
+        bundle_io.export_session(self, session, Path(path), tokens=tokens)
 
     def import_session(
         self, path: str | os.PathLike[str], session: str | None = None, *, ttl: TTL = None
@@ -466,17 +464,7 @@ class TableStore(StateStore):
         if session is not None:
             check_name(session, "session")
         ttl_seconds(ttl, self._ttl)
-        importer = Importer(
-            key=self._key,
-            codec=self._codec,
-            tokens=self._log_tokens,
-            heads=self._heads,
-            view=self._view,
-            write=self._write,
-            with_bytes=self._with_bytes,
-            write_blob=self._write_blob,
-        )
-        return self._info(importer.read(Path(path), session, ttl))
+        return self._info(bundle_io.import_session(self, Path(path), session, ttl))
 
     # -- upkeep ----------------------------------------------------------------------------------
 
