@@ -141,23 +141,23 @@ class Place:
             elif (left := begun + self._wait_seconds - time.monotonic()) <= 0:
                 raise self._waited_long_enough(queue)
             elif (before := _here(queue[at - 1].token)) is not None:
-                yield from self._follow(before, begun + self._wait_seconds)
+                yield from self._follow(before, at, begun + self._wait_seconds)
             else:
                 yield Sleep(min(pause * at, left, self._lease_seconds / 4))
                 pause = min(pause * _SLOWER, _LONGEST_PAUSE_SECONDS)
                 if self._is_due():
                     ahead = yield from self._renew()
 
-    def _follow(self, before: weakref.ref[Place], end: float) -> Steps[None]:
-        """Sleeps until the turn before this one has left, in this process; renews meanwhile."""
+    def _follow(self, before: weakref.ref[Place], ahead: int, end: float) -> Steps[None]:
+        """Sleeps until the turn before this one has left or run out; renews meanwhile."""
         signal = Signal()
         if (place := before()) is not None:
             place._followers.append(signal)
         del place
         while _is_there(before) and (left := end - time.monotonic()) > 0:
             yield Sleep(min(left, self._lease_seconds / _A_LEASE), signal)
-            if self._is_due():
-                yield from self._renew()
+            if self._is_due() and (yield from self._renew()) != ahead:
+                return  # one before ran out: its turn is here, and will never leave
 
     def _is_due(self) -> bool:
         return time.monotonic() - self._renewed > 0.9 * self._lease_seconds / _A_LEASE
