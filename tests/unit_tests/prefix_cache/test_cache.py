@@ -317,6 +317,7 @@ class TestTheDisk:
         stats = two.stats()
         assert stats.corrupt == (0 if damage == "gone" else 2)
         assert stats.errors == 0
+        assert two.flush()
         if damage != "gone":  # a file may come after its row
             assert on_disk().stats().entries == 0
         assert two.insert(NAMESPACE, A, kept(A))
