@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from pydantic import SecretStr
 from langchain_rwkv_state import RWKVLLM, ChatRWKV, DiskStateStore, MemoryStateStore
 from langchain_rwkv_state.errors import ModelLoadError, StoreError
 from langchain_rwkv_state.prompt.template import ChatTemplate, G1Template, WorldTemplate
+from langchain_rwkv_state.store.resources import OPEN_STORES
 from langchain_rwkv_state.tokenizer import WorldTokenizer
 
 MODELS = [ChatRWKV, RWKVLLM]
@@ -222,6 +225,46 @@ class TestASaltIsSeenNowhere:
         assert reused(bound) > 0
         open_to_all = chat.configurable_fields(cache_salt=ConfigurableField(id="salt"))
         assert reused(open_to_all.with_config(configurable={"salt": "ada"})) > 0
+
+
+class TestAStoreThatIsNamed:
+    def test_is_a_value_until_it_is_asked_something(self, kind, tmp_path):
+        path = tmp_path / "states"
+        model = kind(model="demo", store=path)
+        for each in (
+            model,
+            model.model_copy(deep=True),
+            kind(model="demo").model_copy(update={"store": str(path)}),
+            pickle.loads(pickle.dumps(model)),
+            kind(model="demo", store_location=str(path)),  # as it was serialised once
+        ):
+            assert isinstance(each.store, DiskStateStore)
+            assert repr(each.store) == f"DiskStateStore({str(path)!r})"
+            assert each.store_location == str(path)
+            assert f"store={str(path)!r}" in repr(each)
+        assert not path.exists()
+        assert model.store.sessions() == []
+        assert path.exists()
+        assert pickle.loads(pickle.dumps(model.store)).path == model.store.path == path
+        with pytest.raises(AttributeError, match="no attribute 'sesions'"):
+            _ = model.store.sesions
+        model.store.close()
+        with pytest.raises(StoreError, match="closed"):
+            model.store.sessions()
+
+    def test_is_opened_once_by_many_threads(self, tmp_path):
+        store = ChatRWKV(model="demo", store=tmp_path / "states").store
+        before, ready = len(OPEN_STORES), threading.Barrier(16)
+
+        def asked(_: int) -> list[str]:
+            ready.wait()
+            return store.sessions()
+
+        with ThreadPoolExecutor(16) as pool:
+            assert list(pool.map(asked, range(16))) == [[]] * 16
+        assert len(OPEN_STORES) == before + 1
+        store.close()
+        assert len(OPEN_STORES) == before
 
 
 class TestWithoutAHome:
