@@ -142,7 +142,8 @@ class Filings:
 
 def filings_of(store: StateStore) -> Filings:
     """Returns the filings of a store, the same for all objects of it in this process."""
-    return cast("Filings", store.beside.setdefault("filings", Filings()))
+    found = store.beside.get("filings") or store.beside.setdefault("filings", Filings())
+    return cast("Filings", found)
 
 
 def file_answer(

@@ -49,13 +49,13 @@ def only_new(
         SessionConflict: They begin as the session does and part from it before its end.
     """
     turns = [entry.said for entry in reversed(log)]
-    whole = len(log) == n_turns and all(turns)
+    complete = len(log) == n_turns and all(turns)
     turns += [said_digests(unread)] if unread else []
     held = tuple(chain.from_iterable(turns))
     places = [place for place, message in enumerate(messages) if message.type != "system"]
     talk = [messages[place] for place in places]
     given = said_digests(talk)
-    covered = _covered(talk, given, held, whole=whole)
+    covered = _covered(talk, given, held, complete=complete)
     if covered == len(given) and not answered:
         return list(messages)
     if covered == len(given):
@@ -65,7 +65,7 @@ def only_new(
         )
     if covered:
         return list(messages[places[covered - 1] + 1 :])
-    if whole:
+    if complete:
         _require_no_branch(talk, given, turns, session)
     if not answered:
         return list(messages)
@@ -76,7 +76,7 @@ def only_new(
             "to a session, or the whole transcript as it was.",
             stacklevel=2,
         )
-    elif whole and _is_rewritten(talk, given, turns):
+    elif complete and _is_rewritten(talk, given, turns):
         warnings.warn(
             f"These messages begin as session {session!r} does, but hold other answers than its "
             "own, as where a later step rewrites them: they are not recognised, and all are read "
@@ -88,7 +88,7 @@ def only_new(
 
 
 def _covered(
-    talk: Sequence[BaseMessage], given: Sequence[str], held: Sequence[str], *, whole: bool
+    talk: Sequence[BaseMessage], given: Sequence[str], held: Sequence[str], *, complete: bool
 ) -> int:
     """Returns how many of the first messages lead up to the session's end.
 
@@ -96,11 +96,11 @@ def _covered(
     a hundred turns, and older releases noted nothing), all that it knows may stand further behind.
     """
     for count in range(min(len(given), len(held)), 0, -1):
-        all_of_it = whole and count == len(held)
+        all_of_it = complete and count == len(held)
         ends = isinstance(talk[count - 1], AIMessage) or all_of_it
         if ends and tuple(given[:count]) == tuple(held[-count:]):
             return count
-    if whole or len(held) < 2:
+    if complete or len(held) < 2:
         return 0
     for end in range(len(given), len(held), -1):
         there = tuple(given[end - len(held) : end]) == tuple(held)

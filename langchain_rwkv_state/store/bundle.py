@@ -74,7 +74,7 @@ class BundleWriter:
             StateCorrupt: Its parts do not fit each other.
             ValueError: It is too large.
         """
-        manifest.require_whole()
+        manifest.require_sound()
         data = manifest.to_bytes()
         if len(data) > MANIFEST_LIMIT_BYTES:
             raise ValueError(

@@ -146,6 +146,7 @@ def _take_states(store: TableStore, bundle: BundleReader, owner: str) -> _Names:
 def _store_state(
     store: TableStore, state: RWKVState, parent: str | None, origin: Origin | None, owner: str
 ) -> None:
+    states.require_finite(state)
     ref = reference(state.derivation, store._key)
 
     def write_bytes() -> StateRow | None:

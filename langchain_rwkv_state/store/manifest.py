@@ -148,10 +148,10 @@ class Manifest:
         if [each.text("member") for each in listed] != [*map(state_member, range(len(states)))]:
             raise StateCorrupt(f"The bundle's {MEMBER} names other states than it may.")
         found = cls(row, log, states)
-        found.require_whole()
+        found.require_sound()
         return found
 
-    def require_whole(self) -> None:
+    def require_sound(self) -> None:
         """Checks that the parts fit each other.
 
         Raises:
