@@ -20,7 +20,6 @@ import typer
 _SESSIONS_MOST = 200
 _MODEL_ENDS = (".pth", ".gguf", ".safetensors")
 _STATE_ENDS = (".safetensors", ".state", ".pt", ".pth", ".zip")
-_OF_SESSION = b"s"  # as `session_key` of the store's rows
 _END = b"\xff"
 
 
@@ -55,13 +54,13 @@ def _default_store() -> Path:
 
 def _sessions(directory: Path, begun: str) -> list[str]:
     database = (directory / "cache.db").absolute()
-    start = _OF_SESSION + begun.encode()
+    start = begun.encode()
     with closing(sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True)) as opened:
         rows = opened.execute(
-            "SELECT key FROM Cache WHERE key >= ? AND key < ? LIMIT ?",
+            "SELECT name FROM sessions WHERE name >= ? AND name < ? LIMIT ?",
             (start, start + _END, _SESSIONS_MOST),
         ).fetchall()
-    names = (bytes(key[1:]).decode("utf-8", "replace") for (key,) in rows)
+    names = (bytes(name).decode("utf-8", "replace") for (name,) in rows)
     return [name for name in names if _is_plain(name) and not name.startswith("-")]
 
 

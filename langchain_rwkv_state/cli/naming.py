@@ -70,7 +70,7 @@ def _store_of(session: str, directory: Path | None) -> Iterator[DiskStateStore]:
     Raises:
         typer.Exit: There is no such session.
     """
-    from langchain_rwkv_state.store.ledger import LOG_ENTRIES
+    from langchain_rwkv_state.store.tables import LOG_ENTRIES
 
     with existing_store(directory, history=LOG_ENTRIES) as opened:
         if opened is None or opened.session(session, renew=False) is None:
