@@ -214,6 +214,7 @@ class Importer:
     def _store(
         self, state: RWKVState, parent: str | None, origin: Origin | None, owner: str
     ) -> None:
+        states.require_finite(state)
         ref = reference(state.derivation, self._key)
 
         def write_bytes() -> StateRow | None:
