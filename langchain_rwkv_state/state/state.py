@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from langchain_rwkv_state import _markup as markup
+from langchain_rwkv_state._files import write_whole
 from langchain_rwkv_state._text import size
 from langchain_rwkv_state.errors import StateCorrupt, StateMismatch
 from langchain_rwkv_state.state.derivation import Derivation
 from langchain_rwkv_state.state.layout import StateLayout
 from langchain_rwkv_state.state.plain_file import open_plain
-from langchain_rwkv_state.whole import write_whole
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state.codec_names import CodecName

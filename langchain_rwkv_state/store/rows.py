@@ -157,7 +157,7 @@ def _read_origin(value: Any) -> Origin:
 def _read_model(value: Any) -> Named:
     fingerprint, *numbers = json.loads(_bytes(value))
     if not isinstance(fingerprint, str):
-        raise ValueError("no model")
+        raise TypeError("no model")
     version, n_layer, n_embd = map(_read_count, numbers)
     return Named(fingerprint, version, n_layer, n_embd)
 

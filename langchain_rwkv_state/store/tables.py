@@ -40,7 +40,7 @@ RowT = TypeVar("RowT", bound=Row)
 
 TOMBSTONE_SECONDS = 7 * 86400.0
 LOG_ENTRIES = 100
-_PAGE = 32
+_PAGE = 32  # holds that are read at a time, as `_HOLDS` says
 _TOTALS = "totals"
 
 Sql = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
@@ -413,8 +413,7 @@ class Tables:
 
 _QUEUE = "SELECT * FROM queue"
 _HOLDS = (
-    "SELECT * FROM holds WHERE ref = ? AND (kind, owner) >= (?, ?) ORDER BY kind, owner"
-    f" LIMIT {_PAGE}"
+    "SELECT * FROM holds WHERE ref = ? AND (kind, owner) >= (?, ?) ORDER BY kind, owner LIMIT 32"
 )
 _HOLDS_AFTER = _HOLDS.replace(">=", ">")
 
