@@ -230,14 +230,14 @@ class Table:
                 f"The {self.describe(raw)} has no usable {self._first_unusable(raw)}."
             ) from error
 
-    def read(self, raw: Raw, first: int, end: int) -> list[Any]:
+    def read(self, raw: Raw, places: Sequence[int]) -> list[Any]:
         """Returns the values of some columns of a row that is known to be sound.
 
         Raises:
             StateCorrupt: One holds what none can.
         """
         try:
-            return [self._reads[place](raw[place]) for place in range(first, end)]
+            return [self._reads[place](raw[place]) for place in places]
         except (ValueError, TypeError) as error:
             raise StateCorrupt(
                 f"The {self.describe(raw)} has no usable {self._first_unusable(raw)}."

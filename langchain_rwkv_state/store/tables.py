@@ -142,7 +142,7 @@ class Tables:
         table = SessionRow.TABLE
         if found[0] is not None and found[3] == found[-2] and found[1] == found[-1]:
             table.require_sound(found[:-2])
-            head, _, _, _, _, expires, ttl, sliding = table.read(found, 1, 9)
+            head, expires, ttl, sliding = table.read(found, (1, 6, 7, 8))
             return None if expires <= self.now else (head, expires, ttl, sliding)
         self.stored_session(name)  # says what is wrong
         return self.head(name)  # it was changed between the looks
