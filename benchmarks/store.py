@@ -24,12 +24,13 @@ from typing import Any
 
 import diskcache
 import torch
-from langchain_rwkv_state.store.ledger import Ledger
 
 from benchmarks import common
 from langchain_rwkv_state.state import Derivation, RWKVState, StateLayout, encode, reference
 from langchain_rwkv_state.store import DiskStateStore
-from langchain_rwkv_state.store.rows import LogRow, SessionRow, StateRow
+from langchain_rwkv_state.store.base import LogEntry
+from langchain_rwkv_state.store.rows import Holder, SessionRow, StateRow
+from langchain_rwkv_state.store.tables import Changes
 
 LAYOUT = StateLayout.of(7, n_layer=12, n_embd=768, head_size=64)
 SMALL = StateLayout.of(7, n_layer=1, n_embd=64, head_size=64)
@@ -233,19 +234,19 @@ class _Clock:
 
 
 def _fill(store: DiskStateStore, count: int, clock: _Clock) -> None:
-    """Writes sessions through the ledger, hundreds a transaction; their states have no files."""
+    """Writes sessions into the tables, hundreds a transaction; their states have no files."""
     day = 86400.0
 
-    def work(first: int, ledger: Ledger) -> None:
+    def work(first: int, changes: Changes) -> None:
         for number in range(first, min(first + _BATCH, count)):
             ref = reference(Derivation("model").read([number]), bytes(32))
             name, now = f"user {number:06d}", clock.seconds
-            ledger.add_state(StateRow(ref, f"{ref[-64:]}-{'0' * 16}", LAYOUT.nbytes, 1, None, now))
-            ledger.hold(ref, b"s", name)
-            ledger.add_turn(LogRow(name, 1, ref, None, 1, now))
+            changes.add_state(StateRow(ref, f"{ref[-64:]}-{'0' * 16}", LAYOUT.nbytes, 1, None, now))
+            changes.hold(ref, Holder.SESSION, name)
+            changes.add_turn(name, LogEntry(ref, None, 1, now, seq=1))
             ttl = 30 * day + number % 1000
             session = SessionRow(name, ref, 1, 1, now, now, now + ttl, ttl, True, (ref,))
-            ledger.save_session(session)
+            changes.save_session(session, None)
 
     for first in range(0, count, _BATCH):
         store._write(partial(work, first))

@@ -16,6 +16,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from langchain_rwkv_state._files import require_new
 from langchain_rwkv_state._text import counted
 from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.checkpoint import (
@@ -26,7 +27,6 @@ from langchain_rwkv_state.cli.checkpoint import (
 )
 from langchain_rwkv_state.cli.checkpoint import said as text_given
 from langchain_rwkv_state.cli.options import ModelOption, StrategyOption, TokenizerOption
-from langchain_rwkv_state.whole import require_new
 
 if TYPE_CHECKING:
     import torch

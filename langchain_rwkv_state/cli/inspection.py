@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from langchain_rwkv_state._files import require_new, write_whole
 from langchain_rwkv_state._text import counted, model_shape, span
 from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.completion import complete_session
@@ -34,7 +35,6 @@ from langchain_rwkv_state.cli.states import (
     read_healthy,
     state_of,
 )
-from langchain_rwkv_state.whole import require_new, write_whole
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import Diff, HeadMap, Inspection, RWKVState

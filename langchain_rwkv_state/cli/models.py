@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from langchain_rwkv_state._files import require_new, write_whole
 from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.checkpoint import (
     Opened,
@@ -30,7 +31,6 @@ from langchain_rwkv_state.cli.options import (
     TokenizerOption,
     check_plot,
 )
-from langchain_rwkv_state.whole import require_new, write_whole
 
 if TYPE_CHECKING:
     import torch

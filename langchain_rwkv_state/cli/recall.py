@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from langchain_rwkv_state._files import require_new, write_whole
 from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.options import (
     ModelOption,
@@ -19,7 +20,6 @@ from langchain_rwkv_state.cli.options import (
     TokenizerOption,
     check_plot,
 )
-from langchain_rwkv_state.whole import require_new, write_whole
 
 _SECTIONS = ("distance", "facts", "codecs", "blends", "decays")
 

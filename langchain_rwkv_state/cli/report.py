@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from langchain_rwkv_state._files import require_new, write_whole
 from langchain_rwkv_state._version import __version__
 from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.completion import complete_session
@@ -19,7 +20,6 @@ from langchain_rwkv_state.cli.options import StoreOption
 from langchain_rwkv_state.cli.sessions import existing_store, unknown_session
 from langchain_rwkv_state.cli.states import HealthyOption, read_healthy
 from langchain_rwkv_state.cli.streams import read_text
-from langchain_rwkv_state.whole import require_new, write_whole
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import Healthy

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
+from langchain_rwkv_state._files import require_new
 from langchain_rwkv_state._text import counted
 from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.completion import complete_source
 from langchain_rwkv_state.cli.options import open_store
 from langchain_rwkv_state.cli.sessions import existing_store, unknown_session
 from langchain_rwkv_state.cli.streams import read_text
-from langchain_rwkv_state.whole import require_new
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.loaded import Loaded

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
+from langchain_rwkv_state._files import require_new
 from langchain_rwkv_state._text import counted
 from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.completion import complete_source
@@ -34,7 +35,6 @@ from langchain_rwkv_state.cli.states import (
     loaded_model,
     state_of,
 )
-from langchain_rwkv_state.whole import require_new
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import RWKVState

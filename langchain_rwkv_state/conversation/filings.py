@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+from langchain_rwkv_state._fork import ForkLock
 from langchain_rwkv_state.prompt.markers import flattened_key, message_digest, text_digest
-from langchain_rwkv_state.store.forks import ForkLock
 from langchain_rwkv_state.store.staging import STAGED_TTL_SECONDS
 
 if TYPE_CHECKING:

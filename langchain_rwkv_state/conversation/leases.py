@@ -15,9 +15,9 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from langchain_rwkv_state._fork import ForkLock
 from langchain_rwkv_state.conversation.filings import filings_of
 from langchain_rwkv_state.store.base import StateStore
-from langchain_rwkv_state.store.forks import ForkLock
 
 logger = logging.getLogger(__name__)
 _A_LEASE = 3  # renewals in the time that a place holds: one may fail

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from langchain_rwkv_state import _markup as markup
+from langchain_rwkv_state._files import write_whole
 from langchain_rwkv_state._text import model_shape, size
 from langchain_rwkv_state.errors import StateMismatch
 from langchain_rwkv_state.state import codec as codecs
@@ -24,7 +25,6 @@ from langchain_rwkv_state.state.derivation import Derivation
 from langchain_rwkv_state.state.header import read_state_file
 from langchain_rwkv_state.state.layout import StateLayout
 from langchain_rwkv_state.state.regular_file import open_plain
-from langchain_rwkv_state.whole import write_whole
 
 
 class RWKVState(Mapping[str, torch.Tensor]):

@@ -16,21 +16,19 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+from langchain_rwkv_state._files import flush_directory, flush_file, write_new
 from langchain_rwkv_state.errors import StateCorrupt, StoreError, StoreFull
 from langchain_rwkv_state.store.disk_backend import DiskBackend
 from langchain_rwkv_state.store.files import (
     RESERVE,
     StateFiles,
-    flush_file,
     is_full,
     make_directories,
-    write_new,
 )
 from langchain_rwkv_state.store.place import holds_store
 from langchain_rwkv_state.store.records import Backup
 from langchain_rwkv_state.store.rows import TABLES, StateRow
 from langchain_rwkv_state.store.schema import DATABASE
-from langchain_rwkv_state.whole import flush_directory
 
 _LOOKS = 5  # the first takes all files, each later one what was committed since
 _READ_ONLY_LOOKS = 50  # where writers cannot be kept out

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from langchain_rwkv_state._files import whole_file
 from langchain_rwkv_state.errors import StateCorrupt
 from langchain_rwkv_state.state.regular_file import open_plain
 from langchain_rwkv_state.store.manifest import (
@@ -30,7 +31,6 @@ from langchain_rwkv_state.store.manifest import (
     require_version,
     state_member,
 )
-from langchain_rwkv_state.whole import whole_file
 
 MANIFEST_LIMIT_BYTES = 16 << 20
 """The largest `session.json`: three million token ids, or as many letters unread."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
-from langchain_rwkv_state.store.forks import ForkLock
+from langchain_rwkv_state._fork import ForkLock
 
 TTL = float | int | timedelta | str | None
 """Seconds, a `timedelta`, or a text such as ``"90"``, ``"30m"``, ``"1h30m"``, ``"7d"``, ``"2w"``

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from diskcache import Cache, Timeout
 
+from langchain_rwkv_state._files import take_lock
+from langchain_rwkv_state._fork import ForkLock
 from langchain_rwkv_state.errors import RWKVStateError, StateCorrupt, StoreError, StoreFull
-from langchain_rwkv_state.file_lock import take_lock
 from langchain_rwkv_state.store.connections import ThreadConnections
 from langchain_rwkv_state.store.files import (
     StateFiles,
@@ -27,7 +28,6 @@ from langchain_rwkv_state.store.files import (
     make_directories,
     open_regular,
 )
-from langchain_rwkv_state.store.forks import ForkLock
 from langchain_rwkv_state.store.place import (
     KNOWN_FILES,
     LOCK,

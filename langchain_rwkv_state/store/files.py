@@ -13,15 +13,21 @@ import re
 import sqlite3
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from langchain_rwkv_state._files import (
+    NO_LINK,
+    flush_directory,
+    flush_file,
+    link_file,
+    write_new,
+)
 from langchain_rwkv_state.errors import StateCorrupt, StoreError, StoreFull
 from langchain_rwkv_state.state.header import read_state_file
-from langchain_rwkv_state.whole import flush_directory, link_file
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import Buffer
@@ -37,7 +43,6 @@ SHARD = re.compile(r"[0-9a-f]{2}")
 _MANY, _THREADS = 8, 8  # 100 deletes take 12 ms instead of 60 to 300 on a busy disk
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_PLAIN_FILE = (errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EISDIR)
-NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # a pipe would wait for a writer
 
 
@@ -81,43 +86,6 @@ def make_directories(path: Path) -> None:
         with suppress(FileExistsError):
             each.mkdir(mode=0o700)
             flush_directory(each.parent)
-
-
-def write_new(path: Path, parts: Iterable[Buffer], *, flush: bool = True) -> None:
-    """Writes a file that must not exist yet, durably, or not at all.
-
-    Args:
-        path: Its name.
-        parts: Its bytes, in pieces.
-        flush: Whether to wait until it is on the disk; without, it is not durable.
-
-    Raises:
-        OSError: It could not be written; nothing is left of it.
-    """
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINK, 0o600)
-    try:
-        try:
-            for part in parts:
-                left = memoryview(part)
-                while left:
-                    left = left[os.write(handle, left) :]
-            if flush:
-                os.fsync(handle)
-        finally:
-            os.close(handle)
-    except BaseException:
-        with suppress(OSError):
-            path.unlink()
-        raise
-
-
-def flush_file(path: Path) -> None:
-    """Waits until what a file holds is on the disk."""
-    handle = os.open(path, os.O_RDWR | NO_LINK)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from langchain_rwkv_state._fork import ForkLock
 from langchain_rwkv_state._registry import Hold
 from langchain_rwkv_state.errors import StoreError
 from langchain_rwkv_state.store.clock import TTL
-from langchain_rwkv_state.store.forks import ForkLock
 from langchain_rwkv_state.store.records import CheckReport, Codec, LogKind
 from langchain_rwkv_state.store.resources import Resources
 from langchain_rwkv_state.store.schema import make_tables

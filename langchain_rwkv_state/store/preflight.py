@@ -18,8 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
+from langchain_rwkv_state._files import flush_directory, write_new
 from langchain_rwkv_state.errors import StoreError
-from langchain_rwkv_state.store.files import write_new
 from langchain_rwkv_state.store.old_format import ABOUT_KEY, convert, is_format_1
 from langchain_rwkv_state.store.schema import (
     COMPANIONS,
@@ -35,7 +35,6 @@ from langchain_rwkv_state.store.schema import (
     make_tables,
 )
 from langchain_rwkv_state.store.schema import DATABASE as DATABASE
-from langchain_rwkv_state.whole import flush_directory
 
 SMALLEST_BYTES = 512  # SQLite's smallest page
 _WAIT_SECONDS = 60.0

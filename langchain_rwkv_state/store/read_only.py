@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from langchain_rwkv_state._fork import ForkLock
 from langchain_rwkv_state.errors import RWKVStateError, StoreError
-from langchain_rwkv_state.store.forks import ForkLock
 from langchain_rwkv_state.store.old_format import convert, is_format_1
 from langchain_rwkv_state.store.preflight import (
     connect,

@@ -29,6 +29,7 @@ _HASH = hashlib.blake2b(digest_size=16, person=b"rwkv-state-row")  # to be copie
 _DOUBLE = struct.Struct(">d")
 _REF_BYTES = 32
 
+_SIZED = (bytes, str)
 Raw = Sequence[Any]
 """A row as SQLite gives it: columns, then the checksum."""
 
@@ -101,7 +102,7 @@ def _read_refs(value: Any) -> tuple[str, ...]:
     if len(data) % _REF_BYTES:
         raise ValueError("no references")
     places = range(0, len(data), _REF_BYTES)
-    return tuple(ref_text(data[at : at + _REF_BYTES]) for at in places)
+    return tuple([ref_text(data[at : at + _REF_BYTES]) for at in places])
 
 
 def _read_count(value: Any) -> int:
@@ -111,9 +112,25 @@ def _read_count(value: Any) -> int:
 
 
 def _read_seconds(value: Any) -> float:
-    if type(value) is not float or not math.isfinite(value):
+    if type(value) is not float or not -math.inf < value < math.inf:
         raise ValueError("no time")
     return value
+
+
+def _read_end(value: Any) -> float:
+    return math.inf if value is None else _read_seconds(value)
+
+
+def _write_end(value: float) -> float | None:
+    return None if value == math.inf else float(value)
+
+
+def _read_maybe_ref(value: Any) -> str | None:
+    return None if value is None else _read_ref(value)
+
+
+def _write_maybe_ref(value: str | None) -> bytes | None:
+    return None if value is None else ref_bytes(value)
 
 
 def _read_flag(value: Any) -> bool:
@@ -140,7 +157,7 @@ def _read_origin(value: Any) -> Origin:
 def _read_model(value: Any) -> Named:
     fingerprint, *numbers = json.loads(_bytes(value))
     if not isinstance(fingerprint, str):
-        raise ValueError("no model")
+        raise TypeError("no model")
     version, n_layer, n_embd = map(_read_count, numbers)
     return Named(fingerprint, version, n_layer, n_embd)
 
@@ -159,26 +176,45 @@ _REF = _Kind(_read_ref, ref_bytes)
 _REFS = _Kind(_read_refs, lambda refs: b"".join(map(ref_bytes, refs)))
 _COUNT = _Kind(_read_count, int)
 _SECONDS = _Kind(_read_seconds, float)
-_END = _maybe(_SECONDS, math.inf)
+_END = _Kind(_read_end, _write_end)
 _FLAG = _Kind(_read_flag, int)
 _TEXTS = _maybe(_Kind(_read_texts, _json_bytes), ())
 _ORIGIN = _maybe(_Kind(_read_origin, lambda origin: _json_bytes(origin.to_body())))
 _HOLDER = _Kind(lambda value: Holder(_read_count(value)), int)
 _MODEL = _maybe(_Kind(_read_model, lambda model: _json_bytes(list(model))))
-_MAYBE_REF = _maybe(_REF)
+_MAYBE_REF = _Kind(_read_maybe_ref, _write_maybe_ref)
 
 
-class Table(NamedTuple):
-    """A table: its name, how many columns are its key, and its columns but the checksum."""
+class Table:
+    """A table.
 
-    name: str
-    keys: int
-    columns: dict[str, _Kind]
+    Args:
+        name: Its name.
+        keys: How many of its first columns are its key.
+        columns: All its columns but the checksum.
+    """
+
+    def __init__(self, name: str, keys: int, columns: dict[str, _Kind]) -> None:
+        self.name = name
+        self.keys = keys
+        self.columns = columns
+        self._reads = tuple(kind.read for kind in columns.values())
+        self._writes = tuple(kind.write for kind in columns.values())
 
     def pack(self, values: Sequence[Any]) -> tuple[Any, ...]:
         """Returns a row's columns, without the checksum."""
-        kinds = self.columns.values()
-        return tuple([kind.write(value) for kind, value in zip(kinds, values, strict=True)])
+        return tuple([write(value) for write, value in zip(self._writes, values, strict=True)])
+
+    def require_sound(self, raw: Raw) -> None:
+        """Checks that a row's checksum is right.
+
+        Raises:
+            StateCorrupt: It is not.
+        """
+        if checksum(self.name, raw[:-1]) != raw[-1]:
+            raise StateCorrupt(
+                f"The checksum of the {self.describe(raw)} is wrong: it was changed."
+            )
 
     def unpack(self, raw: Raw) -> list[Any]:
         """Returns a row's values, once its checksum is known to be right.
@@ -186,20 +222,35 @@ class Table(NamedTuple):
         Raises:
             StateCorrupt: It is wrong, or a column holds what none can.
         """
-        columns = raw[:-1]
-        if checksum(self.name, columns) != raw[-1]:
+        self.require_sound(raw)
+        try:
+            return [read(column) for read, column in zip(self._reads, raw, strict=False)]
+        except (ValueError, TypeError, RecursionError, StateCorrupt) as error:
             raise StateCorrupt(
-                f"The checksum of the {self.describe(raw)} is wrong: it was changed."
-            )
-        values = []
-        for (name, kind), column in zip(self.columns.items(), columns, strict=True):
+                f"The {self.describe(raw)} has no usable {self._first_unusable(raw)}."
+            ) from error
+
+    def read(self, raw: Raw, places: Sequence[int]) -> list[Any]:
+        """Returns the values of some columns of a row that is known to be sound.
+
+        Raises:
+            StateCorrupt: One holds what none can.
+        """
+        try:
+            return [self._reads[place](raw[place]) for place in places]
+        except (ValueError, TypeError) as error:
+            raise StateCorrupt(
+                f"The {self.describe(raw)} has no usable {self._first_unusable(raw)}."
+            ) from error
+
+    def _first_unusable(self, raw: Raw) -> str:
+        """Returns words for the first column that cannot be read."""
+        for (name, kind), column in zip(self.columns.items(), raw, strict=False):
             try:
-                values.append(kind.read(column))
-            except (ValueError, TypeError, RecursionError, StateCorrupt) as error:
-                raise StateCorrupt(
-                    f"The {self.describe(raw)} has no usable {name!r}: {column!r:.200}."
-                ) from error
-        return values
+                kind.read(column)
+            except (ValueError, TypeError, RecursionError, StateCorrupt):
+                return f"{name!r}: {column!r:.200}"
+        return "columns"
 
     def describe(self, raw: Raw) -> str:
         """Returns words for a row, for messages; its key may be damaged."""
@@ -236,16 +287,19 @@ _ROW = {
 
 def checksum(table: str, columns: Sequence[Any]) -> bytes:
     """Returns the checksum of a row: over its table's name and each column's type and length."""
-    parts: list[bytes] = [table.encode()]
+    parts = [table.encode()]
+    add = parts.append
     for value in columns:
-        if value is None:
-            parts.append(b"n")
-        elif type(value) is bytes:
-            parts += (b"b%d:" % len(value), value)
-        elif type(value) is float:
-            parts += (b"f", _DOUBLE.pack(value))
-        elif type(value) is int:
-            parts.append(b"i%d;" % value)
+        kind = type(value)
+        if kind is bytes:
+            add(b"b%d:" % len(value))
+            add(value)
+        elif kind is float:
+            add(b"f" + _DOUBLE.pack(value))
+        elif value is None:
+            add(b"n")
+        elif kind is int:
+            add(b"i%d;" % value)
         else:  # this package writes none
             text = str(value).encode("utf-8", "surrogatepass")
             parts += (b"t%d:" % len(text), text)
@@ -256,7 +310,7 @@ def checksum(table: str, columns: Sequence[Any]) -> bytes:
 
 def size(columns: Sequence[Any]) -> int:
     """Returns the bytes that a row's columns count for."""
-    return sum([len(each) if isinstance(each, bytes | str) else 8 for each in columns])
+    return sum([len(each) if type(each) in _SIZED else 8 for each in columns])
 
 
 META = Table("meta", 1, {"key": _WORDS, "value": _Kind(_bytes, bytes)})

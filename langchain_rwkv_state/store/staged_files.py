@@ -23,18 +23,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from langchain_rwkv_state import file_lock
+from langchain_rwkv_state import _files
+from langchain_rwkv_state._files import NO_LINK, write_new
+from langchain_rwkv_state._fork import ForkLock
 from langchain_rwkv_state.errors import StateCorrupt, StoreError, StoreFull
 from langchain_rwkv_state.store.files import (
-    NO_LINK,
     NO_WAIT,
     SUFFIX,
     is_full,
     make_directories,
     read_regular,
-    write_new,
 )
-from langchain_rwkv_state.store.forks import ForkLock
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import Buffer
@@ -172,13 +171,13 @@ def _make_held(root: Path) -> tuple[Path, int]:
     name = secrets.token_hex(8)
     made = root / f".{name}"
     make_directories(made)
-    if not file_lock.MOVABLE:  # no sweep takes a young folder there
+    if not _files.MOVABLE:  # no sweep takes a young folder there
         made = made.rename(root / name)
     handle = os.open(made / _LOCK, os.O_RDWR | os.O_CREAT | NO_LINK, 0o600)
-    if not file_lock.take_lock(handle):
+    if not _files.take_lock(handle):
         raise OSError(errno.EAGAIN, f"Somebody holds {made / _LOCK}, which was just made")
     # It takes its name once it is locked, so that no sweep finds it free before.
-    return (made.rename(root / name) if file_lock.MOVABLE else made), handle
+    return (made.rename(root / name) if _files.MOVABLE else made), handle
 
 
 def _remove_if_dead(folder: Path) -> bool:
@@ -187,7 +186,7 @@ def _remove_if_dead(folder: Path) -> bool:
         return False
     dead = _is_old(folder)
     if not folder.name.startswith("."):  # else it is being made
-        dead = (dead or file_lock.MOVABLE) and _is_free(folder / _LOCK, folder)
+        dead = (dead or _files.MOVABLE) and _is_free(folder / _LOCK, folder)
     if dead:
         shutil.rmtree(folder, ignore_errors=True)
     return dead
@@ -200,7 +199,7 @@ def _is_free(lock: Path, folder: Path) -> bool:
     except FileNotFoundError:
         return _is_old(folder)
     try:
-        return file_lock.take_lock(handle)
+        return _files.take_lock(handle)
     except OSError:
         return False
     finally:

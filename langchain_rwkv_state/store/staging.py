@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from langchain_rwkv_state._fork import ForkLock
 from langchain_rwkv_state.state.header import Named
-from langchain_rwkv_state.store.forks import ForkLock
 from langchain_rwkv_state.store.whose import model_named_by
 
 if TYPE_CHECKING:

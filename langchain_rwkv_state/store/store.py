@@ -55,7 +55,7 @@ from langchain_rwkv_state.store.records import (
     StoreStats,
 )
 from langchain_rwkv_state.store.resources import Resources
-from langchain_rwkv_state.store.rows import Holder, HoldRow, SessionRow, StateRow
+from langchain_rwkv_state.store.rows import Holder, SessionRow, StateRow
 from langchain_rwkv_state.store.secret import open_secret
 from langchain_rwkv_state.store.settings import (
     DEFAULT_TTL,
@@ -159,6 +159,7 @@ class TableStore(StateStore):
         self._check_open()
         seconds = ttl_seconds(ttl, self._ttl)
         _check_state(state)
+        states.require_finite(state)
         ref, state = self._as_kept(state)
 
         def work(changes: Changes) -> None:
@@ -238,6 +239,15 @@ class TableStore(StateStore):
 
     def head(self, session: str) -> str | None:
         """See `StateStore.head`."""
+        self._check_open()
+        check_name(session, "session")
+        view = self._view()
+        found = view.head(session)
+        if found is None:
+            return None
+        head, expires, ttl, sliding = found
+        if not sliding or not _worn(expires, ttl, view.now):
+            return head
         row = self._read_session(session)
         return None if row is None else row.head
 
@@ -274,8 +284,14 @@ class TableStore(StateStore):
         _expect_head(view.session(session), session, parent)
         origin = self._origin(view, ref, parent) if self._log_tokens else None
 
+        living: list[tuple[SessionRow, SessionRow | None]] = []
+
+        # An expired session may hold the very state that begins a new one: let go of it first.
+        def first(changes: Changes) -> None:
+            living[:] = [self._heads.living(changes, session)]
+
         def work(changes: Changes) -> None:
-            row, old = self._heads.living(changes, session)
+            ((row, old),) = living
             if place is not None:
                 queue.end(changes, session, place)
             _expect_head(row, session, parent)
@@ -290,8 +306,7 @@ class TableStore(StateStore):
                 row = self._heads.moved(changes, row, ref, origin, tuple(said))
             changes.save_session(row, old)
 
-        # An expired session may hold the very state that begins a new one: let go of it first.
-        self._with_state(ref, work, first=lambda changes: self._heads.living(changes, session))
+        self._with_state(ref, work, first=first)
 
     def append_unread(self, session: str, messages: Sequence[str], ttl: TTL = None) -> None:
         """See `StateStore.append_unread`."""
@@ -761,7 +776,6 @@ class TableStore(StateStore):
         self, ref: str, state: RWKVState, parent: str | None, origin: Origin | None
     ) -> StateRow:
         """Writes a state's bytes and returns the row for them."""
-        states.require_finite(state)
         now = self._clock.now()
         parts = states.encode_parts(
             state, parent=parent, ref=ref, created_seconds=now, codec=self._codec
@@ -821,6 +835,7 @@ class TableStore(StateStore):
         if self._codec not in LOSSY or self._staged(ref) or self._view().lives(ref):
             return ref, state
         kept = states.lossy(state, self._codec)
+        states.require_finite(kept)
         return reference(kept.derivation, self._key), kept
 
     # -- pieces of the verbs ---------------------------------------------------------------------
@@ -860,7 +875,7 @@ class TableStore(StateStore):
         check_name(session, "session")
         view = self._view()
         row = view.session(session)
-        if row is None or not renew or not row.sliding or not _worn(row, view.now):
+        if row is None or not renew or not row.sliding or not _worn(row.expires, row.ttl, view.now):
             return row
         if self._backend.read_only:
             return row
@@ -886,7 +901,9 @@ class TableStore(StateStore):
             hold
             for kind in (Holder.OWNER, Holder.PUT)
             for hold in view.holders(ref, kind)
-            if hold is not None and hold.expires > view.now and _worn(hold, view.now)
+            if hold is not None
+            and hold.expires > view.now
+            and _worn(hold.expires, hold.ttl, view.now)
         ]
         if not worn:
             return
@@ -955,9 +972,9 @@ def _expect_head(row: SessionRow | None, session: str, parent: str | None) -> No
         )
 
 
-def _worn(row: SessionRow | HoldRow, now: float) -> bool:
+def _worn(expires: float, ttl: float, now: float) -> bool:
     """Says whether a tenth of a time to live has passed since it last started."""
-    return math.isfinite(row.expires) and row.expires - now <= (1 - _RENEW_AFTER) * row.ttl
+    return expires < math.inf and expires - now <= (1 - _RENEW_AFTER) * ttl
 
 
 def _blob_name(ref: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -39,7 +40,7 @@ RowT = TypeVar("RowT", bound=Row)
 
 TOMBSTONE_SECONDS = 7 * 86400.0
 LOG_ENTRIES = 100
-_PAGE = 32
+_PAGE = 32  # holds that are read at a time, as `_HOLDS` says
 _TOTALS = "totals"
 
 Sql = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
@@ -65,6 +66,7 @@ _LIST = (
     "INSERT OR REPLACE INTO Cache(key, raw, store_time, expire_time, access_time, access_count,"
     " tag, size, mode, filename, value) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
+_RETURNS = sqlite3.sqlite_version_info >= (3, 35)
 _FILE_MODE = 2  # diskcache's number for a value that is a file of bytes
 
 
@@ -127,6 +129,23 @@ class Tables:
             "session: restore the store from a copy, or let the session start anew with "
             f"store.delete_session({name!r})."
         )
+
+    def head(self, name: str) -> tuple[str | None, float, float, bool] | None:
+        """Returns a living session's head, end, time to live and whether that slides; no more.
+
+        Raises:
+            StateCorrupt: As `stored_session`.
+        """
+        (found,) = self._sql(_SESSION, (name_bytes(name),))
+        if found[0] is None and found[-2] is None:
+            return None
+        table = SessionRow.TABLE
+        if found[0] is not None and found[3] == found[-2] and found[1] == found[-1]:
+            table.require_sound(found[:-2])
+            head, expires, ttl, sliding = table.read(found, (1, 6, 7, 8))
+            return None if expires <= self.now else (head, expires, ttl, sliding)
+        self.stored_session(name)  # says what is wrong
+        return self.head(name)  # it was changed between the looks
 
     def session(self, name: str) -> SessionRow | None:
         """Returns a living session.
@@ -394,8 +413,7 @@ class Tables:
 
 _QUEUE = "SELECT * FROM queue"
 _HOLDS = (
-    "SELECT * FROM holds WHERE ref = ? AND (kind, owner) >= (?, ?) ORDER BY kind, owner"
-    f" LIMIT {_PAGE}"
+    "SELECT * FROM holds WHERE ref = ? AND (kind, owner) >= (?, ?) ORDER BY kind, owner LIMIT 32"
 )
 _HOLDS_AFTER = _HOLDS.replace(">=", ">")
 
@@ -453,6 +471,9 @@ class Changes(Tables):
         self.blob_exists = blob_exists
         self._lists_states = lists_states
         self._nbytes = self._sessions = self._names = 0
+        self._before: Totals | None = None
+        self._known: dict[str, StateRow | None] = {}
+        self._added: set[str] = set()
         self.dropped: list[str] = []
         self.states_removed = 0
 
@@ -481,9 +502,14 @@ class Changes(Tables):
 
     def _delete(self, table: Table, where: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
         """Deletes rows; returns them as they stood."""
-        found = self._sql(f"SELECT * FROM {table.name} WHERE {where}", values)  # noqa: S608 # constants
-        if found:
-            self._sql(f"DELETE FROM {table.name} WHERE {where}", values)  # noqa: S608 # constants
+        if table is StateRow.TABLE:
+            self._known.clear()
+        delete = f"DELETE FROM {table.name} WHERE {where}"  # noqa: S608 # names of ours
+        if _RETURNS:
+            found = self._sql(delete + " RETURNING *", values)
+        else:
+            found = self._sql(f"SELECT * FROM {table.name} WHERE {where}", values)  # noqa: S608
+            self._sql(delete, values)
         self._nbytes -= sum(rows.size(raw[:-1]) for raw in found)
         return found
 
@@ -498,11 +524,15 @@ class Changes(Tables):
         Raises:
             StateCorrupt: As `Tables.totals`.
         """
-        nbytes, sessions, names = super().totals()
+        if self._before is None:
+            self._before = super().totals()
+        nbytes, sessions, names = self._before
         return Totals(nbytes + self._nbytes, sessions + self._sessions, names ^ self._names)
 
     def finish(self) -> Totals:
         """Notes the totals where they changed, as the transaction's last step; returns them."""
+        for ref in list(self._added):
+            self._write_state(ref)
         totals = self.totals()
         if self._nbytes or self._sessions or self._names:
             self.set_totals(totals)
@@ -511,12 +541,23 @@ class Changes(Tables):
     def set_totals(self, totals: Totals) -> None:
         """Notes the totals; what changed so far is in them."""
         self._nbytes = self._sessions = self._names = 0
+        self._before = totals
         self.note(_TOTALS, json.dumps(totals).encode())
 
     # -- holds -----------------------------------------------------------------------------------
 
+    def stored_state(self, ref: str) -> StateRow | None:
+        """See `Tables.stored_state`; a row is read once."""
+        if ref not in self._known:
+            self._known[ref] = super().stored_state(ref)
+        return self._known[ref]
+
     def put_state(self, row: StateRow, old: StateRow | None = None) -> None:
         """Writes a state's row."""
+        if row.ref in self._added:
+            self._added.discard(row.ref)
+            old = None
+        self._known[row.ref] = row
         self.put(row, old)
         if old is None or (old.blob, old.nbytes) != (row.blob, row.nbytes):
             self._nbytes += row.nbytes - (0 if old is None else old.nbytes)
@@ -535,15 +576,25 @@ class Changes(Tables):
             self._sql("DELETE FROM Cache WHERE key = ? AND raw = 1", (rows.ref_text(digest),))
 
     def add_state(self, row: StateRow) -> None:
-        """Adds a state whose file is written; something must hold it before the end."""
-        self.put_state(row)
+        """Adds a state whose file is written; its row is written with the first hold."""
+        self._known[row.ref] = row
+        self._added.add(row.ref)
         self.delete_key(TOMBSTONES, (ref_bytes(row.ref),))
+
+    def _write_state(self, ref: str) -> None:
+        row = self.stored_state(ref)
+        if row is not None:
+            self.put_state(row)
 
     def remove_state(self, row: StateRow, *, keep_file: bool = False) -> None:
         """Removes a state that nothing holds any more."""
-        self.delete_key(StateRow.TABLE, (ref_bytes(row.ref),))
-        self._nbytes -= row.nbytes
-        self.unlist_state(ref_bytes(row.ref))
+        self._known[row.ref] = None
+        if row.ref in self._added:
+            self._added.discard(row.ref)
+        else:
+            self._sql("DELETE FROM states WHERE ref = ?", (ref_bytes(row.ref),))
+            self._nbytes -= row.nbytes + rows.size(row.pack())
+            self.unlist_state(ref_bytes(row.ref))
         if not keep_file:
             self.dropped.append(row.blob)
         self.states_removed += 1
@@ -562,7 +613,7 @@ class Changes(Tables):
 
     def hold(self, ref: str, kind: Holder, owner: str, ttl: float = math.inf) -> None:
         """Makes something hold a state from now on, or renews its hold."""
-        old = self.stored_hold(ref, kind, owner)
+        old = None if ref in self._added else self.stored_hold(ref, kind, owner)
         if old is None:
             state = self.state_to_hold(ref)
             self.put_state(replace(state, holders=state.holders + 1), state)

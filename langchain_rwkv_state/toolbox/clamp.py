@@ -16,10 +16,10 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
+from langchain_rwkv_state._files import require_new, write_whole
 from langchain_rwkv_state.runtime.base import Runtime
 from langchain_rwkv_state.runtime.checkpoint import Checkpoint, read_tensors
 from langchain_rwkv_state.runtime.loader import load_changed, locate
-from langchain_rwkv_state.whole import require_new, write_whole
 
 LOW, HIGH = -8.0, -0.1
 """Half-lives from 2,066 tokens down to 0.77."""

@@ -20,6 +20,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+from langchain_rwkv_state._files import whole_file, write_whole
 from langchain_rwkv_state.errors import StateCorrupt, StateMismatch
 from langchain_rwkv_state.state.accumulators import LOG_ZERO
 from langchain_rwkv_state.state.checks import require_states
@@ -27,7 +28,6 @@ from langchain_rwkv_state.state.container import as_bytes
 from langchain_rwkv_state.state.layout import StateLayout
 from langchain_rwkv_state.state.parts import SHIFTS, kind
 from langchain_rwkv_state.state.state import RWKVState
-from langchain_rwkv_state.whole import whole_file, write_whole
 
 _TUNED = re.compile(r"(?:.*\.)?blocks\.(\d+)\.att\.time_state")
 _OTHER_NAMES = {"att_ab": "att_bb"}  # what some tools call RWKV-4's denominator

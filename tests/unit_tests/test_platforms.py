@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from langchain_rwkv_state import DiskStateStore, file_lock, whole
+from langchain_rwkv_state import DiskStateStore, _files
 from langchain_rwkv_state.errors import StoreError
 from langchain_rwkv_state.runtime.native import build
 from langchain_rwkv_state.store import disk_backend, staged_files
@@ -61,10 +61,10 @@ class Msvcrt:
 def windows(monkeypatch):
     """A store's surroundings there; the rest of the process stays where it is."""
     msvcrt = Msvcrt()
-    monkeypatch.setattr(file_lock, "_fcntl", None)
-    monkeypatch.setattr(file_lock, "_msvcrt", msvcrt)
-    monkeypatch.setattr(file_lock, "MOVABLE", False)
-    monkeypatch.setattr(whole, "_OPENS_DIRECTORIES", False)
+    monkeypatch.setattr(_files, "_fcntl", None)
+    monkeypatch.setattr(_files, "_msvcrt", msvcrt)
+    monkeypatch.setattr(_files, "MOVABLE", False)
+    monkeypatch.setattr(_files, "_OPENS_DIRECTORIES", False)
     monkeypatch.setitem(sys.modules, "resource", None)
 
     def link(path, target, *, follow_symlinks=True):
@@ -129,7 +129,7 @@ def test_what_memory_has_no_room_for_is_committed_on_windows_too(windows, tmp_pa
 def test_a_store_waits_for_the_lock_on_windows(windows, tmp_path):
     DiskStateStore(tmp_path / "store").close()
     with (tmp_path / "store" / "lock").open("r+b") as held:
-        assert file_lock.take_lock(held.fileno())
+        assert _files.take_lock(held.fileno())
         with (
             pytest.raises(StoreError, match="another process held lock"),
             disk_backend._only_one(tmp_path / "store" / "lock", 0.05),
@@ -138,8 +138,8 @@ def test_a_store_waits_for_the_lock_on_windows(windows, tmp_path):
 
 
 def test_a_system_without_locks_is_told_of(monkeypatch, tmp_path):
-    monkeypatch.setattr(file_lock, "_fcntl", None)
-    monkeypatch.setattr(file_lock, "_msvcrt", None)
+    monkeypatch.setattr(_files, "_fcntl", None)
+    monkeypatch.setattr(_files, "_msvcrt", None)
     with pytest.raises(StoreError, match=r"has no locks of files.*MemoryStateStore"):
         DiskStateStore(tmp_path / "store")
 
@@ -149,7 +149,7 @@ def test_a_file_system_without_locks_is_told_of(monkeypatch, tmp_path):
         raise OSError(errno.ENOLCK, "No locks available")
 
     stand_in = SimpleNamespace(flock=flock, LOCK_EX=2, LOCK_NB=4)
-    monkeypatch.setattr(file_lock, "_fcntl", stand_in)
+    monkeypatch.setattr(_files, "_fcntl", stand_in)
     with pytest.raises(StoreError, match="No locks available"):
         DiskStateStore(tmp_path / "store")
 
@@ -164,10 +164,10 @@ def test_a_new_file_needs_no_links(links, monkeypatch, tmp_path):
             raise PermissionError(errno.EPERM, "Operation not permitted")
 
         monkeypatch.setattr(os, "link", link)
-    whole.write_whole(tmp_path / "file", b"text", new=True)
+    _files.write_whole(tmp_path / "file", b"text", new=True)
     assert (tmp_path / "file").read_bytes() == b"text"
     with pytest.raises(FileExistsError):
-        whole.write_whole(tmp_path / "file", b"other", new=True)
+        _files.write_whole(tmp_path / "file", b"other", new=True)
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
@@ -200,9 +200,9 @@ def test_locks_come_from_the_module_that_is_there(monkeypatch):
     monkeypatch.setitem(sys.modules, "fcntl", None)
     monkeypatch.setitem(sys.modules, "msvcrt", msvcrt)
     try:
-        importlib.reload(file_lock)
-        assert (file_lock._fcntl, file_lock._msvcrt) == (None, msvcrt)
+        importlib.reload(_files)
+        assert (_files._fcntl, _files._msvcrt) == (None, msvcrt)
     finally:
         monkeypatch.undo()
-        importlib.reload(file_lock)
-    assert file_lock._fcntl is fcntl
+        importlib.reload(_files)
+    assert _files._fcntl is fcntl

@@ -50,7 +50,7 @@ from pathlib import Path
 from langchain_rwkv_state import _stopping as stopping
 stopping.listen()
 from langchain_rwkv_state.cli import app
-from langchain_rwkv_state.whole import whole_file
+from langchain_rwkv_state._files import whole_file
 @app.command()
 def act(path: Path):
     {act}

@@ -23,8 +23,8 @@ from pathlib import Path
 
 import platformdirs
 
+from langchain_rwkv_state._files import write_whole
 from langchain_rwkv_state.runtime.native.private_folder import private_folder
-from langchain_rwkv_state.whole import write_whole
 
 logger = logging.getLogger(__name__)
 

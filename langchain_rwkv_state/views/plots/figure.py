@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from langchain_rwkv_state.whole import require_new, whole_file
+from langchain_rwkv_state._files import require_new, whole_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

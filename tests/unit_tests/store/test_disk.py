@@ -15,11 +15,13 @@ import sqlite3
 import stat
 import threading
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import diskcache
 import pytest
 
 from langchain_rwkv_state.errors import (
@@ -29,7 +31,7 @@ from langchain_rwkv_state.errors import (
     StoreError,
     StoreFull,
 )
-from langchain_rwkv_state.state import Buffer
+from langchain_rwkv_state.state import Buffer, decode
 from langchain_rwkv_state.store import DiskStateStore, default_directory, rows
 from langchain_rwkv_state.store.disk_backend import DiskBackend
 from tests.helpers.mutations import Payload
@@ -339,6 +341,25 @@ def test_sessions_are_listed_by_two_statements_however_many_there_are(store):
     assert len([each for each in statements if each.startswith("SELECT")]) == 2
 
 
+def test_a_stranger_sees_the_states_in_diskcache_and_its_repair_deletes_none(path):
+    with DiskStateStore(path, history=2) as store:
+        refs = turns(store, "bob", 3)
+        store.rewind("bob")
+    files = state_files(path)
+    with closing(diskcache.Cache(str(path))) as cache:
+        assert set(cache) == set(refs[:2])
+        assert decode(cache[refs[1]], ref=refs[1]).state == random_state([*b"bob", 0, 1])
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            found = cache.check(fix=True)
+        assert len(found) >= 2, "it knows neither the lock nor the reserve"
+        assert not any(".safetensors" in str(each.message) for each in found)
+    assert state_files(path) == files
+    with DiskStateStore(path) as store:
+        assert store.check().sound
+        assert store.get(store.head("bob")) == random_state([*b"bob", 0, 1])
+
+
 # -- strange files -------------------------------------------------------------------------------
 
 
@@ -478,8 +499,6 @@ def test_another_programs_database_is_refused(path):
 
 
 def test_diskcaches_own_directory_is_refused(path):
-    import diskcache
-
     with closing(diskcache.Cache(str(path))) as cache:
         cache.set("a", 1)
     with pytest.raises(StoreError, match="another program"):

@@ -1,4 +1,4 @@
-"""An old page of the database is put back, as a disk that lost a write leaves it: never unnoticed."""
+"""An old page of the database is put back, as a disk that lost a write leaves it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def pages_of(path: Path) -> list[bytes]:
     return [data[at : at + PAGE] for at in range(0, len(data), PAGE)]
 
 
-def test_a_stale_page_gives_no_wrong_head_and_no_short_list_unnoticed(tmp_path):
+def test_a_stale_page_gives_no_wrong_head_and_no_short_list_unnoticed(tmp_path):  # noqa: C901 # steps
     path = tmp_path / "store"
     refs = [random_state([number]) for number in range(3)]
     heads: dict[str, str | None] = {}

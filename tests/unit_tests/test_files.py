@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from langchain_rwkv_state.whole import require_new, whole_file, write_whole
+from langchain_rwkv_state._files import require_new, whole_file, write_whole
 
 
 def test_a_file_holds_all_pieces_and_is_its_owners_alone(tmp_path):

@@ -1,8 +1,8 @@
-"""A lock that a forked child can use again.
+"""What a forked child must do before it goes on: one hook of the system's, and who asked for it.
 
-A lock held by another thread at the moment of a fork stays held in the child for good. These
-locks are all taken before a fork and let go on both sides of it. The easy mistake is to take one
-of them while holding another: a fork takes them in no particular order.
+A lock that another thread holds at the moment of a fork stays held in the child for good, and
+threads do not come along: so locks are taken before a fork and let go on both sides of it, and
+whoever has threads or files of its own is called in the child.
 """
 
 from __future__ import annotations
@@ -14,12 +14,31 @@ from collections.abc import Callable
 from types import TracebackType
 
 _registry_lock = threading.Lock()
-_registry: weakref.WeakSet[ForkLock] = weakref.WeakSet()
+_locks: weakref.WeakSet[ForkLock] = weakref.WeakSet()
 _held: list[ForkLock] = []
+_callbacks: list[Callable[[], Callable[[], None] | None]] = []
+
+
+def in_forked_child(callback: Callable[[], None]) -> None:
+    """Calls a function in each child that is forked from now on.
+
+    Args:
+        callback: What to call, in the order of registration, after the locks of `ForkLock` are
+            free; a bound method is held weakly, and forgotten with its object.
+
+    Example:
+        >>> in_forked_child(lambda: None)
+    """
+    if hasattr(callback, "__self__") and hasattr(callback, "__func__"):
+        _callbacks.append(weakref.WeakMethod(callback))
+    else:
+        _callbacks.append(lambda: callback)
 
 
 class ForkLock:
     """A re-entrant lock that is free in a forked child.
+
+    A fork takes all of them in no particular order: take none while holding another.
 
     Args:
         in_child: Called in the child, before the lock is let go; a bound method is held weakly.
@@ -29,7 +48,7 @@ class ForkLock:
         self._lock = threading.RLock()
         self._in_child = weakref.WeakMethod(in_child) if in_child is not None else None
         with _registry_lock:
-            _registry.add(self)
+            _locks.add(self)
 
     def __enter__(self) -> None:
         self._lock.acquire()
@@ -51,7 +70,7 @@ class ForkLock:
 
 def _before_fork() -> None:
     _registry_lock.acquire()
-    for lock in list(_registry):
+    for lock in list(_locks):
         lock.__enter__()
         _held.append(lock)
 
@@ -66,6 +85,12 @@ def _after_fork_in_child() -> None:
     for lock in _held:
         lock.after_fork()
     _after_fork_in_parent()
+    for each in list(_callbacks):
+        callback = each()
+        if callback is None:
+            _callbacks.remove(each)
+        else:
+            callback()
 
 
 if hasattr(os, "register_at_fork"):

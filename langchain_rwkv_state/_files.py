@@ -1,7 +1,6 @@
-"""Writing a file whole or not at all: for whatever a reader must never find half of.
+"""Writes a file whole or not at all, for whatever a reader must never find half of; locks one.
 
-It knows bytes and paths. The easy mistake is to write into the file itself: a full disk, or a
-program that is stopped, then leaves the first half in the place of what was there.
+It knows bytes and paths; who waits for a lock, and for how long, is for the caller.
 """
 
 from __future__ import annotations
@@ -9,11 +8,13 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _OPENS_DIRECTORIES = os.name != "nt"
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 
@@ -82,6 +83,43 @@ def require_new(path: Path) -> Path:
     return path
 
 
+def write_new(path: Path, parts: Iterable[bytes | memoryview], *, flush: bool = True) -> None:
+    """Writes a file that must not exist yet, durably, or not at all.
+
+    Args:
+        path: Its name.
+        parts: Its bytes, in pieces.
+        flush: Whether to wait until it is on the disk; without, it is not durable.
+
+    Raises:
+        OSError: It could not be written; nothing is left of it.
+    """
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINK, 0o600)
+    try:
+        try:
+            for part in parts:
+                left = memoryview(part)
+                while left:
+                    left = left[os.write(handle, left) :]
+            if flush:
+                os.fsync(handle)
+        finally:
+            os.close(handle)
+    except BaseException:
+        with suppress(OSError):
+            path.unlink()
+        raise
+
+
+def flush_file(path: Path) -> None:
+    """Waits until what a file holds is on the disk."""
+    handle = os.open(path, os.O_RDWR | NO_LINK)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def flush_directory(path: Path) -> None:
     """Makes the names in a directory durable."""
     if not _OPENS_DIRECTORIES:
@@ -120,3 +158,55 @@ def _move_to_new(temporary: Path, path: Path) -> None:
             raise
         require_new(path)  # a file system without links: a second writer may win the race
         temporary.rename(path)
+
+
+# -- locks ---------------------------------------------------------------------------------------
+
+_TAKEN = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+
+
+def _module(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError:
+        return None
+
+
+_fcntl, _msvcrt = _module("fcntl"), _module("msvcrt")
+
+MOVABLE = os.name != "nt"
+"""Whether the folder of a file that is open can be renamed."""
+
+
+def take_lock(handle: int) -> bool:
+    """Takes the lock of an open file, if nobody has it; it is held until the file is closed.
+
+    Args:
+        handle: A file that is open for writing. Another handle of the same process is another
+            user of the file.
+
+    Returns:
+        Whether it was taken; ``False`` where somebody else holds it.
+
+    Raises:
+        OSError: There are no locks, on this system or on this file system.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.NamedTemporaryFile() as file, open(file.name, "r+b") as again:
+        ...     take_lock(file.fileno()), take_lock(again.fileno())
+        (True, False)
+    """
+    try:
+        if _fcntl is not None:
+            _fcntl.flock(handle, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
+        elif _msvcrt is not None:
+            os.lseek(handle, 0, os.SEEK_SET)
+            _msvcrt.locking(handle, _msvcrt.LK_NBLCK, 1)
+        else:
+            raise OSError(errno.ENOLCK, "This system has no locks of files")
+    except OSError as error:
+        if error.errno in _TAKEN:
+            return False
+        raise
+    return True
