@@ -10,12 +10,13 @@ settled by whoever can.
 from __future__ import annotations
 
 import functools
-import os
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar
+
+from langchain_rwkv_state._fork import in_forked_child
 
 T = TypeVar("T")
 
@@ -217,5 +218,4 @@ def _after_fork_in_child() -> None:
         registry.after_fork()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+in_forked_child(_after_fork_in_child)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from langchain_rwkv_state._fork import in_forked_child
 from langchain_rwkv_state.engine.request import Thought, common
 from langchain_rwkv_state.engine.sampler import LogitsRow, Sampler
 from langchain_rwkv_state.errors import EngineError, SchemaError
@@ -593,8 +593,7 @@ def _renew_lock() -> None:
     _lock = threading.Lock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+in_forked_child(_renew_lock)
 
 
 def _compiled(tables: LLTokenizer, grammar: str) -> LLMatcher:

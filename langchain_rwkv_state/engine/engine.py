@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
 import threading
 import time
 import traceback
@@ -20,6 +19,7 @@ from typing import TypeVar
 
 import torch
 
+from langchain_rwkv_state._fork import in_forked_child
 from langchain_rwkv_state.engine.callbacks import begin_work
 from langchain_rwkv_state.engine.constraints import Grammars
 from langchain_rwkv_state.engine.request import Request, check_ids
@@ -390,5 +390,4 @@ def _after_fork() -> None:
 
 # A daemon thread inside the model while the interpreter goes down may crash it.
 atexit.register(_close_all)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+in_forked_child(_after_fork)

@@ -7,7 +7,6 @@ when its last tensor goes: the allocators keep it. It knows nothing of engines b
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 import threading
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from langchain_rwkv_state._fork import in_forked_child
 from langchain_rwkv_state._registry import Registry
 from langchain_rwkv_state.runtime.handle import Model, RuntimeHandle
 
@@ -96,5 +96,4 @@ def _after_fork_in_child() -> None:
         torch.set_num_threads(1)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+in_forked_child(_after_fork_in_child)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyrwkv_tokenizer
 
+from langchain_rwkv_state._fork import in_forked_child
 from langchain_rwkv_state.errors import ModelLoadError
 from langchain_rwkv_state.tokenizer._port import identity_of, joined, unreadable, well_formed
 
@@ -180,5 +181,4 @@ def _renew_lock() -> None:
     _world_lock = threading.Lock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+in_forked_child(_renew_lock)
