@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from queue import SimpleQueue
@@ -50,7 +50,41 @@ from langchain_rwkv_state.store import TTL, StateStore
 from langchain_rwkv_state.store.clock import ttl_seconds
 
 
-class SessionCalls(Runnable[LanguageModelInput, AIMessage]):
+class _Answers(ABC):
+    """What sessions can be asked to answer with, also where options are bound to them already."""
+
+    @property
+    @abstractmethod
+    def _calls(self) -> SessionCalls:
+        """The session, or sessions."""
+
+    @abstractmethod
+    def bind(self, **kwargs: Any) -> BoundSession:
+        """Binds options to every call."""
+
+    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> BoundSession:
+        """Returns this session with tools that the model may call; see `ChatRWKV.bind_tools`.
+
+        Each call is a turn: pass the results alone, as the next one.
+        """
+        self._calls.chat.bind_tools(tools, **kwargs)  # checks all of it
+        return self.bind(**tool_options(tools, **kwargs))
+
+    def with_structured_output(
+        self,
+        schema: Any = None,
+        *,
+        method: Method = "json_schema",
+        include_raw: bool = False,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """Returns this session with objects for answers; see `ChatRWKV.with_structured_output`."""
+        self._calls.chat.with_structured_output(schema, method=method, **kwargs)  # checks all of it
+        wanted = Structured.of(schema, method=method, **kwargs)
+        return wanted.chain(self.bind(**wanted.options), include_raw=include_raw)
+
+
+class SessionCalls(Runnable[LanguageModelInput, AIMessage], _Answers):
     """What is called of sessions, whatever tells their names.
 
     Args:
@@ -96,6 +130,10 @@ class SessionCalls(Runnable[LanguageModelInput, AIMessage]):
             ValueError: None is given, or none that a session can have.
         """
 
+    @property
+    def _calls(self) -> SessionCalls:
+        return self
+
     def bind(self, **kwargs: Any) -> BoundSession:
         """Binds options to every call; a tenant's salt is bound in the form that may be seen."""
         return BoundSession(bound=self, kwargs=seen(kwargs), config={})
@@ -104,24 +142,6 @@ class SessionCalls(Runnable[LanguageModelInput, AIMessage]):
         """Binds a configuration to every call."""
         merged = cast("RunnableConfig", {**(config or {}), **kwargs})
         return BoundSession(bound=self, kwargs={}, config=merged)
-
-    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> BoundSession:
-        """Returns this session with tools that the model may call; see `ChatRWKV.bind_tools`.
-
-        Each call is a turn: pass the results alone, as the next one.
-        """
-        return _with_tools(self, self.chat, tools, kwargs)
-
-    def with_structured_output(
-        self,
-        schema: Any = None,
-        *,
-        method: Method = "json_schema",
-        include_raw: bool = False,
-        **kwargs: Any,
-    ) -> Runnable[LanguageModelInput, Any]:
-        """Returns this session with objects for answers; see `ChatRWKV.with_structured_output`."""
-        return _structured(self, self.chat, schema, method, include_raw, kwargs)
 
     def invoke(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
@@ -384,27 +404,12 @@ def _answered(done: tuple[int, Any], *, return_exceptions: bool) -> tuple[int, A
     return done
 
 
-class BoundSession(RunnableBinding[LanguageModelInput, AIMessage]):
+class BoundSession(RunnableBinding[LanguageModelInput, AIMessage], _Answers):
     """A session with options or a configuration bound to it, which its asides have too."""
 
     def bind(self, **kwargs: Any) -> BoundSession:
         """Binds more options to every call."""
         return cast("BoundSession", super().bind(**seen(kwargs)))
-
-    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> BoundSession:
-        """See `SessionCalls.bind_tools`; what is bound stays so."""
-        return _with_tools(self, self._calls.chat, tools, kwargs)
-
-    def with_structured_output(
-        self,
-        schema: Any = None,
-        *,
-        method: Method = "json_schema",
-        include_raw: bool = False,
-        **kwargs: Any,
-    ) -> Runnable[LanguageModelInput, Any]:
-        """See `SessionCalls.with_structured_output`; what is bound stays so."""
-        return _structured(self, self._calls.chat, schema, method, include_raw, kwargs)
 
     def ask_aside(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
@@ -450,26 +455,3 @@ class BoundSession(RunnableBinding[LanguageModelInput, AIMessage]):
                 "the session itself, and put what else is wanted behind it."
             )
         return self.bound
-
-
-def _with_tools(
-    calls: SessionCalls | BoundSession,
-    chat: BaseChatModel,
-    tools: Sequence[Any],
-    options: Mapping[str, Any],
-) -> BoundSession:
-    chat.bind_tools(tools, **options)  # checks all of it
-    return calls.bind(**tool_options(tools, **options))
-
-
-def _structured(
-    calls: SessionCalls | BoundSession,
-    chat: BaseChatModel,
-    schema: Any,
-    method: Method,
-    include_raw: bool,
-    options: Mapping[str, Any],
-) -> Runnable[LanguageModelInput, Any]:
-    chat.with_structured_output(schema, method=method, **options)  # checks all of it
-    wanted = Structured.of(schema, method=method, **options)
-    return wanted.chain(calls.bind(**wanted.options), include_raw=include_raw)

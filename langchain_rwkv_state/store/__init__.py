@@ -1,19 +1,19 @@
 """Stores of states and sessions: the port, and what implements it."""
 
-from langchain_rwkv_state.store.base import (
-    TTL,
+from langchain_rwkv_state.store.base import StateStore
+from langchain_rwkv_state.store.clock import TTL
+from langchain_rwkv_state.store.disk import DiskStateStore, default_directory
+from langchain_rwkv_state.store.events import SessionEvent, watch
+from langchain_rwkv_state.store.memory import MemoryStateStore
+from langchain_rwkv_state.store.records import (
     Backup,
     CheckReport,
     Codec,
     LogEntry,
     LogKind,
     SessionInfo,
-    StateStore,
     StoreStats,
 )
-from langchain_rwkv_state.store.disk import DiskStateStore, default_directory
-from langchain_rwkv_state.store.events import SessionEvent, watch
-from langchain_rwkv_state.store.memory import MemoryStateStore
 from langchain_rwkv_state.store.settings import check_session
 
 follow = watch  # its name before

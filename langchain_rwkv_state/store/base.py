@@ -6,34 +6,32 @@ a turn is. An implementation writes the verbs of `StoreVerbs`; all else comes fr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self, TypeAlias, overload
 
-from langchain_rwkv_state.store.by_name import ByName
+from langchain_rwkv_state import state as states
+from langchain_rwkv_state.errors import SessionConflict, StateNotFound
+from langchain_rwkv_state.state import is_reference
+from langchain_rwkv_state.store.aio import AsyncVerbs, twin
 from langchain_rwkv_state.store.clock import TTL
-from langchain_rwkv_state.store.records import (
-    Backup,
-    CheckReport,
-    Codec,
-    LogEntry,
-    LogKind,
-    SessionInfo,
-    StoreStats,
-)
+from langchain_rwkv_state.store.events import snapshot_of
 from langchain_rwkv_state.store.shown import store_html
 
-__all__ = [
-    "TTL",
-    "Backup",
-    "Beside",
-    "CheckReport",
-    "Codec",
-    "LogEntry",
-    "LogKind",
-    "SessionInfo",
-    "StateStore",
-    "StoreStats",
-]
+if TYPE_CHECKING:
+    from langchain_rwkv_state.state import (
+        Diff,
+        Distance,
+        Healthy,
+        Inspection,
+        Metric,
+        Parts,
+        Reader,
+        RWKVState,
+    )
+
+Named: TypeAlias = "str | RWKVState"
+"""A session's name, a reference, or a state itself."""
 
 
 class Beside(Protocol):
@@ -49,10 +47,12 @@ class Beside(Protocol):
         ...
 
 
-class StateStore(ByName):
+class StateStore(AsyncVerbs):
     """Keeps states and sessions. Every verb has an async twin with an ``a`` before its name.
 
-    A store is a context manager, in both forms: leaving it closes it.
+    A store is a context manager, in both forms: leaving it closes it. Where the toolbox takes
+    states, its verbs of the same names take sessions: by name, by reference, or a state itself.
+    What could be both a session's name and a reference is refused.
 
     Example:
         >>> from langchain_rwkv_state.state import StateLayout, zero_state
@@ -73,6 +73,182 @@ class StateStore(ByName):
         """
         kept: dict[str, Beside] = self.__dict__.setdefault("_beside", {})
         return kept
+
+    # -- the toolbox, by name: looking is no use of a session, whose time to live goes on ---------
+
+    def state_of(self, source: Named) -> RWKVState:
+        """Returns the state that a session stands at; this counts as no use of it.
+
+        Args:
+            source: A session's name; a reference or a state is taken, too.
+
+        Raises:
+            TypeError: It is something else.
+            StateNotFound, StateExpired: There is no such session or state.
+            ValueError: The session has no state, or the text is both a name and a reference.
+        """
+        if isinstance(source, states.RWKVState):
+            return source
+        if not isinstance(source, str):
+            raise TypeError(f"Name a session, a reference or a state, got {source!r:.100}.")
+        found = snapshot_of(self, source)
+        if not is_reference(source):
+            if found is None:
+                raise StateNotFound(
+                    f"There is no session {source!r:.100} in this store: store.sessions() gives "
+                    "the names of those that there are."
+                )
+            return found.state
+        if found is not None:
+            raise ValueError(
+                f"{source!r} is a reference, and a session is called so too: pass "
+                "store.get(ref) for the one, or store.get(store.head(name)) for the other."
+            )
+        return self.get(source, renew=False)
+
+    def begin(self, session: str, state: RWKVState, *, ttl: TTL = None) -> str:
+        """Begins a new session with a state, in one commit; returns the state's reference.
+
+        Args:
+            session: A name that is new.
+            state: What it begins with.
+            ttl: The session's time to live; ``None`` for the store's default.
+
+        Raises:
+            SessionConflict: There is such a session; it stays as it is.
+            StateCorrupt, StoreFull: As `commit` and `stage`.
+        """
+        if self.session(session, renew=False) is not None:
+            raise SessionConflict(
+                f"The session {session!r} exists already: name another, or delete it first."
+            )
+        ref = self.stage(state)
+        self.commit(session, ref, None, ttl)
+        return ref
+
+    @overload
+    def blend(
+        self,
+        a: Named,
+        b: Named,
+        alpha: float = 0.5,
+        *,
+        parts: Parts = None,
+        into: None = None,
+        ttl: TTL = None,
+    ) -> RWKVState: ...
+
+    @overload
+    def blend(
+        self,
+        a: Named,
+        b: Named,
+        alpha: float = 0.5,
+        *,
+        parts: Parts = None,
+        into: str,
+        ttl: TTL = None,
+    ) -> str: ...
+
+    def blend(
+        self,
+        a: Named,
+        b: Named,
+        alpha: float = 0.5,
+        *,
+        parts: Parts = None,
+        into: str | None = None,
+        ttl: TTL = None,
+    ) -> RWKVState | str:
+        """Adds the states of two sessions, ``alpha * a + (1 - alpha) * b``; see `state.blend`.
+
+        Args:
+            a: A session.
+            b: Another of the same model.
+            alpha: Weight of `a`, from 0 to 1.
+            parts: Which tensors are blended; the others stay those of `a`.
+            into: A new session that begins with what comes out; ``None`` for none.
+            ttl: Its time to live; ``None`` for the store's default, whatever `a` and `b` have left.
+
+        Returns:
+            The new state; with `into` its reference, the session's head.
+
+        Raises:
+            SessionConflict: There is a session `into`; it stays as it is.
+            StateMismatch: The states belong to two models.
+            StateNotFound, StateExpired, TypeError, ValueError: As `state_of` and `state.blend`; or
+                a `ttl` was given and no `into`.
+
+        Example:
+            >>> store.blend("alice", "bob", 0.5, into="both")  # doctest: +SKIP
+        """
+        if into is None and ttl is not None:
+            raise ValueError("ttl is the time to live of a session: name it by into=, too.")
+        found = states.blend(self.state_of(a), self.state_of(b), alpha, parts=parts)
+        return found if into is None else self.begin(into, found, ttl=ttl)
+
+    def distance(
+        self,
+        a: Named,
+        b: Named,
+        metric: Metric = "l2",
+        *,
+        runtime: Reader | None = None,
+        probe: Sequence[int] | None = None,
+    ) -> Distance:
+        """Measures how far apart two sessions are; see `state.distance`.
+
+        Raises:
+            StateMismatch: Their states belong to two models.
+            StateNotFound, StateExpired, TypeError, ValueError: As `state_of` and `state.distance`.
+
+        Example:
+            >>> store.distance("alice", "bob") < 3  # doctest: +SKIP
+        """
+        return states.distance(
+            self.state_of(a), self.state_of(b), metric, runtime=runtime, probe=probe
+        )
+
+    def diff(
+        self,
+        a: Named,
+        b: Named,
+        metric: Metric = "rms_relative",
+        *,
+        runtime: Reader | None = None,
+        probe: Sequence[int] | None = None,
+    ) -> Diff:
+        """Sets two sessions side by side, layer by layer; see `state.diff`.
+
+        Raises:
+            StateMismatch: Their states belong to two models.
+            StateNotFound, StateExpired, TypeError, ValueError: As `state_of` and `state.distance`.
+
+        Example:
+            >>> print(store.diff("alice", "bob"))  # doctest: +SKIP
+        """
+        return states.diff(self.state_of(a), self.state_of(b), metric, runtime=runtime, probe=probe)
+
+    def inspect(self, session: Named, healthy: Healthy | None = None) -> Inspection:
+        """Looks at every tensor of the state that a session stands at; see `state.inspect`.
+
+        Raises:
+            StateMismatch: `healthy` belongs to another model.
+            StateNotFound, StateExpired, TypeError, ValueError: As `state_of`.
+
+        Example:
+            >>> store.inspect("alice").verdict  # doctest: +SKIP
+        """
+        return states.inspect(self.state_of(session), healthy=healthy)
+
+    astate_of = twin(state_of)
+    abegin = twin(begin)
+    ablend = twin(blend)
+    adistance = twin(distance)
+    adiff = twin(diff)
+    ainspect = twin(inspect)
+
+    # -- as an object ------------------------------------------------------------------------
 
     def _repr_html_(self) -> str:
         return store_html(self)

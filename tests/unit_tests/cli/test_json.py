@@ -98,7 +98,7 @@ def test_sessions(run, store):
 
 def test_a_damaged_session_is_named_and_said_of_on_standard_error(store):
     with closing(sqlite3.connect(store.path / "cache.db", isolation_level=None)) as database:
-        database.execute("UPDATE Cache SET value = x'00' WHERE key = ?", (b"salice",))
+        database.execute("UPDATE sessions SET unread = x'00' WHERE name = ?", (b"alice",))
     result = CliRunner().invoke(app, ["sessions", "--json", "--store", str(store.path)])
     assert valid("sessions", result.stdout)["damaged"] == ["alice"]
     assert result.stderr.startswith("error: ")
