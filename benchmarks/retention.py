@@ -14,12 +14,12 @@ import sys
 from rich.console import Console
 
 from benchmarks import common
+from langchain_rwkv_state._files import write_whole
 from langchain_rwkv_state._progress import stepping
 from langchain_rwkv_state.demo import RECALL_PATH
 from langchain_rwkv_state.toolbox.recall import Recall, measure
 from langchain_rwkv_state.toolbox.recall.cases import STRANGER, ZERO
 from langchain_rwkv_state.views.bars import recall_tables
-from langchain_rwkv_state._files import write_whole
 
 CASES = 300
 DISTANCES = (0, 4, 8, 16, 30, 45, 64, 100)
