@@ -83,7 +83,7 @@ def require_new(path: Path) -> Path:
     return path
 
 
-def write_new(path: Path, parts: Iterable[bytes | memoryview], *, flush: bool = True) -> None:
+def write_new(path: str | Path, parts: Iterable[bytes | memoryview], *, flush: bool = True) -> None:
     """Writes a file that must not exist yet, durably, or not at all.
 
     Args:
@@ -107,7 +107,7 @@ def write_new(path: Path, parts: Iterable[bytes | memoryview], *, flush: bool = 
             os.close(handle)
     except BaseException:
         with suppress(OSError):
-            path.unlink()
+            Path(path).unlink()
         raise
 
 

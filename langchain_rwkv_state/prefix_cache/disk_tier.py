@@ -32,8 +32,7 @@ from langchain_rwkv_state.prefix_cache.entries import CachedState, Namespace
 from langchain_rwkv_state.prefix_cache.eviction import score
 from langchain_rwkv_state.prefix_cache.radix_tree import unpack
 from langchain_rwkv_state.state import Buffer, Derivation, decode, encode_parts
-from langchain_rwkv_state.store.place import holds_store, require_place
-from langchain_rwkv_state.store.preflight import has_sessions
+from langchain_rwkv_state.store.place import has_sessions, holds_store, require_place
 from langchain_rwkv_state.store.schema import DATABASE
 
 _ENTRY, _ENTRY_END = b"e", b"f"

@@ -26,8 +26,7 @@ from langchain_rwkv_state.store.place import holds_store
 from langchain_rwkv_state.store.records import Backup, Codec, LogKind
 from langchain_rwkv_state.store.resources import OPEN_STORES, Resources
 from langchain_rwkv_state.store.settings import DEFAULT_TTL, StoreSettings, check_opening
-from langchain_rwkv_state.store.staged_files import StagedFiles
-from langchain_rwkv_state.store.staging import STAGED_BUDGET_BYTES
+from langchain_rwkv_state.store.staging import STAGED_BUDGET_BYTES, StagedFiles
 from langchain_rwkv_state.store.store import TableStore
 
 DIRECTORY_VARIABLE = "RWKV_STATE_DIR"

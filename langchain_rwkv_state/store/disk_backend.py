@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from diskcache import Cache, Timeout
+from diskcache import Cache, Disk, Timeout
+from diskcache.core import MODE_RAW, UNKNOWN
 
 from langchain_rwkv_state._files import take_lock
 from langchain_rwkv_state._fork import ForkLock
 from langchain_rwkv_state.errors import RWKVStateError, StateCorrupt, StoreError, StoreFull
-from langchain_rwkv_state.store.connections import ThreadConnections
 from langchain_rwkv_state.store.files import (
     StateFiles,
     file_limit,
@@ -33,15 +35,15 @@ from langchain_rwkv_state.store.place import (
     LOCK,
     holds_store,
     is_writable,
+    opened,
+    prepare_database,
     require_place,
 )
-from langchain_rwkv_state.store.preflight import opened, prepare_database
 from langchain_rwkv_state.store.read_only import ReadOnlyDatabase
 from langchain_rwkv_state.store.records import CheckReport
-from langchain_rwkv_state.store.safe_disk import SafeDisk
+from langchain_rwkv_state.store.rows import StateRow
 from langchain_rwkv_state.store.schema import DATABASE, SETTINGS
-from langchain_rwkv_state.store.table_check import check_table
-from langchain_rwkv_state.store.tables import Sql
+from langchain_rwkv_state.store.tables import Changes, Sql, listed
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import Buffer
@@ -388,3 +390,179 @@ def _locked(handle: int, path: Path) -> bool:
             f"{path} cannot be locked ({error.strerror}), and a store needs that: use a directory "
             "on a local disk, or a MemoryStateStore."
         ) from error
+
+
+class ThreadConnections:
+    """Minds the connections of all threads of one database."""
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    def mind(self, connection: Any) -> None:
+        """Makes the calling thread close its connection when it ends, or finds the database closed.
+
+        Args:
+            connection: The calling thread's own.
+        """
+        minded = _mine.closers.get(self)
+        if minded is None or minded.connection is not connection:
+            for each in [each for each in _mine.closers if each.closed]:
+                del _mine.closers[each]
+            _mine.closers[self] = _Closer(connection)
+
+    def close(self) -> None:
+        """Lets all threads close their connections; each does with the next that it opens."""
+        self.closed = True
+        _mine.closers.pop(self, None)
+
+
+class _Closer:
+    """Closes a connection when it goes, which is when its thread does."""
+
+    __slots__ = ("_pid", "connection")
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        self._pid = os.getpid()
+
+    def __del__(self) -> None:
+        if os.getpid() == self._pid:
+            with suppress(Exception):  # closed already, or the interpreter ends
+                self.connection.close()
+
+
+class _Mine(threading.local):
+    """The calling thread's connections, by database."""
+
+    def __init__(self) -> None:
+        self.closers: dict[ThreadConnections, _Closer] = {}
+
+
+_mine = _Mine()
+
+
+class SafeDisk(Disk):  # type: ignore[misc] # diskcache has no types
+    """Bytes in, bytes out; never a pickle, never a file."""
+
+    def hash(self, key: bytes) -> int:
+        """Returns a portable hash of a key."""
+        return zlib.adler32(_bytes(key)) & 0xFFFFFFFF
+
+    def put(self, key: bytes) -> tuple[memoryview, bool]:
+        """Returns a key as database columns."""
+        return sqlite3.Binary(_bytes(key)), True
+
+    def get(self, key: object, raw: object) -> bytes:
+        """Returns the key that database columns hold."""
+        if raw != 1 or not isinstance(key, (bytes, memoryview)):
+            raise StateCorrupt("A row of the store has a key that this package never writes.")
+        return bytes(key)
+
+    def store(
+        self,
+        value: bytes,
+        read: bool,  # noqa: ARG002
+        key: object = UNKNOWN,  # noqa: ARG002
+    ) -> tuple[int, int, None, memoryview]:
+        """Returns a value as database columns."""
+        data = _bytes(value)
+        return len(data), MODE_RAW, None, sqlite3.Binary(data)
+
+    def fetch(self, mode: object, filename: object, value: object, read: object) -> bytes:  # noqa: ARG002
+        """Returns the value that database columns hold."""
+        if mode != MODE_RAW or filename is not None or not isinstance(value, bytes):
+            raise StateCorrupt("A row of the store has a value that this package never writes.")
+        return value
+
+    def filename(self, key: object = UNKNOWN, value: object = UNKNOWN) -> tuple[str, str]:  # noqa: ARG002
+        """Refuses: rows have no files of diskcache's making."""
+        raise StateCorrupt("Rows of this store have no files.")
+
+    def remove(self, file_path: str) -> None:
+        """Does nothing: a file name in a row is not this package's, and may lead anywhere."""
+
+
+def _bytes(value: Any) -> bytes:
+    if not isinstance(value, bytes):
+        raise TypeError(f"The store's rows are bytes, got {type(value).__name__}.")
+    return value
+
+
+_LISTED = (
+    "SELECT rowid, key, raw, store_time, expire_time, access_time, access_count, tag, size, mode,"
+    " filename, value FROM Cache"
+)
+
+
+def check_table(fetch: Sql, files: StateFiles, known: frozenset[str], *, fix: bool) -> CheckReport:
+    """Verifies diskcache's table, its counters and the directory, at one moment.
+
+    Args:
+        fetch: Runs a statement; with `fix` in a transaction.
+        files: The directory.
+        known: Names in the directory that are fine.
+        fix: Whether to repair; files of others are never touched.
+    """
+    problems: list[str] = []
+    repaired: list[str] = []
+    integrity = _integrity(fetch)
+    problems += [f"SQLite reports: {text}." for text in integrity if text != "ok"]
+    if problems:
+        problems.append(f"{DATABASE} is damaged: restore the directory from a copy.")
+        return CheckReport(tuple(problems))
+    converted = not fetch("SELECT 1 FROM sqlite_master WHERE name = 'meta'", ())  # of format 1
+    for problem, done in () if converted else _listing(fetch, fix=fix):
+        problems.append(problem)
+        repaired += [done] if fix else []
+    for name, counted, true in () if converted else _counters(fetch):
+        problems.append(f"The counter {name!r} says {counted!r} and should say {true}.")
+        if fix:
+            fetch("UPDATE Settings SET value = ? WHERE key = ?", (true, name))
+            repaired.append(f"Set the counter {name!r} to {true}.")
+    for path in files.strangers(known):
+        problems.append(f"{path} is not of this package's making; it is left as it is.")
+    return CheckReport(tuple(problems), tuple(repaired))
+
+
+def _integrity(fetch: Sql) -> list[str]:
+    """Returns what SQLite finds: ``ok``, or damages."""
+    try:
+        return [str(text) for (text,) in fetch("PRAGMA quick_check", ())]
+    except sqlite3.OperationalError:
+        raise  # busy, or gone
+    except sqlite3.DatabaseError as error:  # the page that leads to all others
+        return [str(error)]
+
+
+def _listing(fetch: Sql, *, fix: bool) -> Iterator[tuple[str, str]]:
+    """Compares diskcache's table with the states; yields what is wrong, and what was done."""
+    wanted: dict[tuple[Any, ...], StateRow] = {}
+    for raw in fetch("SELECT * FROM states", ()):
+        with suppress(StateCorrupt):
+            row = StateRow.unpack(raw)
+            wanted[listed(row)] = row
+    for number, *columns in fetch(_LISTED, ()):
+        if wanted.pop(tuple(columns), None) is not None:
+            continue
+        if fix:
+            fetch("DELETE FROM Cache WHERE rowid = ?", (number,))
+        yield (
+            f"Row {number} of diskcache's table was changed, or is of foreign making (its key: "
+            f"{columns[0]!r:.90}).",
+            f"Deleted row {number} of diskcache's table.",
+        )
+    for row in wanted.values():
+        if fix:
+            Changes(fetch, 0.0, lists_states=True).list_state(row)
+        yield (
+            f"diskcache's table does not list the state {row.ref}.",
+            f"Listed the state {row.ref} in diskcache's table.",
+        )
+
+
+def _counters(fetch: Sql) -> Iterator[tuple[str, object, int]]:
+    ((count, size),) = fetch("SELECT COUNT(*), COALESCE(SUM(size), 0) FROM Cache", ())
+    said: dict[str, object] = dict(fetch("SELECT key, value FROM Settings", ()))
+    for name, number in (("count", count), ("size", size)):
+        if said.get(name) != number:
+            yield name, said.get(name), int(number)

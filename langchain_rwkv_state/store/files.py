@@ -144,14 +144,20 @@ class StateFiles:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._prefix = f"{root}{os.sep}"
 
     def write(self, name: str, parts: Sequence[Buffer]) -> None:
         """See `Backend.write_blob`."""
-        path = self._path(name)
+        path = self._text(name)
+        folder = path[: -len(name) - len(SUFFIX) - 1]
         try:
-            if not path.parent.exists():
-                make_directories(path.parent)
-            self._require_folder(path.parent)
+            try:
+                mode = os.lstat(folder).st_mode
+            except FileNotFoundError:
+                make_directories(Path(folder))
+                mode = os.lstat(folder).st_mode
+            if not stat.S_ISDIR(mode):
+                raise _no_folder(Path(folder))
             write_new(path, parts)
         except OSError as error:
             if is_full(error):
@@ -238,7 +244,7 @@ class StateFiles:
     def drop(self, name: str) -> None:
         """See `Backend.drop_blob`."""
         # A prune deletes hundreds: texts, since `Path` takes as long as the disk does.
-        path = str(self._path(name))
+        path = self._text(name)
         try:
             if stat.S_ISDIR(os.lstat(path[: -len(name) - len(SUFFIX) - 1]).st_mode):
                 os.unlink(path)  # noqa: PTH108
@@ -271,7 +277,7 @@ class StateFiles:
 
     def exists(self, name: str) -> bool:
         """See `Transaction.blob_exists`."""
-        return self._path(name).is_file()
+        return os.path.isfile(self._text(name))  # noqa: PTH113 # as `drop`
 
     def all(self) -> Iterator[tuple[str, float]]:
         """See `Backend.blobs`."""
@@ -307,13 +313,16 @@ class StateFiles:
         )
 
     def _path(self, name: str) -> Path:
+        return Path(self._text(name))
+
+    def _text(self, name: str) -> str:
         if _NAME.fullmatch(name) is None:
             raise StateCorrupt(f"{name!r:.200} is not the name of a state file.")
-        return self._root / name[:2] / f"{name}{SUFFIX}"
+        return f"{self._prefix}{name[:2]}{os.sep}{name}{SUFFIX}"
 
     def _require_folder(self, folder: Path) -> None:
         if not stat.S_ISDIR(folder.lstat().st_mode):
-            raise StateCorrupt(f"{folder.name} in the store is not a folder: it was put there.")
+            raise _no_folder(folder)
 
     def any_folder(self) -> bool:
         """Says whether a state was ever written here."""
@@ -345,6 +354,10 @@ class StateFiles:
         except OSError:
             return False
         return True
+
+
+def _no_folder(path: Path) -> StateCorrupt:
+    return StateCorrupt(f"{path.name} in the store is not a folder: it was put there.")
 
 
 def _is_folder(path: Path) -> bool:

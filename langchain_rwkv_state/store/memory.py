@@ -20,7 +20,7 @@ from langchain_rwkv_state.store.records import CheckReport, Codec, LogKind
 from langchain_rwkv_state.store.resources import Resources
 from langchain_rwkv_state.store.schema import make_tables
 from langchain_rwkv_state.store.settings import DEFAULT_TTL, StoreSettings
-from langchain_rwkv_state.store.staged_files import StagedFiles
+from langchain_rwkv_state.store.staging import StagedFiles
 from langchain_rwkv_state.store.store import TableStore
 from langchain_rwkv_state.store.tables import Sql
 

@@ -16,8 +16,7 @@ from langchain_rwkv_state.store.aio import Threads
 from langchain_rwkv_state.store.backend import Backend
 from langchain_rwkv_state.store.base import Beside
 from langchain_rwkv_state.store.clock import StoreClock
-from langchain_rwkv_state.store.staged_files import StagedFiles
-from langchain_rwkv_state.store.staging import Staging
+from langchain_rwkv_state.store.staging import StagedFiles, Staging
 
 
 class Resources:

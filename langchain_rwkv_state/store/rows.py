@@ -13,6 +13,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple, Self
 
 from langchain_rwkv_state.errors import StateCorrupt
@@ -26,7 +27,7 @@ NAME_MAX = 512
 COUNT_MAX = 1 << 53
 """The most of anything that is counted: the whole numbers that every reader of JSON has."""
 _HASH = hashlib.blake2b(digest_size=16, person=b"rwkv-state-row")  # to be copied
-_DOUBLE = struct.Struct(">d")
+_LETTERS = {int: "q", float: "d", bytes: "b", str: "t", type(None): "n"}
 _REF_BYTES = 32
 
 _SIZED = (bytes, str)
@@ -287,25 +288,31 @@ _ROW = {
 
 def checksum(table: str, columns: Sequence[Any]) -> bytes:
     """Returns the checksum of a row: over its table's name and each column's type and length."""
-    parts = [table.encode()]
-    add = parts.append
-    for value in columns:
-        kind = type(value)
-        if kind is bytes:
-            add(b"b%d:" % len(value))
-            add(value)
-        elif kind is float:
-            add(b"f" + _DOUBLE.pack(value))
-        elif value is None:
-            add(b"n")
-        elif kind is int:
-            add(b"i%d;" % value)
-        else:  # this package writes none
-            text = str(value).encode("utf-8", "surrogatepass")
-            parts += (b"t%d:" % len(text), text)
+    types = tuple(map(type, columns))
+    if str in types:  # this package writes none
+        columns = [
+            each.encode("utf-8", "surrogatepass") if type(each) is str else each for each in columns
+        ]
+    tag, pack, numbers, texts = _layout(table, types)
+    blobs = [columns[place] for place in texts]
     digest = _HASH.copy()
-    digest.update(b"".join(parts))
+    digest.update(
+        tag + pack(*[columns[place] for place in numbers], *map(len, blobs)) + b"".join(blobs)
+    )
     return digest.digest()
+
+
+@lru_cache(256)
+def _layout(
+    table: str, types: tuple[type, ...]
+) -> tuple[bytes, Callable[..., bytes], list[int], list[int]]:
+    """Returns how columns of these types are laid out: a tag, numbers and lengths, then bytes."""
+    letters = "".join(_LETTERS[each] for each in types)
+    numbers = [place for place, letter in enumerate(letters) if letter in "qd"]
+    texts = [place for place, letter in enumerate(letters) if letter in "bt"]
+    form = "".join(letters[place] for place in numbers)
+    packed = struct.Struct(f">{form}{'Q' * len(texts)}")
+    return f"{table}:{letters}:".encode(), packed.pack, numbers, texts
 
 
 def size(columns: Sequence[Any]) -> int:

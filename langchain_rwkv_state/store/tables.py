@@ -364,15 +364,18 @@ class Tables:
     def session_names(self, prefix: str) -> list[str]:
         """Returns the names of the living sessions, sorted, and of those whose rows are damaged.
 
-        All names are held against the totals, so that none is left out as if there were no such
-        session. To be called within one snapshot.
+        They are held against the totals, or those of a prefix against the logs, so that none is
+        left out as if there were no such session. To be called within one snapshot.
 
         Raises:
             StateCorrupt: Sessions are missing whose names nothing tells any more.
         """
-        totals = self.totals()
         start = name_bytes(prefix)
-        found = self._sql("SELECT * FROM sessions", ())
+        end = _after(start)
+        where = "" if end is None else "WHERE name >= ? AND name < ?"
+        found = self._sql(
+            f"SELECT * FROM sessions {where} ORDER BY name", () if end is None else (start, end)
+        )
         living: list[bytes] = []
         names: list[bytes] = []
         for raw in found:
@@ -382,14 +385,26 @@ class Tables:
             if type(expires) not in (float, type(None)):
                 break
             names.append(name)
-            if name.startswith(start) and (expires is None or expires > self.now):
+            if expires is None or expires > self.now:
                 living.append(name)
-        if len(names) < len(found) or _come_to(names) != totals[1:]:
-            living = self._names_by_log(totals, start)
+        if len(names) < len(found) or not self._are_all(names, start, end):
+            living = self._names_by_log(start)
         return [rows.name_text(name) for name in living]
 
-    def _names_by_log(self, totals: Totals, start: bytes) -> list[bytes]:
+    def _are_all(self, names: list[bytes], start: bytes, end: bytes | None) -> bool:
+        """Says whether names are all that there are: by the totals, or by the logs of a range."""
+        if end is None:
+            return _come_to(names) == self.totals()[1:]
+        born = self._sql(
+            "SELECT session FROM log WHERE session >= ? AND session < ? AND seq = 0"
+            " ORDER BY session",
+            (start, end),
+        )
+        return [name for (name,) in born] == names
+
+    def _names_by_log(self, start: bytes) -> list[bytes]:
         """Returns the names in the slow way, by what sessions are born with."""
+        totals = self.totals()
         born = self._sql("SELECT * FROM log WHERE seq = 0 ORDER BY session", ())
         sound = [
             raw[0]
@@ -416,6 +431,12 @@ _HOLDS = (
     "SELECT * FROM holds WHERE ref = ? AND (kind, owner) >= (?, ?) ORDER BY kind, owner LIMIT 32"
 )
 _HOLDS_AFTER = _HOLDS.replace(">=", ">")
+
+
+def _after(start: bytes) -> bytes | None:
+    """Returns the first name behind all that begin so; ``None`` where there is none."""
+    stripped = start.rstrip(b"\xff")
+    return stripped[:-1] + bytes([stripped[-1] + 1]) if stripped else None
 
 
 def _come_to(names: Sequence[bytes]) -> tuple[int, int]:

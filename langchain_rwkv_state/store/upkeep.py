@@ -20,7 +20,7 @@ from langchain_rwkv_state import state as states
 from langchain_rwkv_state.errors import StateCorrupt, StoreError
 from langchain_rwkv_state.store import rows
 from langchain_rwkv_state.store.backend import Backend, change, look
-from langchain_rwkv_state.store.mending import Damages
+from langchain_rwkv_state.store.damage import Damages
 from langchain_rwkv_state.store.records import CheckReport, LogEntry
 from langchain_rwkv_state.store.rows import (
     LOG,

@@ -15,7 +15,7 @@ import pytest
 from langchain_rwkv_state import DiskStateStore, _files
 from langchain_rwkv_state.errors import StoreError
 from langchain_rwkv_state.runtime.native import build
-from langchain_rwkv_state.store import disk_backend, staged_files
+from langchain_rwkv_state.store import disk_backend, staging
 from tests.helpers.states import random_state
 
 WITHOUT = """
@@ -116,9 +116,9 @@ def test_what_memory_has_no_room_for_is_committed_on_windows_too(windows, tmp_pa
         free = folder.with_name("0" * 16)
         free.mkdir()
         (free / "lock").touch()
-        old = time.time() - 2 * staged_files._OLD_SECONDS
+        old = time.time() - 2 * staging._OLD_SECONDS
         os.utime(folder, (old, old))
-        sweeper = staged_files.StagedFiles(tmp_path / "store")
+        sweeper = staging.StagedFiles(tmp_path / "store")
         assert (sweeper.sweep(), free.exists()) == (0, True)
         os.utime(free, (old, old))
         assert (sweeper.sweep(), free.exists(), folder.exists()) == (1, False, True)

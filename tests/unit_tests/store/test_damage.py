@@ -12,7 +12,7 @@ import pytest
 
 from langchain_rwkv_state.errors import StateCorrupt, StateNotFound
 from langchain_rwkv_state.state import RWKVState
-from langchain_rwkv_state.store import DiskStateStore
+from langchain_rwkv_state.store import CheckReport, DiskStateStore
 from tests.helpers.states import random_state, turns
 
 
@@ -227,3 +227,16 @@ def test_a_state_that_only_a_damaged_row_holds_is_set_aside_and_never_deleted(st
         assert store.put(RWKVState.load(found[0])) == ref
     assert store.get(ref) == random_state([5])
     assert store.check().sound
+
+
+def test_a_blend_without_a_parent_is_sound_where_token_ids_are_kept(tmp_path):
+    with DiskStateStore(tmp_path / "tokens", log="tokens") as store:
+        for name in ("a", "b"):
+            store.commit(
+                name, store.stage(random_state([*name.encode()]), tokens=[*name.encode()]), None
+            )
+        store.blend("a", "b", into="both")
+        store.commit("a", store.stage(store.state_of("both")), store.head("a"))
+        for fix in (False, True, False):
+            assert store.check(fix=fix) == CheckReport(())
+        assert store.head("a") == store.head("both")

@@ -126,7 +126,7 @@ def test_a_database_takes_its_name_once_it_is_whole(path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("langchain_rwkv_state.store.preflight.make_all", killed_here)
+        patched.setattr("langchain_rwkv_state.store.place.make_all", killed_here)
         with pytest.raises(KeyboardInterrupt):
             DiskStateStore(path)
     assert not (path / "cache.db").exists()

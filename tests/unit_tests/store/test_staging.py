@@ -24,7 +24,7 @@ from langchain_rwkv_state.errors import StateExpired, StateNotFound, StoreFull
 from langchain_rwkv_state.store import DiskStateStore, MemoryStateStore
 from langchain_rwkv_state.store.files import StateFiles
 from langchain_rwkv_state.store.resources import OPEN_STORES
-from langchain_rwkv_state.store.staged_files import StagedFiles
+from langchain_rwkv_state.store.staging import StagedFiles
 from langchain_rwkv_state.store.tokens import unpack_tokens
 from tests.helpers.command import rwkv_state
 from tests.helpers.states import SetClock, random_state
