@@ -27,8 +27,7 @@ import torch
 
 from benchmarks import common
 from langchain_rwkv_state.state import Derivation, RWKVState, StateLayout, encode, reference
-from langchain_rwkv_state.store import DiskStateStore
-from langchain_rwkv_state.store import LogEntry
+from langchain_rwkv_state.store import DiskStateStore, LogEntry
 from langchain_rwkv_state.store.rows import Holder, SessionRow, StateRow
 from langchain_rwkv_state.store.tables import Changes
 

@@ -372,10 +372,10 @@ class Tables:
         """
         start = name_bytes(prefix)
         end = _after(start)
-        where = "" if end is None else "WHERE name >= ? AND name < ?"
-        found = self._sql(
-            f"SELECT * FROM sessions {where} ORDER BY name", () if end is None else (start, end)
-        )
+        if end is None:
+            found = self._sql("SELECT * FROM sessions ORDER BY name", ())
+        else:
+            found = self._sql(_SESSIONS_FROM, (start, end))
         living: list[bytes] = []
         names: list[bytes] = []
         for raw in found:
@@ -426,6 +426,7 @@ class Tables:
         return living
 
 
+_SESSIONS_FROM = "SELECT * FROM sessions WHERE name >= ? AND name < ? ORDER BY name"
 _QUEUE = "SELECT * FROM queue"
 _HOLDS = (
     "SELECT * FROM holds WHERE ref = ? AND (kind, owner) >= (?, ?) ORDER BY kind, owner LIMIT 32"

@@ -357,7 +357,7 @@ def test_a_stranger_sees_the_states_in_diskcache_and_its_repair_deletes_none(pat
     assert state_files(path) == files
     with DiskStateStore(path) as store:
         assert store.check().sound
-        assert store.get(store.head("bob")) == random_state([*b"bob", 0, 1])
+        assert store.get(str(store.head("bob"))) == random_state([*b"bob", 0, 1])
 
 
 # -- strange files -------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import pytest
 from langchain_rwkv_state.errors import RWKVStateError, StateCorrupt, StoreFull
 from langchain_rwkv_state.state import RWKVState, decode, encode
 from langchain_rwkv_state.store import DiskStateStore, rows, unread
+from langchain_rwkv_state.store.tables import Changes
 from tests.helpers.bundles import with_manifest
 from tests.helpers.states import random_state
 
@@ -125,7 +127,7 @@ def test_check_goes_on_past_a_forged_file(tmp_path):
             assert row is not None
             file.write_bytes(data)
             fitting = replace(row, nbytes=len(data))
-            store._write(lambda changes, new=fitting, old=row: changes.put_state(new, old))
+            store._write(partial(Changes.put_state, row=fitting, old=row))
             with pytest.raises(StateCorrupt):
                 store.get(ref)
         assert len([each for each in store.check().problems if "cannot be used" in each]) == 2

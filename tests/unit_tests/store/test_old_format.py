@@ -33,7 +33,7 @@ def known(tmp_path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def path(tmp_path, known) -> Path:
+def path(tmp_path: Path, known: dict[str, Any]) -> Path:
     return tmp_path / "tokens"
 
 
@@ -167,7 +167,7 @@ def die_at(step: int) -> None:
         left -= 1
         move(*args)
 
-    old_format._Move._one = counted  # type: ignore[method-assign]
+    old_format._Move._one = counted  # type: ignore
 
 
 def test_what_was_damaged_stays_damaged_and_the_rest_is_whole(path, known):
