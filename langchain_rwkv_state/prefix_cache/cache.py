@@ -463,7 +463,10 @@ class PrefixStateCache:
                         self._index.put_row(row)
 
     def _from_disk(self, entry: Entry, row: Row | None) -> tuple[CachedState, str] | None:
-        """Loads an entry into memory; what cannot be loaded is taken off the tree."""
+        """Loads an entry into memory; what cannot be loaded is taken off the tree.
+
+        From the directory it goes in the background: a request waits for no other process's lock.
+        """
         cached = None
         reason = "evicted"
         with self._disk.use() as disk:
@@ -471,13 +474,13 @@ class PrefixStateCache:
                 try:
                     cached = disk.load(row)
                     if cached is None and not disk.is_fresh(row):
-                        disk.discard(row)
+                        self._discard_later(entry, row)
                 except (StateCorrupt, StateMismatch) as error:
                     reason = "corrupt"
                     logger.warning("An entry of the prefix cache is of no use: %s", error)
                     with self._lock:
                         self._count["corrupt"] += 1
-                    disk.discard(row)
+                    self._discard_later(entry, row)
         with self._lock:
             if cached is None:
                 entry.row = None
@@ -488,13 +491,24 @@ class PrefixStateCache:
                 self._index.hold(entry, cached)
         return cached, "disk"
 
+    def _discard_later(self, entry: Entry, row: Row) -> None:
+        if self._disk.is_written:
+            entry.useless = row
+            self._writer.put(entry)
+
     def _sweep_disk(self) -> None:
         with self._disk.use() as disk:
             if disk is not None:
                 disk.sweep()
 
     def _write(self, entry: Entry) -> None:
-        """Writes an entry, or how it was used; on the writer's thread."""
+        """Writes an entry, or how it was used, or removes it; on the writer's thread."""
+        useless, entry.useless = entry.useless, None
+        if useless is not None:
+            with self._disk.use() as disk:
+                if disk is not None:
+                    disk.discard(useless)
+            return
         with self._lock:
             row, held = entry.row, self._index.held(entry)
             uses, now = entry.uses, self._clock()

@@ -94,6 +94,7 @@ class Entry:
         uses: How often it was used.
         pin: The name that it is pinned under, ``None`` for none.
         row: What the disk says of it, where it is there.
+        useless: What the disk said, where it could not be loaded; it is removed there.
     """
 
     namespace: Namespace
@@ -105,6 +106,7 @@ class Entry:
     uses: int = 0
     pin: str | None = None
     row: Row | None = None
+    useless: Row | None = None
 
     @property
     def saves(self) -> int:

@@ -151,7 +151,9 @@ class TestForgetting:
                 case 0 | 1:
                     cache.insert(NAMESPACE, ids, kept(ids, logits=rng.random() < 0.3))
                 case 2:
+                    depth = cache.depth(NAMESPACE, ids, limit=len(ids))
                     hit = cache.lookup(NAMESPACE, ids)
+                    assert depth == (0 if hit is None else hit.n_tokens)
                     if hit is not None:
                         assert hit.cached.state == kept(ids[: hit.n_tokens]).state
                         assert hit.n_tokens < len(ids) or hit.cached.logits is not None
@@ -315,6 +317,7 @@ class TestTheDisk:
         stats = two.stats()
         assert stats.corrupt == (0 if damage == "gone" else 2)
         assert stats.errors == 0
+        assert two.flush()
         if damage != "gone":  # a file may come after its row
             assert on_disk().stats().entries == 0
         assert two.insert(NAMESPACE, A, kept(A))
