@@ -20,15 +20,15 @@ from pathlib import Path
 from langchain_rwkv_state import _markup as markup
 from langchain_rwkv_state import _text as words
 from langchain_rwkv_state._free_memory import free_memory_bytes
-from langchain_rwkv_state.errors import StateCorrupt, StateMismatch, StoreFull
-from langchain_rwkv_state.prefix_cache.background_writer import BackgroundWriter
+from langchain_rwkv_state._registry import of_process
+from langchain_rwkv_state.errors import StateCorrupt, StateMismatch, StoreError, StoreFull
+from langchain_rwkv_state.prefix_cache.disk import BackgroundWriter, GuardedDisk, logger
 from langchain_rwkv_state.prefix_cache.disk_tier import (
     Row,
     default_cache_directory,
     require_place_for_cache,
 )
 from langchain_rwkv_state.prefix_cache.entries import CachedState, Entry, Hit, Namespace
-from langchain_rwkv_state.prefix_cache.guarded_disk import GuardedDisk, logger
 from langchain_rwkv_state.prefix_cache.index import Index
 from langchain_rwkv_state.prefix_cache.radix_tree import pack
 from langchain_rwkv_state.prefix_cache.stats import (
@@ -39,6 +39,9 @@ from langchain_rwkv_state.prefix_cache.stats import (
     sentence,
 )
 from langchain_rwkv_state.store.clock import TTL, ttl_seconds
+from langchain_rwkv_state.store.schema import DATABASE
+
+DIRECTORY_VARIABLE = "RWKV_PREFIX_CACHE_DIR"
 
 _RAM_SHARE = 0.05  # of the memory that is free when the cache is made
 _RAM_LEAST, _RAM_MOST = 32 << 20, 1 << 30
@@ -536,6 +539,36 @@ class PrefixStateCache:
 def default_ram_bytes() -> int:
     """Returns 5 % of the memory that is free now, at least 32 MB and at most 1 GB."""
     return min(max(int(free_memory_bytes() * _RAM_SHARE), _RAM_LEAST), _RAM_MOST)
+
+
+def default_cache() -> PrefixStateCache:
+    """Returns the process's own cache.
+
+    It lives in memory; with ``$RWKV_PREFIX_CACHE_DIR`` set, that directory is its disk tier.
+    Without it, what ``rwkv-state warm`` pinned in the user's own directory is found, and
+    nothing is kept there: nobody asked this process to. Set and empty, the variable switches that
+    off too.
+    """
+    return of_process("prefix cache", _usual)
+
+
+def _usual() -> PrefixStateCache:
+    named = os.environ.get(DIRECTORY_VARIABLE)
+    warmed = default_cache_directory()
+    # Not Path.exists: of a directory that may not be looked into it raises, and no answer shall
+    # fail for what was never asked for.
+    if named is None and os.path.exists(warmed / DATABASE):  # noqa: PTH110
+        return _reading_or_none(warmed)
+    return PrefixStateCache(disk=named or None)
+
+
+def _reading_or_none(directory: Path) -> PrefixStateCache:
+    """Returns a cache that reads a directory, in memory alone where there is something else."""
+    try:
+        return PrefixStateCache.reading(directory)
+    except StoreError as error:
+        logger.warning("What was warmed is not used: %s", error)
+        return PrefixStateCache()
 
 
 _caches: weakref.WeakSet[PrefixStateCache] = weakref.WeakSet()

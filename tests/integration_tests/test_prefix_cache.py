@@ -19,7 +19,7 @@ from langchain_rwkv_state.engine import Request
 from langchain_rwkv_state.errors import RWKVStateError, StoreError
 from langchain_rwkv_state.prefix_cache import Namespace
 from langchain_rwkv_state.prefix_cache.disk_tier import DiskTier
-from langchain_rwkv_state.prefix_cache.snapshots import APART
+from langchain_rwkv_state.prefix_cache.prefix import APART
 from langchain_rwkv_state.prompt.markers import STATE_KEY, marker
 from tests.helpers.law import TOLERANCE, assert_same, ids, read_once, turns
 from tests.helpers.watch import watch
