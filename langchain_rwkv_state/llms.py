@@ -21,7 +21,6 @@ from langchain_core.runnables import RunnableConfig
 
 from langchain_rwkv_state.base import CALL_OPTIONS, RWKVModel, seen
 from langchain_rwkv_state.conversation.filings import file_answer
-from langchain_rwkv_state.conversation.history import without_strangers
 from langchain_rwkv_state.engine import Delta, Done, Request, RequestHandle
 from langchain_rwkv_state.loaded import Loaded
 from langchain_rwkv_state.prompt import plan as turn
@@ -32,6 +31,7 @@ from langchain_rwkv_state.prompt.markers import (
     is_marker,
     marker,
     without_markers,
+    without_strangers,
 )
 from langchain_rwkv_state.prompt.plan import PromptPlan
 

@@ -285,7 +285,7 @@ class Engine:
 
     def _run(self, reads: list[tuple[TokenSequence, int]]) -> torch.Tensor:
         """Reads ids into slots in one pass; returns logits ``[len(reads), V]``."""
-        return self._slots.read([(each.slot, each.next_ids(count)) for each, count in reads])
+        return self._slots.slots.read([(each.slot, each.next_ids(count)) for each, count in reads])
 
     def _postprocess(self, reads: list[tuple[TokenSequence, int]], logits: torch.Tensor) -> int:
         """Notes what was read, samples and emits; returns how many ids answers grew by.

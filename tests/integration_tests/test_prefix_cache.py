@@ -280,7 +280,8 @@ class TestTogether:
         system = SystemMessage("Word. " * 300)
         stream = chat.stream([system, human("One?")])
         reader = threading.Thread(target=lambda: next(stream, None))
-        handle = chat._prepare([system, human("One?")], None, {}).submit()
+        engine, plan = chat._prepare([system, human("One?")], None, {})
+        handle = engine.submit(plan.request)
         reader.start()
         handle.cancel()
         reader.join(60)
@@ -295,7 +296,8 @@ class TestTogether:
         watched = watch(chat)
         watched.delay_seconds = 0.2
         system = SystemMessage("Word. " * 300)
-        handle = chat._prepare([system, human("One?")], None, {}).submit()
+        engine, plan = chat._prepare([system, human("One?")], None, {})
+        handle = engine.submit(plan.request)
         with pytest.raises(RWKVStateError, match="deadline"):
             chat.invoke([system, human("One?")], timeout=0.1)
         handle.cancel()
