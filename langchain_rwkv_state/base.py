@@ -398,7 +398,7 @@ class RWKVModel(BaseModel):
     def _request(
         self,
         loaded: Loaded,
-        reading: PromptPlan,
+        planned: PromptPlan,
         stop: Sequence[str] | None,
         options: Mapping[str, Any],
     ) -> Request:
@@ -425,16 +425,16 @@ class RWKVModel(BaseModel):
                 )
         texts = dict.fromkeys((*(self.stop or ()), *settings.stop_texts(stop or ())))
         return Request(
-            base=reading.base,
-            prompt=reading.ids,
+            base=planned.base,
+            prompt=planned.ids,
             max_tokens=max_tokens,
             sampling=sampling,
             stop=tuple(texts),
             stop_ids=loaded.tokenizer.eos_ids,
             strip=False,
             canonical=loaded.tokenizer.encode,
-            checkpoints=reading.checkpoints,
-            caching=reading.caching(self.prefix_cache, self.cache_salt if salt is None else salt),
+            checkpoints=planned.checkpoints,
+            caching=planned.caching(self.prefix_cache, self.cache_salt if salt is None else salt),
             deadline=self.timeout if timeout is None else timeout,
             tokenizer=loaded.tokenizer,
         )

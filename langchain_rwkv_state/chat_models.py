@@ -47,7 +47,7 @@ from langchain_rwkv_state.engine import (
 )
 from langchain_rwkv_state.prefix_cache import CachedState, Namespace
 from langchain_rwkv_state.prompt import plan as turn
-from langchain_rwkv_state.prompt.answer_message import ChatPlan
+from langchain_rwkv_state.prompt.answer_message import ChatCall
 from langchain_rwkv_state.prompt.call_options import ASK_OPTIONS, Ask, as_reasoning
 from langchain_rwkv_state.prompt.markers import (
     as_model_input,
@@ -393,8 +393,8 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> ChatResult:
-        engine, plan = self._prepare(messages, stop, kwargs)
-        return self._result(plan, engine.submit(plan.request).result())
+        engine, call = self._prepare(messages, stop, kwargs)
+        return self._result(call, engine.submit(call.request).result())
 
     async def _agenerate(
         self,
@@ -403,9 +403,9 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> ChatResult:
-        engine, plan = await asyncio.to_thread(self._prepare, messages, stop, kwargs)
-        done = await engine.submit(plan.request).aresult()
-        return await asyncio.to_thread(self._result, plan, done)
+        engine, call = await asyncio.to_thread(self._prepare, messages, stop, kwargs)
+        done = await engine.submit(call.request).aresult()
+        return await asyncio.to_thread(self._result, call, done)
 
     def _stream(
         self,
@@ -414,14 +414,14 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        engine, plan = self._prepare(messages, stop, kwargs)
-        handle, pieces = engine.submit(plan.request), plan.stream()
+        engine, call = self._prepare(messages, stop, kwargs)
+        handle, pieces = engine.submit(call.request), call.stream()
         try:
             for event in handle:
                 for chunk in pieces.take(event):
                     yield ChatGenerationChunk(message=chunk)
                 if isinstance(event, Done):
-                    yield self._last_chunk(plan, event)
+                    yield self._last_chunk(call, event)
         finally:
             handle.cancel()
 
@@ -432,14 +432,14 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        engine, plan = await asyncio.to_thread(self._prepare, messages, stop, kwargs)
-        handle, pieces = engine.submit(plan.request), plan.stream()
+        engine, call = await asyncio.to_thread(self._prepare, messages, stop, kwargs)
+        handle, pieces = engine.submit(call.request), call.stream()
         try:
             async for event in handle:
                 for chunk in pieces.take(event):
                     yield ChatGenerationChunk(message=chunk)
                 if isinstance(event, Done):
-                    yield await asyncio.to_thread(self._last_chunk, plan, event)
+                    yield await asyncio.to_thread(self._last_chunk, call, event)
         finally:
             handle.cancel()
 
@@ -580,11 +580,11 @@ class ChatRWKV(RWKVModel, BaseChatModel):
             raise ValueError("prefix_cache=False leaves nothing to pin a prefix in.")
         loaded = self.loaded()
         if isinstance(model_input, str):
-            reading = turn.plan_text(
+            planned = turn.plan_text(
                 model_input, template=loaded.template, store=self.answer_store, zero=loaded.zero
             )
         else:
-            reading = turn.plan(
+            planned = turn.plan(
                 to_messages(model_input),
                 template=loaded.template,
                 store=self.answer_store,
@@ -592,33 +592,33 @@ class ChatRWKV(RWKVModel, BaseChatModel):
                 answer=False,
                 thoughts=self.keep_reasoning,
             )
-        if reading.reach < len(reading.ids) or reading.base_ref is not None:
+        if planned.reach < len(planned.ids) or planned.base_ref is not None:
             raise ValueError("A pinned prefix begins from nothing: leave state markers out.")
         with LateBar(f"Reading {name}", progress=self.progress) as bar:
             request = Request(
-                base=reading.base,
-                prompt=reading.ids,
+                base=planned.base,
+                prompt=planned.ids,
                 on_progress=bar.tell,
                 deadline=self.timeout,
-                caching=reading.caching(cache, self.cache_salt),
+                caching=planned.caching(cache, self.cache_salt),
             )
             done = loaded.engine.submit(request).result()
-        namespace = Namespace.of(reading.base, self.cache_salt)
-        cache.pin(namespace, reading.ids, CachedState(done.state), name)
+        namespace = Namespace.of(planned.base, self.cache_salt)
+        cache.pin(namespace, planned.ids, CachedState(done.state), name)
         return done.reused
 
     # -- the way down and up -----------------------------------------------------------------
 
     def _prepare(
         self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, options: dict[str, Any]
-    ) -> tuple[Engine, ChatPlan]:
+    ) -> tuple[Engine, ChatCall]:
         """Plans a call: settings, options and messages become one request."""
         loaded = self.loaded()
         template, ask = loaded.template, self._ask(options)
         constraint = ask.constraint(template.tools)
         if constraint is not None:
             loaded.engine.prepare(constraint, loaded.tokenizer)
-        reading = turn.plan(
+        planned = turn.plan(
             without_strangers(messages),
             template=template,
             store=self.answer_store,
@@ -627,27 +627,27 @@ class ChatRWKV(RWKVModel, BaseChatModel):
             reasoning=ask.reasoning_before(constraint),
             thoughts=ask.keep_reasoning,
         )
-        request = self._request(loaded, reading, stop, options)
-        return loaded.engine, ChatPlan.of(template, reading, request, ask, constraint)
+        request = self._request(loaded, planned, stop, options)
+        return loaded.engine, ChatCall.of(template, planned, request, ask, constraint)
 
-    def _result(self, plan: ChatPlan, done: Done) -> ChatResult:
-        message = plan.message(done)
-        about, usage = self._finish(plan, done, message)
+    def _result(self, call: ChatCall, done: Done) -> ChatResult:
+        message = call.message(done)
+        about, usage = self._finish(call, done, message)
         message.response_metadata = about
         message.usage_metadata = usage
         return ChatResult(generations=[ChatGeneration(message=message)])
 
-    def _last_chunk(self, plan: ChatPlan, done: Done) -> ChatGenerationChunk:
-        about, usage = self._finish(plan, done, plan.message(done))
+    def _last_chunk(self, call: ChatCall, done: Done) -> ChatGenerationChunk:
+        about, usage = self._finish(call, done, call.message(done))
         message = AIMessageChunk(
             content="", response_metadata=about, usage_metadata=usage, chunk_position="last"
         )
         return ChatGenerationChunk(message=message)
 
     def _finish(
-        self, plan: ChatPlan, done: Done, message: AIMessage
+        self, call: ChatCall, done: Done, message: AIMessage
     ) -> tuple[dict[str, Any], UsageMetadata]:
         """Stages and files the state behind an answer; returns what the message says of it."""
-        ref = turn.stage(plan.reading, done, self.answer_store)
-        file_answer(plan.reading, done, ref, self.answer_store, message)
-        return plan.about(done, ref, model=self.model)
+        ref = turn.stage(call.plan, done, self.answer_store)
+        file_answer(call.plan, done, ref, self.answer_store, message)
+        return call.about(done, ref, model=self.model)

@@ -74,13 +74,13 @@ class Prefill:
         """
         turn = self._turn
         if turn is None:
-            reading, done = yield from self._read(None)
-            state = done.state.with_system_digest(reading.system_digest)
+            planned, done = yield from self._read(None)
+            state = done.state.with_system_digest(planned.system_digest)
             stored: str = yield OutcomeCall("put", state, ttl=self._ttl)
             return stored
         try:
-            reading, done = yield from self._read((yield from turn.begin()))
-            ref: str = yield Work(stage, reading, done, self._chat.store)
+            planned, done = yield from self._read((yield from turn.begin()))
+            ref: str = yield Work(stage, planned, done, self._chat.store)
             yield from turn.commit(ref, None)
         except GONE as error:
             raise (yield from turn.lost(error)) from error
@@ -90,15 +90,15 @@ class Prefill:
 
     def _read(self, messages: Sequence[BaseMessage] | None) -> Steps[tuple[PromptPlan, Done]]:
         with self._bar:
-            loaded, reading, request = yield Work(self._plan, messages)
+            loaded, planned, request = yield Work(self._plan, messages)
             done = yield Outcome(loaded.engine.submit(request))
-        return reading, done
+        return planned, done
 
     def _plan(self, messages: Sequence[BaseMessage] | None) -> tuple[Loaded, PromptPlan, Request]:
         """Plans the reading, behind a session's messages where there are some."""
         chat, loaded = self._chat, self._chat.loaded()
         if self._text is not None:
-            reading = plan_text(
+            planned = plan_text(
                 self._text,
                 after=messages or (),
                 template=loaded.template,
@@ -106,7 +106,7 @@ class Prefill:
                 zero=loaded.zero,
             )
         else:
-            reading = plan(
+            planned = plan(
                 self._messages if messages is None else messages,
                 template=loaded.template,
                 store=chat.store,
@@ -115,14 +115,14 @@ class Prefill:
                 thoughts=self._thoughts,
             )
         request = Request(
-            base=reading.base,
-            prompt=reading.ids,
+            base=planned.base,
+            prompt=planned.ids,
             # In the caller's context, where a turn of the same session is seen to be under way.
             on_progress=in_own_context(self._on_progress) if self._on_progress else None,
-            caching=reading.caching(chat.prefix_cache, chat.cache_salt),
+            caching=planned.caching(chat.prefix_cache, chat.cache_salt),
             deadline=self._left(),
         )
-        return loaded, reading, request
+        return loaded, planned, request
 
     def _left(self) -> float | None:
         if self._timeout is None:

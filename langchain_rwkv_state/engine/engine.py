@@ -1,8 +1,8 @@
 """The engine: one thread that owns a runtime and answers many requests in one pass at a time.
 
 Each step schedules, runs the model and postprocesses. Who runs and how much each reads is the
-`Scheduler`'s affair; what becomes of a request is its `TokenSequence`'s. The easy mistake is to
-call the runtime beside the engine: the worker alone uses it, and its owner closes it after `close`.
+`Scheduler`'s affair; what becomes of a request is its `TokenSequence`'s. The worker alone uses the
+runtime, and its owner closes that after `close`.
 """
 
 from __future__ import annotations

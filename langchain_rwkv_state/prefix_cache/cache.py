@@ -1,8 +1,8 @@
 """`PrefixStateCache`: states of what was read before, found by the ids of a prompt.
 
 It finds, keeps and forgets; it reads nothing and knows no messages. Whatever goes wrong in it is a
-miss: a cache may cost time, and never an answer. The easy mistake is to hold its lock while a disk
-is asked: every request of the process would wait for that disk.
+miss: a cache may cost time, and never an answer. Its lock is never held while a disk is asked, or
+every request of the process would wait for that disk.
 """
 
 from __future__ import annotations

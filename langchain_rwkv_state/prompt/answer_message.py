@@ -35,19 +35,19 @@ _CUT = "the answer ended before the call did, or Python reads no such JSON"
 
 
 @dataclass(frozen=True)
-class ChatPlan:
+class ChatCall:
     """A call of a chat model: what the engine is asked for, and how its answer is read.
 
     Attributes:
         template: Wrote it down.
-        reading: What is read.
+        plan: What is read.
         request: What the engine is asked for.
         tools: How calls are written, where an answer may hold some.
         held: Whether the answer is held to a form from its first token on.
     """
 
     template: ChatTemplate
-    reading: PromptPlan
+    plan: PromptPlan
     request: Request
     tools: ToolFormat | None
     held: bool
@@ -56,16 +56,16 @@ class ChatPlan:
     def of(
         cls,
         template: ChatTemplate,
-        reading: PromptPlan,
+        planned: PromptPlan,
         request: Request,
         ask: Ask,
         constraint: Constraint | None,
-    ) -> ChatPlan:
-        """Returns the plan of a call.
+    ) -> ChatCall:
+        """Returns the call that a plain request becomes.
 
         Args:
             template: Writes down what is read and answered.
-            reading: What is read.
+            planned: What is read.
             request: A plain request for a completion of it, which is made a chat's.
             ask: What is asked for.
             constraint: What decoding is held to.
@@ -76,7 +76,7 @@ class ChatPlan:
         """
         tools = template.tools if ask.may_call else None
         held = constraint is not None and constraint.holds_at_once
-        if held and reading.continued:
+        if held and planned.continued:
             raise ValueError(
                 "The last message is an answer's beginning, and tool_choice or response_format "
                 "holds the answer to JSON from its beginning: leave one of them out."
@@ -99,25 +99,25 @@ class ChatPlan:
         def canonical(text: str) -> Sequence[int]:
             return kept("", text)
 
-        thought = _thought(reading, ask, template, held=held)
+        thought = _thought(planned, ask, template, held=held)
         chat = replace(
             request,
-            prompt=reading.ids if reading.prompt is None else reading.prompt,
-            settled=None if reading.prompt is None else reading.ids,
+            prompt=planned.ids if planned.prompt is None else planned.prompt,
+            settled=None if planned.prompt is None else planned.ids,
             stop=stop,
             roles=template.turn_roles,
             strip=True,
             canonical=canonical,
             canonical_thought=kept if thought is not None and thought.keep else None,
             thought=thought,
-            continued=reading.continued,
+            continued=planned.continued,
             constraint=constraint,
         )
-        return cls(template, reading, chat, tools, held)
+        return cls(template, planned, chat, tools, held)
 
     def message(self, done: Done) -> AIMessage:
         """Returns the whole answer."""
-        text = self.reading.continued + done.text
+        text = self.plan.continued + done.text
         answer = read_answer(text, self.tools, called=self.held)
         return answer.message(thought=done.thought)
 
@@ -136,7 +136,7 @@ class ChatPlan:
             "finish_reason": done.finish_reason,
             STATE_KEY: ref,
         }
-        known = self.reading.base.n_tokens
+        known = self.plan.base.n_tokens
         read = known + len(self.request.prompt)
         usage = UsageMetadata(
             input_tokens=read,
@@ -150,16 +150,16 @@ class ChatPlan:
 
     def stream(self) -> AnswerStream:
         """Returns what makes chunks of the answer's events."""
-        return AnswerStream(self.tools, self.reading.continued, called=self.held)
+        return AnswerStream(self.tools, self.plan.continued, called=self.held)
 
 
 def _thought(
-    reading: PromptPlan, ask: Ask, template: ChatTemplate, *, held: bool
+    planned: PromptPlan, ask: Ask, template: ChatTemplate, *, held: bool
 ) -> Thought | None:
     """Returns how a thought is delimited that may stand before the answer."""
-    if reading.continued or not template.thinks:
+    if planned.continued or not template.thinks:
         return None
-    if reading.prompt is not None:
+    if planned.prompt is not None:
         thinks = bool(ask.reasoning)
         closing = "</think>" if thinks else ""
         return Thought(opening=">", closing=closing, keep=thinks and ask.keep_reasoning)
