@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
 import time
 from collections import deque
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from langchain_rwkv_state._registry import Hold, Registry
 from langchain_rwkv_state.errors import RWKVStateError, StateCorrupt, StateMismatch, StoreFull
 from langchain_rwkv_state.prefix_cache.disk_tier import DiskTier, Row
 from langchain_rwkv_state.prefix_cache.entries import CachedState, Entry
@@ -39,7 +41,6 @@ class DiskSide:
         only_reads: Whether to leave the directory as it is.
 
     Attributes:
-        tier: The tier, while it is open.
         errors: Times that it could not be used.
         corrupt: Entries that were damaged or foreign.
     """
@@ -60,11 +61,11 @@ class DiskSide:
         self._only_reads = only_reads
         self._failed_at = -math.inf
         self._closed = False
-        self.tier: DiskTier | None = None
+        self._hold: Hold[DiskTier] | None = None
         self.errors = 0
 
     def begin(self, index: Index, lock: threading.RLock) -> None:
-        """Begins with what is in memory, and anew in a forked child; the tier minds forks itself.
+        """Begins with what is in memory; anew in a forked child, where the tier minds itself.
 
         Args:
             index: What is in memory.
@@ -75,8 +76,13 @@ class DiskSide:
         self._lock = threading.RLock()
         self._writer = BackgroundWriter(self._sweep, self._write)
         self.corrupt = 0
-        if self.tier is not None:
-            self.tier.hear_all()
+        self._seen = 0  # the last entry on disk that memory knows of
+
+    @property
+    def tier(self) -> DiskTier | None:
+        """The tier, while it is open; caches of one directory in a process share it."""
+        hold = self._hold
+        return None if hold is None else hold.value
 
     @property
     def is_written(self) -> bool:
@@ -102,7 +108,7 @@ class DiskSide:
         with self.use() as tier:
             if tier is None:
                 return
-            rows, bad = tier.news()
+            rows, bad, self._seen = tier.news(self._seen)
             if not rows and not bad:
                 return
             now = self._clock()
@@ -199,9 +205,7 @@ class DiskSide:
         self._writer.close()
         with self._lock:
             self._closed = True
-            tier, self.tier = self.tier, None
-            if tier is not None:
-                tier.close()
+            self._let_go()
 
     def _discard_later(self, entry: Entry, row: Row) -> None:
         if self.is_written:
@@ -243,27 +247,48 @@ class DiskSide:
         if self._directory is None:
             return None
         with self._lock:
+            if self.tier is not None and self.tier.failed:  # another cache found that
+                self._let_go()
             wait = time.monotonic() - self._failed_at <= _RETRY_SECONDS
             if self.tier is None and not wait and not self._closed:
                 try:
-                    self.tier = DiskTier(
-                        self._directory, self._budget, self._clock, only_reads=self._only_reads
-                    )
+                    self._hold = self._shared(self._directory)
                 except (RWKVStateError, OSError) as error:
                     self._fail(error)
             return self.tier
 
+    def _shared(self, path: Path) -> Hold[DiskTier]:
+        """Holds the process's tier of a directory, opened if need be."""
+        settings = (self._budget, self._clock)
+        return _TIERS.held(
+            (os.path.realpath(path), self._only_reads, *settings),
+            lambda: DiskTier(path, *settings, only_reads=self._only_reads),
+            fits=lambda tier: not tier.failed,
+        )
+
     def _fail(self, error: BaseException) -> None:
+        logger.warning("The prefix cache goes on without its disk for a while: %s", error)
         with self._lock:
             self.errors += 1
             self._failed_at = time.monotonic()
-            tier, self.tier = self.tier, None
-        logger.warning("The prefix cache goes on without its disk for a while: %s", error)
-        if tier is not None:
-            try:
-                tier.close()
-            except (RWKVStateError, OSError):
-                logger.debug("Closing the disk tier failed too", exc_info=True)
+            if self.tier is not None:
+                self.tier.failed = True
+            self._let_go()
+
+    def _let_go(self) -> None:
+        hold, self._hold, self._seen = self._hold, None, 0
+        if hold is not None:
+            hold.release()
+
+
+def _close(tier: DiskTier) -> None:
+    try:
+        tier.close()
+    except (RWKVStateError, OSError):
+        logger.debug("Closing the disk tier failed", exc_info=True)
+
+
+_TIERS: Registry[DiskTier] = Registry(close=_close)
 
 
 class BackgroundWriter:

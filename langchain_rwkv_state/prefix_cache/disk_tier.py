@@ -173,6 +173,10 @@ class DiskTier:
         clock: Gives Unix time.
         only_reads: Whether to leave the directory as it is: what is damaged is passed over.
 
+    Attributes:
+        evictions: Entries that had to go for others.
+        failed: Whether it could not be used, and is to be opened anew.
+
     Raises:
         StoreError: The directory holds something else than a cache of this package, or nothing
             that could be read.
@@ -192,29 +196,30 @@ class DiskTier:
         self.path = path
         self.budget = budget
         self.evictions = 0
+        self.failed = False
         self._clock = clock
         require_place_for_cache(path)
         self._backend = DiskBackend(path, 5.0, create=None, read_only=only_reads, tables=False)
         self._reader = _Reader(self._backend.sql)
         self._only_reads = only_reads
-        self._seen = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes of files and rows."""
         return self._reader.nbytes()
 
-    def news(self) -> tuple[list[Row], int]:
-        """Returns entries written since the last call, by whatever process, and damaged rows."""
-        start = _ENTRY + (self._seen + 1).to_bytes(8, "big")
-        found = self._reader.scan(start, _ENTRY_END)
-        if found:
-            self._seen = int.from_bytes(found[-1][0][1:9], "big")
-        return self._readable(found)
+    def news(self, after: int) -> tuple[list[Row], int, int]:
+        """Returns entries written since, by whatever process.
 
-    def hear_all(self) -> None:
-        """Makes the next `news` tell of all entries."""
-        self._seen = 0
+        Args:
+            after: Number of the last entry that is known, 0 for none.
+
+        Returns:
+            The entries, how many rows were damaged, and the number of the last one.
+        """
+        found = self._reader.scan(_ENTRY + (after + 1).to_bytes(8, "big"), _ENTRY_END)
+        last = int.from_bytes(found[-1][0][1:9], "big") if found else after
+        return (*self._readable(found), last)
 
     def rows(self) -> list[Row]:
         """Returns all entries."""

@@ -248,6 +248,29 @@ class TestTheDisk:
         assert hit.cached.logits is not None
         assert (hit.cached.logits == torch.arange(32) + len(A)).all()
 
+    def test_caches_of_one_directory_share_its_database(self, on_disk):
+        one, other = on_disk(), on_disk()
+        one.insert(NAMESPACE, A, kept(A))
+        assert one.flush()
+        assert found(other, NAMESPACE, B).n_tokens == len(A)
+        assert one._disk.tier is other._disk.tier
+        one.close()
+        assert other.insert(NAMESPACE, (9,) * 60, kept((9,) * 60))
+        assert other.flush()
+        assert other.stats().errors == 0
+        assert found(on_disk(), NAMESPACE, (9,) * 61).n_tokens == 60
+
+    def test_what_failed_for_one_is_opened_anew_by_all(self, on_disk):
+        one, other = on_disk(), on_disk()
+        assert one.lookup(NAMESPACE, B) is other.lookup(NAMESPACE, B) is None
+        shared = one._disk.tier
+        one._disk._fail(OSError("gone"))
+        assert other.insert(NAMESPACE, A, kept(A))
+        assert other.flush()
+        assert other._disk.tier is not shared
+        assert found(on_disk(), NAMESPACE, B).n_tokens == len(A)
+        assert one._disk.tier is None  # for a while
+
     def test_the_same_entry_is_written_once(self, on_disk):
         caches = [on_disk() for _ in range(4)]
         with ThreadPoolExecutor(4) as pool:
