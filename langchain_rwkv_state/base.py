@@ -29,7 +29,7 @@ from langchain_rwkv_state._registry import Hold
 from langchain_rwkv_state.engine import Limits, Request, Sampling
 from langchain_rwkv_state.loaded import Loaded, find_loaded, hold_model
 from langchain_rwkv_state.model_stats import ModelStats, StatsWatch
-from langchain_rwkv_state.prefix_cache import Caching, PrefixStateCache, default_cache
+from langchain_rwkv_state.prefix_cache import PrefixStateCache, default_cache
 from langchain_rwkv_state.prompt.plan import PromptPlan
 from langchain_rwkv_state.prompt.template import ChatTemplate
 from langchain_rwkv_state.runtime import check_model
@@ -398,7 +398,7 @@ class RWKVModel(BaseModel):
     def _request(
         self,
         loaded: Loaded,
-        reading: PromptPlan,
+        planned: PromptPlan,
         stop: Sequence[str] | None,
         options: Mapping[str, Any],
     ) -> Request:
@@ -415,6 +415,7 @@ class RWKVModel(BaseModel):
                 f"max_tokens must be 1 or more, got {max_tokens}: use prefill() to read only."
             )
         timeout = options.get("timeout")
+        salt = settings.salt(options.get("cache_salt"))
         for name in options:
             if name not in self._call_options and name not in _LANGCHAIN_OPTIONS:
                 raise ValueError(
@@ -424,33 +425,18 @@ class RWKVModel(BaseModel):
                 )
         texts = dict.fromkeys((*(self.stop or ()), *settings.stop_texts(stop or ())))
         return Request(
-            base=reading.base,
-            prompt=reading.ids,
+            base=planned.base,
+            prompt=planned.ids,
             max_tokens=max_tokens,
             sampling=sampling,
             stop=tuple(texts),
             stop_ids=loaded.tokenizer.eos_ids,
             strip=False,
             canonical=loaded.tokenizer.encode,
-            checkpoints=reading.checkpoints,
-            caching=self._caching(reading, options),
+            checkpoints=planned.checkpoints,
+            caching=planned.caching(self.prefix_cache, self.cache_salt if salt is None else salt),
             deadline=self.timeout if timeout is None else timeout,
             tokenizer=loaded.tokenizer,
-        )
-
-    def _caching(self, reading: PromptPlan, options: Mapping[str, Any]) -> Caching | None:
-        """Returns what the prefix cache may do for a reading."""
-        cache = self.prefix_cache
-        if cache is None:
-            return None
-        salt = settings.salt(options.get("cache_salt"))
-        return Caching(
-            cache,
-            salt=self.cache_salt if salt is None else salt,
-            private=reading.base_ref is not None,
-            shared=reading.shared,
-            ends=reading.ends,
-            system_end=reading.system_end,
         )
 
     @property

@@ -33,30 +33,28 @@ from langchain_rwkv_state._progress import LateBar
 from langchain_rwkv_state.base import CALL_OPTIONS, RWKVModel, seen
 from langchain_rwkv_state.conversation.bound_model import BoundModel
 from langchain_rwkv_state.conversation.filings import file_answer
-from langchain_rwkv_state.conversation.history import without_strangers
 from langchain_rwkv_state.conversation.prefill import Prefill
 from langchain_rwkv_state.conversation.session import RWKVSession
-from langchain_rwkv_state.conversation.session_turn import GONE, OnConflict
+from langchain_rwkv_state.conversation.session_turn import OnConflict
 from langchain_rwkv_state.conversation.sessions import RWKVSessions
 from langchain_rwkv_state.conversation.steps import arun, run
 from langchain_rwkv_state.conversation.waiting import WAIT_SECONDS
 from langchain_rwkv_state.engine import (
-    Delta,
     Done,
+    Engine,
     Request,
     check_constraint,
 )
-from langchain_rwkv_state.loaded import Loaded
 from langchain_rwkv_state.prefix_cache import CachedState, Namespace
 from langchain_rwkv_state.prompt import plan as turn
+from langchain_rwkv_state.prompt.answer_message import ChatCall
 from langchain_rwkv_state.prompt.call_options import ASK_OPTIONS, Ask, as_reasoning
-from langchain_rwkv_state.prompt.chat_plan import ChatPlan
 from langchain_rwkv_state.prompt.markers import (
     as_model_input,
     to_messages,
     without_markers,
+    without_strangers,
 )
-from langchain_rwkv_state.prompt.plan import PromptPlan
 from langchain_rwkv_state.prompt.structured import Method, Structured, tool_options
 from langchain_rwkv_state.prompt.template import ChatTemplate
 from langchain_rwkv_state.store import TTL
@@ -395,8 +393,8 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> ChatResult:
-        plan = self._prepare(messages, stop, kwargs)
-        return self._chat_result(plan, plan.submit().result())
+        engine, call = self._prepare(messages, stop, kwargs)
+        return self._result(call, engine.submit(call.request).result())
 
     async def _agenerate(
         self,
@@ -405,9 +403,9 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> ChatResult:
-        plan = await asyncio.to_thread(self._prepare, messages, stop, kwargs)
-        done = await plan.submit().aresult()
-        return await asyncio.to_thread(self._chat_result, plan, done)
+        engine, call = await asyncio.to_thread(self._prepare, messages, stop, kwargs)
+        done = await engine.submit(call.request).aresult()
+        return await asyncio.to_thread(self._result, call, done)
 
     def _stream(
         self,
@@ -416,18 +414,14 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        plan = self._prepare(messages, stop, kwargs)
-        handle = plan.submit()
-        pieces = plan.stream()
+        engine, call = self._prepare(messages, stop, kwargs)
+        handle, pieces = engine.submit(call.request), call.stream()
         try:
             for event in handle:
-                if isinstance(event, Delta):
-                    for chunk in pieces.push(event.text, event.thought):
-                        yield ChatGenerationChunk(message=chunk)
-                else:
-                    for chunk in pieces.end():
-                        yield ChatGenerationChunk(message=chunk)
-                    yield self._last_chunk(plan, event)
+                for chunk in pieces.take(event):
+                    yield ChatGenerationChunk(message=chunk)
+                if isinstance(event, Done):
+                    yield self._last_chunk(call, event)
         finally:
             handle.cancel()
 
@@ -438,18 +432,14 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        plan = await asyncio.to_thread(self._prepare, messages, stop, kwargs)
-        handle = plan.submit()
-        pieces = plan.stream()
+        engine, call = await asyncio.to_thread(self._prepare, messages, stop, kwargs)
+        handle, pieces = engine.submit(call.request), call.stream()
         try:
             async for event in handle:
-                if isinstance(event, Delta):
-                    for chunk in pieces.push(event.text, event.thought):
-                        yield ChatGenerationChunk(message=chunk)
-                else:
-                    for chunk in pieces.end():
-                        yield ChatGenerationChunk(message=chunk)
-                    yield await asyncio.to_thread(self._last_chunk, plan, event)
+                for chunk in pieces.take(event):
+                    yield ChatGenerationChunk(message=chunk)
+                if isinstance(event, Done):
+                    yield await asyncio.to_thread(self._last_chunk, call, event)
         finally:
             handle.cancel()
 
@@ -546,23 +536,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
             StoreFull: The store has no room.
         """
         job = Prefill(self, model_input, session, ttl, on_progress, timeout, self.keep_reasoning)
-        if job.turn is None:
-            with job.bar:
-                engine, request = job.plan(None)
-                done = engine.submit(request).result()
-            return self.store.put(job.state(done), ttl=ttl)
-        try:
-            messages = run(job.turn.begin(), self.store)
-            with job.bar:
-                engine, request = job.plan(messages)
-                done = engine.submit(request).result()
-            ref = job.stage(done)
-            run(job.turn.commit(ref, None), self.store)
-        except GONE as error:
-            raise run(job.turn.lost(error), self.store) from error
-        finally:
-            run(job.turn.end(), self.store)
-        return ref
+        return run(job.steps(), self.store)
 
     async def aprefill(
         self,
@@ -579,24 +553,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         the state is being written, it is stored, and its reference is returned.
         """
         job = Prefill(self, model_input, session, ttl, on_progress, timeout, self.keep_reasoning)
-        if job.turn is None:
-            engine, request = await asyncio.to_thread(job.plan, None)
-            with job.bar:
-                done = await engine.submit(request).aresult()
-            ref: str = await self.store.to_its_end("put", job.state(done), ttl=ttl)
-            return ref
-        try:
-            messages = await arun(job.turn.begin(), self.store)
-            engine, request = await asyncio.to_thread(job.plan, messages)
-            with job.bar:
-                done = await engine.submit(request).aresult()
-            ref = await asyncio.to_thread(job.stage, done)
-            await arun(job.turn.commit(ref, None), self.store)
-        except GONE as error:
-            raise await arun(job.turn.lost(error), self.store) from error
-        finally:
-            await arun(job.turn.end(), self.store)
-        return ref
+        return await arun(job.steps(), self.store)
 
     def pin_prefix(self, model_input: LanguageModelInput, *, name: str) -> int:
         """Reads what many prompts begin with, and keeps its state in the prefix cache for good.
@@ -623,49 +580,45 @@ class ChatRWKV(RWKVModel, BaseChatModel):
             raise ValueError("prefix_cache=False leaves nothing to pin a prefix in.")
         loaded = self.loaded()
         if isinstance(model_input, str):
-            reading = turn.plan_text(
+            planned = turn.plan_text(
                 model_input, template=loaded.template, store=self.answer_store, zero=loaded.zero
             )
         else:
-            reading = self._plan(loaded, to_messages(model_input), answer=False)
-        if reading.reach < len(reading.ids) or reading.base_ref is not None:
+            planned = turn.plan(
+                to_messages(model_input),
+                template=loaded.template,
+                store=self.answer_store,
+                zero=loaded.zero,
+                answer=False,
+                thoughts=self.keep_reasoning,
+            )
+        if planned.reach < len(planned.ids) or planned.base_ref is not None:
             raise ValueError("A pinned prefix begins from nothing: leave state markers out.")
         with LateBar(f"Reading {name}", progress=self.progress) as bar:
             request = Request(
-                base=reading.base,
-                prompt=reading.ids,
+                base=planned.base,
+                prompt=planned.ids,
                 on_progress=bar.tell,
                 deadline=self.timeout,
-                caching=self._caching(reading, {}),
+                caching=planned.caching(cache, self.cache_salt),
             )
             done = loaded.engine.submit(request).result()
-        namespace = Namespace.of(reading.base, self.cache_salt)
-        cache.pin(namespace, reading.ids, CachedState(done.state), name)
+        namespace = Namespace.of(planned.base, self.cache_salt)
+        cache.pin(namespace, planned.ids, CachedState(done.state), name)
         return done.reused
 
     # -- the way down and up -----------------------------------------------------------------
 
-    def _plan(
-        self, loaded: Loaded, messages: Sequence[BaseMessage], *, answer: bool = True
-    ) -> PromptPlan:
-        return turn.plan(
-            messages,
-            template=loaded.template,
-            store=self.answer_store,
-            zero=loaded.zero,
-            answer=answer,
-            thoughts=self.keep_reasoning,
-        )
-
     def _prepare(
         self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, options: dict[str, Any]
-    ) -> ChatPlan:
+    ) -> tuple[Engine, ChatCall]:
+        """Plans a call: settings, options and messages become one request."""
         loaded = self.loaded()
         template, ask = loaded.template, self._ask(options)
         constraint = ask.constraint(template.tools)
         if constraint is not None:
             loaded.engine.prepare(constraint, loaded.tokenizer)
-        reading = turn.plan(
+        planned = turn.plan(
             without_strangers(messages),
             template=template,
             store=self.answer_store,
@@ -674,28 +627,27 @@ class ChatRWKV(RWKVModel, BaseChatModel):
             reasoning=ask.reasoning_before(constraint),
             thoughts=ask.keep_reasoning,
         )
-        request = self._request(loaded, reading, stop, options)
-        return ChatPlan.of(loaded.engine, template, reading, request, ask, constraint)
+        request = self._request(loaded, planned, stop, options)
+        return loaded.engine, ChatCall.of(template, planned, request, ask, constraint)
 
-    def _finish(
-        self, plan: ChatPlan, done: Done, message: AIMessage
-    ) -> tuple[dict[str, Any], UsageMetadata]:
-        """Stages and files the state behind an answer; returns what the message says of it."""
-        reading = plan.reading
-        ref = turn.stage(reading, done, self.answer_store)
-        file_answer(reading, done, ref, self.answer_store, message)
-        return plan.about(done, ref, model=self.model)
-
-    def _chat_result(self, plan: ChatPlan, done: Done) -> ChatResult:
-        message = plan.message(done)
-        about, usage = self._finish(plan, done, message)
+    def _result(self, call: ChatCall, done: Done) -> ChatResult:
+        message = call.message(done)
+        about, usage = self._finish(call, done, message)
         message.response_metadata = about
         message.usage_metadata = usage
         return ChatResult(generations=[ChatGeneration(message=message)])
 
-    def _last_chunk(self, plan: ChatPlan, done: Done) -> ChatGenerationChunk:
-        about, usage = self._finish(plan, done, plan.message(done))
+    def _last_chunk(self, call: ChatCall, done: Done) -> ChatGenerationChunk:
+        about, usage = self._finish(call, done, call.message(done))
         message = AIMessageChunk(
             content="", response_metadata=about, usage_metadata=usage, chunk_position="last"
         )
         return ChatGenerationChunk(message=message)
+
+    def _finish(
+        self, call: ChatCall, done: Done, message: AIMessage
+    ) -> tuple[dict[str, Any], UsageMetadata]:
+        """Stages and files the state behind an answer; returns what the message says of it."""
+        ref = turn.stage(call.plan, done, self.answer_store)
+        file_answer(call.plan, done, ref, self.answer_store, message)
+        return call.about(done, ref, model=self.model)

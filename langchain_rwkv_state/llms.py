@@ -21,8 +21,7 @@ from langchain_core.runnables import RunnableConfig
 
 from langchain_rwkv_state.base import CALL_OPTIONS, RWKVModel, seen
 from langchain_rwkv_state.conversation.filings import file_answer
-from langchain_rwkv_state.conversation.history import without_strangers
-from langchain_rwkv_state.engine import Delta, Done, Request, RequestHandle
+from langchain_rwkv_state.engine import Delta, Done, Event, Request, RequestHandle
 from langchain_rwkv_state.loaded import Loaded
 from langchain_rwkv_state.prompt import plan as turn
 from langchain_rwkv_state.prompt.markers import (
@@ -32,6 +31,7 @@ from langchain_rwkv_state.prompt.markers import (
     is_marker,
     marker,
     without_markers,
+    without_strangers,
 )
 from langchain_rwkv_state.prompt.plan import PromptPlan
 
@@ -202,7 +202,7 @@ class RWKVLLM(RWKVModel, BaseLLM):
         finally:
             for handle in handles:
                 handle.cancel()
-        return self._result([reading for reading, _ in prepared], answers)
+        return self._result([planned for planned, _ in prepared], answers)
 
     async def _agenerate(
         self,
@@ -220,8 +220,7 @@ class RWKVLLM(RWKVModel, BaseLLM):
         finally:
             for handle in handles:
                 handle.cancel()
-        readings = [reading for reading, _ in prepared]
-        return await asyncio.to_thread(self._result, readings, answers)
+        return await asyncio.to_thread(self._result, [planned for planned, _ in prepared], answers)
 
     def _stream(
         self,
@@ -230,14 +229,11 @@ class RWKVLLM(RWKVModel, BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
-        loaded, [(reading, request)] = self._prepare([prompt], stop, kwargs)
+        loaded, [(planned, request)] = self._prepare([prompt], stop, kwargs)
         handle = loaded.engine.submit(request)
         try:
             for event in handle:
-                if isinstance(event, Delta):
-                    chunk = GenerationChunk(text=event.text)
-                else:
-                    chunk = GenerationChunk(text="", generation_info=self._finish(reading, event))
+                chunk = self._chunk(planned, event)
                 if run_manager:
                     run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
@@ -251,17 +247,16 @@ class RWKVLLM(RWKVModel, BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
-        loaded, [(reading, request)] = await asyncio.to_thread(
+        loaded, [(planned, request)] = await asyncio.to_thread(
             self._prepare, [prompt], stop, kwargs
         )
         handle = loaded.engine.submit(request)
         try:
             async for event in handle:
                 if isinstance(event, Delta):
-                    chunk = GenerationChunk(text=event.text)
+                    chunk = self._chunk(planned, event)
                 else:
-                    info = await asyncio.to_thread(self._finish, reading, event)
-                    chunk = GenerationChunk(text="", generation_info=info)
+                    chunk = await asyncio.to_thread(self._chunk, planned, event)
                 if run_manager:
                     await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
@@ -293,28 +288,33 @@ class RWKVLLM(RWKVModel, BaseLLM):
                         "leave one of them out."
                     )
                 known.append(marker(ref))
-            reading = turn.plan_text(
+            planned = turn.plan_text(
                 str(prompt),
                 after=known,
                 template=loaded.template,
                 store=self.answer_store,
                 zero=loaded.zero,
             )
-            prepared.append((reading, self._request(loaded, reading, stop, rest)))
+            prepared.append((planned, self._request(loaded, planned, stop, rest)))
         return loaded, prepared
 
-    def _finish(self, reading: PromptPlan, done: Done) -> dict[str, Any]:
+    def _chunk(self, planned: PromptPlan, event: Event) -> GenerationChunk:
+        if isinstance(event, Delta):
+            return GenerationChunk(text=event.text)
+        return GenerationChunk(text="", generation_info=self._finish(planned, event))
+
+    def _finish(self, planned: PromptPlan, done: Done) -> dict[str, Any]:
         """Stages and files the state behind an answer; returns the answer's information."""
-        ref = turn.stage(reading, done, self.answer_store)
-        file_answer(reading, done, ref, self.answer_store)
+        ref = turn.stage(planned, done, self.answer_store)
+        file_answer(planned, done, ref, self.answer_store)
         return {"finish_reason": done.finish_reason, STATE_KEY: ref}
 
-    def _result(self, readings: Sequence[PromptPlan], answers: Sequence[Done]) -> LLMResult:
+    def _result(self, all_planned: Sequence[PromptPlan], answers: Sequence[Done]) -> LLMResult:
         generations = [
-            [Generation(text=done.text, generation_info=self._finish(reading, done))]
-            for reading, done in zip(readings, answers, strict=True)
+            [Generation(text=done.text, generation_info=self._finish(planned, done))]
+            for planned, done in zip(all_planned, answers, strict=True)
         ]
-        read = sum(one.base.n_tokens + len(one.ids) for one in readings)
+        read = sum(one.base.n_tokens + len(one.ids) for one in all_planned)
         sampled = sum(done.answer_tokens for done in answers)
         usage = {
             "prompt_tokens": read,

@@ -15,11 +15,10 @@ import uuid
 import warnings
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from langchain_core.chat_history import BaseChatMessageHistory
 from langchain_core.messages import BaseMessage
-from langchain_core.runnables.config import var_child_runnable_config
 
 from langchain_rwkv_state.conversation.filings import EndedTurn, Filings, filings_of
 from langchain_rwkv_state.conversation.history_turn import (
@@ -34,7 +33,6 @@ from langchain_rwkv_state.errors import SessionConflict, StateExpired, StateNotF
 from langchain_rwkv_state.prompt.markers import (
     TURN_KEY,
     flattened_key,
-    handed_out,
     is_marker,
     message_from_json,
 )
@@ -73,6 +71,9 @@ class RWKVStateHistory(BaseChatMessageHistory):
         >>> chain.invoke({"question": "My name is Bob."}, config)  # doctest: +SKIP
         >>> chain.invoke({"question": "What is my name?"}, config)  # doctest: +SKIP
     """
+
+    hands_out_markers: ClassVar[bool] = True
+    """Tells a model, which sees the history around a call, that its markers alone count."""
 
     def __init__(self, session_id: str, store: StateStore, *, ttl: TTL = None) -> None:
         super().__init__()
@@ -313,21 +314,6 @@ class RWKVStateHistory(BaseChatMessageHistory):
         if turn is not None:
             self._filings.forget(turn.turn_id)
         yield StoreCall("delete_session", self.session_id)
-
-
-def without_strangers(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
-    """Returns messages without the markers that no history handed out, where there is a history.
-
-    Should a trimmer cut the history's own marker, one that came with the input would stand alone
-    and be taken for the caller's. Where `RunnableWithMessageHistory` can be seen around the call,
-    it is not. Where it cannot, as on a direct call, it counts: also on a thread that a step of the
-    chain started without LangChain's context.
-    """
-    config = var_child_runnable_config.get() or {}
-    history = config.get("configurable", {}).get("message_history")
-    if not isinstance(history, RWKVStateHistory):
-        return list(messages)
-    return [m for m in messages if not is_marker(m) or handed_out(m) is not None]
 
 
 def _asked_only_for_length() -> bool:

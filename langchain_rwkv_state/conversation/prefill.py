@@ -1,7 +1,4 @@
-"""Reads messages or a text without answering them, into a session or for a state of its own.
-
-It plans the reading and stages what comes of it; the engine reads, and the caller waits.
-"""
+"""Reads messages or a text without answering them, into a session or for a state of its own."""
 
 from __future__ import annotations
 
@@ -13,17 +10,18 @@ from langchain_core.messages import BaseMessage
 
 from langchain_rwkv_state._progress import LateBar
 from langchain_rwkv_state.base import RWKVModel
-from langchain_rwkv_state.conversation.session_turn import SessionTurn
+from langchain_rwkv_state.conversation.session_turn import GONE, SessionTurn
+from langchain_rwkv_state.conversation.steps import Outcome, OutcomeCall, Steps, Work
 from langchain_rwkv_state.conversation.waiting import WAIT_SECONDS
-from langchain_rwkv_state.engine import Done, Engine, Request, in_own_context
-from langchain_rwkv_state.prompt import plan as turn
+from langchain_rwkv_state.engine import Done, Request, in_own_context
+from langchain_rwkv_state.loaded import Loaded
 from langchain_rwkv_state.prompt.markers import as_model_input, to_messages
-from langchain_rwkv_state.state import RWKVState
+from langchain_rwkv_state.prompt.plan import PromptPlan, plan, plan_text, stage
 from langchain_rwkv_state.store import TTL
 
 
 class Prefill:
-    """One reading without an answer: what both forms of `ChatRWKV.prefill` do apart from waiting.
+    """One reading without an answer: `ChatRWKV.prefill`, as steps.
 
     Args:
         chat: The model that reads.
@@ -33,10 +31,6 @@ class Prefill:
         on_progress: Called as it is read.
         timeout: Seconds for all of it.
         thoughts: Whether thoughts of earlier answers are read too.
-
-    Attributes:
-        bar: Shows how far the reading is.
-        turn: The session's turn, where it is read into one.
 
     Raises:
         TypeError, ValueError: `on_progress` or `timeout` cannot be used.
@@ -53,27 +47,58 @@ class Prefill:
         thoughts: bool,
     ) -> None:
         self._chat = chat
+        self._ttl = ttl
         self._thoughts = thoughts
         _check_prefill(on_progress, timeout)
         given = as_model_input(model_input)
         self._text = given if isinstance(given, str) else None
         self._messages = [] if isinstance(given, str) else to_messages(given)
-        self.bar = LateBar("Reading", progress=chat.progress)
-        self._on_progress = on_progress or self.bar.tell
+        self._bar = LateBar("Reading", progress=chat.progress)
+        self._on_progress = on_progress or self._bar.tell
         self._begun = time.monotonic()
         self._timeout = chat.timeout if timeout is None else timeout
-        self.turn: SessionTurn | None = None
+        self._turn: SessionTurn | None = None
         if session is not None:
             wait = WAIT_SECONDS if self._timeout is None else self._timeout
-            self.turn = SessionTurn(
+            self._turn = SessionTurn(
                 chat.store, session, self._messages, ttl=ttl, wait_seconds=wait, answered=False
             )
 
-    def plan(self, messages: Sequence[BaseMessage] | None) -> tuple[Engine, Request]:
+    def steps(self) -> Steps[str]:
+        """Reads and stores, and returns the reference of the state.
+
+        Raises:
+            DeadlineExceeded: The reading took too long; nothing is stored.
+            SessionConflict: The session's head moved, or its turns before did not end in time.
+            StoreFull: The store has no room.
+        """
+        turn = self._turn
+        if turn is None:
+            planned, done = yield from self._read(None)
+            state = done.state.with_system_digest(planned.system_digest)
+            stored: str = yield OutcomeCall("put", state, ttl=self._ttl)
+            return stored
+        try:
+            planned, done = yield from self._read((yield from turn.begin()))
+            ref: str = yield Work(stage, planned, done, self._chat.store)
+            yield from turn.commit(ref, None)
+        except GONE as error:
+            raise (yield from turn.lost(error)) from error
+        finally:
+            yield from turn.end()
+        return ref
+
+    def _read(self, messages: Sequence[BaseMessage] | None) -> Steps[tuple[PromptPlan, Done]]:
+        with self._bar:
+            loaded, planned, request = yield Work(self._plan, messages)
+            done = yield Outcome(loaded.engine.submit(request))
+        return planned, done
+
+    def _plan(self, messages: Sequence[BaseMessage] | None) -> tuple[Loaded, PromptPlan, Request]:
         """Plans the reading, behind a session's messages where there are some."""
         chat, loaded = self._chat, self._chat.loaded()
         if self._text is not None:
-            reading = turn.plan_text(
+            planned = plan_text(
                 self._text,
                 after=messages or (),
                 template=loaded.template,
@@ -81,7 +106,7 @@ class Prefill:
                 zero=loaded.zero,
             )
         else:
-            reading = turn.plan(
+            planned = plan(
                 self._messages if messages is None else messages,
                 template=loaded.template,
                 store=chat.store,
@@ -89,29 +114,20 @@ class Prefill:
                 answer=False,
                 thoughts=self._thoughts,
             )
-        self._reading = reading
         request = Request(
-            base=reading.base,
-            prompt=reading.ids,
+            base=planned.base,
+            prompt=planned.ids,
             # In the caller's context, where a turn of the same session is seen to be under way.
             on_progress=in_own_context(self._on_progress) if self._on_progress else None,
-            caching=chat._caching(reading, {}),
+            caching=planned.caching(chat.prefix_cache, chat.cache_salt),
             deadline=self._left(),
         )
-        return loaded.engine, request
+        return loaded, planned, request
 
     def _left(self) -> float | None:
         if self._timeout is None:
             return None
         return max(0.001, self._timeout - (time.monotonic() - self._begun))
-
-    def state(self, done: Done) -> RWKVState:
-        """Returns the state that was read."""
-        return done.state.with_system_digest(self._reading.system_digest)
-
-    def stage(self, done: Done) -> str:
-        """Stages the state that was read, and returns its reference."""
-        return turn.stage(self._reading, done, self._chat.store)
 
 
 def _check_prefill(on_progress: object, timeout: object) -> None:

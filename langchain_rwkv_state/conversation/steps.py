@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Generator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
 
+from langchain_rwkv_state.engine import RequestHandle
 from langchain_rwkv_state.store.base import StateStore
 
 T = TypeVar("T")
@@ -50,18 +51,21 @@ class OutcomeCall(StoreCall):
     """
 
     __slots__ = ()
+    ends: ClassVar[Mapping[str, bool]] = {}
 
 
 class SettledCall(StoreCall):
     """A call that has ended, or never begins, when the cancellation of its task is raised."""
 
     __slots__ = ()
+    ends: ClassVar[Mapping[str, bool]] = {"tell": True}
 
 
 class LastCall(StoreCall):
     """A call that happens even if the task is cancelled."""
 
     __slots__ = ()
+    ends: ClassVar[Mapping[str, bool]] = {"revoke": False}
 
 
 @dataclass
@@ -79,6 +83,23 @@ class NextChunk(Answer):
     """Calls a model at the first time, and takes the answer's next chunk; ``None`` at the end."""
 
     chunks: Any = None
+
+
+@dataclass
+class Outcome:
+    """Waits for the end of a request."""
+
+    handle: RequestHandle
+
+
+class Work:
+    """Calls a function that computes or reads files: on the event loop, on a thread beside it."""
+
+    __slots__ = ("args", "function")
+
+    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
+        self.function = function
+        self.args = args
 
 
 class Signal:
@@ -133,7 +154,7 @@ class Give:
     value: Any
 
 
-Step: TypeAlias = StoreCall | Answer | Sleep | Give
+Step: TypeAlias = StoreCall | Answer | Outcome | Work | Sleep | Give
 Steps: TypeAlias = Generator[Step, Any, T]
 
 
@@ -211,6 +232,10 @@ def _do(step: Step, store: StateStore) -> Any:
             return next(step.chunks, None)
         case Answer():
             return step.chat.invoke(step.messages, step.config, **step.options)
+        case Outcome():
+            return step.handle.result()
+        case Work():
+            return step.function(*step.args)
         case Sleep():
             return (time.sleep if step.signal is None else step.signal.wait)(step.seconds)
     raise TypeError(f"{step!r:.100} is nothing to do here: run steps that give by `give`.")
@@ -218,12 +243,8 @@ def _do(step: Step, store: StateStore) -> Any:
 
 async def _ado(step: Step, store: StateStore) -> Any:
     match step:
-        case OutcomeCall():
-            return await store.to_its_end(step.verb, *step.args, **step.options)
-        case SettledCall():
-            return await store.to_its_end(step.verb, *step.args, tell=True, **step.options)
-        case LastCall():
-            return await store.to_its_end(step.verb, *step.args, revoke=False, **step.options)
+        case OutcomeCall() | SettledCall() | LastCall():
+            return await store.to_its_end(step.verb, *step.args, **step.ends, **step.options)
         case StoreCall():
             return await getattr(store, f"a{step.verb}")(*step.args, **step.options)
         case NextChunk():
@@ -232,6 +253,10 @@ async def _ado(step: Step, store: StateStore) -> Any:
             return await anext(step.chunks, None)
         case Answer():
             return await step.chat.ainvoke(step.messages, step.config, **step.options)
+        case Outcome():
+            return await step.handle.aresult()
+        case Work():
+            return await asyncio.to_thread(step.function, *step.args)
         case Sleep():
             pause = asyncio.sleep if step.signal is None else step.signal.wait_in_loop
             return await pause(step.seconds)

@@ -1,8 +1,8 @@
 """The engine: one thread that owns a runtime and answers many requests in one pass at a time.
 
 Each step schedules, runs the model and postprocesses. Who runs and how much each reads is the
-`Scheduler`'s affair; what becomes of a request is its `TokenSequence`'s. The easy mistake is to
-call the runtime beside the engine: the worker alone uses it, and its owner closes it after `close`.
+`Scheduler`'s affair; what becomes of a request is its `TokenSequence`'s. The worker alone uses the
+runtime, and its owner closes that after `close`.
 """
 
 from __future__ import annotations
@@ -285,7 +285,7 @@ class Engine:
 
     def _run(self, reads: list[tuple[TokenSequence, int]]) -> torch.Tensor:
         """Reads ids into slots in one pass; returns logits ``[len(reads), V]``."""
-        return self._slots.read([(each.slot, each.next_ids(count)) for each, count in reads])
+        return self._slots.slots.read([(each.slot, each.next_ids(count)) for each, count in reads])
 
     def _postprocess(self, reads: list[tuple[TokenSequence, int]], logits: torch.Tensor) -> int:
         """Notes what was read, samples and emits; returns how many ids answers grew by.

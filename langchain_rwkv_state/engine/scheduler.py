@@ -17,8 +17,7 @@ from typing import Protocol, TypeVar
 from langchain_rwkv_state.engine.sequence import TokenSequence
 from langchain_rwkv_state.engine.slots import SlotPool
 from langchain_rwkv_state.prefix_cache import Hit
-from langchain_rwkv_state.prefix_cache.prefix import Prefix
-from langchain_rwkv_state.prefix_cache.snapshots import APART
+from langchain_rwkv_state.prefix_cache.prefix import APART, Prefix
 
 _LEAST_SHARE = 16  # ids; a model reads fewer at a time hardly faster, so others wait a step instead
 _MOST_SNAPSHOTS = 16  # of one sequence, with those that others asked for

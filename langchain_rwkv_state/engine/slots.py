@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
-
-import torch
 
 from langchain_rwkv_state.runtime import Runtime, Slots, open_slots
 from langchain_rwkv_state.state import RWKVState
@@ -139,10 +136,6 @@ class SlotPool:
         self._free.remove(spare)
         found = self._snapshots[spare] = Snapshot(self, spare)
         return found
-
-    def read(self, reads: Sequence[tuple[int, Sequence[int]]]) -> torch.Tensor:
-        """Reads ids into slots in one pass; returns logits ``[len(reads), V]``."""
-        return self.slots.read(reads)
 
     def close(self) -> None:
         """Closes all slots; what was in them is gone."""

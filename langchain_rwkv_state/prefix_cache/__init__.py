@@ -1,11 +1,13 @@
 """The prefix cache: states of what was read before, so that no chain reads it again."""
 
-from langchain_rwkv_state.prefix_cache.cache import PrefixStateCache
-from langchain_rwkv_state.prefix_cache.default import DIRECTORY_VARIABLE, default_cache
+from langchain_rwkv_state.prefix_cache.cache import (
+    DIRECTORY_VARIABLE,
+    PrefixStateCache,
+    default_cache,
+)
 from langchain_rwkv_state.prefix_cache.disk_tier import default_cache_directory
-from langchain_rwkv_state.prefix_cache.entries import CachedState, Hit, Namespace
+from langchain_rwkv_state.prefix_cache.entries import CachedState, Hit, Namespace, hidden_salt
 from langchain_rwkv_state.prefix_cache.prefix import Caching
-from langchain_rwkv_state.prefix_cache.salt import hidden_salt
 from langchain_rwkv_state.prefix_cache.stats import CacheStats, Explanation
 
 __all__ = [

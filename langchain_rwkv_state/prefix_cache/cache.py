@@ -1,34 +1,31 @@
 """`PrefixStateCache`: states of what was read before, found by the ids of a prompt.
 
 It finds, keeps and forgets; it reads nothing and knows no messages. Whatever goes wrong in it is a
-miss: a cache may cost time, and never an answer. The easy mistake is to hold its lock while a disk
-is asked: every request of the process would wait for that disk.
+miss: a cache may cost time, and never an answer. Its lock is never held while a disk is asked, or
+every request of the process would wait for that disk.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 import time
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from langchain_rwkv_state import _markup as markup
 from langchain_rwkv_state import _text as words
 from langchain_rwkv_state._free_memory import free_memory_bytes
-from langchain_rwkv_state.errors import StateCorrupt, StateMismatch, StoreFull
-from langchain_rwkv_state.prefix_cache.background_writer import BackgroundWriter
+from langchain_rwkv_state._registry import of_process
+from langchain_rwkv_state.errors import StoreError, StoreFull
+from langchain_rwkv_state.prefix_cache.disk import DiskSide, logger
 from langchain_rwkv_state.prefix_cache.disk_tier import (
-    Row,
     default_cache_directory,
     require_place_for_cache,
 )
 from langchain_rwkv_state.prefix_cache.entries import CachedState, Entry, Hit, Namespace
-from langchain_rwkv_state.prefix_cache.guarded_disk import GuardedDisk, logger
 from langchain_rwkv_state.prefix_cache.index import Index
 from langchain_rwkv_state.prefix_cache.radix_tree import pack
 from langchain_rwkv_state.prefix_cache.stats import (
@@ -39,12 +36,14 @@ from langchain_rwkv_state.prefix_cache.stats import (
     sentence,
 )
 from langchain_rwkv_state.store.clock import TTL, ttl_seconds
+from langchain_rwkv_state.store.schema import DATABASE
+
+DIRECTORY_VARIABLE = "RWKV_PREFIX_CACHE_DIR"
 
 _RAM_SHARE = 0.05  # of the memory that is free when the cache is made
 _RAM_LEAST, _RAM_MOST = 32 << 20, 1 << 30
 _DISK_BYTES = 4 << 30
 _TTL_SECONDS = 7 * 86_400.0
-_DISK_LEAST_SAVED = 32  # ids; a file is read as fast as a small model reads so many
 _MISSES_KEPT = 256
 
 
@@ -106,7 +105,7 @@ class PrefixStateCache:
                 require_place_for_cache(self._directory)
         self._only_reads = _only_reads
         self._clock = clock
-        self._disk = GuardedDisk(self._directory, disk_bytes, clock, only_reads=_only_reads)
+        self._disk = DiskSide(self._directory, disk_bytes, self._ttl, clock, only_reads=_only_reads)
         self._begin_anew()
         _caches.add(self)
 
@@ -131,7 +130,7 @@ class PrefixStateCache:
     def _begin_anew(self) -> None:
         self._lock = threading.RLock()
         self._index = Index(self._device_bytes, self._ram_bytes, self._ttl, self._clock)
-        self._writer = BackgroundWriter(self._sweep_disk, self._write)
+        self._disk.begin(self._index, self._lock)
         self._count = Counter[str]()
         self._misses = Counter[str]()
         self._cold: deque[tuple[Namespace, bytes]] = deque(maxlen=_MISSES_KEPT)
@@ -182,7 +181,7 @@ class PrefixStateCache:
             count: Whether the statistics take note.
         """
         key, size = pack(ids), len(ids)
-        self._take_in_rows()
+        self._disk.take_in()
         while True:
             with self._lock:
                 path = self._index.tree.find(namespace, key)
@@ -199,14 +198,16 @@ class PrefixStateCache:
                 found = self._index.held(entry)
                 row = entry.row
             if found is None:
-                found = self._from_disk(entry, row)
+                loaded = self._disk.load(entry, row)
+                found = None if loaded is None else (loaded, "disk")
             if found is not None:
                 cached, tier = found
                 if answer and entry.node.depth == size and cached.logits is None:
                     continue  # it came from the disk without them
                 if count:
                     with self._lock:
-                        self._use(entry)
+                        self._index.touch(entry)
+                        self._disk.note_used(entry)
                         self._count.update(lookups=1, hits=1, asked=size, saved=entry.node.depth)
                 return Hit(cached, entry.node.depth, tier)
 
@@ -244,7 +245,7 @@ class PrefixStateCache:
             >>> print(cache.explain(namespace, ids).text)  # doctest: +SKIP
             212 of 240 tokens are kept; the prompt differs from what was read from token 212 on.
         """
-        self._take_in_rows()
+        self._disk.take_in()
         key, size = pack(ids), len(ids)
         with self._lock:
             path = self._index.tree.find(namespace, key)
@@ -280,10 +281,8 @@ class PrefixStateCache:
             entry = self._index.put(namespace, pack(ids), cached, private=private)
             if entry is None:
                 return False
-            if not private and self._disk.is_written and entry.row is None:
-                below = next((n for n in entry.node.above() if n.value and n.value.row), None)
-                if entry.node.depth - (below.depth if below else 0) >= _DISK_LEAST_SAVED:
-                    self._writer.put(entry)
+            if not private:
+                self._disk.note_new(entry)
             return True
 
     def pin(self, namespace: Namespace, ids: Sequence[int], cached: CachedState, name: str) -> None:
@@ -310,14 +309,7 @@ class PrefixStateCache:
         for other in old:
             if other is not entry:
                 self._unpin(other)
-        refused = False
-        with self._disk.use() as disk:
-            if disk is not None and self._disk.is_written:
-                row = disk.save(namespace, key, cached, saved=len(ids), ttl=self._ttl, pin=name)
-                refused = row is None
-                with self._lock:
-                    entry.row = row
-        if refused:
+        if not self._disk.pin(entry, key, cached):
             raise StoreFull(
                 f"A state of {cached.nbytes} bytes does not fit into the prefix cache's "
                 f"{self._disk_bytes} bytes on disk: unpin something, or give it a larger "
@@ -326,7 +318,7 @@ class PrefixStateCache:
 
     def unpin(self, name: str) -> bool:
         """Lets a pinned prefix go the way of others; says whether there was one."""
-        self._take_in_rows()
+        self._disk.take_in()
         with self._lock:
             found = self._index.pinned(name, None)
         for entry in found:
@@ -340,7 +332,7 @@ class PrefixStateCache:
         """
         if self._only_reads:
             return 0
-        self._take_in_rows()
+        self._disk.take_in()
         with self._lock:
             waiting = [
                 entry
@@ -349,25 +341,22 @@ class PrefixStateCache:
                 and entry.namespace.fingerprint == fingerprint
                 and self._index.held(entry) is None
             ]
-        return sum(self._from_disk(entry, entry.row) is not None for entry in waiting)
+        return sum(self._disk.load(entry, entry.row) is not None for entry in waiting)
 
     def clear(self) -> None:
         """Forgets everything, pinned entries too, and those on disk unless it only reads them."""
-        self._writer.clear()
+        self._disk.forget_writes()
         with self._lock:
             self._index.clear()
-        with self._disk.use() as disk:
-            if disk is not None and self._disk.is_written:
-                disk.clear()
+        self._disk.clear()
 
     def flush(self, seconds: float = 30.0) -> bool:
         """Waits until what is to be written to disk is there; says whether it is."""
-        return self._writer.flush(seconds)
+        return self._disk.flush(seconds)
 
     def close(self) -> None:
         """Writes what is to be written, and lets go of memory and disk."""
         self.flush()
-        self._writer.close()
         self._disk.close()
 
     # -- what it did -------------------------------------------------------------------------
@@ -414,7 +403,7 @@ class PrefixStateCache:
                 },
                 evictions={tier: index.evictions[tier] for tier in ("device", "ram", "disk")},
                 expired=index.expired,
-                corrupt=count["corrupt"],
+                corrupt=self._disk.corrupt,
                 errors=self._disk.errors,
             )
 
@@ -423,114 +412,10 @@ class PrefixStateCache:
         with self._lock:
             self._count["shared"] += 1
 
-    # -- between memory and disk -------------------------------------------------------------
-
-    def _use(self, entry: Entry) -> None:
-        """Renews the one state that was consumed, on disk too where that is due."""
-        self._index.touch(entry)
-        if not self._disk.is_written or entry.private:
-            return
-        row = entry.row
-        if row is None or self._clock() - row.used > 0.1 * min(self._ttl, 86_400.0):
-            self._writer.put(entry)
-
     def _unpin(self, entry: Entry) -> None:
         with self._lock:
             self._index.unpin(entry)
-            row, expires = entry.row, entry.expires
-        with self._disk.use() as disk:
-            if disk is not None and row is not None and self._disk.is_written:
-                changed = disk.update(row, lambda r: replace(r, pin=None, expires=expires))
-                with self._lock:
-                    entry.row = changed
-
-    def _take_in_rows(self) -> None:
-        """Takes in what other processes wrote to the disk."""
-        if self._directory is None:
-            return
-        with self._disk.use() as disk:
-            if disk is None:
-                return
-            rows, bad = disk.news()
-            if not rows and not bad:
-                return
-            now = self._clock()
-            with self._lock:
-                self._count["corrupt"] += bad
-                for row in rows:
-                    whole = row.key and not len(row.key) % 4
-                    if whole and row.expires > now and (row.pin or not self._only_reads):
-                        self._index.put_row(row)
-
-    def _from_disk(self, entry: Entry, row: Row | None) -> tuple[CachedState, str] | None:
-        """Loads an entry into memory; what cannot be loaded is taken off the tree.
-
-        From the directory it goes in the background: a request waits for no other process's lock.
-        """
-        cached = None
-        reason = "evicted"
-        with self._disk.use() as disk:
-            if disk is not None and row is not None:
-                try:
-                    cached = disk.load(row)
-                    if cached is None and not disk.is_fresh(row):
-                        self._discard_later(entry, row)
-                except (StateCorrupt, StateMismatch) as error:
-                    reason = "corrupt"
-                    logger.warning("An entry of the prefix cache is of no use: %s", error)
-                    with self._lock:
-                        self._count["corrupt"] += 1
-                    self._discard_later(entry, row)
-        with self._lock:
-            if cached is None:
-                entry.row = None
-                if self._index.held(entry) is None:
-                    self._index.drop(entry, reason)
-                return None
-            if entry.node.value is entry:
-                self._index.hold(entry, cached)
-        return cached, "disk"
-
-    def _discard_later(self, entry: Entry, row: Row) -> None:
-        if self._disk.is_written:
-            entry.useless = row
-            self._writer.put(entry)
-
-    def _sweep_disk(self) -> None:
-        with self._disk.use() as disk:
-            if disk is not None:
-                disk.sweep()
-
-    def _write(self, entry: Entry) -> None:
-        """Writes an entry, or how it was used, or removes it; on the writer's thread."""
-        useless, entry.useless = entry.useless, None
-        if useless is not None:
-            with self._disk.use() as disk:
-                if disk is not None:
-                    disk.discard(useless)
-            return
-        with self._lock:
-            row, held = entry.row, self._index.held(entry)
-            uses, now = entry.uses, self._clock()
-            if row is None and (held is None or entry.node.value is not entry):
-                return
-            key, saved = entry.node.key(), entry.saves
-        with self._disk.use() as disk:
-            if disk is None:
-                return
-            if row is None:
-                assert held is not None  # noqa: S101
-                row = disk.save(entry.namespace, key, held[0], saved=saved, ttl=self._ttl)
-            else:
-                expires = math.inf if entry.pin else now + self._ttl
-                row = disk.update(row, lambda r: replace(r, uses=uses, used=now, expires=expires))
-            with self._lock:
-                entry.row = row
-
-    def _after_fork(self) -> None:
-        """In a forked child: begins anew, since locks and the writer stayed with the parent."""
-        self._begin_anew()
-        self._disk.after_fork()
+        self._disk.unpin(entry)
 
 
 def default_ram_bytes() -> int:
@@ -538,12 +423,42 @@ def default_ram_bytes() -> int:
     return min(max(int(free_memory_bytes() * _RAM_SHARE), _RAM_LEAST), _RAM_MOST)
 
 
+def default_cache() -> PrefixStateCache:
+    """Returns the process's own cache.
+
+    It lives in memory; with ``$RWKV_PREFIX_CACHE_DIR`` set, that directory is its disk tier.
+    Without it, what ``rwkv-state warm`` pinned in the user's own directory is found, and
+    nothing is kept there: nobody asked this process to. Set and empty, the variable switches that
+    off too.
+    """
+    return of_process("prefix cache", _usual)
+
+
+def _usual() -> PrefixStateCache:
+    named = os.environ.get(DIRECTORY_VARIABLE)
+    warmed = default_cache_directory()
+    # Not Path.exists: of a directory that may not be looked into it raises, and no answer shall
+    # fail for what was never asked for.
+    if named is None and os.path.exists(warmed / DATABASE):  # noqa: PTH110
+        return _reading_or_none(warmed)
+    return PrefixStateCache(disk=named or None)
+
+
+def _reading_or_none(directory: Path) -> PrefixStateCache:
+    """Returns a cache that reads a directory, in memory alone where there is something else."""
+    try:
+        return PrefixStateCache.reading(directory)
+    except StoreError as error:
+        logger.warning("What was warmed is not used: %s", error)
+        return PrefixStateCache()
+
+
 _caches: weakref.WeakSet[PrefixStateCache] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
     for cache in list(_caches):
-        cache._after_fork()
+        cache._begin_anew()  # locks and the writer stayed with the parent
 
 
 if hasattr(os, "register_at_fork"):

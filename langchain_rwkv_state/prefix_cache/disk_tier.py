@@ -3,8 +3,8 @@
 Each entry is a row (where it hangs in which tree, when it expires) and a file (the state codec's
 bytes, with their checksum). It stands on the store's diskcache backend, so no pickle is read or
 written; other than there, what does not fit the budget is culled. A row gives the ids of its
-prompt: whoever may read the directory may read the prompts. The easy mistake is to trust a row:
-its file may be gone, damaged or another's, and each of these is a miss.
+prompt: whoever may read the directory may read the prompts. A row is not trusted: its
+file may be gone, damaged or another's, and each of these is a miss.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import numpy as np
@@ -27,13 +27,16 @@ import platformdirs
 import torch
 
 from langchain_rwkv_state.errors import RWKVStateError, StateCorrupt, StoreError
-from langchain_rwkv_state.prefix_cache.disk_rows import DiskRows, Reader, Transaction
 from langchain_rwkv_state.prefix_cache.entries import CachedState, Namespace
 from langchain_rwkv_state.prefix_cache.eviction import score
 from langchain_rwkv_state.prefix_cache.radix_tree import unpack
 from langchain_rwkv_state.state import Buffer, Derivation, decode, encode_parts
+from langchain_rwkv_state.store.disk_backend import DiskBackend
 from langchain_rwkv_state.store.place import has_sessions, holds_store, require_place
 from langchain_rwkv_state.store.schema import DATABASE
+from langchain_rwkv_state.store.tables import Sql
+
+T = TypeVar("T")
 
 _ENTRY, _ENTRY_END = b"e", b"f"
 _BY_DIGEST = b"d"
@@ -43,6 +46,18 @@ _HALF_LIFE_SECONDS = 86_400.0  # of an entry's score, from its last use on
 _FILL = 0.95  # of the budget, after a culling: culling looks at every row, so it is not for each
 _SMALL_ROWS_BYTES = 64  # the digest's and the counter's, and a longer number in the entry's
 _GRACE_SECONDS = 60.0  # a row is written before its file
+
+_SOUND = (
+    "(raw = 1 AND mode = 1 AND expire_time IS NULL AND tag IS NULL AND filename IS NULL"
+    " AND typeof(key) = 'blob' AND typeof(value) = 'blob')"
+)
+_PUT = (
+    "INSERT INTO Cache(key, raw, store_time, access_time, size, mode, value)"
+    " VALUES (?, 1, ?, ?, ?, 1, ?) ON CONFLICT(key, raw) DO UPDATE SET"
+    " store_time = excluded.store_time, expire_time = NULL,"
+    " access_time = excluded.access_time, access_count = 0, tag = NULL, size = excluded.size,"
+    " mode = excluded.mode, filename = NULL, value = excluded.value"
+)
 
 
 def default_cache_directory() -> Path:
@@ -157,6 +172,10 @@ class DiskTier:
         clock: Gives Unix time.
         only_reads: Whether to leave the directory as it is: what is damaged is passed over.
 
+    Attributes:
+        evictions: Entries that had to go for others.
+        failed: Whether it could not be used, and is to be opened anew.
+
     Raises:
         StoreError: The directory holds something else than a cache of this package, or nothing
             that could be read.
@@ -176,31 +195,34 @@ class DiskTier:
         self.path = path
         self.budget = budget
         self.evictions = 0
+        self.failed = False
         self._clock = clock
         require_place_for_cache(path)
-        self._backend = DiskRows(path, read_only=only_reads)
-        self._seen = 0
+        self._backend = DiskBackend(path, 5.0, create=None, read_only=only_reads, tables=False)
+        self._reader = _Reader(self._backend.sql)
+        self._only_reads = only_reads
 
     @property
     def nbytes(self) -> int:
         """Bytes of files and rows."""
-        return self._backend.reader.nbytes()
+        return self._reader.nbytes()
 
-    def news(self) -> tuple[list[Row], int]:
-        """Returns entries written since the last call, by whatever process, and damaged rows."""
-        start = _ENTRY + (self._seen + 1).to_bytes(8, "big")
-        found = self._backend.reader.scan(start, _ENTRY_END)
-        if found:
-            self._seen = int.from_bytes(found[-1][0][1:9], "big")
-        return self._readable(found)
+    def news(self, after: int) -> tuple[list[Row], int, int]:
+        """Returns entries written since, by whatever process.
 
-    def hear_all(self) -> None:
-        """Makes the next `news` tell of all entries."""
-        self._seen = 0
+        Args:
+            after: Number of the last entry that is known, 0 for none.
+
+        Returns:
+            The entries, how many rows were damaged, and the number of the last one.
+        """
+        found = self._reader.scan(_ENTRY + (after + 1).to_bytes(8, "big"), _ENTRY_END)
+        last = int.from_bytes(found[-1][0][1:9], "big") if found else after
+        return (*self._readable(found), last)
 
     def rows(self) -> list[Row]:
         """Returns all entries."""
-        return self._readable(self._backend.reader.scan(_ENTRY, _ENTRY_END))[0]
+        return self._readable(self._reader.scan(_ENTRY, _ENTRY_END))[0]
 
     def load(self, row: Row) -> CachedState | None:
         """Returns what an entry holds, ``None`` where its file is gone.
@@ -246,7 +268,7 @@ class DiskTier:
             pin=pin,
         )
 
-        def work(rows: Transaction) -> tuple[Row | None, bool]:
+        def work(rows: _Transaction) -> tuple[Row | None, bool]:
             there = _find(rows, digest)
             if there is not None:
                 better = row.has_logits and not there.has_logits
@@ -266,7 +288,7 @@ class DiskTier:
             rows.put(_BY_DIGEST + digest, last.to_bytes(8, "big"))
             return fresh, True
 
-        written, is_new = self._backend.transact(work, freeing=True)
+        written, is_new = self._transact(work, freeing=True)
         if written is not None and is_new:
             try:
                 self._backend.write_blob(written.blob, parts)
@@ -278,7 +300,7 @@ class DiskTier:
     def update(self, row: Row, change: Callable[[Row], Row]) -> Row | None:
         """Writes what a change makes of an entry; ``None`` where it is gone."""
 
-        def work(rows: Transaction) -> Row | None:
+        def work(rows: _Transaction) -> Row | None:
             data = rows.get(row.row_key)
             if data is None:
                 return None
@@ -286,18 +308,18 @@ class DiskTier:
             rows.put(changed.row_key, changed.to_bytes(), blob_nbytes=changed.nbytes)
             return changed
 
-        return self._backend.transact(work)
+        return self._transact(work)
 
     def discard(self, row: Row) -> None:
         """Removes an entry, if it is still there and anything is to be removed."""
-        if self._backend.read_only:
+        if self._only_reads:
             return
 
-        def work(rows: Transaction) -> None:
+        def work(rows: _Transaction) -> None:
             if rows.get(row.row_key) is not None:
                 self._remove(rows, row)
 
-        self._backend.transact(work, freeing=True)
+        self._transact(work, freeing=True)
 
     def is_fresh(self, row: Row) -> bool:
         """Says whether an entry's file may still be on its way."""
@@ -306,14 +328,14 @@ class DiskTier:
     def clear(self) -> int:
         """Removes everything; returns how many entries there were."""
 
-        def work(rows: Transaction) -> int:
+        def work(rows: _Transaction) -> int:
             count = rows.count(_ENTRY, _ENTRY_END)
             rows.delete_range(_BY_DIGEST, _ENTRY_END)
             return count
 
-        count = self._backend.transact(work, freeing=True)
+        count = self._transact(work, freeing=True)
         for name, _ in list(self._backend.blobs()):
-            self._backend.drop_blob(name)
+            self._backend.drop_blobs([name])
         return count
 
     def sweep(self) -> None:
@@ -325,11 +347,23 @@ class DiskTier:
         named = {row.blob for row in self.rows()}
         for name, age in list(self._backend.blobs()):
             if name not in named and age > _GRACE_SECONDS:
-                self._backend.drop_blob(name)
+                self._backend.drop_blobs([name])
 
     def close(self) -> None:
         """Lets go of the directory."""
         self._backend.close()
+
+    def _transact(self, work: Callable[[_Transaction], T], *, freeing: bool = False) -> T:
+        """Runs `work` in a transaction, and deletes the files that it dropped; as the backend's."""
+
+        def transaction(sql: Sql) -> tuple[T, list[str]]:
+            rows = _Transaction(sql, self._backend.blob_exists)
+            return work(rows), rows.dropped
+
+        result, dropped = self._backend.transact(transaction, freeing=freeing)
+        if dropped:
+            self._backend.drop_blobs(dropped)
+        return result
 
     def _readable(self, found: list[tuple[bytes, bytes | None]]) -> tuple[list[Row], int]:
         rows, bad = [], []
@@ -338,11 +372,11 @@ class DiskTier:
                 rows.append(Row.from_bytes(key, data))
             except StateCorrupt:
                 bad.append(key)
-        if bad and not self._backend.read_only:
-            self._backend.transact(lambda changes: changes.delete(*bad), freeing=True)
+        if bad and not self._only_reads:
+            self._transact(lambda changes: changes.delete(*bad), freeing=True)
         return rows, len(bad)
 
-    def _make_room(self, rows: Transaction, nbytes: int, now: float) -> bool:
+    def _make_room(self, rows: _Transaction, nbytes: int, now: float) -> bool:
         """Removes entries of the lowest score until there is room; says whether there is."""
         held = rows.nbytes()
         if held + nbytes <= self.budget:
@@ -367,7 +401,7 @@ class DiskTier:
         return rows.nbytes() + nbytes <= self.budget
 
     @staticmethod
-    def _remove(rows: Transaction, row: Row) -> None:
+    def _remove(rows: _Transaction, row: Row) -> None:
         digest_key = _BY_DIGEST + _digest(row.namespace, row.key)
         rows.delete(row.row_key)
         if rows.get(digest_key) == row.number.to_bytes(8, "big"):
@@ -375,7 +409,87 @@ class DiskTier:
         rows.drop_blob(row.blob)
 
 
-def _find(rows: Reader, digest: bytes) -> Row | None:
+class _Reader:
+    """Rows as they stand.
+
+    Args:
+        sql: Runs a statement.
+    """
+
+    def __init__(self, sql: Sql) -> None:
+        self._sql = sql
+
+    def get(self, key: bytes) -> bytes | None:
+        """Returns a row's bytes; ``None`` where there is none of our making."""
+        found = self._sql(
+            f"SELECT CASE WHEN {_SOUND} THEN value END FROM Cache WHERE key = ?",  # noqa: S608
+            (key,),
+        )
+        return found[0][0] if len(found) == 1 else None
+
+    def scan(self, start: bytes, end: bytes) -> list[tuple[bytes, bytes | None]]:
+        """Returns rows from `start` to `end` (exclusive) in order; ``None`` for a foreign one."""
+        return [
+            (key, value)
+            for key, value in self._sql(
+                f"SELECT key, CASE WHEN {_SOUND} THEN value END FROM Cache"  # noqa: S608
+                " WHERE key >= ? AND key < ? ORDER BY key",
+                (start, end),
+            )
+        ]
+
+    def count(self, start: bytes, end: bytes) -> int:
+        """Returns how many rows there are from `start` to `end` (exclusive)."""
+        ((number,),) = self._sql(
+            "SELECT COUNT(*) FROM Cache WHERE key >= ? AND key < ?", (start, end)
+        )
+        return int(number)
+
+    def nbytes(self) -> int:
+        """Returns the bytes of all rows and of the files that they count."""
+        found = self._sql("SELECT value FROM Settings WHERE key = 'size'", ())
+        if len(found) == 1 and isinstance(found[0][0], int):
+            return found[0][0]
+        ((number,),) = self._sql("SELECT TOTAL(size) FROM Cache", ())  # the counter was changed
+        return int(number)
+
+
+class _Transaction(_Reader):
+    """Rows as they will stand if the transaction happens.
+
+    Args:
+        sql: Runs a statement.
+        blob_exists: Says whether a file is there.
+
+    Attributes:
+        dropped: Files to delete after it.
+    """
+
+    def __init__(self, sql: Sql, blob_exists: Callable[[str], bool]) -> None:
+        super().__init__(sql)
+        self.blob_exists = blob_exists
+        self.dropped: list[str] = []
+
+    def put(self, key: bytes, value: bytes, *, blob_nbytes: int = 0) -> None:
+        """Writes a row that counts for its own bytes and for `blob_nbytes`."""
+        now = time.time()
+        self._sql(_PUT, (key, now, now, len(value) + blob_nbytes, value))
+
+    def delete(self, *keys: bytes) -> None:
+        """Deletes rows, as far as they are there."""
+        for key in keys:
+            self._sql("DELETE FROM Cache WHERE key = ?", (key,))
+
+    def delete_range(self, start: bytes, end: bytes) -> None:
+        """Deletes the rows from `start` to `end` (exclusive)."""
+        self._sql("DELETE FROM Cache WHERE key >= ? AND key < ?", (start, end))
+
+    def drop_blob(self, name: str) -> None:
+        """Deletes a file after the transaction has happened."""
+        self.dropped.append(name)
+
+
+def _find(rows: _Reader, digest: bytes) -> Row | None:
     number = rows.get(_BY_DIGEST + digest)
     if number is None:
         return None

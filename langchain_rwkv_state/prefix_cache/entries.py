@@ -1,12 +1,13 @@
 """What the prefix cache holds: states under namespaces. Plain values.
 
-The easy mistake is to compare namespaces by model alone: a state belongs to its model, to the state
-that reading began from, and to the salt of whoever asked.
+A state belongs to its model, to the state that reading began from, and to the salt of whoever
+asked. Of a salt nothing but a digest is written anywhere.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,11 +15,14 @@ import torch
 
 from langchain_rwkv_state.prefix_cache.eviction import score
 from langchain_rwkv_state.prefix_cache.radix_tree import Node
-from langchain_rwkv_state.prefix_cache.salt import salt_digest
 from langchain_rwkv_state.state import ZERO_ROOT, Derivation, RWKVState
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.prefix_cache.disk_tier import Row
+
+
+_HIDDEN = "salt:"
+_HIDDEN_SALT = re.compile(r"salt:[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -118,3 +122,28 @@ class Entry:
     def score(self) -> float:
         """What speaks for keeping it in memory."""
         return score(self.saves, self.uses + 1, self.nbytes)
+
+
+def hidden_salt(salt: str) -> str:
+    """Returns a salt in a form that may be seen: in a repr, a pickle, a trace.
+
+    It keeps apart what the salt itself keeps apart, and hiding it again changes nothing.
+
+    Example:
+        >>> hidden_salt("tenant")
+        'salt:1597ed261d4a2146280efb1e9d548f75'
+        >>> hidden_salt(hidden_salt("tenant")) == hidden_salt("tenant")
+        True
+    """
+    return _HIDDEN + salt_digest(salt)
+
+
+def salt_digest(salt: str | None) -> str:
+    """Returns the digest under which a salt is known; the salt itself is written nowhere."""
+    if not salt:
+        return ""
+    if _HIDDEN_SALT.fullmatch(salt):
+        return salt.removeprefix(_HIDDEN)
+    return hashlib.blake2b(
+        salt.encode("utf-8", "surrogatepass"), digest_size=16, person=b"rwkv-salt"
+    ).hexdigest()

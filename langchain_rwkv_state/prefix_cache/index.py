@@ -12,8 +12,8 @@ from dataclasses import replace
 
 from langchain_rwkv_state.prefix_cache.disk_tier import Row
 from langchain_rwkv_state.prefix_cache.entries import CachedState, Entry, Namespace
+from langchain_rwkv_state.prefix_cache.eviction import Tier
 from langchain_rwkv_state.prefix_cache.radix_tree import Node, Path, RadixTree
-from langchain_rwkv_state.prefix_cache.tier import Tier
 
 
 class Index:

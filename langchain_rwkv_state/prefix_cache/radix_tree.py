@@ -2,8 +2,8 @@
 
 Pure: a value is whatever the caller keeps (integers in tests), a root is any key that tells trees
 apart, and nothing here knows sizes, times or models. Paths outlive their values, so that the tree
-can say where two prompts part and why a value is gone. The easy mistake is to look for the longest
-common prefix and mean a value: a state stands for the whole path to its node, so only nodes count.
+can say where two prompts part and why a value is gone. A state stands for the whole path to its
+node, so only nodes count.
 """
 
 from __future__ import annotations

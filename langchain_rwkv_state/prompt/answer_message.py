@@ -1,10 +1,11 @@
-"""Turns what a model says into what LangChain hears: text, thoughts, and calls of tools.
+"""Asks for a chat's answer, and turns what the model says into what LangChain hears.
 
 An answer comes in pieces, and calls in it are told from text as they come: what may still become
 the opening of a call is held back, and a call's arguments are handed on as they are written. It
 relies on calls being compact JSON, as the constraint on decoding sees to. A call that was cut off
 stays cut off: LangChain's lenient JSON would make a whole one of it, with arguments that nobody
-gave.
+gave. The state behind an answer is not settled on what was sampled: it stands for the message that
+the caller gets, as the template writes that message when it comes back.
 """
 
 from __future__ import annotations
@@ -12,17 +13,160 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from langchain_core.messages import AIMessage, AIMessageChunk, ToolCall
+from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
 
+from langchain_rwkv_state.engine import Delta, Done, Request, Thought
+from langchain_rwkv_state.grammar.constraint import Constraint
+from langchain_rwkv_state.prompt.call_options import Ask
 from langchain_rwkv_state.prompt.content import REASONING_KEY
+from langchain_rwkv_state.prompt.markers import STATE_KEY
+from langchain_rwkv_state.prompt.plan import PromptPlan
 from langchain_rwkv_state.prompt.template import ChatTemplate
 from langchain_rwkv_state.prompt.tools import ToolFormat
 
 _NAME = re.compile(r'\{"name":("(?:[^"\\]|\\.)*"),"arguments":')
 _CUT = "the answer ended before the call did, or Python reads no such JSON"
+
+
+@dataclass(frozen=True)
+class ChatCall:
+    """A call of a chat model: what the engine is asked for, and how its answer is read.
+
+    Attributes:
+        template: Wrote it down.
+        plan: What is read.
+        request: What the engine is asked for.
+        tools: How calls are written, where an answer may hold some.
+        held: Whether the answer is held to a form from its first token on.
+    """
+
+    template: ChatTemplate
+    plan: PromptPlan
+    request: Request
+    tools: ToolFormat | None
+    held: bool
+
+    @classmethod
+    def of(
+        cls,
+        template: ChatTemplate,
+        planned: PromptPlan,
+        request: Request,
+        ask: Ask,
+        constraint: Constraint | None,
+    ) -> ChatCall:
+        """Returns the call that a plain request becomes.
+
+        Args:
+            template: Writes down what is read and answered.
+            planned: What is read.
+            request: A plain request for a completion of it, which is made a chat's.
+            ask: What is asked for.
+            constraint: What decoding is held to.
+
+        Raises:
+            ValueError: An answer that is to be continued cannot be held to JSON, or a stop text
+                leaves no call of a tool.
+        """
+        tools = template.tools if ask.may_call else None
+        held = constraint is not None and constraint.holds_at_once
+        if held and planned.continued:
+            raise ValueError(
+                "The last message is an answer's beginning, and tool_choice or response_format "
+                "holds the answer to JSON from its beginning: leave one of them out."
+            )
+
+        stop = tuple(dict.fromkeys((*template.stops, *request.stop)))
+        if constraint is not None and constraint.triggers:
+            opening = template.tools.begins[0]
+            taken = next((text for text in request.stop if text in opening), None)
+            if taken is not None:
+                raise ValueError(
+                    f"The stop text {taken!r} stands in what calls of tools begin with "
+                    f"({opening!r}), so that none could be made: leave it out, or the tools."
+                )
+
+        def kept(thought: str, text: str) -> Sequence[int]:
+            said = read_answer(text, tools, called=held).canonical(template)
+            return template.answer_ids(said, thought)
+
+        def canonical(text: str) -> Sequence[int]:
+            return kept("", text)
+
+        thought = _thought(planned, ask, template, held=held)
+        chat = replace(
+            request,
+            prompt=planned.ids if planned.prompt is None else planned.prompt,
+            settled=None if planned.prompt is None else planned.ids,
+            stop=stop,
+            roles=template.turn_roles,
+            strip=True,
+            canonical=canonical,
+            canonical_thought=kept if thought is not None and thought.keep else None,
+            thought=thought,
+            continued=planned.continued,
+            constraint=constraint,
+        )
+        return cls(template, planned, chat, tools, held)
+
+    def message(self, done: Done) -> AIMessage:
+        """Returns the whole answer."""
+        text = self.plan.continued + done.text
+        answer = read_answer(text, self.tools, called=self.held)
+        return answer.message(thought=done.thought)
+
+    def about(self, done: Done, ref: str, *, model: str) -> tuple[dict[str, Any], UsageMetadata]:
+        """Returns what an answer's message says of it: its metadata and its usage.
+
+        Args:
+            done: The answer.
+            ref: The state behind it.
+            model: The model's name.
+        """
+        metadata = {
+            "model_name": model,
+            "template": self.template.name,
+            "sampling": asdict(self.request.sampling),
+            "finish_reason": done.finish_reason,
+            STATE_KEY: ref,
+        }
+        known = self.plan.base.n_tokens
+        read = known + len(self.request.prompt)
+        usage = UsageMetadata(
+            input_tokens=read,
+            output_tokens=done.answer_tokens,
+            total_tokens=read + done.answer_tokens,
+            input_token_details=InputTokenDetails(cache_read=known + done.reused),
+        )
+        if done.thought is not None:
+            usage["output_token_details"] = OutputTokenDetails(reasoning=done.thought_tokens)
+        return metadata, usage
+
+    def stream(self) -> AnswerStream:
+        """Returns what makes chunks of the answer's events."""
+        return AnswerStream(self.tools, self.plan.continued, called=self.held)
+
+
+def _thought(
+    planned: PromptPlan, ask: Ask, template: ChatTemplate, *, held: bool
+) -> Thought | None:
+    """Returns how a thought is delimited that may stand before the answer."""
+    if planned.continued or not template.thinks:
+        return None
+    if planned.prompt is not None:
+        thinks = bool(ask.reasoning)
+        closing = "</think>" if thinks else ""
+        return Thought(opening=">", closing=closing, keep=thinks and ask.keep_reasoning)
+    if held:
+        return None
+    # Nobody asked; these models may think all the same.
+    return Thought("<think>", "</think>", keep=ask.keep_reasoning, asked=False)
 
 
 @dataclass(frozen=True)
@@ -256,6 +400,10 @@ class AnswerStream:
         if sure:
             chunks.append(AIMessageChunk(content=sure))
         return chunks + self._calls()
+
+    def take(self, event: Delta | Done) -> list[AIMessageChunk]:
+        """Takes the engine's next event; returns chunks, but for the last, which tells the end."""
+        return self.push(event.text, event.thought) if isinstance(event, Delta) else self.end()
 
     def end(self) -> list[AIMessageChunk]:
         """Returns chunks of what was held back."""

@@ -27,6 +27,7 @@ from langchain_core.messages import (
     messages_from_dict,
 )
 from langchain_core.prompt_values import PromptValue
+from langchain_core.runnables.config import var_child_runnable_config
 
 from langchain_rwkv_state.errors import MarkerError, StateCorrupt
 from langchain_rwkv_state.prompt.json_text import json_text
@@ -198,6 +199,21 @@ def without_markers(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
                 "makes of the list."
             )
     return [message for message in messages if not is_marker(message)]
+
+
+def without_strangers(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+    """Returns messages without the markers that no history handed out, where there is a history.
+
+    Should a trimmer cut the history's own marker, one that came with the input would stand alone
+    and be taken for the caller's. Where `RunnableWithMessageHistory` can be seen around the call,
+    it is not. Where it cannot, as on a direct call, it counts: also on a thread that a step of the
+    chain started without LangChain's context.
+    """
+    config = var_child_runnable_config.get() or {}
+    history = config.get("configurable", {}).get("message_history")
+    if not getattr(history, "hands_out_markers", False):
+        return list(messages)
+    return [m for m in messages if not is_marker(m) or handed_out(m) is not None]
 
 
 class InputError(TypeError, ValueError):

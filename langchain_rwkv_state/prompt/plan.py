@@ -17,6 +17,7 @@ from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 
 from langchain_rwkv_state.engine import Done
 from langchain_rwkv_state.errors import MarkerError
+from langchain_rwkv_state.prefix_cache import Caching, PrefixStateCache
 from langchain_rwkv_state.prompt.call_options import with_system
 from langchain_rwkv_state.prompt.content import kind_of
 from langchain_rwkv_state.prompt.markers import (
@@ -74,6 +75,24 @@ class PromptPlan:
     def reach(self) -> int:
         """Number of ids up to which a prefix cache may keep states."""
         return len(self.ids) if self.shared is None else min(self.shared, len(self.ids))
+
+    def caching(self, cache: PrefixStateCache | None, salt: str | None) -> Caching | None:
+        """Returns what a prefix cache may do for the reading; ``None`` without a cache.
+
+        Args:
+            cache: The cache.
+            salt: Keeps tenants apart.
+        """
+        if cache is None:
+            return None
+        return Caching(
+            cache,
+            salt=salt,
+            private=self.base_ref is not None,
+            shared=self.shared,
+            ends=self.ends,
+            system_end=self.system_end,
+        )
 
     @property
     def checkpoints(self) -> tuple[int, ...]:

@@ -9,18 +9,14 @@ from __future__ import annotations
 import operator
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import torch
 
 from langchain_rwkv_state.errors import ModelLoadError
-from langchain_rwkv_state.runtime.native.arrays import StateArrays
 from langchain_rwkv_state.runtime.slots import (
-    Reads,
     Slots,
     StateSlots,
-    check_reads,
     require_state,
 )
 from langchain_rwkv_state.state import Derivation, Fingerprint, RWKVState, StateLayout, zero_state
@@ -50,12 +46,8 @@ class Model(Protocol):
 class BatchModel(Model, Protocol):
     """A model that advances many states in one pass."""
 
-    def arrays(self, count: int) -> StateArrays:
-        """Returns room for `count` states."""
-        ...
-
-    def read(self, arrays: StateArrays, reads: Sequence[tuple[int, Sequence[int]]]) -> torch.Tensor:
-        """Reads ids into slots; returns logits ``[len(reads), V]``."""
+    def slots(self, handle: RuntimeHandle, count: int) -> Slots:
+        """Returns room for `count` states, which belong to a handle's runtime."""
         ...
 
 
@@ -199,7 +191,7 @@ class RuntimeHandle:
         """
         model = self._open()
         if isinstance(model, BatchModel):
-            return ArraySlots(self, model, count)
+            return model.slots(self, count)
         return StateSlots(self, count)
 
     def close(self) -> None:
@@ -245,90 +237,3 @@ class RuntimeHandle:
             StateMismatch: It belongs to other weights or another compute dtype.
         """
         require_state(state, self._fingerprint, self._layout)
-
-
-class ArraySlots:
-    """Slots in a model's own arrays.
-
-    Args:
-        handle: The runtime that the states belong to.
-        model: Its model.
-        count: Number of slots.
-    """
-
-    def __init__(self, handle: RuntimeHandle, model: BatchModel, count: int) -> None:
-        self._handle = handle
-        self._model = model
-        self._arrays = model.arrays(count)
-        self._held: list[_Held | None] = [None] * count
-
-    @property
-    def count(self) -> int:
-        """Number of slots."""
-        return len(self._held)
-
-    def put(self, slot: int, state: RWKVState) -> None:
-        """Copies a state into a slot.
-
-        Raises:
-            StateMismatch: It belongs to other weights or another compute dtype.
-        """
-        self._handle.require(state)
-        self._arrays.put(slot, [state.shared(name) for name in state])
-        self._held[slot] = _Held(state.derivation, state.system_digest)
-
-    def get(self, slot: int) -> RWKVState:
-        """Returns a copy of the state in a slot."""
-        held = self._require(slot)
-        held.derivation, held.unnamed = held.derivation.read(held.unnamed), []
-        layout = self._handle.layout
-        names = (spec.name for spec in layout.specs)
-        tensors = dict(zip(names, self._arrays.get(slot), strict=True))
-        return RWKVState(layout, tensors, held.derivation, system_digest=held.system_digest)
-
-    def copy(self, source: int, target: int) -> None:
-        """Copies the state in one slot into another, where it lies."""
-        held = self._require(source)
-        self._arrays.copy(source, target)
-        self._held[target] = replace(held, unnamed=[*held.unnamed])
-
-    def read(self, reads: Reads) -> torch.Tensor:
-        """Reads ids into slots, in one pass.
-
-        Raises:
-            ValueError: There is nothing to read, an id is out of range, or a slot comes twice.
-            ModelLoadError: The handle was closed.
-        """
-        self._handle.require_open()
-        check_reads(slot for slot, _ in reads)
-        held = [self._require(slot) for slot, _ in reads]
-        checked = [(slot, self._handle.checked(ids)) for slot, ids in reads]
-        logits = self._model.read(self._arrays, checked)
-        for one, (_, ids) in zip(held, checked, strict=True):
-            one.unnamed += ids
-        return logits
-
-    def clear(self, slot: int) -> None:
-        """Lets a slot's state go."""
-        self._held[slot] = None
-
-    def _require(self, slot: int) -> _Held:
-        held = self._held[slot]
-        if held is None:
-            raise ValueError(f"Slot {slot} is empty: put a state into it first.")
-        return held
-
-
-@dataclass
-class _Held:
-    """What the state in a slot stands for.
-
-    Attributes:
-        derivation: At the last look.
-        system_digest: Of the state that was put in.
-        unnamed: Ids read since the last look.
-    """
-
-    derivation: Derivation
-    system_digest: str | None
-    unnamed: list[int] = field(default_factory=list)

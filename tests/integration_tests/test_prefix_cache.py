@@ -19,7 +19,7 @@ from langchain_rwkv_state.engine import Request
 from langchain_rwkv_state.errors import RWKVStateError, StoreError
 from langchain_rwkv_state.prefix_cache import Namespace
 from langchain_rwkv_state.prefix_cache.disk_tier import DiskTier
-from langchain_rwkv_state.prefix_cache.snapshots import APART
+from langchain_rwkv_state.prefix_cache.prefix import APART
 from langchain_rwkv_state.prompt.markers import STATE_KEY, marker
 from tests.helpers.law import TOLERANCE, assert_same, ids, read_once, turns
 from tests.helpers.watch import watch
@@ -280,7 +280,8 @@ class TestTogether:
         system = SystemMessage("Word. " * 300)
         stream = chat.stream([system, human("One?")])
         reader = threading.Thread(target=lambda: next(stream, None))
-        handle = chat._prepare([system, human("One?")], None, {}).submit()
+        engine, plan = chat._prepare([system, human("One?")], None, {})
+        handle = engine.submit(plan.request)
         reader.start()
         handle.cancel()
         reader.join(60)
@@ -295,7 +296,8 @@ class TestTogether:
         watched = watch(chat)
         watched.delay_seconds = 0.2
         system = SystemMessage("Word. " * 300)
-        handle = chat._prepare([system, human("One?")], None, {}).submit()
+        engine, plan = chat._prepare([system, human("One?")], None, {})
+        handle = engine.submit(plan.request)
         with pytest.raises(RWKVStateError, match="deadline"):
             chat.invoke([system, human("One?")], timeout=0.1)
         handle.cancel()

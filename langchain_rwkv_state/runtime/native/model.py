@@ -8,7 +8,8 @@ compiled pass, the plain one, and on a card its recorded steps; the arithmetic i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,8 +22,12 @@ from langchain_rwkv_state.runtime.native.compiled_pass import LARGEST_HEAD, Comp
 from langchain_rwkv_state.runtime.native.graphs import Decode, captures
 from langchain_rwkv_state.runtime.native.plain_pass import PlainPass, Segments
 from langchain_rwkv_state.runtime.native.weights import Layer, Weights
+from langchain_rwkv_state.runtime.slots import Reads, check_reads
 from langchain_rwkv_state.runtime.strategy import Stage
-from langchain_rwkv_state.state import StateLayout
+from langchain_rwkv_state.state import Derivation, RWKVState, StateLayout
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.runtime.handle import RuntimeHandle
 
 MAX_ROWS = 512
 """Most ids read in one pass: more is no faster, and takes more memory."""
@@ -100,6 +105,10 @@ class NativeModel:
         """Returns those tensors of the first state that are not zero: none."""
         return {}
 
+    def slots(self, handle: RuntimeHandle, count: int) -> NativeSlots:
+        """Returns room for `count` states of a handle's runtime, advanced in place."""
+        return NativeSlots(handle, self, count)
+
     def arrays(self, count: int) -> StateArrays:
         """Returns room for `count` states, all zero."""
         capture = captures(self._device) if build.enabled() else None
@@ -176,6 +185,93 @@ class NativeModel:
                 segments = Segments(tuple(start), tuple(slots))
                 logits = self._pass(x.to(self._device), segments, arrays)
             return logits.to("cpu", torch.float32)
+
+
+class NativeSlots:
+    """Slots in a native model's own arrays: tensors, and what the state in each stands for.
+
+    Args:
+        handle: The runtime that the states belong to.
+        model: Its model.
+        count: Number of slots.
+    """
+
+    def __init__(self, handle: RuntimeHandle, model: NativeModel, count: int) -> None:
+        self._handle = handle
+        self._model = model
+        self._arrays = model.arrays(count)
+        self._held: list[_Held | None] = [None] * count
+
+    @property
+    def count(self) -> int:
+        """Number of slots."""
+        return len(self._held)
+
+    def put(self, slot: int, state: RWKVState) -> None:
+        """Copies a state into a slot.
+
+        Raises:
+            StateMismatch: It belongs to other weights or another compute dtype.
+        """
+        self._handle.require(state)
+        self._arrays.put(slot, [state.shared(name) for name in state])
+        self._held[slot] = _Held(state.derivation, state.system_digest)
+
+    def get(self, slot: int) -> RWKVState:
+        """Returns a copy of the state in a slot."""
+        held = self._require(slot)
+        held.derivation, held.unnamed = held.derivation.read(held.unnamed), []
+        layout = self._handle.layout
+        names = (spec.name for spec in layout.specs)
+        tensors = dict(zip(names, self._arrays.get(slot), strict=True))
+        return RWKVState(layout, tensors, held.derivation, system_digest=held.system_digest)
+
+    def copy(self, source: int, target: int) -> None:
+        """Copies the state in one slot into another, where it lies."""
+        held = self._require(source)
+        self._arrays.copy(source, target)
+        self._held[target] = replace(held, unnamed=[*held.unnamed])
+
+    def read(self, reads: Reads) -> torch.Tensor:
+        """Reads ids into slots, in one pass.
+
+        Raises:
+            ValueError: There is nothing to read, an id is out of range, or a slot comes twice.
+            ModelLoadError: The handle was closed.
+        """
+        self._handle.require_open()
+        check_reads(slot for slot, _ in reads)
+        held = [self._require(slot) for slot, _ in reads]
+        checked = [(slot, self._handle.checked(ids)) for slot, ids in reads]
+        logits = self._model.read(self._arrays, checked)
+        for one, (_, ids) in zip(held, checked, strict=True):
+            one.unnamed += ids
+        return logits
+
+    def clear(self, slot: int) -> None:
+        """Lets a slot's state go."""
+        self._held[slot] = None
+
+    def _require(self, slot: int) -> _Held:
+        held = self._held[slot]
+        if held is None:
+            raise ValueError(f"Slot {slot} is empty: put a state into it first.")
+        return held
+
+
+@dataclass
+class _Held:
+    """What the state in a slot stands for.
+
+    Attributes:
+        derivation: At the last look.
+        system_digest: Of the state that was put in.
+        unnamed: Ids read since the last look.
+    """
+
+    derivation: Derivation
+    system_digest: str | None
+    unnamed: list[int] = field(default_factory=list)
 
 
 def _rounded(weights: Weights) -> Weights:

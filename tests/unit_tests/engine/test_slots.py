@@ -53,7 +53,7 @@ def test_a_slot_takes_another_state(runtime):
     slot = pool.allocate(state(runtime, 1))
     pool.slots.put(slot, state(runtime, 2))
     assert pool.state(slot) == state(runtime, 2)
-    pool.read([(slot, (3, 4))])
+    pool.slots.read([(slot, (3, 4))])
     assert pool.state(slot) == state(runtime, 2, 3, 4)
 
 
@@ -91,7 +91,7 @@ class TestSnapshots:
         pool.make_room(2)
         slot = pool.allocate(state(runtime, 1))
         first, second = pool.snapshot(slot), pool.snapshot(slot)
-        pool.read([(slot, (2,))])
+        pool.slots.read([(slot, (2,))])
         assert first.state() == state(runtime, 1)
         second.restore(slot)
         assert pool.state(slot) == state(runtime, 1)

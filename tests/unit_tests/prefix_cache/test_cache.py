@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from langchain_rwkv_state import DiskStateStore, PrefixStateCache
+from langchain_rwkv_state import DiskStateStore, PrefixStateCache, _registry
 from langchain_rwkv_state.errors import StoreFull
 from langchain_rwkv_state.prefix_cache import CachedState, Hit, Namespace, default_cache
-from langchain_rwkv_state.prefix_cache import default as module
+from langchain_rwkv_state.prefix_cache import cache as module
 from langchain_rwkv_state.prefix_cache.disk_tier import DiskTier
 from langchain_rwkv_state.state import Derivation, StateLayout
 from tests.helpers.states import SetClock, random_state
@@ -248,6 +248,29 @@ class TestTheDisk:
         assert hit.cached.logits is not None
         assert (hit.cached.logits == torch.arange(32) + len(A)).all()
 
+    def test_caches_of_one_directory_share_its_database(self, on_disk):
+        one, other = on_disk(), on_disk()
+        one.insert(NAMESPACE, A, kept(A))
+        assert one.flush()
+        assert found(other, NAMESPACE, B).n_tokens == len(A)
+        assert one._disk.tier is other._disk.tier
+        one.close()
+        assert other.insert(NAMESPACE, (9,) * 60, kept((9,) * 60))
+        assert other.flush()
+        assert other.stats().errors == 0
+        assert found(on_disk(), NAMESPACE, (9,) * 61).n_tokens == 60
+
+    def test_what_failed_for_one_is_opened_anew_by_all(self, on_disk):
+        one, other = on_disk(), on_disk()
+        assert one.lookup(NAMESPACE, B) is other.lookup(NAMESPACE, B) is None
+        shared = one._disk.tier
+        one._disk._fail(OSError("gone"))
+        assert other.insert(NAMESPACE, A, kept(A))
+        assert other.flush()
+        assert other._disk.tier is not shared
+        assert found(on_disk(), NAMESPACE, B).n_tokens == len(A)
+        assert one._disk.tier is None  # for a while
+
     def test_the_same_entry_is_written_once(self, on_disk):
         caches = [on_disk() for _ in range(4)]
         with ThreadPoolExecutor(4) as pool:
@@ -327,13 +350,13 @@ class TestTheDisk:
         one = on_disk()
         one.insert(NAMESPACE, A, kept(A))
         assert one.flush()
-        backend = one._disk.tier._backend
-        [(key, data)] = backend.reader.scan(b"e", b"f")
-        backend.transact(lambda rows: rows.put(key, data[:-1] + b"!"))
+        tier = one._disk.tier
+        [(key, data)] = tier._reader.scan(b"e", b"f")
+        tier._transact(lambda rows: rows.put(key, data[:-1] + b"!"))
         two = on_disk()
         assert two.lookup(NAMESPACE, B) is None
         assert two.stats().corrupt == 1
-        assert backend.reader.scan(b"e", b"f") == []
+        assert tier._reader.scan(b"e", b"f") == []
 
     def test_a_directory_that_cannot_be_used_is_a_miss(self, tmp_path):
         (tmp_path / "file").write_text("in the way")
@@ -485,7 +508,7 @@ class TestTheDefault:
     @pytest.fixture
     def home(self, tmp_path, monkeypatch):
         """The user's own directory, and no cache made yet."""
-        monkeypatch.setattr(module, "_default", None)
+        monkeypatch.setattr(_registry, "_KEPT", _registry.Registry())
         monkeypatch.setattr(module, "default_cache_directory", lambda: tmp_path / "prefixes")
         monkeypatch.delenv(module.DIRECTORY_VARIABLE, raising=False)
         return tmp_path / "prefixes"

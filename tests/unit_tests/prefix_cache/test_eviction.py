@@ -4,8 +4,7 @@ from collections import OrderedDict
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from langchain_rwkv_state.prefix_cache.eviction import GreedyDual, score
-from langchain_rwkv_state.prefix_cache.tier import Tier
+from langchain_rwkv_state.prefix_cache.eviction import GreedyDual, Tier, score
 
 
 class TestRanks:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from langchain_rwkv_state.prefix_cache.snapshots import snapshot_positions
+from langchain_rwkv_state.prefix_cache.prefix import snapshot_positions
 
 
 def test_the_end_is_kept_and_the_system_prompt():

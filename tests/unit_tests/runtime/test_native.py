@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from langchain_rwkv_state.errors import ModelLoadError, StateMismatch
 from langchain_rwkv_state.runtime import Runtime, Slots, load_runtime, open_slots
 from langchain_rwkv_state.runtime.checkpoint import Checkpoint
-from langchain_rwkv_state.runtime.handle import ArraySlots, RuntimeHandle
+from langchain_rwkv_state.runtime.handle import RuntimeHandle
 from langchain_rwkv_state.runtime.native import build, linear
 from langchain_rwkv_state.runtime.native import plain_pass as plain
 from langchain_rwkv_state.runtime.native.compiled_pass import panels, rounded
 from langchain_rwkv_state.runtime.native.large_pages import room
-from langchain_rwkv_state.runtime.native.model import MAX_ROWS, NativeModel
+from langchain_rwkv_state.runtime.native.model import MAX_ROWS, NativeModel, NativeSlots
 from langchain_rwkv_state.runtime.native.private_folder import private_folder
 from langchain_rwkv_state.runtime.native.recurrence import CHUNK, Tokens, chunked, step
 from langchain_rwkv_state.runtime.slots import StateSlots
@@ -251,7 +251,7 @@ def both_kinds(tmp_path: Path) -> list[tuple[Runtime, Slots]]:
 
 def test_every_runtime_has_slots_and_they_agree(tmp_path: Path) -> None:
     (ours, own), (package, kept) = both_kinds(tmp_path)
-    assert isinstance(own, ArraySlots)
+    assert isinstance(own, NativeSlots)
     assert isinstance(kept, StateSlots)
     for runtime, pool in ((ours, own), (package, kept)):
         pool.put(0, runtime.zero_state())
@@ -410,9 +410,9 @@ def test_large_arrays_begin_at_a_cache_line() -> None:
 
 def test_auto_takes_the_native_runtime_for_rwkv_7_alone(tmp_path: Path) -> None:
     for version, strategy, kind in (
-        (7, "auto", ArraySlots),
-        (7, "cpu int8", ArraySlots),
-        (7, "native cpu fp32", ArraySlots),
+        (7, "auto", NativeSlots),
+        (7, "cpu int8", NativeSlots),
+        (7, "native cpu fp32", NativeSlots),
         (7, "cpu fp32", StateSlots),
         (6, "auto", StateSlots),
         (4, "auto", StateSlots),

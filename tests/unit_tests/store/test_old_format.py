@@ -167,7 +167,7 @@ def die_at(step: int) -> None:
         left -= 1
         move(*args)
 
-    old_format._Move._one = counted  # type: ignore
+    old_format._Move._one = counted  # type: ignore[assignment, method-assign]
 
 
 def test_what_was_damaged_stays_damaged_and_the_rest_is_whole(path, known):
