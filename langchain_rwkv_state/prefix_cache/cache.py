@@ -17,6 +17,7 @@ from pathlib import Path
 
 from langchain_rwkv_state import _markup as markup
 from langchain_rwkv_state import _text as words
+from langchain_rwkv_state._fork import in_forked_child
 from langchain_rwkv_state._free_memory import free_memory_bytes
 from langchain_rwkv_state._registry import of_process
 from langchain_rwkv_state.errors import StoreError, StoreFull
@@ -461,5 +462,4 @@ def _after_fork() -> None:
         cache._begin_anew()  # locks and the writer stayed with the parent
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+in_forked_child(_after_fork)
