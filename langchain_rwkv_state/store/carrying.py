@@ -45,7 +45,7 @@ _HOLD_SECONDS = 3600.0  # a process that is killed amid a bundle leaves nothing 
 
 
 class Write(Protocol):
-    """Runs work on the tables in a transaction, as `KeyedStore` does."""
+    """Runs work on the tables in a transaction, as `TableStore` does."""
 
     def __call__(self, work: Callable[[Changes], Any], *, freeing: bool = False) -> Any:
         """Returns what the work returned."""
