@@ -17,6 +17,25 @@ _registry_lock = threading.Lock()
 _locks: weakref.WeakSet[ForkLock] = weakref.WeakSet()
 _held: list[ForkLock] = []
 _callbacks: list[Callable[[], Callable[[], None] | None]] = []
+_quiet = threading.RLock()  # held by a fork, and by whoever must be done before one
+_forking = threading.Event()
+_LOOK_AGAIN_SECONDS = 0.001
+
+
+def done_before_a_fork(work: Callable[[], None]) -> bool:
+    """Runs short work that a fork waits for; says whether it did, which it does not amid a fork.
+
+    SQLite closes a connection under locks of its own, which a child would inherit as held. A
+    finaliser may call this in a thread that holds any lock, so it never waits for a fork.
+    """
+    while not _quiet.acquire(timeout=_LOOK_AGAIN_SECONDS):
+        if _forking.is_set():
+            return False
+    try:
+        work()
+    finally:
+        _quiet.release()
+    return True
 
 
 def in_forked_child(callback: Callable[[], None]) -> None:
@@ -69,6 +88,8 @@ class ForkLock:
 
 
 def _before_fork() -> None:
+    _forking.set()
+    _quiet.acquire()
     _registry_lock.acquire()
     for lock in list(_locks):
         lock.__enter__()
@@ -79,6 +100,8 @@ def _after_fork_in_parent() -> None:
     while _held:
         _held.pop().__exit__(None, None, None)
     _registry_lock.release()
+    _forking.clear()
+    _quiet.release()
 
 
 def _after_fork_in_child() -> None:

@@ -21,7 +21,7 @@ from diskcache import Cache, Disk, Timeout
 from diskcache.core import MODE_RAW, UNKNOWN
 
 from langchain_rwkv_state._files import take_lock
-from langchain_rwkv_state._fork import ForkLock
+from langchain_rwkv_state._fork import ForkLock, done_before_a_fork
 from langchain_rwkv_state.errors import RWKVStateError, StateCorrupt, StoreError, StoreFull
 from langchain_rwkv_state.store.files import (
     StateFiles,
@@ -428,7 +428,12 @@ class _Closer:
     def __del__(self) -> None:
         if os.getpid() == self._pid:
             with suppress(Exception):  # closed already, or the interpreter ends
-                self.connection.close()
+                if not done_before_a_fork(self.connection.close):
+                    _left_open.append(self.connection)
+
+
+_left_open: list[Any] = []
+"""Connections whose threads ended amid a fork: they are held, since closing them takes locks."""
 
 
 class _Mine(threading.local):

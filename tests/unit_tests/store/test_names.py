@@ -1,4 +1,4 @@
-"""Names of sessions are held against what proves that they exist, all or those of a prefix."""
+"""Names of sessions are held against what proves that they exist, with a prefix and without."""
 
 from __future__ import annotations
 
