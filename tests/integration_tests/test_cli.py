@@ -100,14 +100,14 @@ def test_a_conversation_at_a_terminal(tmp_path):
 def test_ctrl_c_stops_an_answer_and_nothing_of_it_is_kept(tmp_path):
     script = (
         "import time\n"
-        "from langchain_rwkv_state.engine import ticket\n"
-        "own = ticket.Ticket._next\n"
+        "from langchain_rwkv_state.engine import request_handle\n"
+        "own = request_handle.RequestHandle._next\n"
         "def slow(self):\n"
         "    event = own(self)\n"
         "    time.sleep(0.5)\n"
         "    return event\n"
         "from langchain_rwkv_state.cli import main\n"
-        "ticket.Ticket._next = slow\n"
+        "request_handle.RequestHandle._next = slow\n"
         "main()"
     )
     store = tmp_path / "store"
