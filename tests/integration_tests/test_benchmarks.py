@@ -135,9 +135,9 @@ def test_pictures_are_drawn_from_results(results, tmp_path):
     assert all(path.stat().st_size > 1000 for path in drawn)
 
 
-def test_pictures_of_the_pages_on_looking_are_drawn(tmp_path):
+def test_pictures_of_states_are_drawn(tmp_path):
     pytest.importorskip("matplotlib")
-    command = [sys.executable, "-m", "benchmarks.looking", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "benchmarks.state_pictures", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     drawn = {path.name for path in tmp_path.iterdir()}

@@ -1,10 +1,10 @@
-"""Makes the pictures of the pages on looking, from two conversations with the built-in model.
+"""Draws the pictures of states in docs/, from two conversations with the built-in model.
 
 Heat maps, the difference of two states, the live view, and a report as a browser shows it (where
-there is one). Nothing is measured here but what the pictures show. The easy mistake is to write a
-picture by hand: these are what the commands give.
+there is one). Nothing is measured here but what the pictures show. The pictures are what the
+commands give; none is drawn by hand.
 
-    python -m benchmarks.looking [--out DIR]
+    python -m benchmarks.state_pictures [--out DIR]
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def terminal(frames: list[Frame]) -> str:
 
 
 def main() -> int:
-    parser = common.parser("Makes the pictures of the pages on looking.")
+    parser = common.parser("Draws the pictures of states in docs/.")
     folder = parser.parse_args().out or common.IMAGES
     folder.mkdir(parents=True, exist_ok=True)
     for file in draw(folder):
