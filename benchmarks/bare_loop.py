@@ -1,9 +1,9 @@
-"""The `rwkv` package alone, as its README uses it: what a turn costs with nothing around it.
+"""Runs the `rwkv` package alone, as its README does: what a turn costs with nothing around it.
 
 It knows nothing of this project, keeps the state in a variable and samples greedily. It runs in a
 process of its own, reads one turn a line from standard input (JSON: ``ids`` and ``n``) and answers
-with a line (JSON: ``seconds`` and ``answer``). The easy mistake is to import anything before the
-environment is set: the package reads its flags while it is imported.
+with a line (JSON: ``seconds`` and ``answer``). The environment is set before anything is imported:
+the package reads its flags while it is imported.
 
     python benchmarks/bare_loop.py MODEL.pth STRATEGY THREADS
 """

@@ -1,9 +1,9 @@
-"""What is said to the demo model in `benchmarks.recall`, and which answer is right.
+"""Holds the conversations of `benchmarks.recall` with the demo model, and judges its answers.
 
 Each case is a small conversation on values that training never drew; it is free-running, so the
-model lives with what it answered before. Nothing is averaged here. The easy mistake is to ask in
-the conversation itself: a question is asked from a fork of its state, so that one conversation
-gives every distance and no question helps the next.
+model lives with what it answered before. Nothing is averaged here. A question is asked from a fork
+of the conversation's state, so that one conversation gives every distance and no question helps the
+next.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _miss(asked: str, answer: str, wanted: str) -> str:
 def fact_at_distances(
     talks: Talks, rng: Random, kind: str, distances: Sequence[int]
 ) -> Iterator[Outcome]:
-    """A fact, asked for after so many other turns; beside it the transcript and a zero state."""
+    """Asks for a fact after so many other turns; beside it, on the transcript and a zero state."""
     tell, question = FACTS[kind]
     value = values.value(rng, kind)
     talk = talks.begin("recall")
@@ -93,7 +93,7 @@ def fact_at_distances(
 
 
 def far_fact(talks: Talks, rng: Random, kind: str) -> Iterator[Outcome]:
-    """A fact after more turns than are promised."""
+    """Asks for a fact after more turns than have a target."""
     tell, question = FACTS[kind]
     value = values.value(rng, kind)
     talk = talks.begin("far")
@@ -108,7 +108,7 @@ def far_fact(talks: Talks, rng: Random, kind: str) -> Iterator[Outcome]:
 
 
 def one_of_four(talks: Talks, rng: Random, kind: str) -> Iterator[Outcome]:
-    """Four facts at once, and one of them asked for."""
+    """Tells four facts at once, and asks for one of them."""
     kinds = [kind, *rng.sample([k for k in KINDS if k != kind], 3)]
     told: dict[str, str] = {}
     for each in kinds:
@@ -126,7 +126,7 @@ def one_of_four(talks: Talks, rng: Random, kind: str) -> Iterator[Outcome]:
 
 
 def correction(talks: Talks, rng: Random, kind: str) -> Iterator[Outcome]:
-    """A fact told, then told otherwise."""
+    """Tells a fact, then tells it otherwise."""
     tell, question = FACTS[kind]
     old = values.value(rng, kind)
     new = values.other_value(rng, kind, old)
@@ -143,7 +143,7 @@ def correction(talks: Talks, rng: Random, kind: str) -> Iterator[Outcome]:
 
 
 def given_name(talks: Talks, rng: Random, _: str) -> Iterator[Outcome]:
-    """The assistant's own name, given by the system prompt."""
+    """Asks for the assistant's own name, given by the system prompt."""
     name = values.value(rng, "name")
     form = rng.choice(
         [
@@ -161,13 +161,13 @@ def given_name(talks: Talks, rng: Random, _: str) -> Iterator[Outcome]:
 
 
 def manner(talks: Talks, rng: Random, kind: str) -> Iterator[Outcome]:
-    """A manner of speech, asked for by the system prompt, kept for three turns."""
+    """Expects a manner of speech that the system prompt asked for, for three turns."""
     prefix, suffix, asks = rng.choice(words.MANNERS)
     yield _speaks(talks, rng, kind, rng.choice(asks), prefix, suffix, "manner from system prompt")
 
 
 def given_word(talks: Talks, rng: Random, kind: str) -> Iterator[Outcome]:
-    """A word never seen, with which every answer is to begin or end."""
+    """Expects every answer to begin or end with a word never seen."""
     word = values.value(rng, "name")
     prefix, suffix, verb = rng.choice([(f"{word}! ", "", "Begin"), ("", f" {word}!", "End")])
     asks = f"{verb} every answer with {word}."
@@ -187,7 +187,7 @@ def _speaks(
 
 
 def unknown(talks: Talks, rng: Random, kind: str) -> Iterator[Outcome]:
-    """A question for what was not told, with other facts told or none."""
+    """Asks for what was not told, with other facts told or none."""
     talk = talks.begin("unknown")
     told = []
     for other in rng.sample([k for k in KINDS if k != kind], rng.randint(0, 3)):
@@ -201,7 +201,7 @@ def unknown(talks: Talks, rng: Random, kind: str) -> Iterator[Outcome]:
 
 
 def other_words(talks: Talks, rng: Random, kind: str) -> Iterator[Outcome]:
-    """A fact in other words than the usual ones, in small letters, without a full stop."""
+    """Tells a fact in other words than the usual ones, in small letters, without a full stop."""
     tell, question = rng.choice(OTHER_WORDS[kind])
     value = values.value(rng, kind)
     talk = talks.begin("wording")
@@ -212,7 +212,7 @@ def other_words(talks: Talks, rng: Random, kind: str) -> Iterator[Outcome]:
 
 
 def letters(talks: Talks, rng: Random, _: str) -> Iterator[Outcome]:
-    """A name of random letters, and one with letters that training never had."""
+    """Tells a name of random letters, and one with letters that training never had."""
     rows = (
         ("random letters", values.letters(rng).capitalize()),
         ("beyond ASCII", values.accented(rng)),
@@ -225,13 +225,13 @@ def letters(talks: Talks, rng: Random, _: str) -> Iterator[Outcome]:
 
 
 def tool_call(talks: Talks, rng: Random, _: str) -> Iterator[Outcome]:
-    """A question that needs the one tool that is listed, and the use of what comes back."""
+    """Asks what needs the one tool that is listed, and the use of what comes back."""
     wanted = rng.choice(list(TOOLS))
     yield from _calls(talks, rng, wanted, [], ("tool call", f"tool call: {wanted}"))
 
 
 def tool_choice(talks: Talks, rng: Random, _: str) -> Iterator[Outcome]:
-    """A question that needs one of two or three listed tools."""
+    """Asks what needs one of two or three listed tools."""
     wanted, *others = rng.sample(list(TOOLS), rng.randint(2, 3))
     yield from _calls(talks, rng, wanted, others, (f"right one of {1 + len(others)} tools called",))
 
@@ -256,7 +256,7 @@ def _calls(
 
 
 def no_tool(talks: Talks, rng: Random, kind: str) -> Iterator[Outcome]:
-    """A fact told and asked for while tools are listed: no call is wanted."""
+    """Tells and asks for a fact while tools are listed: no call is wanted."""
     listed = [TOOLS[name](rng)[0] for name in rng.sample(list(TOOLS), 2)]
     talk = talks.begin("no tools", _system("", listed))
     tell, question = FACTS[kind]

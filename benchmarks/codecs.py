@@ -1,10 +1,9 @@
-"""What each codec costs: bytes, time, and how far the next token's distribution moves.
+"""Measures what each codec costs: bytes, time, and how far the next token's distribution moves.
 
 Sizes, speeds and divergences on two models: the built-in one, and a random RWKV-7 of 12 x 768 that
 read random ids; and states of the second size written and read through a store, beside diskcache's
 own pickling with the same flushing. What a codec costs in facts is `benchmarks.retention`'s to say.
-The easy mistake is to time codecs on random numbers: a state's exponents repeat, and that is all
-that zstd finds.
+A state is read rather than drawn at random: its exponents repeat, and that is all that zstd finds.
 
     python -m benchmarks.codecs [--quick] [--check]
 """

@@ -1,4 +1,4 @@
-"""What all benchmarks share: the machine's description, timing, targets, tables and JSON.
+"""Gives benchmarks what they share: the machine's description, timing, targets, tables and JSON.
 
 Nothing is measured here. The easy mistake is to compare figures of two runs: a busy machine
 halves them, so what is compared is timed by turns (A, B, A, B) in one run, and medians count.

@@ -1,10 +1,10 @@
-"""What it costs to hold answers to JSON schemas, and what comes of it.
+"""Measures what it costs to hold answers to JSON schemas, and what comes of it.
 
 Schemas are drawn at random, and a model of random weights answers at a temperature of 1.5: what it
 would say is noise, so all that fits is the constraint's doing. Then the share of a decode step that
-constraints take is measured, and what is saved by ids that need not be asked for. The easy mistake
-is to time a constrained answer against a free one: they are other texts, of other lengths; so the
-extra work is timed inside the step, against plain sampling of the same row.
+constraints take is measured, and what is saved by ids that need not be asked for. A constrained
+answer and a free one are other texts, of other lengths, so the extra work is timed inside the step,
+against plain sampling of the same row.
 
     python -m benchmarks.constraints [--quick] [--check] [-n 2000]
 """

@@ -1,9 +1,8 @@
-"""What a conversation costs by turn: a state against a transcript, and against the bare loop.
+"""Times a conversation turn by turn: on a state, on a transcript, and in the bare loop.
 
 It times a random RWKV-7 as large as 0.1B (12 layers, width 768), whose answers mean nothing; for
-what a model remembers see `benchmarks.recall`. What is compared is timed by turns in one run. The
-easy mistake is to compare turns of different lengths: every question here has as many tokens as
-the next, and every answer too.
+what a model remembers see `benchmarks.recall`. What is compared is timed by turns in one run. Every
+question has as many tokens as the next, and every answer too.
 
     python -m benchmarks.conversation [--quick] [--check] [--device cpu|cuda]
 """

@@ -1,9 +1,9 @@
-"""What the common recipes for RWKV-4 states do to a memory, beside their right form.
+"""Measures what common recipes for RWKV-4 states do to a memory, beside their right form.
 
 Each recipe is written out as it is found in tutorials and applied to the states of a small RWKV-4
 that was trained to remember (`rwkv4_training`): what it does to the next logits, and how many facts
-come back. It is no measure of larger models. The easy mistake is to compare a recipe with nothing:
-each row names what its result is held against, and there are controls.
+come back. It is no measure of larger models. Each row names what its result is held against, and
+there are controls.
 
     python -m benchmarks.corrections [--quick] [--check]
 """

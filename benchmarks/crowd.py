@@ -1,9 +1,9 @@
-"""What a crowd of conversations costs: throughput, waiting, equality with those alone, memory.
+"""Measures a crowd of conversations: throughput, waiting, memory, and the same answers as alone.
 
 It sets the parts up, each in a fresh process, and judges what they found: `crowd_talks`,
 `crowd_gap`, `crowd_storm` and `crowd_memory` measure. For the runtimes alone see
-`benchmarks.speed`. The easy mistake is to hold all conversations in one process with those that
-go one after another: each way has its own threads, and would slow down the other's.
+`benchmarks.speed`. Conversations that go at once and those that go one after another never share a
+process: each way has its own threads, and would slow down the other's.
 
     python -m benchmarks.crowd [--quick] [--check] [--device cpu|cuda] [--only PART ...]
 """

@@ -1,8 +1,8 @@
-"""How long others wait for their next token while a long prompt is read beside them.
+"""Measures how long others wait for their next token while a long prompt is read beside them.
 
 Fifteen requests decode on an engine; a prompt arrives; the gaps between two tokens of each of the
-fifteen are measured in decode steps, the usual gap before the arrival. The easy mistake is to look
-at mean gaps: one long silence is what a reader sees, so the longest counts.
+fifteen are measured in decode steps, the usual gap before the arrival. The longest gap counts and
+not the mean: one long silence is what a reader sees.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a loaded model takes, what a conversation adds, and that nothing grows with what it read.
+"""Measures what a loaded model takes, what a conversation adds, and whether reading adds more.
 
-Run in a fresh process, since one that did other things gives back less. The easy mistake is to
-count room that was asked for and never touched: every slot is written before memory is looked at.
+Run in a fresh process, since one that did other things gives back less. Every slot is written
+before memory is looked at, since room that is never touched takes none.
 """
 
 from __future__ import annotations

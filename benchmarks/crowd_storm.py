@@ -1,10 +1,10 @@
-"""A thousand conversations that come and go at random, compared with the same ones alone.
+"""Lets a thousand conversations come and go at random, and compares each with itself alone.
 
-The built-in model, greedy, sessions on disk, fewer slots than conversations; a tenth is given up
-at a random point. Every answer must be that of the same conversation alone. The easy mistake is to
-excuse differences: one is allowed only where the two best logits at the first differing token are
-nearer to each other than rounding may move them, and such cases are counted. The next is to let
-them arrive without bound: what waits holds memory, so that a queue that grows looks like a leak.
+The built-in model, greedy, sessions on disk, fewer slots than conversations; a tenth is given up at
+a random point. Every answer must be that of the same conversation alone. A difference is excused
+only where the two best logits at the first differing token are nearer to each other than rounding
+may move them, and such cases are counted. Arrivals are bounded: what waits
+holds memory, so that a queue that grows would look like a leak.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Many conversations at once against one after the other, and what LangChain costs in a crowd.
+"""Times conversations at once and one after another, and what LangChain costs in a crowd.
 
 The same turns go four ways: sessions on disk one conversation after the other; the same for all at
 once under asyncio; a chat model at once without sessions; and requests straight to the engine. All
-run in a process that `benchmarks.crowd` started for one strategy alone. The easy mistake is to let
-answers differ in length: greedy, a fixed number of tokens, and questions of one length.
+run in a process that `benchmarks.crowd` started for one strategy alone. Answers are greedy, of a
+fixed number of tokens, to questions of one length.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""An hour of all that a service does to a process: what it takes must be flat from minute 5 on.
+"""Loads a process for an hour as a service does: what it takes must be flat from minute 5 on.
 
-Threads and event loops talk through sessions, histories and plain calls; streams are left
-half-way, tasks cancelled, deadlines missed; models are copied at run time, stores opened and
-dropped, sessions forked, rewound, deleted and expired. Memory, threads and descriptors are written
-down as it goes. The easy mistake is to look at memory alone, or once: what leaks slowly shows as a
-slope.
+Threads and event loops talk through sessions, histories and plain calls; streams are left half-way,
+tasks cancelled, deadlines missed; models are copied at run time, stores opened and dropped,
+sessions forked, rewound, deleted and expired. Memory, threads and descriptors are written down as
+it goes. What leaks slowly shows as a slope.
 
     python -m benchmarks.endurance [--minutes 60] [--quick] [--check] [--out DIR]
 """
@@ -88,39 +87,39 @@ class Load:
                 self._note(self.done, verb.__name__)
 
     def session(self, draw: random.Random) -> None:
-        """A turn of a session."""
+        """Takes a turn of a session."""
         self.chat.with_session(self._name(draw)).invoke(f"My name is Bob {draw.random()}.")
 
     def stream_left(self, draw: random.Random) -> None:
-        """A stream that is left after a few pieces."""
+        """Leaves a stream after a few pieces."""
         stream = self.chat.with_session(self._name(draw)).stream("Tell me a joke.")
         for _ in range(draw.randrange(4)):
             next(stream, None)
         stream.close()  # type: ignore[attr-defined]
 
     def history(self, draw: random.Random) -> None:
-        """A turn of a chain with a history, by a model that is configured at run time."""
+        """Takes a turn of a chain with a history, by a model that is configured at run time."""
         config = {"configurable": {"session_id": "h" + self._name(draw), "t": draw.random()}}
         self._chain.invoke({"q": f"I live in Lisbon {draw.random()}."}, config)
 
     def copies(self, draw: random.Random) -> None:
-        """Chat objects that are made for a call and dropped."""
+        """Makes chat objects for a call and drops them."""
         for kind in (self.chat.model_copy(), self.chat.bind(stop=["x"]), self.chat):
             kind.invoke("Hello.", max_tokens=1 + draw.randrange(5))
         ChatRWKV(model="demo", store=str(self.folder), max_tokens=3).invoke("Good morning.")
 
     def carried(self, draw: random.Random) -> None:
-        """A state carried by hand, and one that is blended away."""
+        """Carries a state by hand to the next call."""
         answer = self.chat.invoke(f"I have a cat {draw.random()}.")
         self.chat.invoke([marker(answer.response_metadata[STATE_KEY]), ("human", "Ok.")])
 
     def late(self, draw: random.Random) -> None:
-        """A deadline that passes."""
+        """Lets a deadline pass."""
         with contextlib.suppress(DeadlineExceeded):
             self.chat.invoke("word " * 200, timeout=0.001 + draw.random() / 100)
 
     def upkeep(self, draw: random.Random) -> None:
-        """Forks, rewinds, deletes, expiries, prunes, looks."""
+        """Forks, rewinds, deletes, lets expire, prunes and lists sessions."""
         name = self._name(draw)
         with contextlib.suppress(RWKVStateError):
             self.store.fork(name, f"fork {draw.randrange(20)}")
@@ -134,7 +133,7 @@ class Load:
         self.store.sessions()
 
     def other_store(self, draw: random.Random) -> None:
-        """A store that is opened, used and closed, or dropped."""
+        """Opens a store, uses it, and closes or drops it."""
         folder = self.folder.with_name(f"other{draw.randrange(4)}")
         other = DiskStateStore(folder)
         chat = self.chat.model_copy(update={"store": other})
@@ -143,7 +142,7 @@ class Load:
             other.close()
 
     def crowd(self, draw: random.Random) -> None:
-        """An event loop of its own: many at once, some cancelled."""
+        """Runs many turns at once on an event loop of its own, and cancels some."""
 
         async def talk() -> None:
             names = {self._name(draw) for _ in range(6)}

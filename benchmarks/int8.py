@@ -1,9 +1,9 @@
-"""What `cpu int8` loses: the next token's distribution, and what the built-in model remembers.
+"""Measures what `cpu int8` loses: in the next token's distribution, and in what is remembered.
 
 Two runtimes read the same ids, in fp32 and with weights in 8 bits, and the Kullback-Leibler
 divergence of their next-token distributions is taken at every place; then the recall benchmark's
-cases are run with both. It measures no speed (see `benchmarks.speed`). The easy mistake is to
-measure the divergence on noise alone: a trained model on text that it knows is what counts.
+cases are run with both. It measures no speed (see `benchmarks.speed`). The divergence is also taken
+from a trained model on text that it knows, which counts more than noise.
 
     python -m benchmarks.int8 [--quick] [--check] [-n 150]
 """

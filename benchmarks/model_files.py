@@ -1,10 +1,10 @@
-"""Every form of a checkpoint beside the plain ``.pth``: its loading, and its logits by llama.cpp.
+"""Loads each form of a checkpoint beside the plain ``.pth``, and compares logits with llama.cpp's.
 
 Each load is in a process of its own, and the forms take turns; time is the processor's, which other
-programs on the machine disturb less than the clock's. Where llama.cpp is there, it runs
-the same GGUF files; it rounds what it multiplies with f16 and q8_0 weights to f16 and 8 bits, which
-this package does not, so that it is also given the very numbers that were read, in f32. The easy
-mistake is to blame the reading for llama.cpp's rounding: the second comparison tells them apart.
+programs on the machine disturb less than the clock's. Where llama.cpp is there, it runs the same
+GGUF files; it rounds what it multiplies with f16 and q8_0 weights to f16 and 8 bits, which this
+package does not, so that it is also given the very numbers that were read, in f32. The second
+comparison tells llama.cpp's rounding from a fault in the reading.
 
     python -m benchmarks.model_files [--quick] [--check] [--out DIR] [--peer-python PATH]
 """

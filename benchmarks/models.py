@@ -1,7 +1,7 @@
-"""The random models that benchmarks time: right in shape and speed, meaningless in what they say.
+"""Writes the random models that benchmarks time: right in shape and speed, meaningless in words.
 
-Nothing here is trained. The easy mistake is to time a tiny model: below some 100 MB of weights the
-caches of the processor flatter every figure, so the usual one is as large as RWKV-7 0.1B.
+Nothing here is trained. The usual one is as large as RWKV-7 0.1B: below some 100 MB of weights the
+caches of the processor flatter every figure.
 
     python -m benchmarks.models PATH [--quick] [--speaking] [--fp32-too PATH]
 """

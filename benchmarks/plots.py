@@ -1,7 +1,7 @@
 """Draws what the benchmarks measured, from their JSON files.
 
-It measures nothing and needs matplotlib (the dependency group ``bench``). The easy mistake is to
-draw a run with `--quick`: those leave no JSON among the results.
+It measures nothing and needs matplotlib (the dependency group ``bench``). Runs with `--quick` leave
+no JSON among the results, so they are never drawn.
 
     python -m benchmarks.plots
 """

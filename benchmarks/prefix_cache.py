@@ -1,8 +1,8 @@
-"""The prefix cache: what is not read again, what that saves, and what the cache itself costs.
+"""Measures the prefix cache: what is not read again, what that saves, and what the cache costs.
 
 Answers with the cache are compared with answers without it; times are taken on a random model as
-large as RWKV-7 0.1B. The easy mistake is to time the first call of a process: models are read and
-compiled there, so each side is called once before.
+large as RWKV-7 0.1B. Each side is called once before it is timed: models are read and compiled in a
+process's first call.
 
     python -m benchmarks.prefix_cache [--quick] [--check] [--out DIR]
 """
@@ -95,7 +95,7 @@ def text_of(chat: ChatRWKV, tokens: int, seed: int = 0) -> str:
 
 
 def same_answers(report: common.Report, requests: int) -> None:
-    """Greedy answers and logits with the cache on and off."""
+    """Compares greedy answers and logits with the cache on and off."""
     cache = PrefixStateCache(ram_bytes=64 << 20)
     cached, plain = open_chat("demo", cache, max_tokens=16), open_chat("demo", False, max_tokens=16)
     rng, differing, widest = random.Random(0), 0, 0.0
@@ -120,7 +120,7 @@ def same_answers(report: common.Report, requests: int) -> None:
 
 
 def document(report: common.Report, model: str, folder: Path, questions: int, tokens: int) -> None:
-    """Many questions on one document, with the cache, without it, and after a restart."""
+    """Asks many questions on one document, with the cache, without it, and after a restart."""
     cache = PrefixStateCache(ram_bytes=256 << 20, disk=folder / "document")
     chats = {"on": open_chat(model, cache), "off": open_chat(model, False)}
     said = SystemMessage(text_of(chats["on"], tokens))
@@ -147,7 +147,7 @@ def document(report: common.Report, model: str, folder: Path, questions: int, to
 
 
 def child(model: str, directory: str) -> int:
-    """Two chains with one system prompt, in a process of their own."""
+    """Runs two chains with one system prompt, in a process of their own."""
     cache = PrefixStateCache(ram_bytes=64 << 20, disk=directory)
     read = []
     for question in ("One?", "Two?"):
@@ -170,7 +170,7 @@ def system_chain(chat: ChatRWKV, system: SystemMessage) -> Any:
 
 
 def processes(report: common.Report, model: str, folder: Path) -> None:
-    """Four chains with one system prompt, in two processes."""
+    """Runs four chains with one system prompt, in two processes."""
     command = [sys.executable, "-m", "benchmarks.prefix_cache"]
     command += ["--child", model, str(folder / "processes")]
     read: list[int] = []
@@ -183,7 +183,7 @@ def processes(report: common.Report, model: str, folder: Path) -> None:
 
 
 def transcript(report: common.Report, turns: int) -> None:
-    """A chat replayed as a full transcript at each turn, and one answer asked for again."""
+    """Replays a chat as a full transcript at each turn, and asks for one answer again."""
     cache = PrefixStateCache(ram_bytes=64 << 20)
     chat = open_chat("demo", cache, max_tokens=24)
     said: list[BaseMessage] = [SystemMessage("You listen well.")]
@@ -206,7 +206,7 @@ def transcript(report: common.Report, turns: int) -> None:
 
 
 def in_flight(report: common.Report, threads: int, tokens: int) -> None:
-    """Threads that come together with one cold system prompt."""
+    """Lets threads come together with one cold system prompt."""
     cache = PrefixStateCache(ram_bytes=64 << 20)
     chat = open_chat("demo", cache)
     system = SystemMessage(text_of(chat, tokens))
@@ -231,7 +231,7 @@ def small_state(seed: int = 0) -> CachedState:
 
 
 def zipf(report: common.Report, requests: int) -> None:
-    """A trace over 200 system prompts in room for 40 states: this policy, plain LRU, an oracle."""
+    """Replays 200 system prompts in room for 40 states: this policy, plain LRU, an oracle."""
     rng, kept = random.Random(0), small_state()
     lengths = [rng.randrange(50, 1_000) for _ in range(200)]
     prompts = [tuple(rng.choices(range(1, 60_000), k=length)) for length in lengths]
@@ -289,7 +289,7 @@ def oracle(trace: Sequence[int], lengths: Sequence[int], room: int) -> int:
 
 
 def cost(report: common.Report, sizes: Sequence[int]) -> None:
-    """What a lookup and an insertion take, by the number of entries."""
+    """Times a lookup and an insertion, by the number of entries."""
     rows, kept = [], small_state()
     for size in sizes:
         rng = random.Random(size)
@@ -324,7 +324,7 @@ def timed(run: Any) -> float:
 
 
 def stress(report: common.Report, rounds: int) -> None:
-    """Eight threads insert and look up; how near do the bytes held come to the budgets?"""
+    """Lets eight threads insert and look up, and compares the bytes held with the budgets."""
     kept = small_state()
     budgets = {"ram": 10 * kept.nbytes, "disk": 100_000}
     most = dict.fromkeys(budgets, 0.0)

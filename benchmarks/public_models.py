@@ -1,4 +1,4 @@
-"""The published RWKV models by size, and what remembering costs them: computed, not measured.
+"""Computes what remembering costs the published RWKV models, by their size: nothing is measured.
 
 The easy mistake is to type such a table: figures in counts of numbers were passed on as bytes for
 years.

@@ -1,8 +1,8 @@
-"""How well the built-in model remembers, through `ChatRWKV`, turn by turn, on values never trained.
+"""Measures what the built-in model remembers, through `ChatRWKV`, of values never trained.
 
 It measures the demo model's memory and the package's states together: the control reads the whole
-transcript again and must answer the same. It measures no speed. The easy mistake is to read the
-percentages as RWKV's: they are those of a model of 1.5 million parameters.
+transcript again and must answer the same. It measures no speed. The percentages are those of a
+model of 1.5 million parameters, not RWKV's.
 
     python -m benchmarks.recall [--quick] [--check] [-n 300] [--workers 2]
 """

@@ -1,7 +1,7 @@
 """Opens a store in a fresh process and loads a session's state: the time that a resume takes.
 
-It loads no model: what is timed is what stands between a loaded model and its answer. The easy
-mistake is to count imports, which a program pays once, whatever it resumes.
+It loads no model: what is timed is what stands between a loaded model and its answer. Imports are
+not counted, since a program pays them once, whatever it resumes.
 
     python -m benchmarks.resume DIRECTORY SESSION
 """

@@ -1,8 +1,7 @@
-"""What a conversation still knows: by distance, by number of facts, after codecs, blends, decays.
+"""Measures what a conversation still knows: by distance, number of facts, codec, blend and decay.
 
 It runs what ``rwkv-state recall`` runs, with more cases, on the built-in model: a million
-parameters. The easy mistake is to read a lossless row of 30 cases as a promise: one answer of 300
-is a third of a point.
+parameters. One answer of 300 is a third of a point, so a lossless row of 30 cases promises little.
 
     python -m benchmarks.retention [--quick] [--check] [-n 300] [--model M]
 """

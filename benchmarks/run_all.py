@@ -1,7 +1,6 @@
 """Runs every benchmark, each in a fresh process, then draws the pictures and fills the page.
 
-It measures nothing itself. The easy mistake is to run two benchmarks at once: each is to have the
-machine alone.
+It measures nothing itself. Each benchmark is to have the machine alone.
 
     python -m benchmarks.run_all [--quick] [--check] [--out DIR] [--peer-python PATH]
 """

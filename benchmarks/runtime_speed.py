@@ -1,8 +1,7 @@
-"""A runtime of this project as a contender of `benchmarks.speed`: many states through slots.
+"""Runs a runtime of this project as a contender of `benchmarks.speed`: many states through slots.
 
-``plain`` is the native runtime without its compiled part; every other name is a strategy. The
-easy mistake is to time a runtime on the thread that loaded it beside another that computes:
-PyTorch keeps a pool of threads for each.
+``plain`` is the native runtime without its compiled part; every other name is a strategy. A runtime
+has its process to itself: PyTorch keeps a pool of threads for each thread that computes.
 
     python -m benchmarks.runtime_speed MODEL THREADS plain|STRATEGY
 """

@@ -1,9 +1,9 @@
-"""A small RWKV-4, trained in some minutes on a toy language: a model that remembers.
+"""Trains a small RWKV-4 in some minutes on a toy language: a model that remembers.
 
 Plain PyTorch, float32, seeded; its weights carry BlinkDL's names, so the `rwkv` package loads them.
-It is for the figures on what recipes do to a memory; it is no model for texts. The easy mistake is
-to compute the recurrence with a running product of decays: it is kept here as the package keeps it,
-with the largest exponent taken out at every token.
+It is for the figures on what recipes do to a memory; it is no model for texts. The recurrence is
+kept as the package keeps it, with the largest exponent taken out at every token, and not as a
+running product of decays.
 
     python -m benchmarks.rwkv4_training
 

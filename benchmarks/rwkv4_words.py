@@ -1,8 +1,8 @@
-"""A toy language in which something must be remembered: facts told, sentences between, questions.
+"""Makes a toy language to be remembered: facts told, sentences between, questions.
 
 A hundred-odd words, one id each: a few kinds of facts and their values, and a grammar of short
-sentences that stands for ordinary text. It trains and asks no model. The easy mistake is to ask
-for a fact without knowing how far back it stands: `Case` says how many words came between.
+sentences that stands for ordinary text. It trains and asks no model. `Case` says how many words
+came between a fact and its question.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What sampling costs: tokens a second with the templates' settings, beside greedy ones.
+"""Measures what sampling costs: tokens a second with the templates' settings, beside greedy ones.
 
 A random RWKV-7 of 12x768 with World's vocabulary answers 1, 16 and 64 requests at once, greedily
-and with the settings of each template, by turns: through the engine, and through `ChatRWKV`. The
-easy mistake is to compare two runs: what shares the machine changes faster than that, so each turn
-is set beside the greedy one of its own round, and the median of these ratios counts.
+and with the settings of each template, by turns: through the engine, and through `ChatRWKV`. What
+shares the machine changes faster than one run follows another, so each turn is set beside the
+greedy one of its own round, and the median of these ratios counts.
 
     python -m benchmarks.sampling [--quick] [--check] [--threads N] [--rounds N]
 """

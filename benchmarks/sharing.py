@@ -1,4 +1,4 @@
-"""What many chat objects over one file cost: 64 objects called at once, beside one object's batch.
+"""Measures 64 chat objects over one file that are called at once, beside one object's batch.
 
 A random RWKV-7 of 12x768 answers 64 questions, by turns: as one `ChatRWKV`'s `batch`, and as one
 call each of 64 objects at the same time. Both are to be one batch of one engine. Times are compared

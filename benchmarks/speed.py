@@ -1,10 +1,9 @@
-"""How fast the runtimes read, beside their peers and beside the matrix products alone.
+"""Measures how fast the runtimes read, beside their peers and beside the matrix products alone.
 
 A random RWKV-7 of 12x768: ids a second in decoding B states at once, and in reading prompts. Each
-contender lives in a process of its own (`peers.served`); they take turns within every cell, and
-the best of the rounds counts. It measures no engine and no LangChain (see `benchmarks.crowd`). The
-easy mistake is to compare runtimes that keep other weights: what is set against peers in fp32
-keeps fp32.
+contender lives in a process of its own (`peers.served`); they take turns within every cell, and the
+best of the rounds counts. It measures no engine and no LangChain (see `benchmarks.crowd`). What is
+set against peers in fp32 keeps fp32 weights.
 
     python -m benchmarks.speed [--quick] [--check] [--peer-python PATH] [--device cpu|cuda]
 """

@@ -1,4 +1,4 @@
-"""More conversations at once than memory holds staged states for: what is lost, and what it costs.
+"""Measures what a crowd loses, and costs, whose staged states are more than memory holds.
 
 The model is random and answers two tokens, so that its states (33.7 MB, as those of a 7B) and not
 its answers are what takes time. The easy mistake is to count turns that raised nothing: a history

@@ -1,9 +1,9 @@
-"""How long a command takes to its first token, beside the import of PyTorch that it needs.
+"""Times a command to its first token, beside the import of PyTorch that it needs.
 
 Every run is a process of its own, with the disk warm and all modules compiled, as an installed
-package's are. What is compared alternates, so that a busy moment hits all of it. The easy mistake
-is to measure from a checkout whose bytecode is not kept (``PYTHONDONTWRITEBYTECODE``): a tenth of
-a second of compiling then stands in every run.
+package's are. What is compared alternates, so that a busy moment hits all of it. A checkout must
+keep its bytecode (no ``PYTHONDONTWRITEBYTECODE``): otherwise a tenth of a second of compiling
+stands in every run.
 
     python -m benchmarks.startup [--quick] [--check] [-n 15]
 """

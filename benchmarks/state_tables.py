@@ -1,8 +1,8 @@
-"""The tables of what was measured on states: recipes, codecs, and what is recalled after what.
+"""Makes the tables of what was measured on states: recipes, codecs, and recall.
 
 Each function takes a report and returns a Markdown table for `benchmarks.tables` to put in its
-place. The easy mistake is to mix two reports: what a codec costs and what it lets be recalled are
-measured by two benchmarks.
+place. What a codec costs and what it lets be recalled are measured by two benchmarks, so these are
+two reports.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What the store costs: commits, listings, prunes, bytes; and what survives kills and changes.
+"""Measures what the store costs, in time and bytes, and what survives kills and changes.
 
-States are random numbers of a 12x768 RWKV-7 (2.4 MB in fp32): no model is loaded. The easy mistake
-is to compare commits with writes that are not flushed; the control here, diskcache's own pickling
-`set`, gets the same flushing and is timed by turns with ours.
+States are random numbers of a 12x768 RWKV-7 (2.4 MB in fp32): no model is loaded. The control,
+diskcache's own pickling `set`, gets the same flushing as our commits and is timed by turns with
+them.
 
     python -m benchmarks.store [--quick] [--check] [--out DIR] [--kills 250] [--sessions 100000]
 """

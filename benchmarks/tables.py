@@ -1,8 +1,8 @@
 """Writes the figures into the pages of docs/, from the JSON files of the benchmarks or computed.
 
 It measures nothing and phrases nothing: the page's text is written by hand, and each table stands
-between ``<!-- name -->`` and ``<!-- /name -->``. The easy mistake is to edit a table by hand: the
-next run writes over it.
+between ``<!-- name -->`` and ``<!-- /name -->``. A table that is edited by hand is written over by
+the next run.
 
     python -m benchmarks.tables
 """

@@ -1,9 +1,9 @@
-"""Values that the demo model's training never drew: names, places and the like to be remembered.
+"""Draws values to be remembered that the demo model's training never drew: names and the like.
 
 Half are real words, those of `rwkv-state recall`; half are made of syllables that are not the
 training's. What training may draw is decided by `examples.demo_training`: its lists, and made-up
-words and numbers whose checksum it does not hold out. The easy mistake is to make up a value
-without asking `never_drawn`.
+words and numbers whose checksum it does not hold out. Whether a value
+is free of it, `never_drawn` says.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 On GitHub a page may link to any file of the repository; a site has only its own. So each file that
 a page links to becomes a page under project/, and the links are turned there. The help of the
-commands is asked of the program itself, so that it cannot be out of date. The easy mistake is to
-turn what stands in code: it only looks like a link.
+commands is asked of the program itself, so that it cannot be out of date. What stands in code is
+left alone, since it only looks like a link.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The program ``rwkv-state``, also as ``python -m langchain_rwkv_state``.
+"""Runs the program ``rwkv-state``, also as ``python -m langchain_rwkv_state``.
 
-It hears Ctrl-C before it imports anything. The easy mistake is to import the commands at the top:
-a key that is pressed meanwhile would be a traceback.
+It hears Ctrl-C before it imports anything. The commands are imported afterwards: a key that is
+pressed meanwhile must be no traceback.
 """
 
 from __future__ import annotations

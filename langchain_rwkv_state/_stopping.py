@@ -1,10 +1,10 @@
 """Ends a command at Ctrl-C: one line on standard error and exit code 130, whenever it comes.
 
-It knows signals and nothing of commands. The easy mistake is to let Python raise wherever the
-signal arrives: in an import the exception is swallowed, becomes another one, or ends in a traceback
-before anybody is there to catch it. So the process ends on the spot until a command is at work, and
-as long as it imports something; a command itself is interrupted, so that it can take back what it
-began. What this module imports is not heard over, so it is little.
+It knows signals and nothing of commands. Python raises wherever the signal arrives: in an import
+the exception is swallowed, becomes another one, or ends in a traceback before anybody is there to
+catch it. So the process ends on the spot until a command is at work, and as long as it imports
+something; a command itself is interrupted, so that it can take back what it began. What this module
+imports is not heard over, so it is little.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Writes numbers and times as people read them, and texts that do no harm where they are shown.
 
-Plain functions of values; nothing is printed here. The easy mistake is to show a text that somebody
-typed as it stands: a terminal obeys the escape sequences in it, and marks of direction turn a line
-around; `plain` makes them visible.
+Plain functions of values; nothing is printed here. What somebody typed is shown through `plain`
+alone: a terminal obeys the escape sequences in a text, and marks of direction turn a line around.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Every error this package raises on purpose, in one tree under `RWKVStateError`.
+"""Names every error this package raises on purpose, in one tree under `RWKVStateError`.
 
 This module knows nothing of what fails: it only names it, so that an application can catch one
-root. The easy mistake is to catch `StateNotFound` and mean "gone": a state that ran out of its
-time to live is `StateExpired`, and a session that did so is simply new again.
+root. `StateNotFound` does not cover all that is gone: a state that ran out of its time to live is
+`StateExpired`, and a session that did so is simply new again.
 """
 
 

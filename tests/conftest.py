@@ -1,8 +1,8 @@
 """Fixtures of all tests: a store of their own, the demo model, and tiny random models.
 
 No test touches the user's default store or prefix cache: `RWKV_STATE_DIR` points into a temporary
-directory before anything is imported, and `RWKV_PREFIX_CACHE_DIR` to none. The easy mistake is to
-make a model and not unload it: `make_chat` and `make_llm` do that.
+directory before anything is imported, and `RWKV_PREFIX_CACHE_DIR` to none. Models come from
+`make_chat` and `make_llm`, which unload them.
 """
 
 from __future__ import annotations

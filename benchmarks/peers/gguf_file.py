@@ -2,8 +2,8 @@
 
 As llama.cpp's own tool does it: norms, LoRAs and vectors stay fp32, and the large matrices, the
 embedding and the head become what was asked for. The vocabulary's texts are made up: only ids are
-read here. The easy mistake is to keep a LoRA's matrices as they are: llama.cpp wants them
-transposed, and calls the first layer's unused value mix by the tensors of its rate.
+read here. llama.cpp wants a LoRA's matrices transposed, and calls the first layer's unused value
+mix by the tensors of its rate.
 
     python -m benchmarks.peers.gguf_file IN.pth OUT.gguf f32|f16|bf16|q8|f64
 """

@@ -1,8 +1,7 @@
-"""llama.cpp on a GGUF file, through llama-cpp-python's plain bindings.
+"""Runs llama.cpp on a GGUF file, through llama-cpp-python's plain bindings.
 
 Every sequence has a state of its own in one context, and all are decoded in one batch, as
-llama.cpp's server does. The easy mistake is to ask for logits of a whole prompt: only the last
-id's are wanted.
+llama.cpp's server does. Only the last id's logits of a prompt are asked for.
 
     python -m benchmarks.peers.llama_cpp_speed MODEL.gguf THREADS
 """

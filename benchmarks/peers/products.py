@@ -1,9 +1,9 @@
-"""A model's large matrix products alone, by PyTorch's means: the measure of all the rest's cost.
+"""Runs a model's large matrix products alone, in PyTorch: the measure of all the rest's cost.
 
-The time-mix's four square matrices, the channel-mix's two and, in decoding, the head, one after
-the other on inputs that mean nothing; no LoRA, no recurrence, no norm. ``packed`` prepares the
-matrices for oneDNN, ``plain`` is ``x @ W.t()``. The easy mistake is to call the plain product the
-limit: on some processors the packed one is three times as fast, and neither is the last word.
+The time-mix's four square matrices, the channel-mix's two and, in decoding, the head, one after the
+other on inputs that mean nothing; no LoRA, no recurrence, no norm. ``packed`` prepares the matrices
+for oneDNN, ``plain`` is ``x @ W.t()``. Neither is the limit: on some processors the packed product
+is three times as fast as the plain one, and a faster one may be written.
 
     python -m benchmarks.peers.products MODEL.pth THREADS plain|packed|cuda
 """

@@ -1,7 +1,7 @@
-"""rwkvserve's RWKV-7 model on the CPU, in fp32: the nearest thing in Python that has a batch.
+"""Runs rwkvserve's RWKV-7 on the CPU, in fp32: the nearest thing in Python that has a batch.
 
-Its model alone, without its server. The easy mistake is to let `load_state_dict` pass over tensors
-in silence: only the first layer's value mix, which is never used, may be missing.
+Its model alone, without its server. Of the tensors that `load_state_dict` expects, only the first
+layer's value mix, which is never used, may be missing.
 
     python -m benchmarks.peers.rwkvserve_speed MODEL.pth THREADS
 """

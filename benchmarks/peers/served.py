@@ -1,7 +1,7 @@
-"""How a contender is measured: in a process of its own, a task a line in, its seconds a line out.
+"""Serves a contender in a process of its own: a task a line in, its seconds a line out.
 
-Here is the contender's side; it needs the standard library alone. Nothing is compared here. The
-easy mistake is to let a library print to standard output: what it writes goes to standard error.
+Here is the contender's side; it needs the standard library alone. Nothing is compared here. What a
+library prints to standard output goes to standard error.
 """
 
 from __future__ import annotations

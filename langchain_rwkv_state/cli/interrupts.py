@@ -4,9 +4,9 @@ Python loses one in two places. A signal that arrives as a prompt is drawn is no
 `input` waits for a key without looking (readline's select, or fgets: whatever reads the terminal);
 and `input` flushes the standard streams first and drops what is raised there. So a signal is
 recorded by a handler of our own, which raises only where somebody is ready for it, and while a
-prompt waits a timer interrupts the wait some times a second so that the record is looked at. The
-easy mistake is to raise wherever the signal happens to arrive: between two turns it would end the
-program, and in the middle of rich's printing nothing would be printed ever after.
+prompt waits a timer interrupts the wait some times a second so that the record is looked at. It
+never raises wherever the signal happens to arrive: between two turns that would end the program,
+and in the middle of rich's printing nothing would be printed ever after.
 """
 
 from __future__ import annotations

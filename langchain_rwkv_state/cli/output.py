@@ -1,8 +1,7 @@
 """Prints for the command line: two consoles, and safe text.
 
-Nothing here knows a store or a model. The easy mistake is to print a text that somebody typed, or a
-model wrote, as it stands: rich would read ``[red]`` as markup, and a terminal would obey an escape
-sequence in it; `plain` makes it harmless.
+Nothing here knows a store or a model. A text that somebody typed, or a model wrote, goes through
+`plain`: rich would read ``[red]`` as markup, and a terminal would obey an escape sequence in it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Reads a turn that is typed at a terminal: a line, a paste, or lines between triple quotes.
 
-It reads lines from whoever has a prompt, and knows no model. The easy mistake is to take every
-newline for the end of a turn: a text that is pasted would be as many turns as it has lines. A
-terminal marks a paste where it was asked to; GNU readline, asked as well, hands over the paste as
-one line with newlines in it, and without readline the marks are seen here.
+It reads lines from whoever has a prompt, and knows no model. Not every newline ends a turn: a text
+that is pasted would be as many turns as it has lines. A terminal marks a paste where it was asked
+to; GNU readline, asked as well, hands over the paste as one line with newlines in it, and without
+readline the marks are seen here.
 """
 
 from __future__ import annotations

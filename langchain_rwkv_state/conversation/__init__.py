@@ -1,1 +1,1 @@
-"""Conversations: how what was said reaches the model at the next turn, and is kept."""
+"""Brings what was said to the model at the next turn, and keeps what it answers."""

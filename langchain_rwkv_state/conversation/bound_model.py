@@ -20,7 +20,7 @@ class BoundModel(RunnableBinding[LanguageModelInput, AIMessage]):
 
     @classmethod
     def lc_id(cls) -> list[str]:
-        """Is what it stands for, to whoever loads it."""
+        """Returns the binding's id: whoever loads it loads a `RunnableBinding`."""
         return RunnableBinding.lc_id()
 
     def with_session(self, session: str, **kwargs: Any) -> BoundSession:

@@ -1,8 +1,8 @@
 """Tells which filed state stands for a history's turn, from what it began with and what was said.
 
-Values only: nothing here asks a store or a model. The easy mistake is to accept a state because
-its answer's text fits: it must also have been read from the head that the turn began with, with
-the same unread messages.
+Values only: nothing here asks a store or a model. An answer's text that fits is not enough: its
+state must also have been read from the head that the turn began with, with the same unread
+messages.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from langchain_rwkv_state.store import TTL
 
 
 class Prefill:
-    """One reading without an answer: `ChatRWKV.prefill`, as steps.
+    """Reads an input without an answer: `ChatRWKV.prefill`, as steps.
 
     Args:
         chat: The model that reads.
@@ -95,7 +95,7 @@ class Prefill:
         return planned, done
 
     def _plan(self, messages: Sequence[BaseMessage] | None) -> tuple[Loaded, PromptPlan, Request]:
-        """Plans the reading, behind a session's messages where there are some."""
+        """Makes the prompt plan, behind a session's messages where there are some."""
         chat, loaded = self._chat, self._chat.loaded()
         if self._text is not None:
             planned = plan_text(

@@ -1,9 +1,8 @@
 """Finds what of a transcript a session holds already, by short digests of the messages.
 
 A graph hands over its whole thread at every turn, and a session has read all of it but the end. It
-compares, and says what is new; it reads nothing and asks no store. The easy mistake is to take a
-prompt's few-shot examples for a transcript: they come back at each turn, and the session's own
-answers never stand behind them.
+compares, and says what is new; it reads nothing and asks no store. A prompt's few-shot examples are
+no transcript: they come back at each turn, and the session's own answers never stand behind them.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 What the store keeps is in `store.queue`; this is the waiting, as steps for both forms. Who stands
 behind a turn of another process looks every so often; who stands behind one of this process is
-woken, since a look reads the whole queue. The easy mistake is to begin a turn of a session inside
-another one of it, as in a callback: it would wait for a turn that waits for it, and is refused.
+woken, since a look reads the whole queue. A turn that begins inside another one of its session, as
+in a callback, would wait for a turn that waits for it, and is refused.
 """
 
 from __future__ import annotations

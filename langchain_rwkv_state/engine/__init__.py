@@ -1,4 +1,4 @@
-"""The engine: one worker that owns a runtime and answers many requests at once."""
+"""Answers many requests at once, by one worker that owns a runtime."""
 
 from langchain_rwkv_state.engine.callbacks import in_own_context
 from langchain_rwkv_state.engine.constraints import check_constraint

@@ -1,8 +1,7 @@
 """Tells apart what a model says: its thought, its answer, and what ends either.
 
-It deals in text and knows no tokens. The easy mistake is to look for the tag behind a thought in
-what was let out: half a tag would be shown first, so the tag is held back as a stop text is, and
-half a tag at the very end is left out.
+It deals in text and knows no tokens. The tag behind a thought is held back as a stop text is, so
+that half a tag is never shown; half a tag at the very end is left out.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from langchain_rwkv_state.engine.stop import StopMatcher
 
 
 class Answer:
-    """The text of one answer, as it comes.
+    """Takes the text of one answer, as it comes.
 
     Args:
         request: Says how thought and answer are delimited.

@@ -1,4 +1,4 @@
-"""The next token of one row of logits, in NumPy: penalties, top-p, top-k, temperature, in order.
+"""Chooses the next token of a row of logits, in NumPy: penalties, top-p, top-k, then temperature.
 
 It follows `PIPELINE.sample_logits` of the `rwkv` package: top-p and top-k are decided *before* the
 temperature is applied (elsewhere often after), and tokens that are equal at top-p's border are all
@@ -10,7 +10,7 @@ Both choose the same token, always: what is summed are weights in whole 2^-36 of
 so that no sum depends on an order, and such a weight is made of additions and products of fp32
 alone, each rounded as IEEE 754 says. A token 25 nats below the best weighs nothing.
 
-The easy mistake is to sort for top-p's border. It need not be known: a token is drawn from all, and
+Nothing is sorted for top-p's border, since it need not be known: a token is drawn from all, and
 lies within if the tokens that are likelier weigh less than `top_p` of all. If it does not, the next
 is drawn from those likelier ones, which hold all that lies within. So each token within is drawn in
 proportion to its weight, and after some ``1 + log(1 / top_p)`` draws.

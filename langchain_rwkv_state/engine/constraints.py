@@ -1,15 +1,15 @@
-"""Compiled constraints, and the choice of ids under them: what is allowed, forced, and canonical.
+"""Compiles constraints and chooses ids under them: what is allowed, forced, and canonical.
 
 `Grammars` compiles for one tokenizer, once for equal constraints, on whatever thread asks. A
 `Guide` is one request's: it says which ids come next, by the sampler's choice among those that the
 grammar allows and that keep the answer in its canonical ids. It reads no state and calls no model.
-The easy mistake is to choose by the grammar's mask alone: nine of ten answers at random then stand
-in other ids than their text has, and would be read again.
+The grammar's mask alone would not do: nine of ten answers at random then stand in other ids than
+their text has, and would be read again.
 
 How ids are kept canonical, for any tokenizer: behind a chosen id comes what the grammar forces, and
 both are encoded with the last ids before them. If those change, the id is not chosen; if the id
 alone grows (``"`` to ``","``), the longer one is; and where few are allowed next, and each would
-change something, neither. PromptPlan again stays the last resort.
+change something, neither. The last resort is to read the answer again.
 """
 
 from __future__ import annotations

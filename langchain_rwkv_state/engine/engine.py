@@ -1,4 +1,4 @@
-"""The engine: one thread that owns a runtime and answers many requests in one pass at a time.
+"""Owns a runtime on one thread, and answers many requests in one pass at a time.
 
 Each step schedules, runs the model and postprocesses. Who runs and how much each reads is the
 `Scheduler`'s affair; what becomes of a request is its `TokenSequence`'s. The worker alone uses the

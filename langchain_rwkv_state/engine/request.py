@@ -1,8 +1,8 @@
-"""What the engine is asked for and what it answers: plain values, no behaviour.
+"""Defines what the engine is asked for and what it answers: plain values, no behaviour.
 
-A request owns everything that a conversation's turn needs (its state, sampling, stop set), so
-that a batching engine can interleave requests freely. The easy mistake is to read `Done.state`
-as "what was sampled": it stands for exactly the text that the caller saw.
+A request owns everything that a conversation's turn needs (its state, sampling, stop set), so that
+a batching engine can interleave requests freely. `Done.state` stands for exactly the text that the
+caller saw, which may be less than what was sampled.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Thought:
 
 @dataclass(frozen=True)
 class Request:
-    r"""One reading, and the answer to it if `max_tokens` is positive.
+    r"""Asks for ids to be read, and for an answer to them if `max_tokens` is positive.
 
     Attributes:
         base: The state to start from.

@@ -1,8 +1,8 @@
-"""A caller's hold on a request: its events as they come, its end, and the way to cancel it.
+"""Hands a caller the events of a request as they come, its end, and the way to cancel it.
 
 It computes nothing; a worker thread puts events in, one caller (of threads or of an event loop)
-takes them out. The easy mistake is to leave a stream half read: iterators cancel their request
-when they are closed, but a handle that nobody iterates over or awaits runs to its end.
+takes them out. Iterators cancel their request when they are closed; a handle that nobody iterates
+over or awaits runs to its end.
 """
 
 from __future__ import annotations

@@ -4,8 +4,7 @@ How a token is chosen from a row is said in `choices`; this is who chooses. All 
 looked over at once, and those whose choice needs nothing else are chosen from on the same occasion,
 by compiled code where there is a compiler (`runtime/native/sampling.py`). Both ways give the same
 token, and what is computed of a row never depends on the others: a seeded answer is the same in any
-crowd. The easy mistake is to take a random number for each look at a row: a choice takes one,
-whenever it was made.
+crowd. A choice takes one random number, however often its row is looked at.
 """
 
 from __future__ import annotations

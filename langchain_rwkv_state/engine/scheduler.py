@@ -145,7 +145,7 @@ def _position(prefix: Prefix, other: TokenSequence, known: int) -> int:
 
 
 class Reader(Protocol):
-    """One who reads.
+    """What `share_step` asks of a sequence.
 
     Attributes:
         last_step: The step in which it read last, or came.

@@ -1,10 +1,10 @@
-"""One request's own state on the worker: what the model must read next, and what came of it.
+"""Follows one request on the worker: what the model must read next, and what came of it.
 
 A sequence never calls the model. It says how many ids it would read (`wanted`), is told how many
 were read (`advance`), and is shown the logits when it asks for them (`sample`); prefill, decoding
 and re-reading differ in nothing else, so that a worker may interleave sequences as it likes. The
-easy mistake is to take the slot's state for the answer's: it has read what was sampled, which may
-be more than the text that the caller saw, or other ids than that text has.
+slot's state is not the answer's: it has read what was sampled, which may be more than the text that
+the caller saw, or other ids than that text has.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Phase(Enum):
 
 
 class TokenSequence:
-    """A request on its way.
+    """Keeps what one request has read, sampled and said, from its coming to its end.
 
     Args:
         request: What is asked for.

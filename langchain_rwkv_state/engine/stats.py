@@ -1,7 +1,7 @@
-"""What an engine did and does, in numbers: totals, rates of late, and times to the first token.
+"""Counts what an engine did and does: totals, rates of late, and times to the first token.
 
-It measures and decides nothing. The easy mistake is to divide by the time on the clock: an engine
-that rests most of the time would look slow, so rates are per second of work.
+It measures and decides nothing. Rates are per second of work, not of the clock: an engine that
+rests most of the time would look slow.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class _Entry:
 
 
 class Meter:
-    """Takes an engine's measures.
+    """Counts an engine's steps, ids and times.
 
     Attributes:
         steps: Passes over the model.

@@ -1,9 +1,8 @@
 r"""Finds what ends an answer that arrives in pieces, and lets out nothing that may be an end.
 
-It deals in whole characters and knows no tokens. The easy mistake is to look for an end in each
-piece: it may begin in one and end two later, so what may still become one is held back. What
-comes out does not depend on where the text was cut: the end that *ends* first counts, of several
-that end at one character the longest.
+It deals in whole characters and knows no tokens. An end may begin in one piece and stop two later,
+so what may still become one is held back. What comes out does not depend on where the text was cut:
+the end that *ends* first counts, of several that end at one character the longest.
 
 An end is a stop text, or the beginning of another's turn: ``"\n"``, one or more lines with nothing
 but white space in them, and then a role and a colon at the beginning of a line. A role after a

@@ -1,8 +1,8 @@
 """Writes JSON schema's formats as patterns: each match is valid to its checkers and to pydantic.
 
-It knows neither schemas nor grammars. The easy mistake is to take what a format's standard allows:
-years that no calendar of Python has, 25 digits of a second, months of no certain length. These are
-narrower: years 1000 to 2999, microseconds, durations in weeks or in days, hours, minutes, seconds.
+It knows neither schemas nor grammars. Standards allow more than programs take: years that no
+calendar of Python has, 25 digits of a second, months of no certain length. These are narrower:
+years 1000 to 2999, microseconds, durations in weeks or in days, hours, minutes, seconds.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 r"""Rewrites regular expressions for grammars: each allows at most what Python's `re` would find.
 
-It knows Python's syntax and that of Rust, which grammars read, and no schemas. The easy mistake is
-to pass a pattern on as it is: both read most of them alike, and some otherwise (``\W`` is wider in
-Rust, ``[[:alpha:]]`` is no class in Python), so that an answer fits its grammar and breaks its
-schema. So Python's own parser reads a pattern, and what it found is written anew, in numbers.
+It knows Python's syntax and that of Rust, which grammars read, and no schemas. Both read most
+patterns alike, and some otherwise (``\W`` is wider in Rust, ``[[:alpha:]]`` is no class in Python),
+so that an answer could fit its grammar and break its schema. So Python's own parser reads a
+pattern, and what it found is written anew, in numbers.
 """
 
 from __future__ import annotations

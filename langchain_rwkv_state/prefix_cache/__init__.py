@@ -1,4 +1,4 @@
-"""The prefix cache: states of what was read before, so that no chain reads it again."""
+"""Keeps states of what was read before, so that no chain reads it again."""
 
 from langchain_rwkv_state.prefix_cache.cache import (
     DIRECTORY_VARIABLE,

@@ -1,4 +1,4 @@
-"""`PrefixStateCache`: states of what was read before, found by the ids of a prompt.
+"""Keeps states of prompts and finds them by a prompt's ids: `PrefixStateCache`.
 
 It finds, keeps and forgets; it reads nothing and knows no messages. Whatever goes wrong in it is a
 miss: a cache may cost time, and never an answer. Its lock is never held while a disk is asked, or
@@ -172,7 +172,7 @@ class PrefixStateCache:
         answer: bool = True,
         count: bool = True,
     ) -> Hit | None:
-        """Returns the deepest kept state on a prompt's path.
+        """Returns the deepest cached state on a prompt's path.
 
         Args:
             namespace: The prompt's tree.

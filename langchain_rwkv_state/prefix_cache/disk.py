@@ -31,7 +31,7 @@ _MOST_WAITING = 256  # entries to be written
 
 
 class DiskSide:
-    """The disk of one cache, and what goes between it and memory.
+    """Keeps one cache's entries on disk, and moves them between there and memory.
 
     Args:
         directory: The tier's directory, ``None`` for no disk.
@@ -65,7 +65,7 @@ class DiskSide:
         self.errors = 0
 
     def begin(self, index: Index, lock: threading.RLock) -> None:
-        """Begins with what is in memory; anew in a forked child, where the tier minds itself.
+        """Takes over an index; anew in a forked child, where the tier looks after itself.
 
         Args:
             index: What is in memory.

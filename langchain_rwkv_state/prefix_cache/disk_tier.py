@@ -1,4 +1,4 @@
-"""The disk tier: entries in a directory of their own, shared by every process of the machine.
+"""Keeps the disk tier: entries in a directory of their own, which a machine's processes share.
 
 Each entry is a row (where it hangs in which tree, when it expires) and a file (the state codec's
 bytes, with their checksum). It stands on the store's diskcache backend, so no pickle is read or

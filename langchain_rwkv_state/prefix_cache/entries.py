@@ -1,4 +1,4 @@
-"""What the prefix cache holds: states under namespaces. Plain values.
+"""Defines what the prefix cache holds: states under namespaces. Plain values.
 
 A state belongs to its model, to the state that reading began from, and to the salt of whoever
 asked. Of a salt nothing but a digest is written anywhere.
@@ -86,7 +86,7 @@ class Hit:
 
 @dataclass(eq=False)
 class Entry:
-    """What hangs at a node of the tree: a cached state, wherever its bytes are.
+    """A cached state at a node of the tree, wherever its bytes are.
 
     Attributes:
         namespace: Its tree.
@@ -120,7 +120,7 @@ class Entry:
 
     @property
     def score(self) -> float:
-        """What speaks for keeping it in memory."""
+        """Its score: what it saved and may save, for the memory that it takes."""
         return score(self.saves, self.uses + 1, self.nbytes)
 
 

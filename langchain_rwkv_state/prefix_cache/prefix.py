@@ -103,7 +103,7 @@ class Prefix:
         return self._reach >= (_LEAST_PRIVATE if self._caching.private else 1)
 
     def find(self) -> Hit | None:
-        """Returns the deepest cached state that the request can go on from; it does."""
+        """Returns the deepest cached state that the request can go on from, and logs it."""
         look = partial(self._cache.lookup, limit=self._limit, answer=self._answers)
         hit = _or(None, look, self._namespace, self._ids)
         if hit is None:

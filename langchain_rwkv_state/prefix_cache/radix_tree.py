@@ -1,4 +1,4 @@
-"""A compressed radix tree over token ids: what was read before, as paths with values on them.
+"""Keeps prompts as paths of a compressed radix tree over token ids, with values on them.
 
 Pure: a value is whatever the caller keeps (integers in tests), a root is any key that tells trees
 apart, and nothing here knows sizes, times or models. Paths outlive their values, so that the tree

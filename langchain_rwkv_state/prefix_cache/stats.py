@@ -1,4 +1,4 @@
-"""What the prefix cache says of itself: numbers, and why a prompt found nothing."""
+"""Tells what the prefix cache did, in numbers, and why a prompt found nothing."""
 
 from __future__ import annotations
 

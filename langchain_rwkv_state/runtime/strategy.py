@@ -1,9 +1,9 @@
 """Reads strategies: where each layer of a model runs and in which dtypes, as one short string.
 
 The strings are those of the `rwkv` package. This module refuses what the package would take and
-then not do, and knows which models the native runtime takes over; it loads nothing. The easy
-mistake is to trust the package's own check: it accepts ``fp16i4`` and computes in fp16, and for
-RWKV-7 it silently drops everything behind the second word.
+then not do, and knows which models the native runtime takes over; it loads nothing. The package's
+own check is not enough: it accepts ``fp16i4`` and computes in fp16, and for RWKV-7 it silently
+drops everything behind the second word.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A derivation names a state by its history, as a git commit names a tree: two ways of reading one
 text have one derivation. It is not a checksum of the state's numbers (floats differ in the last
-digits by path). The easy mistake is to publish it: it is not keyed, so whoever sees it can test a
-guessed text against it. A store turns it into a keyed reference (`reference`).
+digits by path). It is not keyed, so it is not published: whoever sees it can test a guessed text
+against it. A store turns it into a keyed reference (`reference`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Opens a file that somebody named: a regular file, or nothing at all.
 
-A link is followed, since the caller named it. The easy mistake is to open and then look: a pipe
+A link is followed, since the caller named it. It never opens first and looks afterwards: a pipe
 waits for whoever writes to it, for good.
 """
 

@@ -1,8 +1,7 @@
-"""Headless Chromium for tests: what a page looks like once it is rendered, and what was wrong.
+"""Runs headless Chromium for tests: what a page looks like once rendered, and what was wrong.
 
-The browser has no network, a profile of its own and no say in anything else. The easy mistake is to
-trust its silence: a missing picture of a file page is told nowhere, so `problems` also looks for
-what a page would load.
+The browser has no network, a profile of its own and no say in anything else. A missing picture of a
+file page is told nowhere, so `problems` also looks for what a page would load.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Bundles for tests: a small one, and ones that somebody made by hand with a right digest.
+"""Makes bundles for tests: a small one, and forged ones with a right digest.
 
-The easy mistake is to forge a file and leave its digest: that is refused before anything else is
-looked at.
+A wrong digest is refused before anything else is looked at, so a forged file needs a right one.
 """
 
 from __future__ import annotations

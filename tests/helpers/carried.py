@@ -1,4 +1,4 @@
-"""A bundle taken in by a process of its own: ``python -m tests.helpers.carried``.
+"""Takes a bundle in, in a process of its own: ``python -m tests.helpers.carried``.
 
 Takes a JSON object (model, store, bundle, texts, state) and prints one: the log as it came in, and
 the answers of the turns that follow. The head's state goes to the file `state`.

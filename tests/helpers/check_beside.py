@@ -1,8 +1,8 @@
-"""`check()` in a loop beside processes that write, and what it says of a store that is sound.
+"""Runs `check()` in a loop beside processes that write to a store that is sound.
 
 Each writer commits, rewinds, forks, deletes, keeps, releases and prunes in a store that all share.
-Whatever `check` reports is a false alarm. The easy mistake is to look for a few rounds: an alarm
-needs a file that goes between two looks.
+Whatever `check` reports is a false alarm. One needs a file that goes between two looks, so it takes
+many rounds.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Random RWKV checkpoints and a tiny tokenizer, for tests and benchmarks that need no training.
+"""Makes random RWKV checkpoints and a tiny tokenizer, for what needs no training.
 
 The tensors carry BlinkDL's names and shapes, so that the plain `rwkv` package loads them; their
 values are chosen so that logits spread and states neither vanish nor explode, and mean nothing.
-The easy mistake is to write ``5`` for the common RWKV-5: as in the package, 5 is version 5.0
-(one decay a head), and what most people run is 5.2.
+Version ``5`` is 5.0 (one decay a head), as in the package; what most people run is 5.2.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One turn of a session in a process of its own: ``python -m tests.helpers.elsewhere``.
+"""Runs one turn of a session in a process of its own: ``python -m tests.helpers.elsewhere``.
 
 Takes a JSON object (model, store, session, text) and prints one (answer, reference, distribution).
 """

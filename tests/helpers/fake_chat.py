@@ -1,4 +1,4 @@
-"""A chat model without weights that keeps the real one's contract with markers and histories.
+"""Answers without weights, true to a chat model's contract with markers and histories.
 
 It "reads" text by adding its bytes to a state's derivation, and remembers which text each
 reference stands for, so that a test can ask what a session has really been told.

@@ -1,7 +1,7 @@
-"""A runtime without a model: its state is a hash of what it read, and its answers can be scripted.
+"""Stands in for a runtime: its state is a hash of what it read, its answers can be scripted.
 
-For tests of what stands above the port. The easy mistake is to script by position: what is said
-next depends on the state alone, as with a model, so a script holds for one whole history.
+For tests of what stands above the port. What is said next depends on the state alone, as with a
+model, so a script holds for one whole history and not for a position.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A hub on this machine's loopback: the few endpoints that a download of a model asks.
+"""Serves a model hub on this machine's loopback: the few endpoints that a download asks.
 
 It serves files of one repository, counts what it was asked, and can break off a download halfway,
-once for each time it was told to. It is no proxy and knows no accounts. The easy mistake is to
-forget ``X-Repo-Commit``: without it huggingface_hub takes the server for something else.
+once for each time it was told to. It is no proxy and knows no accounts. It sends ``X-Repo-Commit``,
+without which huggingface_hub takes the server for something else.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Writes checkpoints as others keep them: a Hugging Face folder of an RWKV-7, in fla's names.
 
 fla itself is not needed. The mapping is written down anew, in the other direction from the
-package's, after fla's own `convert_from_rwkv7.py`. The easy mistake is to write the first layer's
-``v0`` to ``v2``: fla has none, since nothing uses them.
+package's, after fla's own `convert_from_rwkv7.py`. The first layer's ``v0`` to ``v2`` are not
+written: fla has none, since nothing uses them.
 """
 
 from __future__ import annotations

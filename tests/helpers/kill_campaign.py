@@ -1,9 +1,9 @@
-"""Writers that are killed in the middle of what they do, and what must be true afterwards.
+"""Kills writers in the middle of what they do, and checks what must be true afterwards.
 
-Each writer commits turns, and now and then rewinds, deletes, keeps, releases and prunes; after
-each verb has returned it says so in a file of its own, and a parent kills one writer after another
-(SIGKILL) and starts the next. What was said must hold. The easy mistake is to let the writers
-share sessions: then nobody could say which turn was the last.
+Each writer commits turns, and now and then rewinds, deletes, keeps, releases and prunes; after each
+verb has returned it says so in a file of its own, and a parent kills one writer after another
+(SIGKILL) and starts the next. What was said must hold. Writers share no sessions: otherwise nobody
+could say which turn was the last.
 """
 
 from __future__ import annotations

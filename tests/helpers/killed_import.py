@@ -1,9 +1,9 @@
-"""Imports that are killed at one step after another: ``python -m tests.helpers.killed_import``.
+"""Kills imports at one step after another: ``python -m tests.helpers.killed_import``.
 
 Takes a bundle and a folder. For each step of an import (a state's bytes written, a transaction) it
 forks a child that takes the bundle into a store of its own and is killed (SIGKILL) before that step
-or right after it, until a child gets through. Writes how many children were killed. The easy
-mistake is to open a store in the parent: a child must begin as a process does.
+or right after it, until a child gets through. Writes how many children were killed. The parent
+opens no store: a child must begin as a process does.
 """
 
 from __future__ import annotations

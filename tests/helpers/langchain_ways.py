@@ -1,4 +1,4 @@
-"""LangChain's ways with messages between a history and a model, and what becomes of the marker.
+"""Lists LangChain's ways with messages on their way to a model, and what becomes of the marker.
 
 Each way is one use of a function or class of `langchain_core.messages` or `.prompts`, as a chain
 that is given ``{"history": [...], "q": "..."}``. ``python -m tests.helpers.langchain_ways`` writes

@@ -1,8 +1,8 @@
-"""The law of equivalence as functions: what two states must have in common to be one.
+"""Checks the law of equivalence: what two states must have in common to be one.
 
 They compare what a model says next, never the numbers of a state, which differ in the last digits
-by the path that led to them. The easy mistake is to ask for equal greedy text where the two best
-tokens are as good as equal: there the logits decide.
+by the path that led to them. Where the two best tokens are as good as equal, the logits decide and
+not the greedy text.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Another hand on a store: one column of one row, or some bytes of one file, changed at a time.
+"""Changes a store behind its back: one column of one row, or some bytes of one file, at a time.
 
 A campaign counts how many changes were noticed (refused with an error of ours, or found by
-`check`), and whether one was run or made a session new. The easy mistake is to count a change that
-changes nothing.
+`check`), and whether one was run or made a session new. A change that changes nothing is not
+counted.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Processes that are killed while they make or open a store, and whether others can open it after.
+"""Kills processes while they make or open a store, and checks that others can open it after.
 
 A child is forked for each kill, so that one costs milliseconds and no import. Kills fall at random
 moments of the whole of an opening, which is timed first, and at each step at which the directory
-changes, by a hook on what a process does to it. The easy mistake is to kill new stores alone: a
-store that is opened for the second time is written to as well.
+changes, by a hook on what a process does to it. Stores that are opened for the second time are
+killed as well, since they are written to.
 """
 
 from __future__ import annotations

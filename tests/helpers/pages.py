@@ -1,4 +1,4 @@
-"""The code of a page of the documentation, run as it stands and in the page's own order.
+"""Runs the code of a page of the documentation, as it stands and in the page's own order.
 
 Each page has a working directory and a store of its own. What is not run says so where a reader
 sees it: ``# not run: ...`` at the end of a line of shell, or as the first line of a block.

@@ -1,4 +1,4 @@
-"""Processes and threads that talk in one session at once, and what came of it.
+"""Lets processes and threads talk in one session at once, and says what came of it.
 
 ``python -m tests.helpers.queue_campaign --processes 2 --turns 200`` prints how many turns are in
 the session, how many began before one that had come earlier, and how long they waited. The model is

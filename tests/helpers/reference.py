@@ -1,8 +1,8 @@
-"""What the plain `rwkv` package says: run as a program, in a process of its own.
+"""Asks the plain `rwkv` package for its logits, as a program in a process of its own.
 
 It writes the logits after each of its readings, so that tests can compare. Nothing of this project
-is imported by the program. The easy mistake is to ask for two versions at once: RWKV-7 and the
-older ones exclude each other in one process.
+is imported by the program. It takes one version at a time: RWKV-7 and the older ones exclude each
+other in one process.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Chat requests whose answers a fake runtime was told beforehand."""
+"""Makes chat requests whose answers a fake runtime was told beforehand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A chat model over a fake runtime that says what it was told, in whatever ids."""
+"""Makes a chat model over a fake runtime that says what it was told, in whatever ids."""
 
 from __future__ import annotations
 

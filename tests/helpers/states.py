@@ -1,4 +1,4 @@
-"""Small random states for tests, and a clock that tests can set."""
+"""Makes small random states for tests, and a clock that tests can set."""
 
 from langchain_rwkv_state.testing.states import (
     DAY,

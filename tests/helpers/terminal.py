@@ -1,4 +1,4 @@
-"""A process at a pseudo-terminal: what it shows is waited for, what is typed goes to it."""
+"""Runs a process at a pseudo-terminal: waits for what it shows, and types."""
 
 from __future__ import annotations
 

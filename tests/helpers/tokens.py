@@ -1,4 +1,4 @@
-"""Random input of the WKV recurrence, as a model could give it, and the recurrence step by step."""
+"""Draws random input of the WKV recurrence, as a model could give it, and steps through it."""
 
 from __future__ import annotations
 

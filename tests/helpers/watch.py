@@ -1,7 +1,6 @@
 """Counts what a chat model's runtime does, and slows it down, for tests of cancelling and loops.
 
-The easy mistake is to compare a model's speed: what is counted are calls, which no busy machine
-changes.
+What is counted are calls, which no busy machine changes.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Sectors and pages of a used database that come back as zeros, and what a store makes of each.
+"""Zeroes sectors and pages of a used database, and checks what a store makes of each.
 
 Each offset is damaged by itself: the store is opened, every session is asked for, and a first turn
 is committed where one looks new. What must never happen is that a session which exists looks new,
-or is left out of the list, or that an error is none of ours. The easy mistake is to damage the file
-before it is opened alone, where SQLite's own check refuses most: with `live` the zeros come under a
-store that is open, and the session's row and its witness stand for themselves.
+or is left out of the list, or that an error is none of ours. Before a store is opened SQLite's own
+check refuses most damage: with `live` the zeros come under a store that is open, and the session's
+row and its witness stand for themselves.
 """
 
 from __future__ import annotations

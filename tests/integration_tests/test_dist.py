@@ -1,7 +1,7 @@
 """What is handed out: the sdist makes the wheel, and the wheel holds a conversation by itself.
 
-The wheel goes into an empty environment, in which everything else is that of the running one. The
-easy mistake is to import the package from the working tree: all of this runs elsewhere, isolated.
+The wheel goes into an empty environment, in which everything else is that of the running one. All
+of this runs outside the working tree, isolated, so that no import comes from there.
 """
 
 import os

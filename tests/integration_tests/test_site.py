@@ -1,6 +1,6 @@
 """The documentation as a site: it builds without a complaint, and is read from a disk.
 
-The easy mistake is to look at it with a network: what is fetched then is missing elsewhere.
+It is looked at without a network: what is fetched with one is missing elsewhere.
 """
 
 import html

@@ -1,6 +1,6 @@
 """Chat objects are settings: whatever number of them names a model or a store, there is one.
 
-The easy mistake is to hold on to a copy in the test: what is shared must be so without that.
+No test holds on to a copy: what is shared must be so without that.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The commands that name, take back, copy and mend: what they say, do, and leave alone."""
+"""The commands that name, take back, copy and repair: what they say, do, and leave alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plan of a step: a bounded budget, shared fairly."""
+"""The schedule of a step: a bounded budget, shared fairly."""
 
 from __future__ import annotations
 
