@@ -1,8 +1,8 @@
 """Runs an engine's callbacks in their callers' context, and says who must not wait within one.
 
 A callback runs on the engine's worker, so an answer of that engine that is waited for in it never
-comes, on whatever thread the waiting is done. The check follows the context, since a pool
-that the callback waits for has threads of its own.
+comes, on whatever thread the waiting is done. The check also looks at the context, since
+a pool that the callback waits for has threads of its own.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Asks for structured output as LangChain's partners do, and reads it: options and parsers.
 
 The constraint on decoding makes answers fit; this only asks for it and reads the result. An answer
-that `max_tokens` cut off is refused: LangChain's JSON parsers mend it, and half a name is a name
-then.
+that `max_tokens` cut off is refused: LangChain's JSON parsers complete it, and half a name is then
+a name.
 """
 
 from __future__ import annotations

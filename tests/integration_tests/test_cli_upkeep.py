@@ -38,9 +38,9 @@ def test_a_script_names_copies_restores_and_reads(tmp_path):
     with DiskStateStore(tmp_path / "again") as opened:
         (file,) = opened.path.glob(f"??/{str(opened.head('bob'))[-64:]}-*")
         file.unlink()
-    mended = rwkv_state(tmp_path / "again", "doctor", "--fix", "--json")
-    assert (mended.returncode, mended.stderr) == (0, "")
-    report = json.loads(mended.stdout)
+    repaired = rwkv_state(tmp_path / "again", "doctor", "--fix", "--json")
+    assert (repaired.returncode, repaired.stderr) == (0, "")
+    report = json.loads(repaired.stdout)
     jsonschema.validate(report, SCHEMAS["doctor"])
     done = [each["value"] for each in report["findings"] if each["name"] == "done"]
     assert any("'bob' went back from turn 3 to turn 2" in sentence for sentence in done)

@@ -113,17 +113,17 @@ def _damage(store):
         file.write_bytes(b"no state")
 
 
-def test_doctor_names_the_sessions_that_it_mends_and_those_that_it_cannot(run, store):
+def test_doctor_names_the_sessions_that_it_repairs_and_those_that_it_cannot(run, store):
     _damage(store)
     found = run("doctor")
     assert found.exit_code == 1
     assert "doctor --fix" in found.stdout
-    mended = run("doctor", "--fix")
-    assert mended.exit_code == 1
-    lines = [" ".join(line.split()) for line in mended.stdout.splitlines()]
+    repaired = run("doctor", "--fix")
+    assert repaired.exit_code == 1
+    lines = [" ".join(line.split()) for line in repaired.stdout.splitlines()]
     assert any(line.startswith("\u2713 done The session 'bob' went back") for line in lines)
     assert any(line.startswith("\u2717 left") and "'al'" in line for line in lines)
-    assert "1 of these need attention." in mended.stdout
+    assert "1 of these need attention." in repaired.stdout
     assert run("rm", "al").exit_code == 0
     well = run("doctor", "--fix")
     assert well.exit_code == 0
@@ -131,15 +131,15 @@ def test_doctor_names_the_sessions_that_it_mends_and_those_that_it_cannot(run, s
     assert store.session("bob").n_turns == 3
 
 
-def test_doctor_says_when_all_is_mended(run, store):
+def test_doctor_says_when_all_is_repaired(run, store):
     store.delete_session("al")
     head = store.head("bob")
     (file,) = store.path.glob(f"??/{head[-64:]}-*.safetensors")
     file.unlink()
-    mended = run("doctor", "--fix")
-    assert mended.exit_code == 0
-    assert "yes, 1 problem repaired" in mended.stdout
-    assert "All is well." in mended.stdout
+    repaired = run("doctor", "--fix")
+    assert repaired.exit_code == 0
+    assert "yes, 1 problem repaired" in repaired.stdout
+    assert "All is well." in repaired.stdout
 
 
 @pytest.mark.slow
