@@ -43,7 +43,7 @@ _STAGED_BYTES = 8 << 20  # so that staged states go to files within seconds
 
 
 class Load:
-    """What is done, by whom, and how often.
+    """Does what a service's threads do, and counts what was done and what went wrong.
 
     Args:
         chat: The model.

@@ -94,7 +94,7 @@ class RWKVStateHistory(BaseChatMessageHistory):
         return f"RWKVStateHistory({self.session_id!r}, store={self.store!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travels as its session, store and time to live; a copy begins with no turn open."""
+        """Pickles the session, store and time to live; a copy begins with no turn open."""
         return functools.partial(type(self), ttl=self.ttl), (self.session_id, self.store)
 
     @property

@@ -51,7 +51,7 @@ from langchain_rwkv_state.store.clock import ttl_seconds
 
 
 class _Answers(ABC):
-    """What sessions can be asked to answer with, also where options are bound to them already."""
+    """Binds options to sessions, also where some are bound to them already."""
 
     @property
     @abstractmethod
@@ -85,7 +85,7 @@ class _Answers(ABC):
 
 
 class SessionCalls(Runnable[LanguageModelInput, AIMessage], _Answers):
-    """What is called of sessions, whatever tells their names.
+    """Answers calls of sessions, whatever tells a call which session is meant.
 
     Args:
         chat: The model that answers; its answers name states in `store`.

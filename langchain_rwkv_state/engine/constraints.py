@@ -50,7 +50,7 @@ _HINTS = {
 
 
 class Choice(NamedTuple):
-    """What comes next.
+    """The ids that come next, or the end.
 
     Attributes:
         ids: The chosen id, and those that are forced behind it; only these where `chosen` is 0.
@@ -138,7 +138,7 @@ class _Bytes:
 
 
 class Guide:
-    """One request's choices. One thread uses it.
+    """Chooses the ids of one request under its constraint. One thread uses it.
 
     Args:
         vocabulary: The ids.

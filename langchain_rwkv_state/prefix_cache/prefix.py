@@ -57,7 +57,7 @@ class Caching:
 
 
 class Prefix:
-    """One prompt as the cache sees it.
+    """Asks the cache for one prompt, and gives it the states that this prompt leaves behind.
 
     Args:
         caching: What the request lets the cache do.

@@ -96,7 +96,7 @@ def _write(path: Path, number: int) -> None:
 
 
 def main() -> None:
-    """Watches a store: how many checks."""
+    """Watches a store; the argument is the number of checks."""
     parser = argparse.ArgumentParser()
     parser.add_argument("checks", type=int)
     parser.add_argument("--writers", type=int, default=4)

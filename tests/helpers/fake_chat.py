@@ -33,7 +33,7 @@ ZERO = zero_state(LAYOUT, "fake/fp32/-/-")
 
 
 def count_questions(text: str) -> str:
-    """The default answer: says how many questions the model has heard in this conversation."""
+    """Says how many questions the model has heard in this conversation: the default answer."""
     return f"heard {text.count('human:')}"
 
 

@@ -217,7 +217,7 @@ def _read(store: DiskStateStore, ref: str, what: str, outcome: Outcome) -> None:
 
 
 def main() -> None:
-    """Runs and kills writers: path, kills, writers, width of the states, seed."""
+    """Runs and kills writers; arguments: path, kills, writers, width of the states, seed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("path", type=Path)
     for name in ("kills", "writers", "n_embd", "seed"):

@@ -30,7 +30,7 @@ LISTED = (
 
 
 class Payload:
-    """Unpickling it makes a folder."""
+    """Makes a folder when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -120,7 +120,7 @@ def _judge(root: Path, outcome: Outcome, is_old: bool) -> None:
 
 
 def main() -> None:
-    """Runs a campaign: how many kills."""
+    """Runs a campaign; the argument is the number of kills."""
     parser = argparse.ArgumentParser()
     parser.add_argument("kills", type=int)
     parser.add_argument("--seed", type=int, default=0)

@@ -71,7 +71,7 @@ def not_run(page: str) -> int:
 
 @dataclass
 class Reader:
-    """Somebody who types a page, in a directory, with a home of their own."""
+    """Runs pages as somebody would who types them, in a directory, with a home of their own."""
 
     folder: Path
     home: Path

@@ -63,7 +63,7 @@ class _Anything(dict[Any, str]):
 
 
 def talk(directory: str, turns: int, threads: int, think_seconds: float) -> list[list[float]]:
-    """One process: takes its turns, and returns when each came, began and ended."""
+    """Takes one process's turns, and returns when each came, began and ended."""
     times: list[list[float]] = []
     with DiskStateStore(directory) as store:
 

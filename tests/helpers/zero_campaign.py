@@ -188,7 +188,7 @@ def _is_sound(store: DiskStateStore) -> bool:
 
 
 def main() -> None:
-    """Runs a campaign: how many offsets."""
+    """Runs a campaign; the argument is the number of offsets."""
     parser = argparse.ArgumentParser()
     parser.add_argument("offsets", type=int)
     parser.add_argument("--nbytes", type=int, default=512)
