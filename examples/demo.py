@@ -2,8 +2,8 @@
 
 Three processes share nothing but a directory. The first is told three facts and ends. The second,
 a fresh interpreter, is asked for them. Then this one, which loads no model, looks through every
-byte of the directory for the words that were said. The easy mistake would be to search for what
-cannot be found: the session's name, which the store must hold, is searched for as well.
+byte of the directory for the words that were said. The session's name, which the store
+must hold, is searched for as well: a search that finds nothing proves nothing.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     python examples/train_demo_model.py --out /tmp/smoke --smoke    # seconds, learns nothing
 
 A run that was cut off goes on from its last checkpoint when it is started again with the same
-arguments; `--fresh` starts over. The easy mistake is to change `--steps` of a half-done run: the
+arguments; `--fresh` starts over. Do not change `--steps` of a half-done run: the
 learning rate and the lengths of dialogues follow the share of the run that is over.
 """
 

@@ -1,6 +1,6 @@
 """What the demo model is asked in the evaluation: unseen values, unseen tools, and what is right.
 
-Conversations only; how a model plays them is in `evaluate`. The easy mistake is to accept an answer
+Conversations only; how a model plays them is in `evaluate`. Do not accept an answer
 that merely holds the value: here it must be the whole expected answer, to the letter.
 """
 

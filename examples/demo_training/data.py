@@ -1,6 +1,6 @@
 """Dialogues as ids: made on the fly from a seed, in the exact pieces of the package's template.
 
-Nothing is read from outside. The easy mistake is to encode a whole line at once: every piece is
+Nothing is read from outside. Do not encode a whole line at once: every piece is
 encoded on its own, as the package feeds it, or ids differ where pieces meet.
 """
 

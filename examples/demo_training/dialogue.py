@@ -1,6 +1,6 @@
 """One made-up conversation: a system prompt, facts told, asked for and corrected, talk, tools.
 
-It yields texts and knows nothing of ids or lengths. The easy mistake is to ask for facts soon
+It yields texts and knows nothing of ids or lengths. Do not ask for facts soon
 after they are told and nowhere else: in a part of the dialogues ("deserts") nothing is asked for
 until the end, so that the state has to carry a fact over everything between.
 """

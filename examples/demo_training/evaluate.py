@@ -1,7 +1,7 @@
 """Measures a demo model: free-running and greedy, on values and tools that training never drew.
 
 The model answers every turn itself and lives with its own answers; a case is right when the last
-answer is what was asked for, to the letter. The easy mistake is to judge by teacher-forced loss:
+answer is what was asked for, to the letter. Do not judge by teacher-forced loss:
 there the model never meets its own slips.
 
     python -m examples.demo_training.evaluate --model build/demo --cases 300

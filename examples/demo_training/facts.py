@@ -1,7 +1,7 @@
 """The kinds of fact a user may tell, and how each is stated, asked for, given back and not known.
 
-Values in, sentences out; which fact is told when is in `dialogue`. The easy mistake is an answer
-that does not hold the value literally: whoever tests a memory looks for it there.
+Values in, sentences out; which fact is told when is in `dialogue`. Each answer
+holds the value literally: whoever tests a memory looks for it there.
 """
 
 from __future__ import annotations

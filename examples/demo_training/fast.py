@@ -1,7 +1,7 @@
 """The recurrence compiled from `wkv.cpp`, where a C++ compiler is at hand; nothing where none is.
 
-It is a matter of speed only: `model.wkv_chunked` gives the same numbers from plain PyTorch. The
-easy mistake is to hand it a state that needs a gradient; it has none for the state, and says so.
+It is a matter of speed only: `model.wkv_chunked` gives the same numbers from plain PyTorch. Do not
+hand it a state that needs a gradient; it has none for the state, and says so.
 """
 
 from __future__ import annotations

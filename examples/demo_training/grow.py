@@ -1,7 +1,7 @@
 """A trained model made deeper: it answers as before, and has room to learn more.
 
 New blocks have outputs of zero, so that they change nothing until they are trained; new tokens are
-as new. The easy mistake is to put the new blocks behind the others alone: what is to be looked up
+as new. Do not put the new blocks behind the others alone: what is to be looked up
 in several steps needs them in between.
 """
 

@@ -1,6 +1,6 @@
 """Where a dialogue's values come from: word lists, made-up words, random letters and numbers.
 
-It knows nothing of dialogues. The easy mistake is to draw from the lists only: a small model then
+It knows nothing of dialogues. Do not draw from the lists only: a small model then
 learns the list instead of copying, so most values are made up, and one in six is plain letters.
 Which made-up values belong to the evaluation is decided by their checksum, so that the two halves
 cannot meet, whatever the seeds.

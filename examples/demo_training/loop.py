@@ -1,7 +1,7 @@
 """The training loop: curriculum, optimiser, checkpoints and the files that the package ships.
 
-It decides how long dialogues are at which moment, and nothing about what is said in them. The easy
-mistake is to train on short dialogues only: a state recalls no farther than training asked it to.
+It decides how long dialogues are at which moment, and nothing about what is said in them. Do not
+train on short dialogues only: a state recalls no farther than training asked it to.
 """
 
 from __future__ import annotations

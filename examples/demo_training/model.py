@@ -2,7 +2,7 @@
 
 It is the training twin of the inference code, not a replacement for it: no quantisation, no
 kernels, float32 only. The recurrence runs in chunks of 16 tokens made of plain matrix products, so
-a machine with Python alone can train. The easy mistake is to lengthen the chunk: inside one, keys
+a machine with Python alone can train. Do not lengthen the chunk: inside one, keys
 are divided by the running product of decays, which reaches exp(-0.607 * 16) = 6e-5 at worst; at 64
 it would leave the range in which float32 can divide.
 

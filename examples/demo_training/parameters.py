@@ -1,6 +1,6 @@
 """Values of all types and the further parameters that any tool may have, and how they are said.
 
-The easy mistake is a parameter that no question ever leaves out: then a model fills what is
+A parameter that no question ever leaves out will not do: then a model fills what is
 optional with something of its own.
 """
 

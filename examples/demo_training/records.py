@@ -1,6 +1,6 @@
 """Made-up schemas, sentences that hold what they ask for, and the objects: structured output.
 
-The easy mistake is to say the fields in the schema's order: then a model counts instead of reading.
+Do not say the fields in the schema's order: then a model counts instead of reading.
 """
 
 from __future__ import annotations

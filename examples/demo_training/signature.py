@@ -1,6 +1,6 @@
 """How tools, calls, results and schemas are written down: the G1 format, as the template has it.
 
-Texts only; what they are about is made in `tools` and `records`. The easy mistake is a space too
+Texts only; what they are about is made in `tools` and `records`. There is no space too
 many: JSON is compact here, as a grammar forces it later.
 """
 

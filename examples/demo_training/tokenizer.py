@@ -1,7 +1,7 @@
 """The demo model's tokenizer: byte-level BPE of 640 tokens learnt from the dialogues, and 27 more.
 
 Token 0 is `<|endoftext|>`; digits stay single, so that numbers are copied digit by digit; the
-separator is one token and in no other. The easy mistake is to train on joined lines: then merges
+separator is one token and in no other. Do not train on joined lines: then merges
 reach over the places where the template joins segments.
 """
 

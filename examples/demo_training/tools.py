@@ -2,7 +2,7 @@
 
 A tool here is a line of text for the system prompt and a way to ask for it; nothing is ever run.
 Tools of one list have no topic in common, and every question names the topic, so that one tool is
-right. The easy mistake is to let training see the tools that users write first: `get_weather`,
+right. Do not let training see the tools that users write first: `get_weather`,
 `add` and their like are held out, so that the evaluation says how an unseen tool fares.
 """
 

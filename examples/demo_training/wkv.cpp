@@ -2,7 +2,7 @@
 //
 // It is the optional fast path of `model.wkv_chunked`: same numbers, a state that stays in the
 // first-level cache. It knows nothing of PyTorch; arrays are contiguous float32, (B, T, H, 64). The
-// easy mistake is the layout of the state: P[key][value], so that every inner loop runs over values.
+// layout of the state matters: P[key][value], so that every inner loop runs over values.
 
 #include <cstdint>
 #include <cstring>

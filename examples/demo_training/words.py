@@ -1,7 +1,7 @@
 """The words and phrases that training draws from, and the words it never draws.
 
-These are lists only; how they are mixed with made-up words is in `inventory`. The easy mistake is
-to add a word to both halves: `HELD_OUT` belongs to the evaluation, and a test checks that the
+These are lists only; how they are mixed with made-up words is in `inventory`. Do not
+add a word to both halves: `HELD_OUT` belongs to the evaluation, and a test checks that the
 halves do not meet. In phrases, {C} {N} {W} {w} {f} {c} {n} stand for a city, a name, a word with
 and without a capital, a food, a colour and a number.
 """
