@@ -196,18 +196,22 @@ class Table:
         name: Its name.
         keys: How many of its first columns are its key.
         columns: All its columns but the checksum.
+        added: How many of the last ones came after a release: stores of before open, too, and get
+            them as NULL.
     """
 
-    def __init__(self, name: str, keys: int, columns: dict[str, _Kind]) -> None:
+    def __init__(self, name: str, keys: int, columns: dict[str, _Kind], added: int = 0) -> None:
         self.name = name
         self.keys = keys
         self.columns = columns
+        self.added = added
         self._reads = tuple(kind.read for kind in columns.values())
         self._writes = tuple(kind.write for kind in columns.values())
 
-    def sql(self) -> str:
-        """Returns the statement that makes it; the checksum is its last column."""
-        columns = [f"{name} {kind.sql}" for name, kind in self.columns.items()] + ["sum BLOB"]
+    def sql(self, missing: int = 0) -> str:
+        """Returns the statement that makes it, as it was before its last `missing` columns came."""
+        columns = [f"{name} {kind.sql}" for name, kind in self.columns.items()]
+        columns[len(columns) - missing :] = ["sum BLOB"]
         if self.keys == 1:
             columns[0] += " PRIMARY KEY"
         else:
@@ -359,14 +363,15 @@ class Row:
     Args:
         table: The table's name.
         keys: How many of its first fields are its key.
+        added: As that of `Table`.
     """
 
     TABLE: ClassVar[Table]
 
-    def __init_subclass__(cls, *, table: str, keys: int = 1) -> None:
+    def __init_subclass__(cls, *, table: str, keys: int = 1, added: int = 0) -> None:
         hints = get_type_hints(cls, include_extras=True)
         columns = {name: hints[name].__metadata__[0] for name in hints if name != "TABLE"}
-        cls.TABLE = Table(table, keys, columns)
+        cls.TABLE = Table(table, keys, columns, added)
 
     @classmethod
     def unpack(cls, raw: Raw) -> Self:

@@ -9,6 +9,7 @@ half of one.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 
 from langchain_rwkv_state.store import rows
 
@@ -96,6 +97,16 @@ FORMAT_1: dict[str, str] = {
 
 SCHEMA: dict[str, str | None] = {**DISKCACHE, **TABLES, **INDICES, **FORMAT_1}
 """All that may stand in a database of this package's making."""
+
+
+def missing_columns(schema: Mapping[str, str | None]) -> dict[str, int]:
+    """Returns how many columns the tables of an earlier release lack, by the tables' names."""
+    return {
+        name: missing
+        for name, table in rows.TABLES.items()
+        for missing in range(1, table.added + 1)
+        if schema.get(name) == table.sql(missing)
+    }
 
 
 def make_all(connection: sqlite3.Connection, *, tables: bool) -> None:
