@@ -322,7 +322,8 @@ def _compare(path: Path, schema: Schema, settings: dict[object, object]) -> None
         if name not in SCHEMA or (SCHEMA[name] != sql and name not in older) or both:
             raise StoreError(
                 f"{path} holds {name!r}, which is not of this package's making: it belongs to "
-                "another program, or was tampered with. Use another directory."
+                "another program or a later release, or was tampered with. Upgrade, or use another "
+                "directory."
             )
     for key, value in settings.items():
         if key in COUNTERS and isinstance(value, int):

@@ -231,7 +231,8 @@ class TestColumnsThatCameSince:
             database.commit()
         return tmp_path / "store"
 
-    def test_without_a_word_of_it_the_store_is_refused(self, place):
+    def test_without_a_word_of_it_the_store_is_refused(self, place, table, monkeypatch):
+        monkeypatch.setattr(table, "added", 0)
         with pytest.raises(StoreError, match="not of this package's making"):
             DiskStateStore(place)
 
