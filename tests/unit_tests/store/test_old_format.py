@@ -198,6 +198,12 @@ def test_a_secret_that_was_changed_or_lost_converts_nothing(path, known):
         assert sql(path, "SELECT * FROM Cache") == before
 
 
+def state_of(store: DiskStateStore, session: str) -> RWKVState:
+    head = store.head(session)
+    assert head is not None
+    return store.get(head)
+
+
 class TestColumnsThatCameSince:
     """A release adds a column to a table; stores of before open, and have nothing in it."""
 
@@ -240,13 +246,13 @@ class TestColumnsThatCameSince:
         monkeypatch.setattr(table, "added", 1)
         with DiskStateStore(place) as store:
             assert store.check().problems == ()
-            assert store.get(store.head("eve")) == random_state([1])
+            assert state_of(store, "eve") == random_state([1])
             assert {raw[-2] for raw in store._view().rows_of(table)} == {None}
             store.commit(
                 "bob", store.stage(random_state([2]), parent=store.head("bob")), store.head("bob")
             )
         with DiskStateStore(place) as store:
-            assert store.get(store.head("bob")) == random_state([2])
+            assert state_of(store, "bob") == random_state([2])
             assert store.check().problems == ()
 
     def test_it_is_read_where_nothing_may_be_written(self, place, table, monkeypatch):
@@ -254,7 +260,7 @@ class TestColumnsThatCameSince:
         before = (place / "cache.db").read_bytes()
         with DiskStateStore(place, read_only=True) as store:
             assert store.sessions() == ["bob", "eve"]
-            assert store.get(store.head("eve")) == random_state([1])
+            assert state_of(store, "eve") == random_state([1])
             assert store.check().problems == ()
         assert (place / "cache.db").read_bytes() == before
 
