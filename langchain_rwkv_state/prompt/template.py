@@ -83,6 +83,8 @@ class ChatTemplate:
     """Names the template in fingerprints."""
     roles: ClassVar[Mapping[str, str]]
     """What the roles ``system``, ``human``, ``ai`` and ``tool`` are called."""
+    opening: ClassVar[str] = "{role}: "
+    """Begins a turn. A space at its end is read with the text, not with the prompt of an answer."""
     separator: ClassVar[str] = "\n\n"
     """Stands before every segment but the very first."""
     stops: ClassVar[tuple[str, ...]] = ("\n\n",)
@@ -109,6 +111,8 @@ class ChatTemplate:
     def identity(self) -> str:
         """Name and digest of the template; another one gives other states."""
         words = [_SCHEME, self.separator, *self.stops, json.dumps(dict(self.roles), sort_keys=True)]
+        if self.opening != ChatTemplate.opening:
+            words.append(self.opening)
         digest = hashlib.sha256("\x00".join(words).encode()).hexdigest()
         return f"{self.name}-{digest[:8]}"
 
@@ -181,12 +185,12 @@ class ChatTemplate:
 
     def answer_prompt(self) -> list[int]:
         """Returns the ids after which the model answers, without what stands before."""
-        return self._encode(f"{self.roles['ai']}:")
+        return self._encode(self._turn(self.roles["ai"]))
 
     def answer_ids(self, text: str, thought: str = "") -> list[int]:
         """Returns the ids of an answer's text, read after the prompt of the answer."""
         cleaned = self._with_thought(self.clean_answer(text), thought)
-        return self._encode(f" {cleaned}") if cleaned else []
+        return self._answer_text_ids(cleaned)
 
     def thought_ids(self, reasoning: Reasoning) -> list[int]:
         """Returns the ids that follow the prompt of an answer where thinking is asked for or not.
@@ -200,7 +204,7 @@ class ChatTemplate:
         self.require_reasoning(reasoning)
         if reasoning is None or not self.thinks:
             return []
-        return self._encode(" <think></think" if reasoning is False else " <think")
+        return self._answer_text_ids("<think></think" if reasoning is False else "<think")
 
     def require_reasoning(self, reasoning: Reasoning) -> None:
         """Checks that what is asked for can be had.
@@ -251,9 +255,16 @@ class ChatTemplate:
         kind, text = kind_of(message), self.text(message, thoughts=thoughts)
         role = self.roles.get(kind) or kind[0].upper() + kind[1:]
         if kind == "ai":
-            answer = self._encode(f" {text}") if text else []
-            return role, text, [*self.answer_prompt(), *answer]
-        return role, text, self._encode(f"{role}: {text}" if text else f"{role}:")
+            return role, text, [*self.answer_prompt(), *self._answer_text_ids(text)]
+        return role, text, self._encode(self._turn(role, text))
+
+    def _answer_text_ids(self, text: str) -> list[int]:
+        role = self.roles["ai"]
+        return self._encode(self._turn(role, text).removeprefix(self._turn(role)))
+
+    def _turn(self, role: str, text: str = "") -> str:
+        opening = self.opening.format(role=role)
+        return opening + text if text else opening.rstrip(" ")
 
     def _bos(self) -> tuple[int, ...]:
         bos = self._tokenizer.bos_id

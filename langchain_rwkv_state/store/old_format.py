@@ -1,7 +1,8 @@
-"""Stores of format 1, whose rows were bytes by key in diskcache's table: read once, and converted.
+"""Stores of earlier releases: read once, and brought up to date.
 
-All rows are moved at one stroke, in the caller's transaction, and no state's file is touched. What
-was damaged stays damaged, so that whoever reads it is told as before.
+Those of format 1 had their rows as bytes by key in diskcache's table; in later ones tables may lack
+columns. All rows are moved at one stroke, in the caller's transaction, and no state's file is
+touched. What was damaged stays damaged, so that whoever reads it is told as before.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from langchain_rwkv_state.errors import StateCorrupt, StoreError
 from langchain_rwkv_state.store.records import Body, LogEntry, Origin
 from langchain_rwkv_state.store.rows import (
     LOG,
+    TABLES,
     TOMBSTONES,
     Holder,
     HoldRow,
@@ -29,7 +31,7 @@ from langchain_rwkv_state.store.rows import (
     pack_turn,
     ref_text,
 )
-from langchain_rwkv_state.store.schema import FORMAT_1, make_tables
+from langchain_rwkv_state.store.schema import FORMAT_1, make_tables, missing_columns
 from langchain_rwkv_state.store.secret import FORMAT, LOST
 from langchain_rwkv_state.store.tables import Changes
 
@@ -43,6 +45,47 @@ _HEAD_BYTES = len(_VERSION) + _CHECKSUM_BYTES + _EXPIRY.size
 _KINDS = {b"s": Holder.SESSION, b"k": Holder.OWNER, b"p": Holder.PUT}
 
 Schema = Mapping[str, str | None]
+
+
+def bring_up_to_date(
+    connection: sqlite3.Connection, schema: Schema, *, temporary: bool = False
+) -> None:
+    """Makes the tables as they are now, with all rows of a store of an earlier release.
+
+    Args:
+        connection: The database, in a transaction that the caller ends.
+        schema: What is in it.
+        temporary: Whether the tables are to be the connection's own, and the store stays as it is.
+
+    Raises:
+        StoreError: As `convert`.
+    """
+    if "meta" not in schema:
+        convert(connection, schema, temporary=temporary)
+    else:
+        widen(connection, schema, temporary=temporary)
+
+
+def widen(connection: sqlite3.Connection, schema: Schema, *, temporary: bool = False) -> None:
+    """Gives tables the columns that came since; arguments as those of `bring_up_to_date`.
+
+    They are made anew: a column that SQLite adds would stand behind the checksum.
+    """
+    missing = missing_columns(schema)
+    found = {
+        name: connection.execute(f"SELECT * FROM main.{name}").fetchall()  # noqa: S608 # ours
+        for name in (TABLES if temporary else missing)
+        if name in schema
+    }
+    for name in () if temporary else missing:
+        connection.execute(f"DROP TABLE {name}")
+    make_tables(connection, temporary=temporary)
+    changes = Changes(lambda sql, values: connection.execute(sql, values).fetchall(), 0.0)
+    for name, raws in found.items():
+        for raw in raws:
+            changes.put_widened(TABLES[name], raw, missing.get(name, 0))
+    with suppress(StateCorrupt):  # totals that were changed stay so, for `check` to tell
+        changes.finish()
 
 
 def convert(connection: sqlite3.Connection, schema: Schema, *, temporary: bool = False) -> None:
@@ -89,9 +132,9 @@ def convert(connection: sqlite3.Connection, schema: Schema, *, temporary: bool =
             )
 
 
-def is_format_1(schema: Schema) -> bool:
-    """Says whether a database has the tables of format 1, or none yet."""
-    return "meta" not in schema
+def is_old(schema: Schema) -> bool:
+    """Says whether a database has the tables of an earlier release, or none yet."""
+    return "meta" not in schema or bool(missing_columns(schema))
 
 
 def _rows(connection: sqlite3.Connection, schema: Schema) -> Iterator[tuple[bytes, Any]]:

@@ -22,7 +22,7 @@ from urllib.parse import quote
 from langchain_rwkv_state._files import flush_directory, write_new
 from langchain_rwkv_state.errors import StoreError
 from langchain_rwkv_state.store.files import DAMAGED, RESERVE, SHARD
-from langchain_rwkv_state.store.old_format import ABOUT_KEY, convert, is_format_1
+from langchain_rwkv_state.store.old_format import ABOUT_KEY, bring_up_to_date, is_old
 from langchain_rwkv_state.store.schema import (
     COMPANIONS,
     COUNTERS,
@@ -35,7 +35,7 @@ from langchain_rwkv_state.store.schema import (
     TABLES,
     UNFINISHED,
     make_all,
-    make_tables,
+    missing_columns,
 )
 from langchain_rwkv_state.store.staging import STAGED
 
@@ -138,20 +138,18 @@ def prepare_database(root: Path, *, used: bool, tables: bool = True) -> None:
         _make(root, tables=tables)
         return
     schema = _looked_over(path, journal)
-    if tables and (TABLES.keys() | INDICES.keys()) - schema.keys():
+    if tables and (is_old(schema) or (TABLES.keys() | INDICES.keys()) - schema.keys()):
         with refusals(path), opened(path, "rw") as connection:
             connection.execute("PRAGMA synchronous = FULL")
-            _bring_up_to_date(connection, schema)
+            connection.execute("PRAGMA secure_delete = 1")
+            _at_one_stroke(connection, schema)
 
 
-def _bring_up_to_date(connection: sqlite3.Connection, schema: Schema) -> None:
-    """Makes what tables are missing, with the rows of a store of format 1, at one stroke."""
+def _at_one_stroke(connection: sqlite3.Connection, schema: Schema) -> None:
+    """Brings a store up to date, or leaves it as it is."""
     connection.execute("BEGIN IMMEDIATE")
     try:
-        if is_format_1(schema):
-            convert(connection, schema)
-        else:
-            make_tables(connection)
+        bring_up_to_date(connection, schema)
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
@@ -318,12 +316,14 @@ def _looked_over(path: Path, journal: Path) -> Schema:
 
 
 def _compare(path: Path, schema: Schema, settings: dict[object, object]) -> None:
+    older = missing_columns(schema)
     for name, sql in schema.items():
         both = name in FORMAT_1 and "meta" in schema
-        if name not in SCHEMA or SCHEMA[name] != sql or both:
+        if name not in SCHEMA or (SCHEMA[name] != sql and name not in older) or both:
             raise StoreError(
                 f"{path} holds {name!r}, which is not of this package's making: it belongs to "
-                "another program, or was tampered with. Use another directory."
+                "another program or a later release, or was tampered with. Upgrade, or use another "
+                "directory."
             )
     for key, value in settings.items():
         if key in COUNTERS and isinstance(value, int):

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from langchain_rwkv_state._fork import ForkLock
 from langchain_rwkv_state.errors import RWKVStateError, StoreError
-from langchain_rwkv_state.store.old_format import convert, is_format_1
+from langchain_rwkv_state.store.old_format import bring_up_to_date, is_old
 from langchain_rwkv_state.store.place import (
     connect,
     file_size,
@@ -160,16 +160,16 @@ class ReadOnlyDatabase:
         raise AssertionError(ways)  # the last way returns or raises
 
     def _connected(self, way: str) -> tuple[sqlite3.Connection, int | None]:
-        """Returns a connection; one to a store of format 1 has its rows in tables of its own."""
+        """Returns a connection; one to an old store has its rows in tables of its own."""
         connection = connect(self._path, way, wait_seconds=self._wait)
         try:
             schema = dict(connection.execute("SELECT name, sql FROM sqlite_master").fetchall())
-            if not self._tables or not is_format_1(schema):
+            if not self._tables or not is_old(schema):
                 return connection, None
             look_over(self._path, connection)
             version = _data_version(connection)
             connection.execute("BEGIN")
-            convert(connection, schema, temporary=True)
+            bring_up_to_date(connection, schema, temporary=True)
             connection.execute("COMMIT")
         except BaseException:
             connection.close()

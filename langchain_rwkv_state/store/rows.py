@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self, get_type_hints
 
 from langchain_rwkv_state.errors import StateCorrupt
 from langchain_rwkv_state.state.header import Named
@@ -80,10 +80,12 @@ class _Kind(NamedTuple):
     Attributes:
         read: Raises `ValueError` or `TypeError` for what no such value gives.
         write: Gives what SQLite stores.
+        sql: SQLite's word for it.
     """
 
     read: Callable[[Any], Any]
     write: Callable[[Any], Any]
+    sql: str = "BLOB"
 
 
 def _bytes(value: Any) -> bytes:
@@ -168,6 +170,7 @@ def _maybe(kind: _Kind, nothing: Any = None) -> _Kind:
     return _Kind(
         lambda value: nothing if value is None else kind.read(value),
         lambda value: None if value == nothing else kind.write(value),
+        kind.sql,
     )
 
 
@@ -175,13 +178,13 @@ _NAME = _Kind(lambda value: name_text(_bytes(value)), name_bytes)
 _WORDS = _Kind(lambda value: _bytes(value).decode(), str.encode)
 _REF = _Kind(_read_ref, ref_bytes)
 _REFS = _Kind(_read_refs, lambda refs: b"".join(map(ref_bytes, refs)))
-_COUNT = _Kind(_read_count, int)
-_SECONDS = _Kind(_read_seconds, float)
-_END = _Kind(_read_end, _write_end)
-_FLAG = _Kind(_read_flag, int)
+_COUNT = _Kind(_read_count, int, "INTEGER")
+_SECONDS = _Kind(_read_seconds, float, "REAL")
+_END = _Kind(_read_end, _write_end, "REAL")
+_FLAG = _Kind(_read_flag, int, "INTEGER")
 _TEXTS = _maybe(_Kind(_read_texts, _json_bytes), ())
 _ORIGIN = _maybe(_Kind(_read_origin, lambda origin: _json_bytes(origin.to_body())))
-_HOLDER = _Kind(lambda value: Holder(_read_count(value)), int)
+_HOLDER = _Kind(lambda value: Holder(_read_count(value)), int, "INTEGER")
 _MODEL = _maybe(_Kind(_read_model, lambda model: _json_bytes(list(model))))
 _MAYBE_REF = _Kind(_read_maybe_ref, _write_maybe_ref)
 
@@ -193,14 +196,27 @@ class Table:
         name: Its name.
         keys: How many of its first columns are its key.
         columns: All its columns but the checksum.
+        added: How many of the last ones came after a release: stores of before open, too, and get
+            them as NULL.
     """
 
-    def __init__(self, name: str, keys: int, columns: dict[str, _Kind]) -> None:
+    def __init__(self, name: str, keys: int, columns: dict[str, _Kind], added: int = 0) -> None:
         self.name = name
         self.keys = keys
         self.columns = columns
+        self.added = added
         self._reads = tuple(kind.read for kind in columns.values())
         self._writes = tuple(kind.write for kind in columns.values())
+
+    def sql(self, missing: int = 0) -> str:
+        """Returns the statement that makes it, as it was before its last `missing` columns came."""
+        columns = [f"{name} {kind.sql}" for name, kind in self.columns.items()]
+        columns[len(columns) - missing :] = ["sum BLOB"]
+        if self.keys == 1:
+            columns[0] += " PRIMARY KEY"
+        else:
+            columns.append(f"PRIMARY KEY({', '.join(list(self.columns)[: self.keys])})")
+        return f"CREATE TABLE {self.name}({', '.join(columns)}) WITHOUT ROWID"
 
     def pack(self, values: Sequence[Any]) -> tuple[Any, ...]:
         """Returns a row's columns, without the checksum."""
@@ -342,9 +358,20 @@ LOG = Table(
 
 
 class Row:
-    """A row that is a value of its own: its fields are the table's columns."""
+    """A row that is a value of its own: its fields are the table's columns.
+
+    Args:
+        table: The table's name.
+        keys: How many of its first fields are its key.
+        added: As that of `Table`.
+    """
 
     TABLE: ClassVar[Table]
+
+    def __init_subclass__(cls, *, table: str, keys: int = 1, added: int = 0) -> None:
+        hints = get_type_hints(cls, include_extras=True)
+        columns = {name: hints[name].__metadata__[0] for name in hints if name != "TABLE"}
+        cls.TABLE = Table(table, keys, columns, added)
 
     @classmethod
     def unpack(cls, raw: Raw) -> Self:
@@ -361,7 +388,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class SessionRow(Row):
+class SessionRow(Row, table="sessions"):
     """A session, as stored.
 
     Attributes:
@@ -378,39 +405,21 @@ class SessionRow(Row):
         unread: Messages behind the head.
     """
 
-    TABLE: ClassVar[Table] = Table(
-        "sessions",
-        1,
-        {
-            "name": _NAME,
-            "head": _MAYBE_REF,
-            "n_tokens": _COUNT,
-            "turns": _COUNT,
-            "created": _SECONDS,
-            "updated": _SECONDS,
-            "expires": _END,
-            "ttl": _END,
-            "sliding": _FLAG,
-            "kept": _REFS,
-            "unread": _TEXTS,
-        },
-    )
-
-    name: str
-    head: str | None
-    n_tokens: int
-    turns: int
-    created: float
-    updated: float
-    expires: float
-    ttl: float
-    sliding: bool
-    kept: tuple[str, ...] = ()
-    unread: tuple[str, ...] = ()
+    name: Annotated[str, _NAME]
+    head: Annotated[str | None, _MAYBE_REF]
+    n_tokens: Annotated[int, _COUNT]
+    turns: Annotated[int, _COUNT]
+    created: Annotated[float, _SECONDS]
+    updated: Annotated[float, _SECONDS]
+    expires: Annotated[float, _END]
+    ttl: Annotated[float, _END]
+    sliding: Annotated[bool, _FLAG]
+    kept: Annotated[tuple[str, ...], _REFS] = ()
+    unread: Annotated[tuple[str, ...], _TEXTS] = ()
 
 
 @dataclass(frozen=True)
-class StateRow(Row):
+class StateRow(Row, table="states"):
     """A state, as stored.
 
     Attributes:
@@ -426,35 +435,19 @@ class StateRow(Row):
         model: The model that it is of; ``None`` where only the file says.
     """
 
-    TABLE: ClassVar[Table] = Table(
-        "states",
-        1,
-        {
-            "ref": _REF,
-            "blob": _WORDS,
-            "nbytes": _COUNT,
-            "n_tokens": _COUNT,
-            "parent": _MAYBE_REF,
-            "created": _SECONDS,
-            "holders": _COUNT,
-            "origin": _ORIGIN,
-            "model": _MODEL,
-        },
-    )
-
-    ref: str
-    blob: str
-    nbytes: int
-    n_tokens: int
-    parent: str | None
-    created: float
-    holders: int = 0
-    origin: Origin | None = None
-    model: Named | None = None
+    ref: Annotated[str, _REF]
+    blob: Annotated[str, _WORDS]
+    nbytes: Annotated[int, _COUNT]
+    n_tokens: Annotated[int, _COUNT]
+    parent: Annotated[str | None, _MAYBE_REF]
+    created: Annotated[float, _SECONDS]
+    holders: Annotated[int, _COUNT] = 0
+    origin: Annotated[Origin | None, _ORIGIN] = None
+    model: Annotated[Named | None, _MODEL] = None
 
 
 @dataclass(frozen=True)
-class HoldRow(Row):
+class HoldRow(Row, table="holds", keys=3):
     """Something that needs a state: a session, an owner, or a `put`.
 
     Attributes:
@@ -465,21 +458,15 @@ class HoldRow(Row):
         ttl: How long it holds from a renewal.
     """
 
-    TABLE: ClassVar[Table] = Table(
-        "holds",
-        3,
-        {"ref": _REF, "kind": _HOLDER, "owner": _NAME, "expires": _END, "ttl": _END},
-    )
-
-    ref: str
-    kind: Holder
-    owner: str
-    expires: float = math.inf
-    ttl: float = math.inf
+    ref: Annotated[str, _REF]
+    kind: Annotated[Holder, _HOLDER]
+    owner: Annotated[str, _NAME]
+    expires: Annotated[float, _END] = math.inf
+    ttl: Annotated[float, _END] = math.inf
 
 
 @dataclass(frozen=True)
-class QueueRow(Row):
+class QueueRow(Row, table="queue", keys=2):
     """A place in the queue of a session's turns, as stored.
 
     Attributes:
@@ -491,25 +478,12 @@ class QueueRow(Row):
         expires: Until when it holds.
     """
 
-    TABLE: ClassVar[Table] = Table(
-        "queue",
-        2,
-        {
-            "session": _NAME,
-            "seq": _COUNT,
-            "token": _NAME,
-            "process": _COUNT,
-            "since": _SECONDS,
-            "expires": _SECONDS,
-        },
-    )
-
-    session: str
-    seq: int
-    token: str
-    process: int
-    since: float
-    expires: float
+    session: Annotated[str, _NAME]
+    seq: Annotated[int, _COUNT]
+    token: Annotated[str, _NAME]
+    process: Annotated[int, _COUNT]
+    since: Annotated[float, _SECONDS]
+    expires: Annotated[float, _SECONDS]
 
 
 TABLES: dict[str, Table] = {

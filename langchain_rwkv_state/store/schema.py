@@ -9,6 +9,9 @@ half of one.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
+
+from langchain_rwkv_state.store import rows
 
 DATABASE = "cache.db"
 NEW_DATABASE = "cache.db-new"
@@ -35,34 +38,7 @@ SETTINGS: dict[str, int | str] = {
 }
 COUNTERS = frozenset({"count", "size", "hits", "misses"})
 
-TABLES: dict[str, str] = {
-    "meta": "CREATE TABLE meta(key BLOB PRIMARY KEY, value BLOB, sum BLOB) WITHOUT ROWID",
-    "sessions": (
-        "CREATE TABLE sessions(name BLOB PRIMARY KEY, head BLOB, n_tokens INTEGER, turns INTEGER, "
-        "created REAL, updated REAL, expires REAL, ttl REAL, sliding INTEGER, kept BLOB, "
-        "unread BLOB, sum BLOB) WITHOUT ROWID"
-    ),
-    "states": (
-        "CREATE TABLE states(ref BLOB PRIMARY KEY, blob BLOB, nbytes INTEGER, n_tokens INTEGER, "
-        "parent BLOB, created REAL, holders INTEGER, origin BLOB, model BLOB, sum BLOB) "
-        "WITHOUT ROWID"
-    ),
-    "log": (
-        "CREATE TABLE log(session BLOB, seq INTEGER, ref BLOB, parent BLOB, n_tokens INTEGER, "
-        "created REAL, origin BLOB, said BLOB, sum BLOB, PRIMARY KEY(session, seq)) WITHOUT ROWID"
-    ),
-    "holds": (
-        "CREATE TABLE holds(ref BLOB, kind INTEGER, owner BLOB, expires REAL, ttl REAL, sum BLOB, "
-        "PRIMARY KEY(ref, kind, owner)) WITHOUT ROWID"
-    ),
-    "tombstones": (
-        "CREATE TABLE tombstones(ref BLOB PRIMARY KEY, expires REAL, sum BLOB) WITHOUT ROWID"
-    ),
-    "queue": (
-        "CREATE TABLE queue(session BLOB, seq INTEGER, token BLOB, process INTEGER, since REAL, "
-        "expires REAL, sum BLOB, PRIMARY KEY(session, seq)) WITHOUT ROWID"
-    ),
-}
+TABLES: dict[str, str] = {name: table.sql() for name, table in rows.TABLES.items()}
 """Every row ends with a checksum of its table's name and all its columns. NULL is for never."""
 
 INDICES: dict[str, str] = {
@@ -121,6 +97,16 @@ FORMAT_1: dict[str, str] = {
 
 SCHEMA: dict[str, str | None] = {**DISKCACHE, **TABLES, **INDICES, **FORMAT_1}
 """All that may stand in a database of this package's making."""
+
+
+def missing_columns(schema: Mapping[str, str | None]) -> dict[str, int]:
+    """Returns how many columns the tables of an earlier release lack, by the tables' names."""
+    return {
+        name: missing
+        for name, table in rows.TABLES.items()
+        for missing in range(1, table.added + 1)
+        if schema.get(name) == table.sql(missing)
+    }
 
 
 def make_all(connection: sqlite3.Connection, *, tables: bool) -> None:

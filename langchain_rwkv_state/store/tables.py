@@ -512,6 +512,17 @@ class Changes(Tables):
         self._sql(_PUT[table.name], (*columns, rows.checksum(table.name, columns)))
         self._nbytes += rows.size(columns) - (0 if old is None else rows.size(old))
 
+    def put_widened(self, table: Table, raw: Raw, missing: int) -> None:
+        """Writes a row of an earlier release with the columns that came since, as NULL.
+
+        A row that was changed keeps a checksum that does not fit.
+        """
+        columns = (*raw[:-1], *[None] * missing)
+        sound = rows.checksum(table.name, raw[:-1]) == raw[-1]
+        total = rows.checksum(table.name, columns) if sound else raw[-1]
+        self._sql(_PUT[table.name], (*columns, total))
+        self._nbytes += rows.size(columns) - rows.size(raw[:-1])
+
     def put_damaged(self, table: Table, key: Sequence[Any]) -> None:
         """Writes a row that no checksum fits, in the place of one that was found damaged."""
         columns = (*key, *[None] * (len(table.columns) - len(key)))

@@ -288,6 +288,23 @@ class TestOwnTemplates:
             ids_of(own.segments([HumanMessage("Why?")], start=True, answer=True))
         ) == ("Q: Why?\n\nA:")
 
+    def test_a_turn_may_begin_otherwise(self):
+        class Lines(WorldTemplate):
+            name = "lines"
+            opening = "[{role}]\n"
+
+        own = Lines(WORLD)
+        asked = own.segments([HumanMessage("Hi")], start=True, answer=True)
+        assert WORLD.decode(ids_of(asked)) == "[User]\nHi\n\n[Assistant]\n"
+        told = own.segments([HumanMessage("Hi"), AIMessage("Yes.")], start=True)
+        assert ids_of(told) == ids_of(asked) + own.answer_ids("Yes.")
+        assert own.answer_ids("Yes.") == WORLD.encode("Yes.")
+
+        class Spaced(Lines):
+            opening = "[{role}]\n "
+
+        assert own.identity != Spaced(WORLD).identity
+
     def test_a_separator_that_messages_may_hold_is_refused(self):
         class Lines(WorldTemplate):
             name = "lines"

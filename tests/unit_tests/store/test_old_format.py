@@ -1,4 +1,8 @@
-"""Stores of format 1 open as what they were: the last release of it made `old_format.zip`."""
+"""Stores of earlier releases open as what they were.
+
+The last release of format 1 made `old_format.zip`. A table that lacks a column is one of today's
+whose last column was taken away.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,9 @@ import pytest
 
 from langchain_rwkv_state.errors import StateCorrupt, StateExpired, StoreError
 from langchain_rwkv_state.state import RWKVState
-from langchain_rwkv_state.store import DiskStateStore, old_format
+from langchain_rwkv_state.store import DiskStateStore, old_format, rows
+from langchain_rwkv_state.store.schema import make_tables
+from langchain_rwkv_state.store.tables import Changes
 from tests.helpers.states import SetClock, random_state
 
 SOURCE = Path(__file__).with_name("old_format.zip")
@@ -56,7 +62,8 @@ def compare(store: DiskStateStore, known: dict[str, Any]) -> None:
     for name, about in known["sessions"].items():
         info = store.session(name, renew=False)
         assert info is not None
-        assert {**asdict(info), "unread": list(info.unread)} == about
+        now = {**asdict(info), "unread": list(info.unread)}
+        assert {each: now[each] for each in about} == about  # what came since is more
         log = [
             {k: list(v) if k == "said" else v for k, v in asdict(each).items()}
             for each in store.log(name)
@@ -189,3 +196,89 @@ def test_a_secret_that_was_changed_or_lost_converts_nothing(path, known):
         with pytest.raises(StoreError, match="secret"):
             opened(path, known)
         assert sql(path, "SELECT * FROM Cache") == before
+
+
+def state_of(store: DiskStateStore, session: str) -> RWKVState:
+    head = store.head(session)
+    assert head is not None
+    return store.get(head)
+
+
+class TestColumnsThatCameSince:
+    """A release adds a column to a table; stores of before open, and have nothing in it."""
+
+    @pytest.fixture(
+        params=[rows.SessionRow.TABLE, rows.LOG, rows.StateRow.TABLE], ids=lambda t: t.name
+    )
+    def table(self, request: pytest.FixtureRequest) -> rows.Table:
+        table: rows.Table = request.param
+        return table
+
+    @pytest.fixture
+    def place(self, tmp_path: Path, table: rows.Table) -> Path:
+        """A store from before the table's last column."""
+        with DiskStateStore(tmp_path / "store") as store:
+            for token, name in enumerate(("bob", "eve")):
+                store.commit(name, store.stage(random_state([token]), parent=None), None)
+        with closing(sqlite3.connect(tmp_path / "store" / "cache.db")) as database:
+            changes = Changes(lambda sql, values: database.execute(sql, values).fetchall(), 0.0)
+            totals = changes.totals()
+            found = changes.rows_of(table)
+            database.execute(f"DROP TABLE {table.name}")
+            database.execute(table.sql(1))
+            make_tables(database)
+            for raw in found:
+                row = (*raw[:-2], rows.checksum(table.name, raw[:-2]))
+                database.execute(
+                    f"INSERT INTO {table.name} VALUES ({'?, ' * (len(row) - 1)}?)", row
+                )
+            gone = sum(rows.size(raw[-2:-1]) for raw in found)
+            changes.set_totals(totals._replace(nbytes=totals.nbytes - gone))
+            database.commit()
+        return tmp_path / "store"
+
+    def test_without_a_word_of_it_the_store_is_refused(self, place, table, monkeypatch):
+        monkeypatch.setattr(table, "added", 0)
+        with pytest.raises(StoreError, match="not of this package's making"):
+            DiskStateStore(place)
+
+    def test_all_of_it_is_there_and_goes_on(self, place, table, monkeypatch):
+        monkeypatch.setattr(table, "added", 1)
+        with DiskStateStore(place) as store:
+            assert store.check().problems == ()
+            assert state_of(store, "eve") == random_state([1])
+            assert {raw[-2] for raw in store._view().rows_of(table)} == {None}
+            store.commit(
+                "bob", store.stage(random_state([2]), parent=store.head("bob")), store.head("bob")
+            )
+        with DiskStateStore(place) as store:
+            assert state_of(store, "bob") == random_state([2])
+            assert store.check().problems == ()
+
+    def test_it_is_read_where_nothing_may_be_written(self, place, table, monkeypatch):
+        monkeypatch.setattr(table, "added", 1)
+        before = (place / "cache.db").read_bytes()
+        with DiskStateStore(place, read_only=True) as store:
+            assert store.sessions() == ["bob", "eve"]
+            assert state_of(store, "eve") == random_state([1])
+            assert store.check().problems == ()
+        assert (place / "cache.db").read_bytes() == before
+
+    def test_what_was_damaged_stays_damaged(self, place, table, monkeypatch):
+        sql(place, f"UPDATE {table.name} SET sum = x'00'")
+        monkeypatch.setattr(table, "added", 1)
+        with DiskStateStore(place) as store:
+            damaged = [each for each in store.check().problems if "checksum" in each]
+            assert len(damaged) == store._view().count(table.name)
+
+    def test_a_failure_amid_it_leaves_the_store_as_it_was(self, place, table, monkeypatch):
+        monkeypatch.setattr(table, "added", 1)
+        with monkeypatch.context() as broken:
+            broken.setattr(Changes, "finish", lambda _: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                DiskStateStore(place)
+        assert sql(place, "SELECT sql FROM sqlite_master WHERE name = ?", (table.name,)) == [
+            (table.sql(1),)
+        ]
+        with DiskStateStore(place) as store:
+            assert store.check().problems == ()
