@@ -29,8 +29,7 @@ from langchain_rwkv_state.store.rows import (
     pack_turn,
     ref_text,
 )
-from langchain_rwkv_state.store.schema import FORMAT_1, make_tables
-from langchain_rwkv_state.store.secret import FORMAT, LOST
+from langchain_rwkv_state.store.schema import FORMAT, FORMAT_1, LOST, make_tables
 from langchain_rwkv_state.store.tables import Changes
 
 ABOUT_KEY = b"!about"

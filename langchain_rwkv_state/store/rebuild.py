@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 from langchain_rwkv_state.errors import StateCorrupt, StateMismatch, StateNotFound
 from langchain_rwkv_state.state import Derivation, Fingerprint, reference
-from langchain_rwkv_state.store.records import Origin
+from langchain_rwkv_state.store.records import Origin, joined, unpack_tokens
 from langchain_rwkv_state.store.tables import Tables
-from langchain_rwkv_state.store.tokens import joined, unpack_tokens
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.runtime.base import Runtime

@@ -41,7 +41,7 @@ from langchain_rwkv_state.store.files import (
     make_directories,
     read_regular,
 )
-from langchain_rwkv_state.store.whose import model_named_by
+from langchain_rwkv_state.store.records import model_named_by
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import Buffer, RWKVState

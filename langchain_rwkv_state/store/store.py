@@ -20,11 +20,13 @@ from langchain_rwkv_state.errors import (
     SessionConflict,
     StateCorrupt,
     StateNotFound,
+    StoreError,
     StoreFull,
 )
 from langchain_rwkv_state.state import CodecName, is_reference
-from langchain_rwkv_state.store import bundle_io, queue
-from langchain_rwkv_state.store.aio import Threads
+from langchain_rwkv_state.state.header import START_BYTES, Named, model_named
+from langchain_rwkv_state.store import bundle_io, turns
+from langchain_rwkv_state.store.backend import Backend
 from langchain_rwkv_state.store.base import Beside
 from langchain_rwkv_state.store.clock import (
     TTL,
@@ -38,17 +40,20 @@ from langchain_rwkv_state.store.records import (
     QueuedTurn,
     SessionInfo,
     StoreStats,
+    model_words,
 )
 from langchain_rwkv_state.store.rows import Holder, SessionRow, StateRow
 from langchain_rwkv_state.store.settings import (
+    LIMIT_BYTES,
+    bundled_bytes,
     check_flag,
     check_name,
     check_texts,
+    require_messages,
 )
 from langchain_rwkv_state.store.tables import Changes, Tables
-from langchain_rwkv_state.store.unread import LIMIT_BYTES, bundled_bytes, require_messages
 from langchain_rwkv_state.store.upkeep import check_store
-from langchain_rwkv_state.store.whose import model_of, model_words
+from langchain_rwkv_state.store.verbs import Threads
 from langchain_rwkv_state.store.writes import OpenStore
 
 if TYPE_CHECKING:
@@ -223,7 +228,7 @@ class TableStore(OpenStore):
         def work(changes: Changes) -> None:
             ((row, old),) = living
             if place is not None:
-                queue.end(changes, session, place)
+                turns.end(changes, session, place)
             _expect_head(row, session, parent)
             if unread_covered > len(row.unread):
                 raise ValueError(
@@ -339,7 +344,7 @@ class TableStore(OpenStore):
                 raise StateNotFound(f"There is no session {session!r} to rename.")
             _require_free(changes, new_session)
             for name in (session, new_session):
-                queue.require_empty(changes, name)
+                turns.require_empty(changes, name)
             changes.remove_session(new_session, expired=True)  # what is left of an expired one
             changes.rename_session(row, new_session)
 
@@ -372,7 +377,7 @@ class TableStore(OpenStore):
         if not 0 < seconds < math.inf:
             raise ValueError(f"A place in a queue holds for some seconds, not {seconds!r}.")
         return self._write(  # a place is worth nothing after a loss of power
-            lambda changes: queue.enter(changes, session, token, seconds),
+            lambda changes: turns.enter(changes, session, token, seconds),
             freeing=True,
             durable=False,
         )
@@ -382,14 +387,14 @@ class TableStore(OpenStore):
         self._check_open()
         check_name(session, "session")
         return self._write(
-            lambda changes: queue.leave(changes, session, token), freeing=True, durable=False
+            lambda changes: turns.leave(changes, session, token), freeing=True, durable=False
         )
 
     def queue(self, session: str) -> list[QueuedTurn]:
         """See `StateStore.queue`."""
         self._check_open()
         check_name(session, "session")
-        return queue.line(self._view(), session)
+        return turns.line(self._view(), session)
 
     # -- bundles ---------------------------------------------------------------------------------
 
@@ -417,8 +422,8 @@ class TableStore(OpenStore):
         """See `StateStore.prune`."""
         self._check_open()
         gone = 0
-        if queue.any_ran_out(self._view()):
-            self._write(queue.sweep, freeing=True)
+        if turns.any_ran_out(self._view()):
+            self._write(turns.sweep, freeing=True)
         while True:
             any_gone, removed = self._write(_expire_batch, freeing=True)
             gone += removed
@@ -486,7 +491,7 @@ class TableStore(OpenStore):
     def _info(self, row: SessionRow) -> SessionInfo:
         view = self._view()
         kept = {ref: _readable(view, ref) for ref in row.kept}
-        named = None if row.head is None else model_of(self._backend, kept.get(row.head))
+        named = None if row.head is None else _model_of(self._backend, kept.get(row.head))
         return SessionInfo(
             session=row.name,
             head=row.head,
@@ -565,6 +570,22 @@ def _readable(view: Tables, ref: str) -> StateRow | None:
         return view.stored_state(ref)
     except StateCorrupt:
         return None
+
+
+def _model_of(backend: Backend, row: StateRow | None) -> Named | None:
+    """Returns the model that a stored state says it is of; ``None`` where it cannot be asked.
+
+    A state that was stored by an earlier release is asked by its file.
+    """
+    if row is None:
+        return None
+    if row.model is not None:
+        return row.model
+    try:
+        start = backend.read_blob_start(row.blob, START_BYTES)
+        return None if start is None else model_named(start)
+    except (StateCorrupt, StoreError):
+        return None  # whoever reads the state itself is told
 
 
 def _expire_batch(changes: Changes) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import inspect
 import pytest
 
 from langchain_rwkv_state.store import MemoryStateStore, StateStore
-from langchain_rwkv_state.store.aio import AsyncVerbs, twin
+from langchain_rwkv_state.store.verbs import AsyncVerbs, twin
 
 TWINS = sorted(
     name
