@@ -17,7 +17,7 @@ import re
 import stat
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -112,12 +112,7 @@ class Manifest:
             "unread": self.row.unread,
             "log": [_turn_values(turn) for turn in self.log],
             "states": [
-                {
-                    "member": state_member(number),
-                    "ref": state.ref,
-                    "nbytes": state.nbytes,
-                    "sha256": state.sha256,
-                }
+                {"member": state_member(number), **vars(state)}
                 for number, state in enumerate(self.states)
             ],
         }
@@ -134,7 +129,7 @@ class Manifest:
             values = json.loads(data, parse_constant=no_constant)
         except (ValueError, RecursionError) as error:
             raise StateCorrupt(f"The bundle's {MEMBER} is not readable: {error}.") from error
-        fields = _Fields(MEMBER, values)
+        fields = _Fields(f"bundle's {MEMBER}", values)
         name, _, version = fields.text("format").partition("/")
         if name != FORMAT:
             raise StateCorrupt(f"The file is not a bundle of this package but {name!r:.200}.")
@@ -189,17 +184,7 @@ class Manifest:
 
 
 class _Fields(Body):
-    """Takes typed values out of an object of the text.
-
-    Args:
-        where: Which object, for messages.
-        values: The parsed JSON value.
-    """
-
-    def __init__(self, where: str, values: object) -> None:
-        if not isinstance(values, Mapping):
-            raise StateCorrupt(f"The bundle's {where} is no JSON object.")
-        super().__init__(where, values)
+    """Takes typed values out of an object of the text, as narrowly as a stranger's file needs."""
 
     def seconds(self, name: str) -> float:
         """Returns a time; ``None`` stands for never."""
@@ -214,19 +199,8 @@ class _Fields(Body):
         try:
             require_messages(texts)
         except ValueError as error:
-            raise StateCorrupt(
-                f"The bundle's {self._where} has an unusable {name!r}: {error}"
-            ) from error
+            raise StateCorrupt(f"The {self._where} has an unusable {name!r}: {error}") from error
         return texts
-
-    def words(self, name: str) -> str:
-        """Returns a text that can be written: JSON can hold half a surrogate pair."""
-        text = self.text(name)
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise self._wrong(name) from error
-        return text
 
     def time(self, name: str) -> float:
         """Returns a time that is not never."""
@@ -257,21 +231,15 @@ class _Fields(Body):
 
     def origin(self, name: str) -> Origin | None:
         """Returns what a state was read from, ``None`` where that is not told."""
-        if self._values.get(name) is None:
+        if not self.has(name):
             return None
-        fields = _Fields(f"{self._where}, {name}", self._values[name])
-        unpack_tokens(fields.text("tokens"))
-        return Origin(
-            base=fields.maybe_ref("base"),
-            tokens=fields.text("tokens"),
-            fingerprint=fields.words("fingerprint"),
-            block=None if fields.maybe_text("block") is None else fields.words("block"),
-        )
-
-    def _wrong(self, name: str) -> StateCorrupt:
-        return StateCorrupt(
-            f"The bundle's {self._where} has no usable {name!r}: {self._values.get(name)!r:.200}."
-        )
+        origin = Origin.from_body(f"{self._where}, {name}", self.value(name))
+        unpack_tokens(origin.tokens)
+        try:
+            f"{origin.fingerprint}{origin.block}".encode()
+        except UnicodeEncodeError as error:  # JSON can hold half a surrogate pair
+            raise self._wrong(name) from error
+        return origin
 
 
 def _turn_values(turn: LogEntry) -> dict[str, Any]:

@@ -135,8 +135,6 @@ def _unpack(key: bytes, data: bytes | None) -> tuple[float, Body]:
         values = json.loads(data[_HEAD_BYTES:])
     except (ValueError, RecursionError) as error:
         raise StateCorrupt(f"The row {key[:80]!r} holds no JSON text.") from error
-    if not isinstance(values, dict):
-        raise StateCorrupt(f"The row {key[:80]!r} holds no JSON object.")
     return _EXPIRY.unpack_from(covered)[0], Body(f"row {key[:80]!r}", values)
 
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
-from langchain_rwkv_state._files import flush_directory, write_new
+from langchain_rwkv_state._files import flush_directory, flush_file, write_new
 from langchain_rwkv_state.errors import StoreError
 from langchain_rwkv_state.store.files import DAMAGED, RESERVE, SHARD
 from langchain_rwkv_state.store.old_format import ABOUT_KEY, convert, is_format_1
@@ -291,11 +291,7 @@ def _make(root: Path, *, tables: bool) -> None:
     with refusals(new), opened(new, "rw") as connection:
         make_all(connection, tables=tables)
         connection.execute(f"PRAGMA journal_mode = {SETTINGS['sqlite_journal_mode']}")
-    handle = os.open(new, os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    flush_file(new)
     new.replace(root / DATABASE)
     flush_directory(root)
 

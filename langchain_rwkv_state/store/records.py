@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from langchain_rwkv_state.state import RWKVState
 
 
-_COUNT_MAX = 1 << 53  # the whole numbers that every reader of JSON has
+COUNT_MAX = 1 << 53
+"""The most of anything that is counted: the whole numbers that every reader of JSON has."""
 
 
 class Body:
@@ -32,12 +33,17 @@ class Body:
 
     Args:
         where: What the object is, for messages.
-        values: The parsed JSON object.
+        values: The parsed JSON value.
+
+    Raises:
+        StateCorrupt: It is no object; or, of every method, has no value of the name and type.
     """
 
-    def __init__(self, where: object, values: Mapping[str, Any]) -> None:
-        self._where: Any = where
-        self._values = values
+    def __init__(self, where: str, values: object) -> None:
+        if not isinstance(values, Mapping):
+            raise StateCorrupt(f"The {where} is no JSON object.")
+        self._where = where
+        self._values: Mapping[str, Any] = values
 
     def has(self, name: str) -> bool:
         """Says whether there is a value that is not ``None``."""
@@ -69,7 +75,7 @@ class Body:
     def count(self, name: str) -> int:
         """Returns a number of things."""
         value = self._take(name, int)
-        if isinstance(value, bool) or not 0 <= value <= _COUNT_MAX:
+        if isinstance(value, bool) or not 0 <= value <= COUNT_MAX:
             raise self._wrong(name)
         return cast("int", value)
 
@@ -134,12 +140,7 @@ class Origin:
 
     def to_body(self) -> dict[str, Any]:
         """Returns the JSON object."""
-        return {
-            "base": self.base,
-            "tokens": self.tokens,
-            "fingerprint": self.fingerprint,
-            "block": self.block,
-        }
+        return dict(vars(self))
 
     @classmethod
     def from_body(cls, where: str, values: object) -> Origin:
@@ -148,8 +149,6 @@ class Origin:
         Raises:
             StateCorrupt: It is something else.
         """
-        if not isinstance(values, dict):
-            raise StateCorrupt(f"The {where} has an unusable origin.")
         body = Body(where, values)
         return cls(
             base=body.maybe_ref("base"),

@@ -83,7 +83,7 @@ class StoreSettings:
 
     def __post_init__(self) -> None:
         ttl_seconds(self.ttl, 1.0)
-        if self.history != 0 and not _is_positive(self.history):
+        if not is_whole(self.history, 0):
             raise ValueError(
                 f"history is how many states to keep before a head, got {self.history!r}."
             )
@@ -92,14 +92,14 @@ class StoreSettings:
         if self.codec is not None:
             require_codec(self.codec)
         check_log(self.log, self.codec)
-        if self.size_limit is not None and not _is_positive(self.size_limit):
+        if self.size_limit is not None and not is_whole(self.size_limit, 1):
             raise ValueError(
                 f"size_limit is a positive number of bytes or None, got {self.size_limit!r}."
             )
         check_flag(self.sliding, "sliding")
         if not callable(self.clock):
             raise ValueError(f"clock is a function that gives Unix time, got {self.clock!r}.")  # noqa: TRY004 # one kind
-        if self.staged_bytes is not None and not _is_count(self.staged_bytes):
+        if self.staged_bytes is not None and not is_whole(self.staged_bytes, 0):
             raise ValueError(
                 f"staged_bytes is a number of bytes, 0 or more, got {self.staged_bytes!r}."
             )
@@ -157,12 +157,9 @@ def check_log(log: object, codec: object) -> None:
         )
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def is_whole(value: object, least: int) -> bool:
+    """Says whether a value is a whole number, and no less than `least`."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 LIMIT_BYTES = 15 << 20

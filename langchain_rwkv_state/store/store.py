@@ -28,6 +28,7 @@ from langchain_rwkv_state.state.header import START_BYTES, Named, model_named
 from langchain_rwkv_state.store import bundle_io, turns
 from langchain_rwkv_state.store.backend import Backend
 from langchain_rwkv_state.store.base import Beside
+from langchain_rwkv_state.store.check import check_store
 from langchain_rwkv_state.store.clock import (
     TTL,
     ttl_seconds,
@@ -49,10 +50,10 @@ from langchain_rwkv_state.store.settings import (
     check_flag,
     check_name,
     check_texts,
+    is_whole,
     require_messages,
 )
 from langchain_rwkv_state.store.tables import Changes, Tables
-from langchain_rwkv_state.store.upkeep import check_store
 from langchain_rwkv_state.store.verbs import Threads
 from langchain_rwkv_state.store.writes import OpenStore
 
@@ -166,16 +167,14 @@ class TableStore(OpenStore):
 
     def release(self, owner: str) -> int:
         """See `StateStore.release`."""
-        self._check_open()
-        check_name(owner, "owner")
+        self._check(owner=owner)
         return self._write(lambda changes: changes.release(owner), freeing=True)
 
     # -- sessions --------------------------------------------------------------------------------
 
     def head(self, session: str) -> str | None:
         """See `StateStore.head`."""
-        self._check_open()
-        check_name(session, "session")
+        self._check(session=session)
         view = self._view()
         found = view.head(session)
         if found is None:
@@ -204,8 +203,7 @@ class TableStore(OpenStore):
         place: str | None = None,
     ) -> None:
         """See `StateStore.commit`."""
-        self._check_open()
-        check_name(session, "session")
+        self._check(session=session)
         _check_ref(ref, "ref")
         if parent is not None:
             _check_ref(parent, "parent")
@@ -213,7 +211,7 @@ class TableStore(OpenStore):
         if sliding is not None:
             check_flag(sliding, "sliding")
         check_texts(said, "said")
-        if not _is_whole(unread_covered) or unread_covered < 0:
+        if not is_whole(unread_covered, 0):
             raise ValueError(f"unread_covered is a number, 0 or more, got {unread_covered!r}.")
         view = self._view()
         _expect_head(view.session(session), session, parent)
@@ -245,8 +243,7 @@ class TableStore(OpenStore):
 
     def append_unread(self, session: str, messages: Sequence[str], ttl: TTL = None) -> None:
         """See `StateStore.append_unread`."""
-        self._check_open()
-        check_name(session, "session")
+        self._check(session=session)
         check_texts(messages, "messages")
         require_messages(messages)
         ttl_seconds(ttl, self._ttl)
@@ -267,8 +264,7 @@ class TableStore(OpenStore):
 
     def log(self, session: str) -> list[LogEntry]:
         """See `StateStore.log`."""
-        self._check_open()
-        check_name(session, "session")
+        self._check(session=session)
         view = self._view()
         if view.session(session) is None:
             return []
@@ -282,9 +278,7 @@ class TableStore(OpenStore):
 
     def fork(self, session: str, new_session: str, at: str | None = None) -> str:
         """See `StateStore.fork`."""
-        self._check_open()
-        check_name(session, "session")
-        check_name(new_session, "new")
+        self._check(session=session, new=new_session)
         if at is not None:
             _check_ref(at, "at")
 
@@ -311,11 +305,10 @@ class TableStore(OpenStore):
 
     def rewind(self, session: str, turns: int = 1, to: str | None = None) -> str | None:
         """See `StateStore.rewind`."""
-        self._check_open()
-        check_name(session, "session")
+        self._check(session=session)
         if to is not None:
             _check_ref(to, "to")
-        elif not _is_whole(turns) or turns < 1:
+        elif not is_whole(turns, 1):
             raise ValueError(f"A session is rewound by 1 turn or more, got {turns!r}.")
 
         def work(changes: Changes) -> str | None:
@@ -334,9 +327,7 @@ class TableStore(OpenStore):
 
     def rename(self, session: str, new_session: str) -> None:
         """See `StateStore.rename`."""
-        self._check_open()
-        check_name(session, "session")
-        check_name(new_session, "new")
+        self._check(session=session, new=new_session)
 
         def work(changes: Changes) -> None:
             row = changes.session(session)
@@ -354,8 +345,7 @@ class TableStore(OpenStore):
 
     def delete_session(self, session: str) -> bool:
         """See `StateStore.delete_session`."""
-        self._check_open()
-        check_name(session, "session")
+        self._check(session=session)
 
         def work(changes: Changes) -> bool:
             try:
@@ -372,8 +362,7 @@ class TableStore(OpenStore):
 
     def enter_queue(self, session: str, token: str, seconds: float) -> int:
         """See `StateStore.enter_queue`."""
-        self._check_open()
-        check_name(session, "session")
+        self._check(session=session)
         if not 0 < seconds < math.inf:
             raise ValueError(f"A place in a queue holds for some seconds, not {seconds!r}.")
         return self._write(  # a place is worth nothing after a loss of power
@@ -384,16 +373,14 @@ class TableStore(OpenStore):
 
     def leave_queue(self, session: str, token: str) -> bool:
         """See `StateStore.leave_queue`."""
-        self._check_open()
-        check_name(session, "session")
+        self._check(session=session)
         return self._write(
             lambda changes: turns.leave(changes, session, token), freeing=True, durable=False
         )
 
     def queue(self, session: str) -> list[QueuedTurn]:
         """See `StateStore.queue`."""
-        self._check_open()
-        check_name(session, "session")
+        self._check(session=session)
         return turns.line(self._view(), session)
 
     # -- bundles ---------------------------------------------------------------------------------
@@ -402,8 +389,7 @@ class TableStore(OpenStore):
         self, session: str, path: str | os.PathLike[str], *, tokens: bool = False
     ) -> None:
         """See `StateStore.export_session`."""
-        self._check_open()
-        check_name(session, "session")
+        self._check(session=session)
         bundle_io.export_session(self, session, Path(path), tokens=tokens)
 
     def import_session(
@@ -488,6 +474,12 @@ class TableStore(OpenStore):
 
     # -- pieces of the verbs ---------------------------------------------------------------------
 
+    def _check(self, **names: str) -> None:
+        """Checks that the store is open, and names, each by what it is the name of."""
+        self._check_open()
+        for what, name in names.items():
+            check_name(name, what)
+
     def _info(self, row: SessionRow) -> SessionInfo:
         view = self._view()
         kept = {ref: _readable(view, ref) for ref in row.kept}
@@ -508,8 +500,7 @@ class TableStore(OpenStore):
 
     def _read_session(self, session: str, *, renew: bool = True) -> SessionRow | None:
         """Returns a living session, renewed where that is due and asked for."""
-        self._check_open()
-        check_name(session, "session")
+        self._check(session=session)
         view = self._view()
         row = view.session(session)
         if row is None or not renew or not row.sliding or not _worn(row.expires, row.ttl, view.now):
@@ -605,10 +596,6 @@ def _expect_head(row: SessionRow | None, session: str, parent: str | None) -> No
 def _worn(expires: float, ttl: float, now: float) -> bool:
     """Says whether a tenth of a time to live has passed since it last started."""
     return expires < math.inf and expires - now <= (1 - _RENEW_AFTER) * ttl
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _check_state(value: object) -> None:

@@ -12,13 +12,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
+from langchain_rwkv_state._fork import ForkLock
 from langchain_rwkv_state.store.clock import TTL
 from langchain_rwkv_state.store.records import (
     CheckReport,
@@ -321,27 +321,25 @@ class Threads:
     """An executor that is made at first use, and anew in a forked child."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._made: tuple[int, ThreadPoolExecutor] | None = None
+        self._lock = ForkLock(self._forked)
+        self._made: ThreadPoolExecutor | None = None
 
     def get(self) -> ThreadPoolExecutor:
         """Returns this process's executor."""
-        made = self._made
-        if made is not None and made[0] == os.getpid():
-            return made[1]
-        if made is not None:  # the child has one thread, and perhaps a lock that nobody frees
-            self._lock, self._made = threading.Lock(), None
         with self._lock:
             if self._made is None:
-                pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="rwkv-state-store")
-                self._made = (os.getpid(), pool)
-            return self._made[1]
+                self._made = ThreadPoolExecutor(_THREADS, thread_name_prefix="rwkv-state-store")
+            return self._made
 
     def close(self) -> None:
         """Ends the threads once they have done what they were given."""
         made, self._made = self._made, None
-        if made is not None and made[0] == os.getpid():
-            made[1].shutdown(wait=False)
+        if made is not None:
+            made.shutdown(wait=False)
+
+    def _forked(self) -> None:
+        """In a forked child: the threads are the parent's."""
+        self._made = None
 
 
 def twin(
