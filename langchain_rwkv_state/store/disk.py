@@ -13,7 +13,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +113,11 @@ class DiskStateStore(TableStore):
         if read_only and create:
             raise ValueError("A store that is opened read_only cannot be made: leave create out.")
         self._path = _absolute(default_directory() if path is None else path)
-        self._opening = (timeout_seconds, read_only, create)
+        self._opening: dict[str, Any] = {
+            "timeout_seconds": timeout_seconds,
+            "read_only": read_only,
+            "create": create,
+        }
 
         def opened() -> Resources:
             backend = DiskBackend(self._path, timeout_seconds, read_only=read_only, create=create)
@@ -230,9 +234,9 @@ class DiskStateStore(TableStore):
     def __repr__(self) -> str:
         return f"DiskStateStore({str(self._path)!r})"
 
-    def __reduce__(self) -> tuple[Callable[..., DiskStateStore], tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[Callable[[], DiskStateStore], tuple[()]]:
         """Travels as its directory and its settings; a copy in the same process shares all else."""
-        return _open_again, (self._path, self._settings, self._opening)
+        return partial(DiskStateStore, self._path, **vars(self._settings), **self._opening), ()
 
 
 def _absolute(path: str | os.PathLike[str]) -> Path:
@@ -257,17 +261,6 @@ def _named(path: str | os.PathLike[str]) -> Path:
     if not os.fspath(path):
         raise ValueError("An empty path is the working directory's: name a directory.")
     return _absolute(path)
-
-
-def _open_again(
-    path: Path, settings: StoreSettings, opening: tuple[float, bool | None, bool | None]
-) -> DiskStateStore:
-    """Opens a store that was pickled or copied."""
-    timeout_seconds, read_only, create = opening
-    given: dict[str, Any] = {each.name: getattr(settings, each.name) for each in fields(settings)}
-    return DiskStateStore(
-        path, **given, timeout_seconds=timeout_seconds, read_only=read_only, create=create
-    )
 
 
 class LazyDiskStateStore(DiskStateStore):

@@ -160,9 +160,7 @@ class Resources:
         self.backend.close()
 
 
-def _is_needed(resources: Resources) -> bool:
-    return resources.is_needed
-
-
-OPEN_STORES: Registry[Resources] = Registry(close=Resources.close, stays=_is_needed)
+OPEN_STORES: Registry[Resources] = Registry(
+    close=Resources.close, stays=lambda each: each.is_needed
+)
 """Every store on disk that this process has open, by its directory."""

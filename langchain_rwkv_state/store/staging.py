@@ -281,7 +281,6 @@ class StagedFiles:
         self._folder: Path | None = None
         self._held: int | None = None
         self._lock = ForkLock(self._forked)
-        self._pid = os.getpid()
         _all_files.add(self)
 
     def write(self, parts: Sequence[Buffer]) -> Path:
@@ -355,7 +354,7 @@ class StagedFiles:
         """Removes this process's folder."""
         with self._lock:
             folder = self._let_go()
-        if folder is not None and self._pid == os.getpid():
+        if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _let_go(self) -> Path | None:
@@ -376,7 +375,6 @@ class StagedFiles:
     def _forked(self) -> None:
         """In a forked child: leaves the parent's folder alone, and its lock held."""
         self._folder = self._held = None
-        self._pid = os.getpid()
 
 
 def _error(error: OSError) -> StoreError | StoreFull:

@@ -69,7 +69,7 @@ _PRUNE_BATCH = 50  # things a transaction, so that writers wait for a few millis
 
 
 class TableStore(OpenStore):
-    """A `StateStore` over any backend; see `OpenStore`."""
+    """A `StateStore` over any backend; see `OpenStore`. What a verb promises, `StoreVerbs` says."""
 
     @property
     def _threads(self) -> Threads:
@@ -77,7 +77,6 @@ class TableStore(OpenStore):
 
     @property
     def beside(self) -> dict[str, Beside]:
-        """See `StateStore.beside`."""
         return self._resources.value.beside
 
     def __repr__(self) -> str:
@@ -91,23 +90,20 @@ class TableStore(OpenStore):
     # -- states ----------------------------------------------------------------------------------
 
     def put(self, state: RWKVState, *, ttl: TTL = None) -> str:
-        """See `StateStore.put`."""
         self._check_open()
         seconds = ttl_seconds(ttl, self._ttl)
         _check_state(state)
         states.require_finite(state)
         ref, state = self._as_kept(state)
 
-        def work(changes: Changes) -> None:
-            changes.hold(ref, Holder.PUT, "", seconds)
-
-        self._with_state(ref, work, state=state)
+        self._with_state(
+            ref, lambda changes: changes.hold(ref, Holder.PUT, "", seconds), state=state
+        )
         return ref
 
     def stage(
         self, state: RWKVState, *, parent: str | None = None, tokens: Sequence[int] = ()
     ) -> str:
-        """See `StateStore.stage`."""
         self._check_open()
         if parent is not None:
             _check_ref(parent, "parent")
@@ -123,7 +119,6 @@ class TableStore(OpenStore):
         return ref
 
     def get(self, ref: str, *, renew: bool = True) -> RWKVState:
-        """See `StateStore.get`."""
         self._check_open()
         _check_ref(ref, "ref")
         staged = self._staged(ref)
@@ -139,7 +134,6 @@ class TableStore(OpenStore):
         return state
 
     def descends(self, later: str, earlier: str) -> bool:
-        """See `StateStore.descends`."""
         self._check_open()
         _check_ref(later, "later")
         _check_ref(earlier, "earlier")
@@ -158,7 +152,6 @@ class TableStore(OpenStore):
         return False
 
     def keep(self, ref: str, owner: str, ttl: TTL = None) -> None:
-        """See `StateStore.keep`."""
         self._check_open()
         _check_ref(ref, "ref")
         check_name(owner, "owner")
@@ -166,14 +159,12 @@ class TableStore(OpenStore):
         self._with_state(ref, lambda changes: changes.hold(ref, Holder.OWNER, owner, seconds))
 
     def release(self, owner: str) -> int:
-        """See `StateStore.release`."""
         self._check(owner=owner)
         return self._write(lambda changes: changes.release(owner), freeing=True)
 
     # -- sessions --------------------------------------------------------------------------------
 
     def head(self, session: str) -> str | None:
-        """See `StateStore.head`."""
         self._check(session=session)
         view = self._view()
         found = view.head(session)
@@ -186,7 +177,6 @@ class TableStore(OpenStore):
         return None if row is None else row.head
 
     def session(self, session: str, *, renew: bool = True) -> SessionInfo | None:
-        """See `StateStore.session`."""
         row = self._read_session(session, renew=renew)
         return None if row is None else self._info(row)
 
@@ -202,7 +192,6 @@ class TableStore(OpenStore):
         said: Sequence[str] = (),
         place: str | None = None,
     ) -> None:
-        """See `StateStore.commit`."""
         self._check(session=session)
         _check_ref(ref, "ref")
         if parent is not None:
@@ -242,7 +231,6 @@ class TableStore(OpenStore):
         self._with_state(ref, work, first=first)
 
     def append_unread(self, session: str, messages: Sequence[str], ttl: TTL = None) -> None:
-        """See `StateStore.append_unread`."""
         self._check(session=session)
         check_texts(messages, "messages")
         require_messages(messages)
@@ -263,7 +251,6 @@ class TableStore(OpenStore):
         self._write(work)
 
     def log(self, session: str) -> list[LogEntry]:
-        """See `StateStore.log`."""
         self._check(session=session)
         view = self._view()
         if view.session(session) is None:
@@ -271,13 +258,11 @@ class TableStore(OpenStore):
         return [replace(turn, kept=view.lives(turn.ref), origin=None) for turn in view.log(session)]
 
     def sessions(self, prefix: str = "") -> list[str]:
-        """See `StateStore.sessions`."""
         self._check_open()
         check_texts([prefix], "prefix")
         return self._look(lambda tables: tables.session_names(prefix))
 
     def fork(self, session: str, new_session: str, at: str | None = None) -> str:
-        """See `StateStore.fork`."""
         self._check(session=session, new=new_session)
         if at is not None:
             _check_ref(at, "at")
@@ -304,7 +289,6 @@ class TableStore(OpenStore):
         return self._write(work)
 
     def rewind(self, session: str, turns: int = 1, to: str | None = None) -> str | None:
-        """See `StateStore.rewind`."""
         self._check(session=session)
         if to is not None:
             _check_ref(to, "to")
@@ -326,7 +310,6 @@ class TableStore(OpenStore):
         return self._write(work, freeing=True)
 
     def rename(self, session: str, new_session: str) -> None:
-        """See `StateStore.rename`."""
         self._check(session=session, new=new_session)
 
         def work(changes: Changes) -> None:
@@ -344,7 +327,6 @@ class TableStore(OpenStore):
             kept.renamed(session, new_session)
 
     def delete_session(self, session: str) -> bool:
-        """See `StateStore.delete_session`."""
         self._check(session=session)
 
         def work(changes: Changes) -> bool:
@@ -361,7 +343,6 @@ class TableStore(OpenStore):
     # -- queues ----------------------------------------------------------------------------------
 
     def enter_queue(self, session: str, token: str, seconds: float) -> int:
-        """See `StateStore.enter_queue`."""
         self._check(session=session)
         if not 0 < seconds < math.inf:
             raise ValueError(f"A place in a queue holds for some seconds, not {seconds!r}.")
@@ -372,14 +353,12 @@ class TableStore(OpenStore):
         )
 
     def leave_queue(self, session: str, token: str) -> bool:
-        """See `StateStore.leave_queue`."""
         self._check(session=session)
         return self._write(
             lambda changes: turns.leave(changes, session, token), freeing=True, durable=False
         )
 
     def queue(self, session: str) -> list[QueuedTurn]:
-        """See `StateStore.queue`."""
         self._check(session=session)
         return turns.line(self._view(), session)
 
@@ -388,14 +367,12 @@ class TableStore(OpenStore):
     def export_session(
         self, session: str, path: str | os.PathLike[str], *, tokens: bool = False
     ) -> None:
-        """See `StateStore.export_session`."""
         self._check(session=session)
         bundle_io.export_session(self, session, Path(path), tokens=tokens)
 
     def import_session(
         self, path: str | os.PathLike[str], session: str | None = None, *, ttl: TTL = None
     ) -> SessionInfo:
-        """See `StateStore.import_session`."""
         self._check_open()
         if session is not None:
             check_name(session, "session")
@@ -405,7 +382,6 @@ class TableStore(OpenStore):
     # -- upkeep ----------------------------------------------------------------------------------
 
     def prune(self) -> int:
-        """See `StateStore.prune`."""
         self._check_open()
         gone = 0
         if turns.any_ran_out(self._view()):
@@ -417,7 +393,6 @@ class TableStore(OpenStore):
                 return gone
 
     def stats(self) -> StoreStats:
-        """See `StateStore.stats`."""
         self._check_open()
         sessions, states, nbytes = self._look(
             lambda tables: (
@@ -438,12 +413,10 @@ class TableStore(OpenStore):
         )
 
     def check(self, *, fix: bool = False) -> CheckReport:
-        """See `StateStore.check`."""
         self._check_open()
         return check_store(self._backend, self._key, self._clock.now, self._ttl, fix=fix)
 
     def close(self) -> None:
-        """See `StateStore.close`."""
         if self._closed:
             return
         self._closed = True
