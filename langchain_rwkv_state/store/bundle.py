@@ -233,8 +233,9 @@ class _Fields(Body):
         """Returns what a state was read from, ``None`` where that is not told."""
         if not self.has(name):
             return None
-        origin = Origin.from_body(f"{self._where}, {name}", self.value(name))
-        unpack_tokens(origin.tokens)
+        where, values = f"{self._where}, {name}", self.value(name)
+        unpack_tokens(Body(where, values).text("tokens"))
+        origin = Origin.from_body(where, values)
         try:
             f"{origin.fingerprint}{origin.block}".encode()
         except UnicodeEncodeError as error:  # JSON can hold half a surrogate pair

@@ -70,7 +70,7 @@ def _found(tables: Tables, codec: CodecName | None) -> tuple[bytes, CodecName] |
         data = tables.meta("about")
         if data is None:
             return None
-        about = Body("about row", dict(json.loads(data)))
+        about = Body("about row", json.loads(data))
         version, key = about.count("format"), bytes.fromhex(about.text("key"))
         named = about.text("codec")
     except (StateCorrupt, ValueError, TypeError) as error:

@@ -34,7 +34,7 @@ from langchain_rwkv_state.store.clock import (
     ttl_seconds,
 )
 from langchain_rwkv_state.store.damage import stored_state
-from langchain_rwkv_state.store.rebuild import Rebuilder
+from langchain_rwkv_state.store.rebuild import rebuild
 from langchain_rwkv_state.store.records import (
     CheckReport,
     LogEntry,
@@ -439,7 +439,7 @@ class TableStore(OpenStore):
         """
         self._check_open()
         _check_ref(ref, "ref")
-        return Rebuilder(self._view(), self._key, self.get).rebuild(ref, runtime)
+        return rebuild(self._view(), self._key, self.get, ref, runtime)
 
     async def arebuild(self, ref: str, runtime: Runtime) -> RWKVState:
         """Async twin of `rebuild`."""
