@@ -49,6 +49,11 @@ if TYPE_CHECKING:
 STAGED_TTL_SECONDS = 15 * 60.0
 STAGED_BUDGET_BYTES = 256 << 20
 _EXPIRED_MAX = 4096  # references whose end is remembered, so that an error can say so
+STAGED = "staged"
+_LOCK = "lock"
+_FOLDER = re.compile(r"\.?[0-9a-f]{16}")
+_OLD_SECONDS = 86_400.0  # where there are no locks to tell the dead by
+_LEFT_BYTES, _LEFT_SHARE = 1 << 30, 20  # left free of a disk: 1 GB, of a small one a twentieth
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,6 @@ class Staged:
         ref: Its reference.
         parent: The state that it was read from.
         tokens: The ids read since the parent, for whoever keeps them.
-        fingerprint: Of its model.
         block: Digest of the system block that its conversation began with.
         model: The model that it is of.
         n_tokens: Tokens that it stands for.
@@ -75,7 +79,6 @@ class Staged:
     ref: str
     parent: str | None
     tokens: Sequence[int]
-    fingerprint: str
     block: str | None
     model: Named
     n_tokens: int
@@ -139,7 +142,6 @@ class Staging:
                     ref=ref,
                     parent=parent,
                     tokens=array("I", tokens),
-                    fingerprint=state.fingerprint,
                     block=state.block,
                     model=model_named_by(state),
                     n_tokens=state.n_tokens,
@@ -256,13 +258,6 @@ class Staging:
         self._moving = set()
         for ref, held in self._states.items():
             self._states[ref] = replace(held, own=False)
-
-
-STAGED = "staged"
-_LOCK = "lock"
-_FOLDER = re.compile(r"\.?[0-9a-f]{16}")
-_OLD_SECONDS = 86_400.0  # where there are no locks to tell the dead by
-_LEFT_BYTES, _LEFT_SHARE = 1 << 30, 20  # left free of a disk: 1 GB, of a small one a twentieth
 
 
 _all_files: weakref.WeakSet[StagedFiles] = weakref.WeakSet()

@@ -390,7 +390,7 @@ class OpenStore(StateStore):
                 break
             at, tokens = found.parent, (*found.tokens, *tokens)
         packed = pack_tokens(tokens)
-        origin = Origin(at, packed, first.fingerprint, first.block)
+        origin = Origin(at, packed, first.model.fingerprint, first.block)
         if at is None or at == base:
             return origin
         row = view.stored_state(at)
