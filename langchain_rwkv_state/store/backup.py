@@ -19,12 +19,7 @@ from pathlib import Path
 from langchain_rwkv_state._files import flush_directory, flush_file, write_new
 from langchain_rwkv_state.errors import StateCorrupt, StoreError, StoreFull
 from langchain_rwkv_state.store.disk_backend import DiskBackend
-from langchain_rwkv_state.store.files import (
-    RESERVE,
-    StateFiles,
-    is_full,
-    make_directories,
-)
+from langchain_rwkv_state.store.files import RESERVE, StateFiles, is_full, make_directories
 from langchain_rwkv_state.store.place import holds_store
 from langchain_rwkv_state.store.records import Backup
 from langchain_rwkv_state.store.rows import TABLES, StateRow

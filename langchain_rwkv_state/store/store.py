@@ -29,10 +29,7 @@ from langchain_rwkv_state.store import bundle_io, turns
 from langchain_rwkv_state.store.backend import Backend
 from langchain_rwkv_state.store.base import Beside
 from langchain_rwkv_state.store.check import check_store
-from langchain_rwkv_state.store.clock import (
-    TTL,
-    ttl_seconds,
-)
+from langchain_rwkv_state.store.clock import TTL, ttl_seconds
 from langchain_rwkv_state.store.damage import stored_state
 from langchain_rwkv_state.store.rebuild import rebuild
 from langchain_rwkv_state.store.records import (
