@@ -94,13 +94,7 @@ def _require_free(backend: DiskBackend, directory: Path) -> None:
 
 
 class _Copy:
-    """A copy that is being made.
-
-    Args:
-        backend: The store.
-        root: A new directory.
-        directory: What it will be named, for messages.
-    """
+    """A copy that is being made in `root`; `directory` is what it will be named."""
 
     def __init__(self, backend: DiskBackend, root: Path, directory: Path) -> None:
         self._backend = backend

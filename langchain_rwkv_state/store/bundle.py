@@ -294,11 +294,7 @@ _ZIP_ERRORS = (
 
 
 class BundleWriter:
-    """Fills a bundle: the states, newest first, then what the session is.
-
-    Args:
-        archive: The ZIP.
-    """
+    """Fills a bundle: the states, newest first, then what the session is."""
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self._archive = archive
@@ -338,9 +334,6 @@ class BundleWriter:
 def new_bundle(path: Path) -> Iterator[BundleWriter]:
     """Writes a bundle: whole, flushed and for its owner alone, or not at all.
 
-    Args:
-        path: A file that is not there yet.
-
     Raises:
         FileExistsError: It is there.
         OSError: It could not be written; nothing is left of it.
@@ -356,13 +349,7 @@ def new_bundle(path: Path) -> Iterator[BundleWriter]:
 
 
 class BundleReader:
-    """An open bundle whose digest, members and `session.json` are known to be right.
-
-    Args:
-        archive: The ZIP.
-        members: Its members, the states first.
-        manifest: What the session is.
-    """
+    """An open bundle whose digest, members and `session.json` are known to be right."""
 
     def __init__(
         self, archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], manifest: Manifest

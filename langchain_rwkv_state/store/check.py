@@ -58,15 +58,7 @@ class Finding:
 def check_store(
     backend: Backend, key: bytes, clock: Callable[[], float], ttl: float, *, fix: bool
 ) -> CheckReport:
-    """Verifies a store.
-
-    Args:
-        backend: Its tables and files.
-        key: Its secret.
-        clock: Tells the store's time.
-        ttl: The store's time to live, for a hold whose own can no longer be read.
-        fix: Whether to repair.
-    """
+    """Verifies a store; `ttl` is for a hold whose own time to live can no longer be read."""
     own = backend.check(fix=fix)
     problems, repaired = list(own.problems), list(own.repaired)
     try:
@@ -126,10 +118,7 @@ def _is_named(tables: Tables, name: str) -> bool:
 def _sweep(backend: Backend, name: str, *, aside: bool) -> str | None:
     """Deletes a file unless a row names it by now; says what was done.
 
-    Args:
-        backend: The files.
-        name: The file.
-        aside: Whether to put it aside: a row that was damaged may have named it.
+    It is put `aside` where a row that was damaged may have named it.
     """
 
     def work(changes: Changes) -> str | None:

@@ -52,12 +52,6 @@ def read_state(backend: Backend, row: StateRow, key: bytes) -> tuple[bytes, RWKV
 def stored_state(backend: Backend, look: Callable[[], Tables], ref: str, key: bytes) -> RWKVState:
     """Returns a living state.
 
-    Args:
-        backend: The rows and blobs.
-        look: Gives a view of the rows as they stand.
-        ref: The state.
-        key: The store's secret.
-
     Raises:
         StateExpired, StateNotFound: It is not here.
         StateCorrupt: It cannot be read; the message says whose it is and what mends it.
@@ -167,14 +161,7 @@ class _Damage:
 
 
 class Damages:
-    """What is wrong with the files of a store's states.
-
-    Args:
-        backend: The rows and blobs.
-        key: The store's secret.
-        clock: Tells the store's time.
-        states: The states' rows as they stood at one moment.
-    """
+    """What is wrong with the files of states, by their rows as they stood at one moment."""
 
     def __init__(
         self,

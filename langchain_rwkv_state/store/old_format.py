@@ -139,11 +139,7 @@ def _unpack(key: bytes, data: bytes | None) -> tuple[float, Body]:
 
 
 class _Move:
-    """Moves rows into the tables.
-
-    Args:
-        changes: The tables.
-    """
+    """Moves rows into the tables."""
 
     def __init__(self, changes: Changes) -> None:
         self._changes = changes

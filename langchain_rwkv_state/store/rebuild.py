@@ -26,13 +26,6 @@ def rebuild(
 ) -> RWKVState:
     """Returns the state `ref`, or what `runtime` makes of its tokens.
 
-    Args:
-        view: The tables.
-        key: The store's secret.
-        get: Reads a stored state.
-        ref: The state.
-        runtime: The model.
-
     Raises:
         StateNotFound: No log entry with token ids leads to it.
         StateMismatch: The model has another tokenizer.

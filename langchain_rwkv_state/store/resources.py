@@ -110,13 +110,9 @@ def _codec(named: str, wanted: CodecName | None) -> CodecName:
 class Resources:
     """One store as a process has it open.
 
-    Args:
-        backend: Rows and files.
-        files: Where staged states go that memory has no room for; ``None`` where they stay in it.
-
     Attributes:
         backend: Rows and files.
-        files: For staged states.
+        files: For staged states that memory has no room for; ``None`` where they stay in it.
         staging: Staged states.
         threads: In which async verbs run.
         beside: See `StateStore.beside`.

@@ -281,9 +281,6 @@ class StagedFiles:
     def write(self, parts: Sequence[Buffer]) -> Path:
         """Writes a state's bytes and returns their file.
 
-        Args:
-            parts: The bytes, in pieces.
-
         Raises:
             StoreFull: The disk leaves no room.
             StoreError: Nothing can be written there.
@@ -312,10 +309,6 @@ class StagedFiles:
 
     def read(self, path: Path, nbytes: int) -> bytes | None:
         """Returns what a file holds; ``None`` where it is gone.
-
-        Args:
-            path: The file.
-            nbytes: How long it is.
 
         Raises:
             StateCorrupt: Something else stands there, or it cannot be read.

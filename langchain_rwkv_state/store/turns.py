@@ -176,12 +176,6 @@ def enter(changes: Changes, session: str, token: str, seconds: float) -> int:
     """Takes a place at the end, or renews the one that a token has; returns how many stand before.
 
     A place that ran out is lost, its own too: another turn may have begun.
-
-    Args:
-        changes: The tables.
-        session: The session's name.
-        token: The caller's own, which nobody else knows.
-        seconds: How long the place is to hold from now on.
     """
     rows = changes.queue(session)
     living = [row for row in rows if row.expires > changes.now]
