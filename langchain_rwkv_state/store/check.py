@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
 
 from langchain_rwkv_state import state as states
 from langchain_rwkv_state.errors import StateCorrupt, StoreError
@@ -28,6 +27,7 @@ from langchain_rwkv_state.store.rows import (
     TABLES,
     Holder,
     HoldRow,
+    Raw,
     SessionRow,
     StateRow,
     Table,
@@ -38,7 +38,6 @@ from langchain_rwkv_state.store.tables import Changes, Tables, Totals, name_dige
 _WRITING_SECONDS = 60.0  # younger bytes may belong to a commit that is under way
 _ROUNDS = 4  # one repair may bring another thing to light
 
-Raw = tuple[Any, ...]
 Repair = Callable[[Changes], str]
 
 

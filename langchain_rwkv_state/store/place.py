@@ -22,7 +22,7 @@ from urllib.parse import quote
 from langchain_rwkv_state._files import flush_directory, flush_file, write_new
 from langchain_rwkv_state.errors import StoreError
 from langchain_rwkv_state.store.files import DAMAGED, RESERVE, SHARD
-from langchain_rwkv_state.store.old_format import ABOUT_KEY, convert, is_format_1
+from langchain_rwkv_state.store.old_format import ABOUT_KEY, Schema, convert, is_format_1
 from langchain_rwkv_state.store.schema import (
     COMPANIONS,
     COUNTERS,
@@ -52,8 +52,6 @@ SMALLEST_BYTES = 512  # SQLite's smallest page
 _WAIT_SECONDS = 60.0
 _JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
 _SHOWN = 200  # characters of what SQLite says
-
-Schema = dict[str, str | None]
 
 
 def holds_store(root: Path) -> bool:
