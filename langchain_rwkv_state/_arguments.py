@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from langchain_rwkv_state.prefix_cache import hidden_salt
 from langchain_rwkv_state.prompt.template import TEMPLATES, ChatTemplate
 from langchain_rwkv_state.store import StateStore
-from langchain_rwkv_state.store.lazy import LazyDiskStateStore
+from langchain_rwkv_state.store.disk import LazyDiskStateStore
 
 SAME_AS_MODEL = ("model_name", "model_path", "model_id")
 """What other integrations call the model; taken as ``model``."""

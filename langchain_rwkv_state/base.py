@@ -35,7 +35,7 @@ from langchain_rwkv_state.prompt.template import ChatTemplate
 from langchain_rwkv_state.runtime import check_model
 from langchain_rwkv_state.runtime.registry import SharedModel
 from langchain_rwkv_state.store import StateStore
-from langchain_rwkv_state.store.lazy import LazyDiskStateStore
+from langchain_rwkv_state.store.disk import LazyDiskStateStore
 
 SAMPLING_FIELDS = (
     "temperature",

@@ -13,7 +13,7 @@ from langchain_rwkv_state.conversation.session_calls import SessionCalls
 from langchain_rwkv_state.conversation.session_turn import SESSION_KEY, OnConflict
 from langchain_rwkv_state.conversation.waiting import WAIT_SECONDS
 from langchain_rwkv_state.store import TTL, LogEntry, StateStore, check_session
-from langchain_rwkv_state.store.shown import session_html
+from langchain_rwkv_state.store.base import session_html
 
 __all__ = ["SESSION_KEY", "OnConflict", "RWKVSession"]
 

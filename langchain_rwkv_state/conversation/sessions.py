@@ -12,7 +12,7 @@ from langchain_core.runnables.config import ensure_config
 
 from langchain_rwkv_state.conversation.session_calls import SessionCalls
 from langchain_rwkv_state.store import check_session
-from langchain_rwkv_state.store.shown import store_html
+from langchain_rwkv_state.store.base import store_html
 
 _EXAMPLE = 'config={"configurable": {"session_id": "bob"}}'
 

@@ -28,8 +28,7 @@ from langchain_rwkv_state.conversation.steps import (
     StoreCall,
 )
 from langchain_rwkv_state.errors import SessionConflict
-from langchain_rwkv_state.store import StateStore
-from langchain_rwkv_state.store import queue as queues
+from langchain_rwkv_state.store import StateStore, turns
 from langchain_rwkv_state.store.records import QueuedTurn
 
 WAIT_SECONDS = 600.0
@@ -61,7 +60,7 @@ class Place:
         self._store = store
         self._session = session
         self._wait_seconds = wait_seconds
-        self._lease_seconds = queues.LEASE_SECONDS
+        self._lease_seconds = turns.LEASE_SECONDS
         self._process = os.getpid()
         self._held = False
         self._over = False

@@ -19,12 +19,7 @@ from pathlib import Path
 from langchain_rwkv_state._files import flush_directory, flush_file, write_new
 from langchain_rwkv_state.errors import StateCorrupt, StoreError, StoreFull
 from langchain_rwkv_state.store.disk_backend import DiskBackend
-from langchain_rwkv_state.store.files import (
-    RESERVE,
-    StateFiles,
-    is_full,
-    make_directories,
-)
+from langchain_rwkv_state.store.files import RESERVE, StateFiles, is_full, make_directories
 from langchain_rwkv_state.store.place import holds_store
 from langchain_rwkv_state.store.records import Backup
 from langchain_rwkv_state.store.rows import TABLES, StateRow
@@ -99,13 +94,7 @@ def _require_free(backend: DiskBackend, directory: Path) -> None:
 
 
 class _Copy:
-    """A copy that is being made.
-
-    Args:
-        backend: The store.
-        root: A new directory.
-        directory: What it will be named, for messages.
-    """
+    """A copy that is being made in `root`; `directory` is what it will be named."""
 
     def __init__(self, backend: DiskBackend, root: Path, directory: Path) -> None:
         self._backend = backend

@@ -6,17 +6,19 @@ a turn is. An implementation writes the verbs of `StoreVerbs`; all else comes fr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TypeAlias, overload
 
+from langchain_rwkv_state import _markup as markup
 from langchain_rwkv_state import state as states
+from langchain_rwkv_state._text import ago, short, size, until
 from langchain_rwkv_state.errors import SessionConflict, StateNotFound
 from langchain_rwkv_state.state import is_reference
-from langchain_rwkv_state.store.aio import AsyncVerbs, twin
 from langchain_rwkv_state.store.clock import TTL
 from langchain_rwkv_state.store.events import snapshot_of
-from langchain_rwkv_state.store.shown import store_html
+from langchain_rwkv_state.store.verbs import AsyncVerbs, StoreVerbs, twin
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import (
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
         Reader,
         RWKVState,
     )
+    from langchain_rwkv_state.store.records import SessionInfo
+
 
 Named: TypeAlias = "str | RWKVState"
 """A session's name, a reference, or a state itself."""
@@ -274,3 +278,58 @@ class StateStore(AsyncVerbs):
         trace: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+
+# -- in a notebook: nothing raises, since an error is shown in the place of the value --------------
+
+_COLUMNS = (
+    *("session", "model", "turns", "tokens", "size"),
+    *("last turn", "expires", "head", "unread"),
+)
+
+
+def store_html(store: StoreVerbs) -> str:
+    """Returns a table of a store's sessions, or a sentence where it cannot be read."""
+    try:
+        names = store.sessions()
+    except Exception as error:  # noqa: BLE001 # whatever it is, it is shown
+        return markup.sentence(f"{store!r}: {error}")
+    return markup.table(repr(store), _COLUMNS, _rows(store, names), len(names))
+
+
+def session_html(store: StoreVerbs, session: str) -> str:
+    """Returns a table of what is known of a session, or a sentence where it cannot be read."""
+    try:
+        info = store.session(session, renew=False)
+    except Exception as error:  # noqa: BLE001 # whatever it is, it is shown
+        return markup.sentence(f"The session {session!r} of {store!r}: {error}")
+    if info is None:
+        return markup.sentence(f"The session {session!r} of {store!r} has not begun.")
+    names, cells = _COLUMNS[1:], _cells(info)[1:]
+    known = dict(zip(names, cells, strict=True))
+    return markup.facts(f"session {session}", {**known, "store": repr(store)})
+
+
+def _rows(store: StoreVerbs, names: list[str]) -> Iterator[tuple[object, ...]]:
+    for name in names:
+        try:
+            info = store.session(name, renew=False)
+        except Exception:  # noqa: BLE001 # one that is damaged hides no other
+            yield name, "damaged", *[""] * (len(_COLUMNS) - 2)
+            continue
+        yield _cells(info) if info else (name, "gone", *[""] * (len(_COLUMNS) - 2))
+
+
+def _cells(info: SessionInfo) -> tuple[object, ...]:
+    now = time.time()
+    return (
+        info.session,
+        info.model or "-",
+        info.n_turns,
+        info.n_tokens,
+        size(info.nbytes),
+        ago(info.updated_seconds, now),
+        until(info.expires_seconds, now),
+        short(info.head),
+        len(info.unread),
+    )

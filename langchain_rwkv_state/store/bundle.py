@@ -1,14 +1,17 @@
 """Reads and writes the file of a bundle: a ZIP whose comment ends with a digest of all before it.
 
-It knows neither stores nor tensors; `docs/bundles.md` describes the file byte by byte. The easy
-mistake is to trust a ZIP because its digest is right: the digest is no signature, so names, sizes
-and order are checked as if somebody had made the file by hand.
+It knows neither stores nor tensors; `docs/bundles.md` describes the file byte by byte, and lists
+the fields of `session.json`, which says what the session is. A digest is no signature: names, sizes
+and order are checked as if somebody had made the file by hand, and a log whose turns do not follow
+on one another, or that does not end at a state that came along, is refused before a store sees it.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import json
+import math
 import os
 import re
 import stat
@@ -16,21 +19,261 @@ import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from langchain_rwkv_state._files import whole_file
 from langchain_rwkv_state.errors import StateCorrupt
+from langchain_rwkv_state.state.header import FILE_LIMIT_BYTES, is_later
 from langchain_rwkv_state.state.regular_file import open_plain
-from langchain_rwkv_state.store.manifest import (
-    FORMAT,
-    FORMAT_VERSION,
-    MEMBER,
-    BundledState,
-    Manifest,
-    require_version,
-    state_member,
-)
+from langchain_rwkv_state.store.clock import LONGEST_TTL_SECONDS
+from langchain_rwkv_state.store.records import Body, LogEntry, Origin, unpack_tokens
+from langchain_rwkv_state.store.rows import NAME_MAX, SessionRow, finite
+from langchain_rwkv_state.store.settings import no_constant, require_messages
+from langchain_rwkv_state.store.tables import LOG_ENTRIES
+
+FORMAT = "langchain-rwkv-state-bundle"
+FORMAT_VERSION = 1
+MEMBER = "session.json"
+
+_LATEST_SECONDS = 2 * LONGEST_TTL_SECONDS  # no time of a session is later, and none before 1970
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SAID = re.compile(r"[0-9a-f]{16}")
+
+
+def state_member(number: int) -> str:
+    """Returns the name in the bundle of the state `number`, from 0."""
+    return f"states/{number}.safetensors"
+
+
+def require_version(version: str) -> None:
+    """Checks a bundle's format version.
+
+    Raises:
+        StateCorrupt: This release does not read it.
+    """
+    if is_later(version, FORMAT_VERSION):
+        raise StateCorrupt(
+            f"The bundle has format version {version:.20}; this release reads up to "
+            f"{FORMAT_VERSION}: upgrade langchain-rwkv-state."
+        )
+    if version != str(FORMAT_VERSION):
+        raise StateCorrupt(f"The bundle's format version {version!r:.40} is not known.")
+
+
+@dataclass(frozen=True)
+class BundledState:
+    """One state that came along.
+
+    Attributes:
+        ref: What its store calls it.
+        nbytes: Size of its file.
+        sha256: Digest of its file.
+    """
+
+    ref: str
+    nbytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A session under the references of the store that it comes from.
+
+    Attributes:
+        row: The session.
+        log: Up to 100 turns, oldest first.
+        states: The states that came along, newest first.
+    """
+
+    row: SessionRow
+    log: tuple[LogEntry, ...]
+    states: tuple[BundledState, ...]
+
+    @property
+    def first(self) -> int:
+        """Number of the log's first turn."""
+        return self.row.turns - len(self.log) + 1
+
+    def to_bytes(self) -> bytes:
+        """Returns the JSON text."""
+        values: dict[str, Any] = {
+            "format": f"{FORMAT}/{FORMAT_VERSION}",
+            "session": self.row.name,
+            "created": self.row.created,
+            "updated": self.row.updated,
+            "expires": finite(self.row.expires),
+            "ttl": finite(self.row.ttl),
+            "sliding": self.row.sliding,
+            "turns": self.row.turns,
+            "head": self.row.head,
+            "unread": self.row.unread,
+            "log": [_turn_values(turn) for turn in self.log],
+            "states": [
+                {"member": state_member(number), **vars(state)}
+                for number, state in enumerate(self.states)
+            ],
+        }
+        return json.dumps(values, indent=1, allow_nan=False).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Manifest:
+        """Reads what `to_bytes` wrote.
+
+        Raises:
+            StateCorrupt: It is something else, of a later version, or contradicts itself.
+        """
+        try:
+            values = json.loads(data, parse_constant=no_constant)
+        except (ValueError, RecursionError) as error:
+            raise StateCorrupt(f"The bundle's {MEMBER} is not readable: {error}.") from error
+        fields = _Fields(f"bundle's {MEMBER}", values)
+        name, _, version = fields.text("format").partition("/")
+        if name != FORMAT:
+            raise StateCorrupt(f"The file is not a bundle of this package but {name!r:.200}.")
+        require_version(version)
+        log = tuple(map(_turn, fields.objects("log")))
+        listed = fields.objects("states")
+        states = tuple(map(_state, listed))
+        row = SessionRow(
+            name=fields.text("session"),
+            head=fields.maybe_ref("head"),
+            n_tokens=log[-1].n_tokens if log else 0,
+            turns=fields.count("turns"),
+            created=fields.time("created"),
+            updated=fields.time("updated"),
+            expires=fields.seconds("expires"),
+            ttl=fields.seconds("ttl"),
+            sliding=fields.flag("sliding"),
+            kept=tuple(state.ref for state in states),
+            unread=fields.messages("unread"),
+        )
+        if [each.text("member") for each in listed] != [*map(state_member, range(len(states)))]:
+            raise StateCorrupt(f"The bundle's {MEMBER} names other states than it may.")
+        found = cls(row, log, states)
+        found.require_sound()
+        return found
+
+    def require_sound(self) -> None:
+        """Checks that the parts fit each other.
+
+        Raises:
+            StateCorrupt: They do not.
+        """
+        refs = [state.ref for state in self.states]
+        row, first = self.row, self.first
+        head = self.log[-1].ref if self.log else None
+        for sound, problem in (
+            (row.head == head, "a log that does not end at its head"),
+            (1 <= len(row.name) <= NAME_MAX, "a name that no session can have"),
+            (row.ttl > 0, "a time to live that is none"),
+            (len(self.log) <= LOG_ENTRIES, "too long a log"),
+            (first >= 1 and bool(self.log) == bool(row.turns), "a log of other turns"),
+            (first > 1 or not self.log or self.log[0].parent is None, "a first turn with a parent"),
+            (
+                all(later.parent == earlier.ref for earlier, later in pairwise(self.log)),
+                "turns that do not follow on one another",
+            ),
+            (len(set(refs)) == len(refs), "one state twice"),
+            (head in refs if self.log else not refs, "a head without its state"),
+        ):
+            if not sound:
+                raise StateCorrupt(f"The bundle's {MEMBER} has {problem}.")
+
+
+class _Fields(Body):
+    """Takes typed values out of an object of the text, as narrowly as a stranger's file needs."""
+
+    def seconds(self, name: str) -> float:
+        """Returns a time; ``None`` stands for never."""
+        value = super().seconds(name)
+        if not 0 <= value <= _LATEST_SECONDS and value != math.inf:
+            raise self._wrong(name)
+        return value
+
+    def messages(self, name: str) -> tuple[str, ...]:
+        """Returns messages, which are JSON texts to a store."""
+        texts = self.texts(name)
+        try:
+            require_messages(texts)
+        except ValueError as error:
+            raise StateCorrupt(f"The {self._where} has an unusable {name!r}: {error}") from error
+        return texts
+
+    def time(self, name: str) -> float:
+        """Returns a time that is not never."""
+        value = self.seconds(name)
+        if not math.isfinite(value):
+            raise self._wrong(name)
+        return value
+
+    def digest(self, name: str) -> str:
+        """Returns a SHA-256 in hexadecimal."""
+        text = self.text(name)
+        if _SHA256.fullmatch(text) is None:
+            raise self._wrong(name)
+        return text
+
+    def digests(self, name: str) -> tuple[str, ...]:
+        """Returns digests of messages; none where bundles of earlier releases have none."""
+        if name not in self._values:
+            return ()
+        texts = self.texts(name)
+        if not all(map(_SAID.fullmatch, texts)):
+            raise self._wrong(name)
+        return texts
+
+    def objects(self, name: str) -> list[_Fields]:
+        """Returns a list of objects."""
+        return [_Fields(f"{self._where}, {name}", each) for each in self._take(name, list)]
+
+    def origin(self, name: str) -> Origin | None:
+        """Returns what a state was read from, ``None`` where that is not told."""
+        if not self.has(name):
+            return None
+        where, values = f"{self._where}, {name}", self.value(name)
+        unpack_tokens(Body(where, values).text("tokens"))
+        origin = Origin.from_body(where, values)
+        try:
+            f"{origin.fingerprint}{origin.block}".encode()
+        except UnicodeEncodeError as error:  # JSON can hold half a surrogate pair
+            raise self._wrong(name) from error
+        return origin
+
+
+def _turn_values(turn: LogEntry) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "ref": turn.ref,
+        "parent": turn.parent,
+        "n_tokens": turn.n_tokens,
+        "created": turn.created_seconds,
+    }
+    if turn.origin is not None:
+        values["origin"] = turn.origin.to_body()
+    if turn.said:
+        values["said"] = turn.said
+    return values
+
+
+def _turn(fields: _Fields) -> LogEntry:
+    return LogEntry(
+        ref=fields.ref("ref"),
+        parent=fields.maybe_ref("parent"),
+        n_tokens=fields.count("n_tokens"),
+        created_seconds=fields.time("created"),
+        origin=fields.origin("origin"),
+        said=fields.digests("said"),
+    )
+
+
+def _state(fields: _Fields) -> BundledState:
+    nbytes = fields.count("nbytes")
+    if nbytes > FILE_LIMIT_BYTES:
+        raise fields._wrong("nbytes")
+    return BundledState(fields.ref("ref"), nbytes, fields.digest("sha256"))
+
 
 MANIFEST_LIMIT_BYTES = 16 << 20
 """The largest `session.json`: three million token ids, or as many letters unread."""
@@ -51,11 +294,7 @@ _ZIP_ERRORS = (
 
 
 class BundleWriter:
-    """Fills a bundle: the states, newest first, then what the session is.
-
-    Args:
-        archive: The ZIP.
-    """
+    """Fills a bundle: the states, newest first, then what the session is."""
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self._archive = archive
@@ -95,9 +334,6 @@ class BundleWriter:
 def new_bundle(path: Path) -> Iterator[BundleWriter]:
     """Writes a bundle: whole, flushed and for its owner alone, or not at all.
 
-    Args:
-        path: A file that is not there yet.
-
     Raises:
         FileExistsError: It is there.
         OSError: It could not be written; nothing is left of it.
@@ -113,13 +349,7 @@ def new_bundle(path: Path) -> Iterator[BundleWriter]:
 
 
 class BundleReader:
-    """An open bundle whose digest, members and `session.json` are known to be right.
-
-    Args:
-        archive: The ZIP.
-        members: Its members, the states first.
-        manifest: What the session is.
-    """
+    """An open bundle whose digest, members and `session.json` are known to be right."""
 
     def __init__(
         self, archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], manifest: Manifest

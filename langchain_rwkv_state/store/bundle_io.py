@@ -1,8 +1,8 @@
 """Writes a session of a store to a bundle, and takes one in from a bundle.
 
-`manifest` says what a session is and `bundle` reads and writes the file; here the two meet the
-tables. The easy mistake is to carry references over: each store keys its own, so a state that comes
-in is named anew by its derivation, and everything that speaks of it is told the new name.
+`bundle` reads and writes the file; here it meets the tables. The easy mistake is to carry
+references over: each store keys its own, so a state that comes in is named anew by its derivation,
+and everything that speaks of it is told the new name.
 """
 
 from __future__ import annotations
@@ -26,14 +26,12 @@ from langchain_rwkv_state.errors import (
 )
 from langchain_rwkv_state.state import Derivation, reference
 from langchain_rwkv_state.store.backend import look
-from langchain_rwkv_state.store.bundle import BundleReader, new_bundle, open_bundle
+from langchain_rwkv_state.store.bundle import BundleReader, Manifest, new_bundle, open_bundle
 from langchain_rwkv_state.store.clock import TTL, ttl_seconds
 from langchain_rwkv_state.store.damage import read_state, with_advice
-from langchain_rwkv_state.store.manifest import Manifest
-from langchain_rwkv_state.store.records import LogEntry, Origin
+from langchain_rwkv_state.store.records import LogEntry, Origin, joined, unpack_tokens
 from langchain_rwkv_state.store.rows import Holder, SessionRow, StateRow
 from langchain_rwkv_state.store.tables import Changes, Tables
-from langchain_rwkv_state.store.tokens import joined, unpack_tokens
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import RWKVState

@@ -36,21 +36,21 @@ def read_state(backend: Backend, row: StateRow, key: bytes) -> tuple[bytes, RWKV
     """
     try:
         data = backend.read_blob(row.blob, row.nbytes)
+        state = None if data is None else states.decode(data, ref=row.ref).state
     except StateCorrupt as error:
         raise StateCorrupt(f"The file of the state {row.ref} cannot be used: {error}") from error
-    state = checked_state(data, row, key)
-    assert data is not None  # noqa: S101  # checked_state
+    if data is None or state is None:
+        raise StateCorrupt(
+            f"The file {row.blob} of the state {row.ref} is missing, though nobody deleted the "
+            "state."
+        )
+    if states.reference(state.derivation, key) != row.ref:
+        raise StateCorrupt(f"The file of the state {row.ref} holds a state of another store.")
     return data, state
 
 
 def stored_state(backend: Backend, look: Callable[[], Tables], ref: str, key: bytes) -> RWKVState:
     """Returns a living state.
-
-    Args:
-        backend: The rows and blobs.
-        look: Gives a view of the rows as they stand.
-        ref: The state.
-        key: The store's secret.
 
     Raises:
         StateExpired, StateNotFound: It is not here.
@@ -145,31 +145,6 @@ def _for_session(view: Tables, name: str, ref: str, is_whole: IsWhole) -> str:
     )
 
 
-def checked_state(data: bytes | None, row: StateRow, key: bytes) -> RWKVState:
-    """Returns the state in a file.
-
-    Args:
-        data: What the file holds; ``None`` where there is none.
-        row: The state's row.
-        key: The store's secret.
-
-    Raises:
-        StateCorrupt: The file is missing, was changed, or holds another state.
-    """
-    if data is None:
-        raise StateCorrupt(
-            f"The file {row.blob} of the state {row.ref} is missing, though nobody deleted the "
-            "state."
-        )
-    try:
-        state = states.decode(data, ref=row.ref).state
-    except StateCorrupt as error:
-        raise StateCorrupt(f"The file of the state {row.ref} cannot be used: {error}") from error
-    if states.reference(state.derivation, key) != row.ref:
-        raise StateCorrupt(f"The file of the state {row.ref} holds a state of another store.")
-    return state
-
-
 @dataclass(frozen=True)
 class _Damage:
     """A file that is not as its row tells.
@@ -186,14 +161,7 @@ class _Damage:
 
 
 class Damages:
-    """What is wrong with the files of a store's states.
-
-    Args:
-        backend: The rows and blobs.
-        key: The store's secret.
-        clock: Tells the store's time.
-        states: The states' rows as they stood at one moment.
-    """
+    """What is wrong with the files of states, by their rows as they stood at one moment."""
 
     def __init__(
         self,

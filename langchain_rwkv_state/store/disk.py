@@ -1,7 +1,8 @@
 """`DiskStateStore`: the default store, in a directory on this machine's disk.
 
 Several threads and several processes may use one directory; a network file system will not do,
-since SQLite's locks do not work there. The easy mistake is to delete files by hand: delete
+since SQLite's locks do not work there. A chat object names a store, and `LazyDiskStateStore` opens
+it at its first use. The easy mistake is to delete files by hand: delete
 sessions, or the directory as a whole while nothing uses it.
 """
 
@@ -12,16 +13,19 @@ import os
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import fields
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
-from langchain_rwkv_state.errors import StateCorrupt, StoreError
+from langchain_rwkv_state._registry import of_process
+from langchain_rwkv_state.errors import StateCorrupt, StoreError, StoreFull
 from langchain_rwkv_state.store.backup import back_up
+from langchain_rwkv_state.store.base import StateStore
 from langchain_rwkv_state.store.clock import TTL
 from langchain_rwkv_state.store.disk_backend import DiskBackend
+from langchain_rwkv_state.store.memory import MemoryStateStore
 from langchain_rwkv_state.store.place import holds_store
 from langchain_rwkv_state.store.records import Backup, Codec, LogKind
 from langchain_rwkv_state.store.resources import OPEN_STORES, Resources
@@ -109,7 +113,11 @@ class DiskStateStore(TableStore):
         if read_only and create:
             raise ValueError("A store that is opened read_only cannot be made: leave create out.")
         self._path = _absolute(default_directory() if path is None else path)
-        self._opening = (timeout_seconds, read_only, create)
+        self._opening: dict[str, Any] = {
+            "timeout_seconds": timeout_seconds,
+            "read_only": read_only,
+            "create": create,
+        }
 
         def opened() -> Resources:
             backend = DiskBackend(self._path, timeout_seconds, read_only=read_only, create=create)
@@ -226,9 +234,9 @@ class DiskStateStore(TableStore):
     def __repr__(self) -> str:
         return f"DiskStateStore({str(self._path)!r})"
 
-    def __reduce__(self) -> tuple[Callable[..., DiskStateStore], tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[Callable[[], DiskStateStore], tuple[()]]:
         """Travels as its directory and its settings; a copy in the same process shares all else."""
-        return _open_again, (self._path, self._settings, self._opening)
+        return partial(DiskStateStore, self._path, **vars(self._settings), **self._opening), ()
 
 
 def _absolute(path: str | os.PathLike[str]) -> Path:
@@ -255,12 +263,67 @@ def _named(path: str | os.PathLike[str]) -> Path:
     return _absolute(path)
 
 
-def _open_again(
-    path: Path, settings: StoreSettings, opening: tuple[float, bool | None, bool | None]
-) -> DiskStateStore:
-    """Opens a store that was pickled or copied."""
-    timeout_seconds, read_only, create = opening
-    given: dict[str, Any] = {each.name: getattr(settings, each.name) for each in fields(settings)}
-    return DiskStateStore(
-        path, **given, timeout_seconds=timeout_seconds, read_only=read_only, create=create
-    )
+class LazyDiskStateStore(DiskStateStore):
+    """A `DiskStateStore` that opens its directory at its first use.
+
+    Args:
+        path: The directory; ``None`` for the user's own, as it is found when it is opened.
+
+    Raises:
+        StoreError, StoreFull: At each use, where it cannot be opened.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None) -> None:
+        self._named = path
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Opens the store: it is what opening sets that is not there yet."""
+            if name.startswith("__") or name == "_named" or "_path" in vars(self):
+                raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
+            # In one step: where two threads do this, they come to the same.
+            vars(self).update(vars(DiskStateStore(self._named)))
+            return getattr(self, name)
+
+    @property
+    def named(self) -> str | None:
+        """The directory as it was given, ``None`` for the user's own."""
+        return None if self._named is None else os.fspath(self._named)
+
+    def opened(self) -> DiskStateStore:
+        """Opens the store, if that was not done yet, and returns it."""
+        self._check_open()
+        return self
+
+    def or_memory(self) -> StateStore:
+        """Returns this store, or one in memory where it is the user's own and cannot be opened.
+
+        Answers that need no memory are given all the same then, as in a container whose disk is
+        read-only, with one warning: their states cannot be committed.
+        """
+        try:
+            return self.opened()
+        except (StoreError, StoreFull) as error:
+            if self._named is not None or "_path" in vars(self):
+                raise
+            mine = object()
+            if vars(self).setdefault("_told", mine) is mine:
+                warnings.warn(
+                    "The user's own store cannot be opened, so that states of answers are kept in "
+                    "memory alone, and sessions are not possible: pass store=, or set "
+                    f"RWKV_STATE_DIR. {error}",
+                    stacklevel=3,
+                )
+            return of_process("store of those without a home", _in_memory)
+
+    def __repr__(self) -> str:
+        return f"DiskStateStore({self.named!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travels as its name: where it arrives, it is opened anew."""
+        return LazyDiskStateStore, (self.named,)
+
+
+def _in_memory() -> StateStore:
+    return MemoryStateStore(staged_bytes=STAGED_BUDGET_BYTES)

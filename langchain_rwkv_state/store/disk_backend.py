@@ -13,7 +13,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,9 +33,9 @@ from langchain_rwkv_state.store.files import (
 from langchain_rwkv_state.store.place import (
     KNOWN_FILES,
     LOCK,
+    connect,
     holds_store,
     is_writable,
-    opened,
     prepare_database,
     require_place,
 )
@@ -134,7 +134,7 @@ class DiskBackend:
 
         def read() -> T:
             # A connection of its own: SQLite copies from none that writes, as the lock's does.
-            with opened(self.root / DATABASE, "ro") as connection:
+            with closing(connect(self.root / DATABASE, "ro")) as connection:
                 connection.execute("BEGIN")
                 return work(connection)
 

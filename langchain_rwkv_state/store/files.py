@@ -19,13 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from langchain_rwkv_state._files import (
-    NO_LINK,
-    flush_directory,
-    flush_file,
-    link_file,
-    write_new,
-)
+from langchain_rwkv_state._files import NO_LINK, flush_directory, flush_file, link_file, write_new
 from langchain_rwkv_state.errors import StateCorrupt, StoreError, StoreFull
 from langchain_rwkv_state.state.header import read_state_file
 

@@ -31,8 +31,7 @@ from langchain_rwkv_state.store.rows import (
     pack_turn,
     ref_text,
 )
-from langchain_rwkv_state.store.schema import FORMAT_1, make_tables, missing_columns
-from langchain_rwkv_state.store.secret import FORMAT, LOST
+from langchain_rwkv_state.store.schema import FORMAT, FORMAT_1, LOST, make_tables, missing_columns
 from langchain_rwkv_state.store.tables import Changes
 
 ABOUT_KEY = b"!about"
@@ -179,17 +178,11 @@ def _unpack(key: bytes, data: bytes | None) -> tuple[float, Body]:
         values = json.loads(data[_HEAD_BYTES:])
     except (ValueError, RecursionError) as error:
         raise StateCorrupt(f"The row {key[:80]!r} holds no JSON text.") from error
-    if not isinstance(values, dict):
-        raise StateCorrupt(f"The row {key[:80]!r} holds no JSON object.")
     return _EXPIRY.unpack_from(covered)[0], Body(f"row {key[:80]!r}", values)
 
 
 class _Move:
-    """Moves rows into the tables.
-
-    Args:
-        changes: The tables.
-    """
+    """Moves rows into the tables."""
 
     def __init__(self, changes: Changes) -> None:
         self._changes = changes

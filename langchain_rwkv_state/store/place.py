@@ -15,14 +15,14 @@ import re
 import sqlite3
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
-from langchain_rwkv_state._files import flush_directory, write_new
+from langchain_rwkv_state._files import flush_directory, flush_file, write_new
 from langchain_rwkv_state.errors import StoreError
 from langchain_rwkv_state.store.files import DAMAGED, RESERVE, SHARD
-from langchain_rwkv_state.store.old_format import ABOUT_KEY, bring_up_to_date, is_old
+from langchain_rwkv_state.store.old_format import ABOUT_KEY, Schema, bring_up_to_date, is_old
 from langchain_rwkv_state.store.schema import (
     COMPANIONS,
     COUNTERS,
@@ -48,6 +48,10 @@ KNOWN_FILES = frozenset(
     }
 )
 _NAMES_SHOWN = 3
+SMALLEST_BYTES = 512  # SQLite's smallest page
+_WAIT_SECONDS = 60.0
+_JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
+_SHOWN = 200  # characters of what SQLite says
 
 
 def holds_store(root: Path) -> bool:
@@ -101,14 +105,6 @@ def _is_ours(name: str) -> bool:
     return name in KNOWN_FILES or re.fullmatch(SHARD, name) is not None
 
 
-SMALLEST_BYTES = 512  # SQLite's smallest page
-_WAIT_SECONDS = 60.0
-_JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
-_SHOWN = 200  # characters of what SQLite says
-
-Schema = dict[str, str | None]
-
-
 def prepare_database(root: Path, *, used: bool, tables: bool = True) -> None:
     """Makes a new store's database, or looks over the one that is there.
 
@@ -139,7 +135,7 @@ def prepare_database(root: Path, *, used: bool, tables: bool = True) -> None:
         return
     schema = _looked_over(path, journal)
     if tables and (is_old(schema) or (TABLES.keys() | INDICES.keys()) - schema.keys()):
-        with refusals(path), opened(path, "rw") as connection:
+        with refusals(path), closing(connect(path, "rw")) as connection:
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA secure_delete = 1")
             _at_one_stroke(connection, schema)
@@ -176,23 +172,17 @@ def file_size(path: Path) -> int:
         return 0
 
 
-@contextmanager
-def opened(path: Path, options: str) -> Iterator[sqlite3.Connection]:
+def connect(path: Path, options: str, *, wait_seconds: float = _WAIT_SECONDS) -> sqlite3.Connection:
     """Opens a database by plain sqlite3, in which nothing of its own runs at a SELECT.
 
     Args:
         path: The file.
         options: ``rw``, ``ro``, or ``ro`` and more options of SQLite's.
+        wait_seconds: How long to wait for somebody who writes.
+
+    Returns:
+        A connection that is not tied to a thread.
     """
-    connection = connect(path, options)
-    try:
-        yield connection
-    finally:
-        connection.close()
-
-
-def connect(path: Path, options: str, *, wait_seconds: float = _WAIT_SECONDS) -> sqlite3.Connection:
-    """Opens a database as `opened` does, for the caller to close, in whatever thread."""
     connection = sqlite3.connect(
         f"file:{quote(str(path.absolute()))}?mode={options}",
         uri=True,
@@ -286,14 +276,10 @@ def _make(root: Path, *, tables: bool) -> None:
     for name in (*UNFINISHED, *COMPANIONS):  # of a program that was killed at this
         (root / name).unlink(missing_ok=True)
     write_new(new, [])  # for its owner alone, and so are the files that SQLite puts beside it
-    with refusals(new), opened(new, "rw") as connection:
+    with refusals(new), closing(connect(new, "rw")) as connection:
         make_all(connection, tables=tables)
         connection.execute(f"PRAGMA journal_mode = {SETTINGS['sqlite_journal_mode']}")
-    handle = os.open(new, os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    flush_file(new)
     new.replace(root / DATABASE)
     flush_directory(root)
 
@@ -301,7 +287,7 @@ def _make(root: Path, *, tables: bool) -> None:
 def _looked_over(path: Path, journal: Path) -> Schema:
     """Looks a database over, first without a change to it, then taking back what is half done."""
     try:
-        with opened(path, "ro") as connection:
+        with closing(connect(path, "ro")) as connection:
             return look_over(path, connection)
     except sqlite3.OperationalError:
         if not any(map(file_size, (path.with_name(name) for name in COMPANIONS))):
@@ -311,7 +297,7 @@ def _looked_over(path: Path, journal: Path) -> Schema:
         with refusals(path):
             raise
     require_lone_journal(journal)
-    with refusals(path), opened(path, "rw") as connection:
+    with refusals(path), closing(connect(path, "rw")) as connection:
         return look_over(path, connection)
 
 

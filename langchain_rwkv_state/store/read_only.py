@@ -21,12 +21,7 @@ from typing import Any, TypeVar
 from langchain_rwkv_state._fork import ForkLock
 from langchain_rwkv_state.errors import RWKVStateError, StoreError
 from langchain_rwkv_state.store.old_format import bring_up_to_date, is_old
-from langchain_rwkv_state.store.place import (
-    connect,
-    file_size,
-    look_over,
-    require_plain,
-)
+from langchain_rwkv_state.store.place import connect, file_size, look_over, require_plain
 from langchain_rwkv_state.store.schema import COMPANIONS, DATABASE
 
 T = TypeVar("T")

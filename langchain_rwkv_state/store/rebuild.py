@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 from langchain_rwkv_state.errors import StateCorrupt, StateMismatch, StateNotFound
 from langchain_rwkv_state.state import Derivation, Fingerprint, reference
-from langchain_rwkv_state.store.records import Origin
+from langchain_rwkv_state.store.records import Origin, joined, unpack_tokens
 from langchain_rwkv_state.store.tables import Tables
-from langchain_rwkv_state.store.tokens import joined, unpack_tokens
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.runtime.base import Runtime
@@ -22,79 +21,72 @@ if TYPE_CHECKING:
 _CHUNK_TOKENS = 512  # bounds the memory of one forward pass
 
 
-class Rebuilder:
-    """Makes states again.
+def rebuild(
+    view: Tables, key: bytes, get: Callable[[str], RWKVState], ref: str, runtime: Runtime
+) -> RWKVState:
+    """Returns the state `ref`, or what `runtime` makes of its tokens.
 
-    Args:
-        view: The tables.
-        key: The store's secret.
-        get: Reads a stored state.
+    Raises:
+        StateNotFound: No log entry with token ids leads to it.
+        StateMismatch: The model has another tokenizer.
+        StateCorrupt: The tokens lead elsewhere, as where a blend that it goes on from is no
+            longer kept.
     """
+    if view.lives(ref):
+        state = get(ref)
+        if _same_model(state.fingerprint, runtime.fingerprint):
+            return state
+    path = view.path(ref)
+    if not path:
+        raise StateNotFound(
+            f"No token ids of the state {ref} are kept: only a store with log='tokens' keeps "
+            "them, from the turn on at which it was opened so."
+        )
+    last = path[-1][1]
+    _require_tokenizer(last.fingerprint, runtime.fingerprint)
+    if not _same_model(last.fingerprint, runtime.fingerprint):
+        return _from_zero(key, ref, path, runtime)
+    state, origin = _nearest(view, get, path, runtime)
+    state = _read(runtime, state, origin).with_system_digest(last.block)
+    if reference(state.derivation, key) != ref:
+        raise StateCorrupt(
+            f"The token ids of the state {ref} lead to another state: it was not read from "
+            "them alone, as after a blend or a decay, whose own state is no longer kept."
+        )
+    return state
 
-    def __init__(self, view: Tables, key: bytes, get: Callable[[str], RWKVState]) -> None:
-        self._view = view
-        self._key = key
-        self._get = get
 
-    def rebuild(self, ref: str, runtime: Runtime) -> RWKVState:
-        """Returns the state `ref`, or what `runtime` makes of its tokens.
+def _nearest(
+    view: Tables,
+    get: Callable[[str], RWKVState],
+    path: list[tuple[str, Origin]],
+    runtime: Runtime,
+) -> tuple[RWKVState, Origin]:
+    """Returns the last state on the way that is kept, and the way on from there."""
+    origin: Origin | None = None
+    for _, step in reversed(path):
+        origin = step if origin is None else joined(step, origin)
+        if step.base is not None and view.lives(step.base):
+            return get(step.base), origin
+    if origin is None or origin.base is not None:
+        raise StateNotFound(f"The token ids of {path[-1][0]} do not reach back to a state.")
+    zero = runtime.zero_state()
+    return zero.with_fingerprint(origin.fingerprint), origin
 
-        Raises:
-            StateNotFound: No log entry with token ids leads to it.
-            StateMismatch: The model has another tokenizer.
-            StateCorrupt: The tokens lead elsewhere, as where a blend that it goes on from is no
-                longer kept.
-        """
-        if self._view.lives(ref):
-            state = self._get(ref)
-            if _same_model(state.fingerprint, runtime.fingerprint):
-                return state
-        path = self._view.path(ref)
-        if not path:
-            raise StateNotFound(
-                f"No token ids of the state {ref} are kept: only a store with log='tokens' keeps "
-                "them, from the turn on at which it was opened so."
-            )
-        last = path[-1][1]
-        _require_tokenizer(last.fingerprint, runtime.fingerprint)
-        if not _same_model(last.fingerprint, runtime.fingerprint):
-            return self._from_zero(ref, path, runtime)
-        state, origin = self._nearest(path, runtime)
-        state = _read(runtime, state, origin).with_system_digest(last.block)
-        if reference(state.derivation, self._key) != ref:
-            raise StateCorrupt(
-                f"The token ids of the state {ref} lead to another state: it was not read from "
-                "them alone, as after a blend or a decay, whose own state is no longer kept."
-            )
-        return state
 
-    def _nearest(
-        self, path: list[tuple[str, Origin]], runtime: Runtime
-    ) -> tuple[RWKVState, Origin]:
-        """Returns the last state on the way that is kept, and the way on from there."""
-        origin: Origin | None = None
-        for _, step in reversed(path):
-            origin = step if origin is None else joined(step, origin)
-            if step.base is not None and self._view.lives(step.base):
-                return self._get(step.base), origin
-        if origin is None or origin.base is not None:
-            raise StateNotFound(f"The token ids of {path[-1][0]} do not reach back to a state.")
-        zero = runtime.zero_state()
-        return zero.with_fingerprint(origin.fingerprint), origin
-
-    def _from_zero(self, ref: str, path: list[tuple[str, Origin]], runtime: Runtime) -> RWKVState:
-        """Reads the whole way with another model, once its old name is known to be right."""
-        origin = path[0][1]
-        for _, step in path[1:]:
-            origin = joined(origin, step)
-        tokens = unpack_tokens(origin.tokens)
-        expected = reference(Derivation(origin.fingerprint).read(tokens), self._key)
-        if origin.base is not None or expected != ref:
-            raise StateNotFound(
-                f"The token ids of the state {ref} do not reach back to the zero state, so "
-                "another model cannot read them."
-            )
-        return _read(runtime, runtime.zero_state(), origin).with_system_digest(origin.block)
+def _from_zero(key: bytes, ref: str, path: list[tuple[str, Origin]], runtime: Runtime) -> RWKVState:
+    """Reads the whole way with another model, once its old name is known to be right."""
+    origin = path[0][1]
+    for _, step in path[1:]:
+        origin = joined(origin, step)
+    tokens = unpack_tokens(origin.tokens)
+    expected = reference(Derivation(origin.fingerprint).read(tokens), key)
+    if origin.base is not None or expected != ref:
+        raise StateNotFound(
+            f"The token ids of the state {ref} do not reach back to the zero state, so "
+            "another model cannot read them."
+        )
+    return _read(runtime, runtime.zero_state(), origin).with_system_digest(origin.block)
 
 
 def _read(runtime: Runtime, state: RWKVState, origin: Origin) -> RWKVState:

@@ -1,17 +1,31 @@
-"""What a store tells its callers: sessions, log entries, counts, as plain values."""
+"""What a store tells its callers: sessions, log entries, counts, as plain values.
+
+Token ids are texts here, and how the origins of states join up stands beside `Origin`: the later
+must start where the earlier ended.
+"""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import math
-from collections.abc import Mapping
+import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from langchain_rwkv_state.errors import StateCorrupt
-from langchain_rwkv_state.state import CodecName, is_reference
+from langchain_rwkv_state import demo
+from langchain_rwkv_state.errors import StateCorrupt, StateMismatch
+from langchain_rwkv_state.state import CodecName, Fingerprint, is_reference
+from langchain_rwkv_state.state.header import Named
 
-_COUNT_MAX = 1 << 53  # the whole numbers that every reader of JSON has
+if TYPE_CHECKING:
+    from langchain_rwkv_state.state import RWKVState
+
+
+COUNT_MAX = 1 << 53
+"""The most of anything that is counted: the whole numbers that every reader of JSON has."""
 
 
 class Body:
@@ -19,12 +33,17 @@ class Body:
 
     Args:
         where: What the object is, for messages.
-        values: The parsed JSON object.
+        values: The parsed JSON value.
+
+    Raises:
+        StateCorrupt: It is no object; or, of every method, has no value of the name and type.
     """
 
-    def __init__(self, where: object, values: Mapping[str, Any]) -> None:
-        self._where: Any = where
-        self._values = values
+    def __init__(self, where: str, values: object) -> None:
+        if not isinstance(values, Mapping):
+            raise StateCorrupt(f"The {where} is no JSON object.")
+        self._where = where
+        self._values: Mapping[str, Any] = values
 
     def has(self, name: str) -> bool:
         """Says whether there is a value that is not ``None``."""
@@ -56,7 +75,7 @@ class Body:
     def count(self, name: str) -> int:
         """Returns a number of things."""
         value = self._take(name, int)
-        if isinstance(value, bool) or not 0 <= value <= _COUNT_MAX:
+        if isinstance(value, bool) or not 0 <= value <= COUNT_MAX:
             raise self._wrong(name)
         return cast("int", value)
 
@@ -121,12 +140,7 @@ class Origin:
 
     def to_body(self) -> dict[str, Any]:
         """Returns the JSON object."""
-        return {
-            "base": self.base,
-            "tokens": self.tokens,
-            "fingerprint": self.fingerprint,
-            "block": self.block,
-        }
+        return dict(vars(self))
 
     @classmethod
     def from_body(cls, where: str, values: object) -> Origin:
@@ -135,8 +149,6 @@ class Origin:
         Raises:
             StateCorrupt: It is something else.
         """
-        if not isinstance(values, dict):
-            raise StateCorrupt(f"The {where} has an unusable origin.")
         body = Body(where, values)
         return cls(
             base=body.maybe_ref("base"),
@@ -144,6 +156,43 @@ class Origin:
             fingerprint=body.text("fingerprint"),
             block=body.maybe_text("block"),
         )
+
+
+def pack_tokens(tokens: Sequence[int]) -> str:
+    """Returns token ids as a text."""
+    return base64.b64encode(struct.pack(f"<{len(tokens)}I", *tokens)).decode()
+
+
+def unpack_tokens(text: str) -> list[int]:
+    """Reads what `pack_tokens` made.
+
+    Raises:
+        StateCorrupt: The text is something else.
+    """
+    try:
+        data = base64.b64decode(text, validate=True)
+        return list(struct.unpack(f"<{len(data) // 4}I", data))
+    except (binascii.Error, ValueError, struct.error) as error:
+        raise StateCorrupt("The token ids of a stored state cannot be read.") from error
+
+
+def joined(earlier: Origin, later: Origin) -> Origin:
+    """Returns the origin of the later state, told from the earlier one's base."""
+    tokens = unpack_tokens(earlier.tokens) + unpack_tokens(later.tokens)
+    return Origin(earlier.base, pack_tokens(tokens), later.fingerprint, later.block)
+
+
+def merged(ref: str, gone: Origin | None, kept: Origin | None) -> Origin | None:
+    """Returns the origin of an entry after the entry before it, of the state `ref`, went.
+
+    Args:
+        ref: The state of the entry that went.
+        gone: Its origin.
+        kept: The origin of the entry that stays.
+    """
+    if gone is None or kept is None or kept.base != ref:
+        return kept
+    return joined(gone, kept)
 
 
 @dataclass(frozen=True)
@@ -204,6 +253,35 @@ class SessionInfo:
     unread: tuple[str, ...] = field(default=(), repr=False)
     model: str | None = None
     fingerprint: str | None = None
+
+
+_DIGITS = 8  # of a model's digest, that tell it apart for people
+
+
+def model_words(named: Named) -> str:
+    """Returns version, size and a short name of a model, for people and not for comparing.
+
+    The built-in model has a name; of any other, the first digits of its digest tell it apart, and
+    what was changed in it since it was read from its file.
+
+    Example:
+        >>> model_words(Named("rwkv7-0123456789abcdef+clamp(-8,-0.1)/fp32/-/-", 7, 24, 2048))
+        'RWKV-7 24x2048 01234567+clamp(-8,-0.1)'
+    """
+    shape = f"RWKV-{named.version} {named.n_layer}x{named.n_embd}"
+    try:
+        weights = Fingerprint.parse(named.fingerprint).weights
+    except StateMismatch:
+        return f"{shape} {named.fingerprint:.{_DIGITS}}"
+    whole, plus, change = weights.partition("+")
+    name = "demo" if whole == demo.WEIGHTS else whole.rpartition("-")[2][:_DIGITS]
+    return f"{shape} {name}{plus}{change}"
+
+
+def model_named_by(state: RWKVState) -> Named:
+    """Returns the model that a state is of."""
+    layout = state.layout
+    return Named(state.fingerprint, layout.version, layout.n_layer, layout.n_embd)
 
 
 @dataclass(frozen=True)

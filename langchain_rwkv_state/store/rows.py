@@ -18,14 +18,12 @@ from typing import Annotated, Any, ClassVar, NamedTuple, Self, get_type_hints
 
 from langchain_rwkv_state.errors import StateCorrupt
 from langchain_rwkv_state.state.header import Named
+from langchain_rwkv_state.store.records import COUNT_MAX, LogEntry
 from langchain_rwkv_state.store.records import Body as Body
-from langchain_rwkv_state.store.records import LogEntry
 from langchain_rwkv_state.store.records import Origin as Origin
 
 NAME_MAX = 512
 """The most characters of a session's or owner's name."""
-COUNT_MAX = 1 << 53
-"""The most of anything that is counted: the whole numbers that every reader of JSON has."""
 _HASH = hashlib.blake2b(digest_size=16, person=b"rwkv-state-row")  # to be copied
 _LETTERS = {int: "q", float: "d", bytes: "b", str: "t", type(None): "n"}
 _REF_BYTES = 32

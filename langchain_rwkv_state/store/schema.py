@@ -13,6 +13,13 @@ from collections.abc import Mapping
 
 from langchain_rwkv_state.store import rows
 
+FORMAT = 2
+"""Version of the tables as a whole; a store of a later one is refused."""
+LOST = (
+    "The store's secret is lost, so that none of its references means anything, though states are "
+    "stored beside it: restore the whole directory from a copy (cache.db-wal with it), or use "
+    "another directory."
+)
 DATABASE = "cache.db"
 NEW_DATABASE = "cache.db-new"
 """A database that is being made; it takes its name once it is whole."""

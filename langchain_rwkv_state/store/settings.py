@@ -1,13 +1,19 @@
-"""What a store is opened with, checked before anything is opened or made."""
+"""What callers give to a store, checked before anything is done: settings, names, unread messages.
+
+A store knows no messages; it looks at their form alone, at an append as at an import, or a session
+could be exported and never be taken in again.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from langchain_rwkv_state.state import LOSSY, CodecName, require_codec
 from langchain_rwkv_state.store.clock import TTL, ttl_seconds
@@ -77,7 +83,7 @@ class StoreSettings:
 
     def __post_init__(self) -> None:
         ttl_seconds(self.ttl, 1.0)
-        if self.history != 0 and not _is_positive(self.history):
+        if not is_whole(self.history, 0):
             raise ValueError(
                 f"history is how many states to keep before a head, got {self.history!r}."
             )
@@ -86,14 +92,14 @@ class StoreSettings:
         if self.codec is not None:
             require_codec(self.codec)
         check_log(self.log, self.codec)
-        if self.size_limit is not None and not _is_positive(self.size_limit):
+        if self.size_limit is not None and not is_whole(self.size_limit, 1):
             raise ValueError(
                 f"size_limit is a positive number of bytes or None, got {self.size_limit!r}."
             )
         check_flag(self.sliding, "sliding")
         if not callable(self.clock):
             raise ValueError(f"clock is a function that gives Unix time, got {self.clock!r}.")  # noqa: TRY004 # one kind
-        if self.staged_bytes is not None and not _is_count(self.staged_bytes):
+        if self.staged_bytes is not None and not is_whole(self.staged_bytes, 0):
             raise ValueError(
                 f"staged_bytes is a number of bytes, 0 or more, got {self.staged_bytes!r}."
             )
@@ -151,9 +157,64 @@ def check_log(log: object, codec: object) -> None:
         )
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def is_whole(value: object, least: int) -> bool:
+    """Says whether a value is a whole number, and no less than `least`."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+LIMIT_BYTES = 15 << 20
+"""The most bytes of a session's unread messages, as JSON in a bundle's `session.json`."""
+
+_MARK = "rwkv_state"  # `langchain_rwkv_state.prompt.markers.STATE_KEY`, above a store
+
+
+def require_messages(texts: Iterable[str]) -> None:
+    """Checks texts that are to wait unread.
+
+    Raises:
+        ValueError: One is no message in JSON that every store takes in; the message says why.
+    """
+    for text in texts:
+        if bundled_bytes([text]) > LIMIT_BYTES:
+            raise ValueError(
+                f"An unread message takes {bundled_bytes([text])} bytes as JSON, and a session "
+                f"holds at most {LIMIT_BYTES} of them: let the model read it instead."
+            )
+        try:
+            found = json.loads(text.encode(), parse_constant=no_constant)
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"An unread message holds half a surrogate pair, which is no text: {text!r:.200}. "
+                "Write it as JSON does, with \\u."
+            ) from error
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"An unread message is a JSON text, got {text!r:.200} ({error!s:.100})."
+            ) from error
+        if _is_marker(found):
+            raise ValueError(
+                "An unread message is no state marker: it would stand for a conversation that is "
+                f"not this session's. Leave it out: {text!r:.200}."
+            )
+
+
+def bundled_bytes(texts: Iterable[str]) -> int:
+    """Returns how many bytes texts take in a bundle's `session.json`."""
+    return sum(len(json.dumps(text)) + 3 for text in texts)
+
+
+def no_constant(text: str) -> None:
+    """Refuses NaN and infinity, which are no JSON."""
+    raise ValueError(f"{text} is no number")
+
+
+def _is_marker(found: object) -> bool:
+    """Says whether JSON is a system message with a reference, in whatever form LangChain has."""
+    if not isinstance(found, Mapping):
+        return False
+    parts = [found, found.get("data"), found.get("kwargs")]
+    objects: list[Mapping[str, Any]] = [part for part in parts if isinstance(part, Mapping)]
+    extras = [part.get("additional_kwargs") for part in objects]
+    marked = any(isinstance(extra, Mapping) and _MARK in extra for extra in extras)
+    kinds = [found.get("id"), *(part.get("type") for part in objects)]
+    return marked and "system" in json.dumps(kinds).lower()

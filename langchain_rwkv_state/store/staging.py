@@ -41,7 +41,7 @@ from langchain_rwkv_state.store.files import (
     make_directories,
     read_regular,
 )
-from langchain_rwkv_state.store.whose import model_named_by
+from langchain_rwkv_state.store.records import model_named_by
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import Buffer, RWKVState
@@ -49,6 +49,11 @@ if TYPE_CHECKING:
 STAGED_TTL_SECONDS = 15 * 60.0
 STAGED_BUDGET_BYTES = 256 << 20
 _EXPIRED_MAX = 4096  # references whose end is remembered, so that an error can say so
+STAGED = "staged"
+_LOCK = "lock"
+_FOLDER = re.compile(r"\.?[0-9a-f]{16}")
+_OLD_SECONDS = 86_400.0  # where there are no locks to tell the dead by
+_LEFT_BYTES, _LEFT_SHARE = 1 << 30, 20  # left free of a disk: 1 GB, of a small one a twentieth
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,6 @@ class Staged:
         ref: Its reference.
         parent: The state that it was read from.
         tokens: The ids read since the parent, for whoever keeps them.
-        fingerprint: Of its model.
         block: Digest of the system block that its conversation began with.
         model: The model that it is of.
         n_tokens: Tokens that it stands for.
@@ -75,7 +79,6 @@ class Staged:
     ref: str
     parent: str | None
     tokens: Sequence[int]
-    fingerprint: str
     block: str | None
     model: Named
     n_tokens: int
@@ -139,7 +142,6 @@ class Staging:
                     ref=ref,
                     parent=parent,
                     tokens=array("I", tokens),
-                    fingerprint=state.fingerprint,
                     block=state.block,
                     model=model_named_by(state),
                     n_tokens=state.n_tokens,
@@ -258,13 +260,6 @@ class Staging:
             self._states[ref] = replace(held, own=False)
 
 
-STAGED = "staged"
-_LOCK = "lock"
-_FOLDER = re.compile(r"\.?[0-9a-f]{16}")
-_OLD_SECONDS = 86_400.0  # where there are no locks to tell the dead by
-_LEFT_BYTES, _LEFT_SHARE = 1 << 30, 20  # left free of a disk: 1 GB, of a small one a twentieth
-
-
 _all_files: weakref.WeakSet[StagedFiles] = weakref.WeakSet()
 
 
@@ -281,14 +276,10 @@ class StagedFiles:
         self._folder: Path | None = None
         self._held: int | None = None
         self._lock = ForkLock(self._forked)
-        self._pid = os.getpid()
         _all_files.add(self)
 
     def write(self, parts: Sequence[Buffer]) -> Path:
         """Writes a state's bytes and returns their file.
-
-        Args:
-            parts: The bytes, in pieces.
 
         Raises:
             StoreFull: The disk leaves no room.
@@ -318,10 +309,6 @@ class StagedFiles:
 
     def read(self, path: Path, nbytes: int) -> bytes | None:
         """Returns what a file holds; ``None`` where it is gone.
-
-        Args:
-            path: The file.
-            nbytes: How long it is.
 
         Raises:
             StateCorrupt: Something else stands there, or it cannot be read.
@@ -355,7 +342,7 @@ class StagedFiles:
         """Removes this process's folder."""
         with self._lock:
             folder = self._let_go()
-        if folder is not None and self._pid == os.getpid():
+        if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _let_go(self) -> Path | None:
@@ -376,7 +363,6 @@ class StagedFiles:
     def _forked(self) -> None:
         """In a forked child: leaves the parent's folder alone, and its lock held."""
         self._folder = self._held = None
-        self._pid = os.getpid()
 
 
 def _error(error: OSError) -> StoreError | StoreFull:

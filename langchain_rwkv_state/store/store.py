@@ -20,35 +20,38 @@ from langchain_rwkv_state.errors import (
     SessionConflict,
     StateCorrupt,
     StateNotFound,
+    StoreError,
     StoreFull,
 )
 from langchain_rwkv_state.state import CodecName, is_reference
-from langchain_rwkv_state.store import bundle_io, queue
-from langchain_rwkv_state.store.aio import Threads
+from langchain_rwkv_state.state.header import START_BYTES, Named, model_named
+from langchain_rwkv_state.store import bundle_io, turns
+from langchain_rwkv_state.store.backend import Backend
 from langchain_rwkv_state.store.base import Beside
-from langchain_rwkv_state.store.clock import (
-    TTL,
-    ttl_seconds,
-)
+from langchain_rwkv_state.store.check import check_store
+from langchain_rwkv_state.store.clock import TTL, ttl_seconds
 from langchain_rwkv_state.store.damage import stored_state
-from langchain_rwkv_state.store.rebuild import Rebuilder
+from langchain_rwkv_state.store.rebuild import rebuild
 from langchain_rwkv_state.store.records import (
     CheckReport,
     LogEntry,
     QueuedTurn,
     SessionInfo,
     StoreStats,
+    model_words,
 )
 from langchain_rwkv_state.store.rows import Holder, SessionRow, StateRow
 from langchain_rwkv_state.store.settings import (
+    LIMIT_BYTES,
+    bundled_bytes,
     check_flag,
     check_name,
     check_texts,
+    is_whole,
+    require_messages,
 )
 from langchain_rwkv_state.store.tables import Changes, Tables
-from langchain_rwkv_state.store.unread import LIMIT_BYTES, bundled_bytes, require_messages
-from langchain_rwkv_state.store.upkeep import check_store
-from langchain_rwkv_state.store.whose import model_of, model_words
+from langchain_rwkv_state.store.verbs import Threads
 from langchain_rwkv_state.store.writes import OpenStore
 
 if TYPE_CHECKING:
@@ -63,7 +66,7 @@ _PRUNE_BATCH = 50  # things a transaction, so that writers wait for a few millis
 
 
 class TableStore(OpenStore):
-    """A `StateStore` over any backend; see `OpenStore`."""
+    """A `StateStore` over any backend; see `OpenStore`. What a verb promises, `StoreVerbs` says."""
 
     @property
     def _threads(self) -> Threads:
@@ -71,7 +74,6 @@ class TableStore(OpenStore):
 
     @property
     def beside(self) -> dict[str, Beside]:
-        """See `StateStore.beside`."""
         return self._resources.value.beside
 
     def __repr__(self) -> str:
@@ -85,23 +87,20 @@ class TableStore(OpenStore):
     # -- states ----------------------------------------------------------------------------------
 
     def put(self, state: RWKVState, *, ttl: TTL = None) -> str:
-        """See `StateStore.put`."""
         self._check_open()
         seconds = ttl_seconds(ttl, self._ttl)
         _check_state(state)
         states.require_finite(state)
         ref, state = self._as_kept(state)
 
-        def work(changes: Changes) -> None:
-            changes.hold(ref, Holder.PUT, "", seconds)
-
-        self._with_state(ref, work, state=state)
+        self._with_state(
+            ref, lambda changes: changes.hold(ref, Holder.PUT, "", seconds), state=state
+        )
         return ref
 
     def stage(
         self, state: RWKVState, *, parent: str | None = None, tokens: Sequence[int] = ()
     ) -> str:
-        """See `StateStore.stage`."""
         self._check_open()
         if parent is not None:
             _check_ref(parent, "parent")
@@ -117,7 +116,6 @@ class TableStore(OpenStore):
         return ref
 
     def get(self, ref: str, *, renew: bool = True) -> RWKVState:
-        """See `StateStore.get`."""
         self._check_open()
         _check_ref(ref, "ref")
         staged = self._staged(ref)
@@ -133,7 +131,6 @@ class TableStore(OpenStore):
         return state
 
     def descends(self, later: str, earlier: str) -> bool:
-        """See `StateStore.descends`."""
         self._check_open()
         _check_ref(later, "later")
         _check_ref(earlier, "earlier")
@@ -152,7 +149,6 @@ class TableStore(OpenStore):
         return False
 
     def keep(self, ref: str, owner: str, ttl: TTL = None) -> None:
-        """See `StateStore.keep`."""
         self._check_open()
         _check_ref(ref, "ref")
         check_name(owner, "owner")
@@ -160,17 +156,13 @@ class TableStore(OpenStore):
         self._with_state(ref, lambda changes: changes.hold(ref, Holder.OWNER, owner, seconds))
 
     def release(self, owner: str) -> int:
-        """See `StateStore.release`."""
-        self._check_open()
-        check_name(owner, "owner")
+        self._check(owner=owner)
         return self._write(lambda changes: changes.release(owner), freeing=True)
 
     # -- sessions --------------------------------------------------------------------------------
 
     def head(self, session: str) -> str | None:
-        """See `StateStore.head`."""
-        self._check_open()
-        check_name(session, "session")
+        self._check(session=session)
         view = self._view()
         found = view.head(session)
         if found is None:
@@ -182,7 +174,6 @@ class TableStore(OpenStore):
         return None if row is None else row.head
 
     def session(self, session: str, *, renew: bool = True) -> SessionInfo | None:
-        """See `StateStore.session`."""
         row = self._read_session(session, renew=renew)
         return None if row is None else self._info(row)
 
@@ -198,9 +189,7 @@ class TableStore(OpenStore):
         said: Sequence[str] = (),
         place: str | None = None,
     ) -> None:
-        """See `StateStore.commit`."""
-        self._check_open()
-        check_name(session, "session")
+        self._check(session=session)
         _check_ref(ref, "ref")
         if parent is not None:
             _check_ref(parent, "parent")
@@ -208,7 +197,7 @@ class TableStore(OpenStore):
         if sliding is not None:
             check_flag(sliding, "sliding")
         check_texts(said, "said")
-        if not _is_whole(unread_covered) or unread_covered < 0:
+        if not is_whole(unread_covered, 0):
             raise ValueError(f"unread_covered is a number, 0 or more, got {unread_covered!r}.")
         view = self._view()
         _expect_head(view.session(session), session, parent)
@@ -223,7 +212,7 @@ class TableStore(OpenStore):
         def work(changes: Changes) -> None:
             ((row, old),) = living
             if place is not None:
-                queue.end(changes, session, place)
+                turns.end(changes, session, place)
             _expect_head(row, session, parent)
             if unread_covered > len(row.unread):
                 raise ValueError(
@@ -239,9 +228,7 @@ class TableStore(OpenStore):
         self._with_state(ref, work, first=first)
 
     def append_unread(self, session: str, messages: Sequence[str], ttl: TTL = None) -> None:
-        """See `StateStore.append_unread`."""
-        self._check_open()
-        check_name(session, "session")
+        self._check(session=session)
         check_texts(messages, "messages")
         require_messages(messages)
         ttl_seconds(ttl, self._ttl)
@@ -261,25 +248,19 @@ class TableStore(OpenStore):
         self._write(work)
 
     def log(self, session: str) -> list[LogEntry]:
-        """See `StateStore.log`."""
-        self._check_open()
-        check_name(session, "session")
+        self._check(session=session)
         view = self._view()
         if view.session(session) is None:
             return []
         return [replace(turn, kept=view.lives(turn.ref), origin=None) for turn in view.log(session)]
 
     def sessions(self, prefix: str = "") -> list[str]:
-        """See `StateStore.sessions`."""
         self._check_open()
         check_texts([prefix], "prefix")
         return self._look(lambda tables: tables.session_names(prefix))
 
     def fork(self, session: str, new_session: str, at: str | None = None) -> str:
-        """See `StateStore.fork`."""
-        self._check_open()
-        check_name(session, "session")
-        check_name(new_session, "new")
+        self._check(session=session, new=new_session)
         if at is not None:
             _check_ref(at, "at")
 
@@ -305,12 +286,10 @@ class TableStore(OpenStore):
         return self._write(work)
 
     def rewind(self, session: str, turns: int = 1, to: str | None = None) -> str | None:
-        """See `StateStore.rewind`."""
-        self._check_open()
-        check_name(session, "session")
+        self._check(session=session)
         if to is not None:
             _check_ref(to, "to")
-        elif not _is_whole(turns) or turns < 1:
+        elif not is_whole(turns, 1):
             raise ValueError(f"A session is rewound by 1 turn or more, got {turns!r}.")
 
         def work(changes: Changes) -> str | None:
@@ -328,10 +307,7 @@ class TableStore(OpenStore):
         return self._write(work, freeing=True)
 
     def rename(self, session: str, new_session: str) -> None:
-        """See `StateStore.rename`."""
-        self._check_open()
-        check_name(session, "session")
-        check_name(new_session, "new")
+        self._check(session=session, new=new_session)
 
         def work(changes: Changes) -> None:
             row = changes.session(session)
@@ -339,7 +315,7 @@ class TableStore(OpenStore):
                 raise StateNotFound(f"There is no session {session!r} to rename.")
             _require_free(changes, new_session)
             for name in (session, new_session):
-                queue.require_empty(changes, name)
+                turns.require_empty(changes, name)
             changes.remove_session(new_session, expired=True)  # what is left of an expired one
             changes.rename_session(row, new_session)
 
@@ -348,9 +324,7 @@ class TableStore(OpenStore):
             kept.renamed(session, new_session)
 
     def delete_session(self, session: str) -> bool:
-        """See `StateStore.delete_session`."""
-        self._check_open()
-        check_name(session, "session")
+        self._check(session=session)
 
         def work(changes: Changes) -> bool:
             try:
@@ -366,45 +340,36 @@ class TableStore(OpenStore):
     # -- queues ----------------------------------------------------------------------------------
 
     def enter_queue(self, session: str, token: str, seconds: float) -> int:
-        """See `StateStore.enter_queue`."""
-        self._check_open()
-        check_name(session, "session")
+        self._check(session=session)
         if not 0 < seconds < math.inf:
             raise ValueError(f"A place in a queue holds for some seconds, not {seconds!r}.")
         return self._write(  # a place is worth nothing after a loss of power
-            lambda changes: queue.enter(changes, session, token, seconds),
+            lambda changes: turns.enter(changes, session, token, seconds),
             freeing=True,
             durable=False,
         )
 
     def leave_queue(self, session: str, token: str) -> bool:
-        """See `StateStore.leave_queue`."""
-        self._check_open()
-        check_name(session, "session")
+        self._check(session=session)
         return self._write(
-            lambda changes: queue.leave(changes, session, token), freeing=True, durable=False
+            lambda changes: turns.leave(changes, session, token), freeing=True, durable=False
         )
 
     def queue(self, session: str) -> list[QueuedTurn]:
-        """See `StateStore.queue`."""
-        self._check_open()
-        check_name(session, "session")
-        return queue.line(self._view(), session)
+        self._check(session=session)
+        return turns.line(self._view(), session)
 
     # -- bundles ---------------------------------------------------------------------------------
 
     def export_session(
         self, session: str, path: str | os.PathLike[str], *, tokens: bool = False
     ) -> None:
-        """See `StateStore.export_session`."""
-        self._check_open()
-        check_name(session, "session")
+        self._check(session=session)
         bundle_io.export_session(self, session, Path(path), tokens=tokens)
 
     def import_session(
         self, path: str | os.PathLike[str], session: str | None = None, *, ttl: TTL = None
     ) -> SessionInfo:
-        """See `StateStore.import_session`."""
         self._check_open()
         if session is not None:
             check_name(session, "session")
@@ -414,11 +379,10 @@ class TableStore(OpenStore):
     # -- upkeep ----------------------------------------------------------------------------------
 
     def prune(self) -> int:
-        """See `StateStore.prune`."""
         self._check_open()
         gone = 0
-        if queue.any_ran_out(self._view()):
-            self._write(queue.sweep, freeing=True)
+        if turns.any_ran_out(self._view()):
+            self._write(turns.sweep, freeing=True)
         while True:
             any_gone, removed = self._write(_expire_batch, freeing=True)
             gone += removed
@@ -426,7 +390,6 @@ class TableStore(OpenStore):
                 return gone
 
     def stats(self) -> StoreStats:
-        """See `StateStore.stats`."""
         self._check_open()
         sessions, states, nbytes = self._look(
             lambda tables: (
@@ -447,12 +410,10 @@ class TableStore(OpenStore):
         )
 
     def check(self, *, fix: bool = False) -> CheckReport:
-        """See `StateStore.check`."""
         self._check_open()
         return check_store(self._backend, self._key, self._clock.now, self._ttl, fix=fix)
 
     def close(self) -> None:
-        """See `StateStore.close`."""
         if self._closed:
             return
         self._closed = True
@@ -475,7 +436,7 @@ class TableStore(OpenStore):
         """
         self._check_open()
         _check_ref(ref, "ref")
-        return Rebuilder(self._view(), self._key, self.get).rebuild(ref, runtime)
+        return rebuild(self._view(), self._key, self.get, ref, runtime)
 
     async def arebuild(self, ref: str, runtime: Runtime) -> RWKVState:
         """Async twin of `rebuild`."""
@@ -483,10 +444,16 @@ class TableStore(OpenStore):
 
     # -- pieces of the verbs ---------------------------------------------------------------------
 
+    def _check(self, **names: str) -> None:
+        """Checks that the store is open, and names, each by what it is the name of."""
+        self._check_open()
+        for what, name in names.items():
+            check_name(name, what)
+
     def _info(self, row: SessionRow) -> SessionInfo:
         view = self._view()
         kept = {ref: _readable(view, ref) for ref in row.kept}
-        named = None if row.head is None else model_of(self._backend, kept.get(row.head))
+        named = None if row.head is None else _model_of(self._backend, kept.get(row.head))
         return SessionInfo(
             session=row.name,
             head=row.head,
@@ -503,8 +470,7 @@ class TableStore(OpenStore):
 
     def _read_session(self, session: str, *, renew: bool = True) -> SessionRow | None:
         """Returns a living session, renewed where that is due and asked for."""
-        self._check_open()
-        check_name(session, "session")
+        self._check(session=session)
         view = self._view()
         row = view.session(session)
         if row is None or not renew or not row.sliding or not _worn(row.expires, row.ttl, view.now):
@@ -567,6 +533,22 @@ def _readable(view: Tables, ref: str) -> StateRow | None:
         return None
 
 
+def _model_of(backend: Backend, row: StateRow | None) -> Named | None:
+    """Returns the model that a stored state says it is of; ``None`` where it cannot be asked.
+
+    A state that was stored by an earlier release is asked by its file.
+    """
+    if row is None:
+        return None
+    if row.model is not None:
+        return row.model
+    try:
+        start = backend.read_blob_start(row.blob, START_BYTES)
+        return None if start is None else model_named(start)
+    except (StateCorrupt, StoreError):
+        return None  # whoever reads the state itself is told
+
+
 def _expire_batch(changes: Changes) -> tuple[int, int]:
     gone, sessions = changes.expire_next(_PRUNE_BATCH)
     return gone, sessions + changes.states_removed
@@ -584,10 +566,6 @@ def _expect_head(row: SessionRow | None, session: str, parent: str | None) -> No
 def _worn(expires: float, ttl: float, now: float) -> bool:
     """Says whether a tenth of a time to live has passed since it last started."""
     return expires < math.inf and expires - now <= (1 - _RENEW_AFTER) * ttl
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _check_state(value: object) -> None:

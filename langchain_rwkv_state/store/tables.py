@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from langchain_rwkv_state.errors import StateCorrupt, StateExpired, StateNotFound
 from langchain_rwkv_state.store import rows
-from langchain_rwkv_state.store.records import LogEntry, Origin
+from langchain_rwkv_state.store.records import LogEntry, Origin, merged
 from langchain_rwkv_state.store.rows import (
     LOG,
     META,
@@ -34,7 +34,6 @@ from langchain_rwkv_state.store.rows import (
     name_bytes,
     ref_bytes,
 )
-from langchain_rwkv_state.store.tokens import merged
 
 RowT = TypeVar("RowT", bound=Row)
 

@@ -34,13 +34,14 @@ from langchain_rwkv_state.store.clock import (
     steady_seconds,
     ttl_seconds,
 )
-from langchain_rwkv_state.store.heads import Heads
 from langchain_rwkv_state.store.records import (
     Origin,
+    joined,
+    model_named_by,
+    pack_tokens,
 )
-from langchain_rwkv_state.store.resources import Resources
+from langchain_rwkv_state.store.resources import Resources, open_secret
 from langchain_rwkv_state.store.rows import StateRow
-from langchain_rwkv_state.store.secret import open_secret
 from langchain_rwkv_state.store.settings import (
     DEFAULT_TTL,
     StoreSettings,
@@ -48,8 +49,7 @@ from langchain_rwkv_state.store.settings import (
 )
 from langchain_rwkv_state.store.staging import STAGED_TTL_SECONDS, Staged
 from langchain_rwkv_state.store.tables import Changes, Tables
-from langchain_rwkv_state.store.tokens import joined, pack_tokens
-from langchain_rwkv_state.store.whose import model_named_by
+from langchain_rwkv_state.store.turns import Heads
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import RWKVState
@@ -390,7 +390,7 @@ class OpenStore(StateStore):
                 break
             at, tokens = found.parent, (*found.tokens, *tokens)
         packed = pack_tokens(tokens)
-        origin = Origin(at, packed, first.fingerprint, first.block)
+        origin = Origin(at, packed, first.model.fingerprint, first.block)
         if at is None or at == base:
             return origin
         row = view.stored_state(at)

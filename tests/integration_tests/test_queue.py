@@ -27,10 +27,10 @@ import sys, threading
 from langchain_core.messages import HumanMessage
 from langchain_rwkv_state import DiskStateStore
 from langchain_rwkv_state.conversation.session import RWKVSession
-from langchain_rwkv_state.store import queue
+from langchain_rwkv_state.store import turns
 from tests.helpers.fake_chat import FakeChat
 
-queue.LEASE_SECONDS = 1.0
+turns.LEASE_SECONDS = 1.0
 
 def hang():
     sys.stdout.write("running\\n")

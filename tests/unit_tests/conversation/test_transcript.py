@@ -298,7 +298,7 @@ class TestWhatTheLogSays:
         assert len(thread) == 6
 
     def test_a_bundle_with_wrong_digests_is_refused(self):
-        from langchain_rwkv_state.store.manifest import _Fields
+        from langchain_rwkv_state.store.bundle import _Fields
 
         assert _Fields("log", {}).digests("said") == ()
         for wrong in (["xyz"], [7], "0" * 16, ["0" * 17]):

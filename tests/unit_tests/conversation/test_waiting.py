@@ -19,7 +19,7 @@ from langchain_rwkv_state.conversation import leases, waiting
 from langchain_rwkv_state.conversation.leases import LEASES
 from langchain_rwkv_state.conversation.session import SESSION_KEY, RWKVSession
 from langchain_rwkv_state.errors import SessionConflict
-from langchain_rwkv_state.store import queue
+from langchain_rwkv_state.store import turns
 from tests.helpers.fake_chat import FakeChat
 
 STRANGER = "5" * 32
@@ -229,7 +229,7 @@ class TestAPlace:
         assert 0.2 < time.monotonic() - began < 10
 
     def test_is_renewed_while_the_model_thinks(self, fake, store, monkeypatch):
-        monkeypatch.setattr(queue, "LEASE_SECONDS", 0.3)
+        monkeypatch.setattr(turns, "LEASE_SECONDS", 0.3)
         fake.before_answer = lambda: time.sleep(1.2)
         first, slow = in_thread(lambda: talk(fake).invoke(said("slow")))
         until(lambda: store.queue("bob"))
@@ -240,7 +240,7 @@ class TestAPlace:
 
     def test_is_renewed_while_it_waits(self, fake, store, monkeypatch):
         store.enter_queue("bob", STRANGER, 15)
-        monkeypatch.setattr(queue, "LEASE_SECONDS", 0.3)
+        monkeypatch.setattr(turns, "LEASE_SECONDS", 0.3)
         thread, outcome = in_thread(lambda: talk(fake).invoke(said("one")))
         until(lambda: len(store.queue("bob")) == 2)
         token = store.queue("bob")[1].token
@@ -267,7 +267,7 @@ class TestAPlace:
     def test_is_renewed_though_another_store_keeps_its_keeper_waiting(
         self, fake, store, monkeypatch
     ):
-        monkeypatch.setattr(queue, "LEASE_SECONDS", 0.3)
+        monkeypatch.setattr(turns, "LEASE_SECONDS", 0.3)
         gate = Gate()
         with MemoryStateStore() as locked:
             other: Any = talk(FakeChat(store=locked)).stream(said("one"))
@@ -283,7 +283,7 @@ class TestAPlace:
             other.close()
 
     def test_runs_out_once_its_loop_is_closed(self, fake, store, monkeypatch):
-        monkeypatch.setattr(queue, "LEASE_SECONDS", 0.3)
+        monkeypatch.setattr(turns, "LEASE_SECONDS", 0.3)
         loop = asyncio.new_event_loop()
         stream: Any = talk(fake).astream(said("one"))
         loop.run_until_complete(anext(stream))

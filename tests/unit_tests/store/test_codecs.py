@@ -104,7 +104,7 @@ def test_no_token_ids_lead_to_a_lossy_state(tmp_path):
 
 def test_a_codec_of_a_later_release_is_told_to_upgrade(tmp_path, monkeypatch):
     DiskStateStore(tmp_path, codec="int4").close()
-    monkeypatch.setattr("langchain_rwkv_state.store.secret.CODECS", ("exact", "zstd"))
+    monkeypatch.setattr("langchain_rwkv_state.store.resources.CODECS", ("exact", "zstd"))
     with pytest.raises(StoreError, match=r"'int4'.*upgrade"):
         DiskStateStore(tmp_path)
 

@@ -748,7 +748,7 @@ def test_a_place_that_cannot_be_written_leaves_flushing_on(store, monkeypatch):
         raise sqlite3.OperationalError("disk I/O error")
 
     with monkeypatch.context() as patched:
-        patched.setattr("langchain_rwkv_state.store.queue.enter", broken)
+        patched.setattr("langchain_rwkv_state.store.turns.enter", broken)
         with pytest.raises(StoreError, match="disk I/O error"):
             store.enter_queue("bob", "a" * 32, 15.0)
     assert backend_of(store).sql("PRAGMA synchronous")[0][0] == 2

@@ -21,7 +21,7 @@ import pytest
 
 from langchain_rwkv_state.errors import RWKVStateError, StateCorrupt, StoreFull
 from langchain_rwkv_state.state import RWKVState, decode, encode
-from langchain_rwkv_state.store import DiskStateStore, rows, unread
+from langchain_rwkv_state.store import DiskStateStore, rows, settings
 from langchain_rwkv_state.store.tables import Changes
 from tests.helpers.bundles import with_manifest
 from tests.helpers.states import random_state
@@ -297,7 +297,7 @@ def test_a_message_that_is_no_marker_waits_and_moves(store, tmp_path):
 
 
 def test_no_more_waits_unread_than_a_bundle_holds(store, tmp_path, monkeypatch):
-    monkeypatch.setattr("langchain_rwkv_state.store.unread.LIMIT_BYTES", 100)
+    monkeypatch.setattr("langchain_rwkv_state.store.settings.LIMIT_BYTES", 100)
     monkeypatch.setattr("langchain_rwkv_state.store.store.LIMIT_BYTES", 100)
     with pytest.raises(ValueError, match="at most 100"):
         store.append_unread("bob", ['"' + "x" * 100 + '"'])
@@ -305,4 +305,4 @@ def test_no_more_waits_unread_than_a_bundle_holds(store, tmp_path, monkeypatch):
     with pytest.raises(StoreFull, match="let a turn read them first"):
         store.append_unread("bob", ['"' + "x" * 60 + '"'])
     assert len(store.session("bob").unread) == 1
-    assert unread.bundled_bytes(store.session("bob").unread) <= 100
+    assert settings.bundled_bytes(store.session("bob").unread) <= 100

@@ -23,9 +23,9 @@ import pytest
 from langchain_rwkv_state.errors import StateExpired, StateNotFound, StoreFull
 from langchain_rwkv_state.store import DiskStateStore, MemoryStateStore
 from langchain_rwkv_state.store.files import StateFiles
+from langchain_rwkv_state.store.records import unpack_tokens
 from langchain_rwkv_state.store.resources import OPEN_STORES
 from langchain_rwkv_state.store.staging import StagedFiles
-from langchain_rwkv_state.store.tokens import unpack_tokens
 from tests.helpers.command import rwkv_state
 from tests.helpers.states import SetClock, random_state
 

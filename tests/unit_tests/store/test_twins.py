@@ -6,8 +6,8 @@ import inspect
 
 import pytest
 
-from langchain_rwkv_state.store import MemoryStateStore, StateStore
-from langchain_rwkv_state.store.aio import AsyncVerbs, twin
+from langchain_rwkv_state.store import DiskStateStore, MemoryStateStore, StateStore
+from langchain_rwkv_state.store.verbs import AsyncVerbs, StoreVerbs, twin
 
 TWINS = sorted(
     name
@@ -23,6 +23,13 @@ def test_a_twin_has_its_verbs_signature_and_says_whose_it_is(name):
     assert inspect.signature(made) == inspect.signature(verb)
     assert made.__name__ == name
     assert made.__doc__.startswith(f"Async twin of `{name[1:]}`")
+
+
+@pytest.mark.parametrize("name", sorted(StoreVerbs.__abstractmethods__))
+def test_help_on_a_stores_verb_tells_what_every_store_promises(name):
+    told = inspect.getdoc(getattr(DiskStateStore, name))
+    assert told is not None
+    assert told == inspect.getdoc(getattr(StoreVerbs, name))
 
 
 async def test_a_twin_runs_what_the_object_has_under_the_verbs_name():

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
 
 from langchain_rwkv_state import state as states
 from langchain_rwkv_state.errors import StateCorrupt, StoreError
@@ -28,6 +27,7 @@ from langchain_rwkv_state.store.rows import (
     TABLES,
     Holder,
     HoldRow,
+    Raw,
     SessionRow,
     StateRow,
     Table,
@@ -38,7 +38,6 @@ from langchain_rwkv_state.store.tables import Changes, Tables, Totals, name_dige
 _WRITING_SECONDS = 60.0  # younger bytes may belong to a commit that is under way
 _ROUNDS = 4  # one repair may bring another thing to light
 
-Raw = tuple[Any, ...]
 Repair = Callable[[Changes], str]
 
 
@@ -58,15 +57,7 @@ class Finding:
 def check_store(
     backend: Backend, key: bytes, clock: Callable[[], float], ttl: float, *, fix: bool
 ) -> CheckReport:
-    """Verifies a store.
-
-    Args:
-        backend: Its tables and files.
-        key: Its secret.
-        clock: Tells the store's time.
-        ttl: The store's time to live, for a hold whose own can no longer be read.
-        fix: Whether to repair.
-    """
+    """Verifies a store; `ttl` is for a hold whose own time to live can no longer be read."""
     own = backend.check(fix=fix)
     problems, repaired = list(own.problems), list(own.repaired)
     try:
@@ -126,10 +117,7 @@ def _is_named(tables: Tables, name: str) -> bool:
 def _sweep(backend: Backend, name: str, *, aside: bool) -> str | None:
     """Deletes a file unless a row names it by now; says what was done.
 
-    Args:
-        backend: The files.
-        name: The file.
-        aside: Whether to put it aside: a row that was damaged may have named it.
+    It is put `aside` where a row that was damaged may have named it.
     """
 
     def work(changes: Changes) -> str | None:
@@ -237,12 +225,12 @@ class _AllRows:
             return lambda changes: self._without_row(changes, raw)
         if table is LOG and raw[1] == 0 and isinstance(raw[0], bytes):
             return _born(rows.name_text(raw[0]), 0.0)
+        return self._delete(table, raw)
 
-        def delete(changes: Changes) -> str:
-            changes.delete_key(table, raw[: table.keys])
-            return f"Deleted the {table.describe(raw)}."
-
-        return delete
+    @staticmethod
+    def _delete(table: Table, raw: Raw) -> Repair:
+        done = f"Deleted the {table.describe(raw)}."
+        return _doing(done, Changes.delete_key, table, raw[: table.keys])
 
     def _held_again(self, raw: Raw) -> Repair | None:
         """Returns what writes a changed hold again; its key says all but its time.
@@ -302,7 +290,12 @@ class _AllRows:
             for turn in self.logs[name]:
                 yield Finding(
                     f"Turn {turn.seq} in the log of {name!r} has no session.",
-                    _drop_turn(name, turn),
+                    _doing(
+                        f"Deleted turn {turn.seq} in the log of {name!r}.",
+                        Changes.delete_key,
+                        LOG,
+                        (name_bytes(name), turn.seq),
+                    ),
                 )
 
     def _log_findings(self, name: str, session: SessionRow) -> Iterator[Finding]:
@@ -320,7 +313,12 @@ class _AllRows:
             if later.seq != earlier.seq + 1:
                 yield Finding(
                     f"The log of the session {name!r} has a gap before turn {later.seq}.",
-                    _cut_before(name, later.seq),
+                    _doing(
+                        f"The log of {name!r} begins at turn {later.seq} now.",
+                        Changes.cut_log_before,
+                        name,
+                        later.seq,
+                    ),
                 )
 
     @staticmethod
@@ -390,11 +388,8 @@ class _AllRows:
         yield Finding(problem)
 
     def _put_again(self, ref: str) -> Repair:
-        def repair(changes: Changes) -> str:
-            changes.hold(ref, Holder.PUT, "", self._ttl)
-            return f"Holds the state {ref} as if it were put now, for the store's time to live."
-
-        return repair
+        done = f"Holds the state {ref} as if it were put now, for the store's time to live."
+        return _doing(done, Changes.hold, ref, Holder.PUT, "", self._ttl)
 
     def _aside(self, state: StateRow) -> Repair:
         def repair(changes: Changes) -> str:
@@ -435,7 +430,7 @@ class _AllRows:
                 for name in self._missing_holders(ref):
                     yield Finding(
                         f"The session {name!r} has no hold on {ref}.",
-                        _put_hold(HoldRow(ref, Holder.SESSION, name)),
+                        _hold_again(HoldRow(ref, Holder.SESSION, name)),
                     )
         for ref, holds in self.holds.items():
             for hold in holds:
@@ -446,12 +441,22 @@ class _AllRows:
                 ):
                     yield Finding(
                         f"A hold says that the session {hold.owner!r} needs {ref}; it does not.",
-                        _drop_hold(hold),
+                        self._delete(HoldRow.TABLE, hold.pack()),
                     )
 
     def _count_again(self, changes: Changes) -> str:
         changes.set_totals(_AllRows(changes, self._backend, self._ttl).totals())
         return "Counted all rows again."
+
+
+def _doing(done: str, verb: Callable[..., object], *args: object) -> Repair:
+    """Returns a repair that is one verb of `Changes`; `done` says what it did."""
+
+    def repair(changes: Changes) -> str:
+        verb(changes, *args)
+        return done
+
+    return repair
 
 
 def _born(name: str, created: float) -> Repair:
@@ -463,46 +468,15 @@ def _born(name: str, created: float) -> Repair:
     return repair
 
 
-def _drop_turn(name: str, turn: LogEntry) -> Repair:
+def _hold_again(hold: HoldRow) -> Repair:
     def repair(changes: Changes) -> str:
-        changes.delete_key(LOG, (name_bytes(name), turn.seq))
-        return f"Deleted turn {turn.seq} in the log of {name!r}."
-
-    return repair
-
-
-def _cut_before(name: str, seq: int) -> Repair:
-    def repair(changes: Changes) -> str:
-        changes.cut_log_before(name, seq)
-        return f"The log of {name!r} begins at turn {seq} now."
-
-    return repair
-
-
-def _put_hold(hold: HoldRow) -> Repair:
-    def repair(changes: Changes) -> str:
-        changes.delete_key(
-            HoldRow.TABLE, (rows.ref_bytes(hold.ref), hold.kind, name_bytes(hold.owner))
-        )
+        changes.delete_key(HoldRow.TABLE, hold.pack()[:3])
         changes.put(hold)
         return f"Wrote the {HoldRow.TABLE.describe(hold.pack())} again."
 
     return repair
 
 
-def _drop_hold(hold: HoldRow) -> Repair:
-    def repair(changes: Changes) -> str:
-        changes.delete_key(
-            HoldRow.TABLE, (rows.ref_bytes(hold.ref), hold.kind, name_bytes(hold.owner))
-        )
-        return f"Deleted the {HoldRow.TABLE.describe(hold.pack())}."
-
-    return repair
-
-
 def _put_state(state: StateRow, old: StateRow | None) -> Repair:
-    def repair(changes: Changes) -> str:
-        changes.put_state(state, old)
-        return f"Wrote the row of the state {state.ref} again."
-
-    return repair
+    done = f"Wrote the row of the state {state.ref} again."
+    return _doing(done, Changes.put_state, state, old)

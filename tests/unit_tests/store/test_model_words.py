@@ -8,7 +8,7 @@ from langchain_rwkv_state.runtime import load_runtime
 from langchain_rwkv_state.state import encode
 from langchain_rwkv_state.state.header import START_BYTES, Named, model_named
 from langchain_rwkv_state.store import DiskStateStore
-from langchain_rwkv_state.store.whose import model_words
+from langchain_rwkv_state.store.records import model_words
 from tests.helpers.states import random_state
 
 
