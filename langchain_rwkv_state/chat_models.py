@@ -535,10 +535,8 @@ class ChatRWKV(RWKVModel, BaseChatModel):
                 moved meanwhile.
             StoreFull: The store has no room.
         """
-        read = Prefill(
-            self, model_input, session, ttl, on_progress, timeout, self.keep_reasoning
-        )
-        return run(reading.steps(), self.store)
+        read = Prefill(self, model_input, session, ttl, on_progress, timeout, self.keep_reasoning)
+        return run(read.steps(), self.store)
 
     async def aprefill(
         self,
@@ -554,10 +552,8 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         Cancelled, the reading ends at once, and nothing is stored. Where the cancellation comes as
         the state is being written, it is stored, and its reference is returned.
         """
-        reading = Prefill(
-            self, model_input, session, ttl, on_progress, timeout, self.keep_reasoning
-        )
-        return await arun(reading.steps(), self.store)
+        read = Prefill(self, model_input, session, ttl, on_progress, timeout, self.keep_reasoning)
+        return await arun(read.steps(), self.store)
 
     def pin_prefix(self, model_input: LanguageModelInput, *, name: str) -> int:
         """Reads what many prompts begin with, and keeps its state in the prefix cache for good.

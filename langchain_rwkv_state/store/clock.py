@@ -149,15 +149,19 @@ class StoreClock:
         wall = float(self._clock())
         steady_at = self._steady() if self._steady else 0.0
         with self._lock:
-            leapt = self._leapt(wall, steady_at) != 0.0
-        mark = self._load() if leapt else None  # outside of the lock: it reads the store
+            if not self._leapt(wall, steady_at):
+                return self._moved(wall, steady_at)
+        mark = self._load()  # outside of the lock: it reads the store
         with self._lock:
             leap = self._leapt(wall, steady_at)
             if leap:
                 self._follow(wall, leap, mark)
-            self._wall, self._steady_at = wall, steady_at
-            self._now = max(self._now, wall + self._offset)
-            return self._now
+            return self._moved(wall, steady_at)
+
+    def _moved(self, wall: float, steady_at: float) -> float:
+        self._wall, self._steady_at = wall, steady_at
+        self._now = max(self._now, wall + self._offset)
+        return self._now
 
     def mark_to_save(self) -> ClockMark | None:
         """Returns a mark where it is time to save one, with the next thing written."""

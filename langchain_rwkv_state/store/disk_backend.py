@@ -43,7 +43,7 @@ from langchain_rwkv_state.store.read_only import ReadOnlyDatabase
 from langchain_rwkv_state.store.records import CheckReport
 from langchain_rwkv_state.store.rows import StateRow
 from langchain_rwkv_state.store.schema import DATABASE, SETTINGS
-from langchain_rwkv_state.store.tables import Changes, Sql, listed
+from langchain_rwkv_state.store.tables import LIST, Sql, listed
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import Buffer
@@ -108,7 +108,7 @@ class DiskBackend:
         with self.errors():
             if self._reading is not None:
                 return self._reading.look(work)
-            connection = self._opened()._con
+            connection = self._connection()
             if connection.in_transaction:
                 return work()
             connection.execute("BEGIN")
@@ -237,7 +237,7 @@ class DiskBackend:
         if self._reading is not None:
             self._require_open()
             return self._reading.fetch(statement, values)
-        found: list[tuple[Any, ...]] = self._opened()._con.execute(statement, values).fetchall()
+        found: list[tuple[Any, ...]] = self._connection().execute(statement, values).fetchall()
         return found
 
     @contextmanager
@@ -282,7 +282,7 @@ class DiskBackend:
         with self._lock, self.errors():
             cache = self._opened()
             self._require_identity()
-            execute = cache._con.execute
+            execute = self._connection().execute
             if not durable:  # SQLite's log is flushed with the next that is
                 execute("PRAGMA synchronous = NORMAL")
             try:
@@ -315,6 +315,12 @@ class DiskBackend:
                 "read_only=True."
             )
 
+    def _connection(self) -> Any:
+        """Returns the calling thread's connection."""
+        connection = self._opened()._con
+        self._connections.mind(connection)
+        return connection
+
     def _opened(self) -> Cache:
         self._require_open()
         cache = self._cache
@@ -323,7 +329,6 @@ class DiskBackend:
                 if self._cache is None:
                     self._cache = self._open()
                 cache = self._cache
-        self._connections.mind(cache._con)
         return cache
 
     def _open(self) -> Cache:
@@ -558,7 +563,7 @@ def _listing(fetch: Sql, *, fix: bool) -> Iterator[tuple[str, str]]:
         )
     for row in wanted.values():
         if fix:
-            Changes(fetch, 0.0, lists_states=True).list_state(row)
+            fetch(LIST, listed(row))
         yield (
             f"diskcache's table does not list the state {row.ref}.",
             f"Listed the state {row.ref} in diskcache's table.",

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
+from operator import attrgetter, itemgetter
 from typing import Annotated, Any, ClassVar, NamedTuple, Self, get_type_hints
 
 from langchain_rwkv_state.errors import StateCorrupt
@@ -28,7 +29,7 @@ _HASH = hashlib.blake2b(digest_size=16, person=b"rwkv-state-row")  # to be copie
 _LETTERS = {int: "q", float: "d", bytes: "b", str: "t", type(None): "n"}
 _REF_BYTES = 32
 
-_SIZED = (bytes, str)
+_SIZED = frozenset((bytes, str))
 Raw = Sequence[Any]
 """A row as SQLite gives it: columns, then the checksum."""
 
@@ -93,9 +94,9 @@ def _bytes(value: Any) -> bytes:
 
 
 def _read_ref(value: Any) -> str:
-    if len(_bytes(value)) != _REF_BYTES:
+    if type(value) is not bytes or len(value) != _REF_BYTES:
         raise ValueError("no reference")
-    return ref_text(value)
+    return "rwkv1-" + value.hex()
 
 
 def _read_refs(value: Any) -> tuple[str, ...]:
@@ -140,8 +141,11 @@ def _read_flag(value: Any) -> bool:
     return bool(value)
 
 
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
 def _json_bytes(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+    return _encode(value).encode()
 
 
 def _read_texts(value: Any) -> tuple[str, ...]:
@@ -155,12 +159,18 @@ def _read_origin(value: Any) -> Origin:
     return Origin.from_body("origin", json.loads(_bytes(value)))
 
 
+@lru_cache(64)  # all states of a store are of a few models
 def _read_model(value: Any) -> Named:
     fingerprint, *numbers = json.loads(_bytes(value))
     if not isinstance(fingerprint, str):
         raise TypeError("no model")
     version, n_layer, n_embd = map(_read_count, numbers)
     return Named(fingerprint, version, n_layer, n_embd)
+
+
+@lru_cache(64)
+def _write_model(model: Named) -> bytes:
+    return _json_bytes(list(model))
 
 
 def _maybe(kind: _Kind, nothing: Any = None) -> _Kind:
@@ -183,7 +193,7 @@ _FLAG = _Kind(_read_flag, int, "INTEGER")
 _TEXTS = _maybe(_Kind(_read_texts, _json_bytes), ())
 _ORIGIN = _maybe(_Kind(_read_origin, lambda origin: _json_bytes(origin.to_body())))
 _HOLDER = _Kind(lambda value: Holder(_read_count(value)), int, "INTEGER")
-_MODEL = _maybe(_Kind(_read_model, lambda model: _json_bytes(list(model))))
+_MODEL = _maybe(_Kind(_read_model, _write_model))
 _MAYBE_REF = _Kind(_read_maybe_ref, _write_maybe_ref)
 
 
@@ -203,6 +213,7 @@ class Table:
         self.keys = keys
         self.columns = columns
         self.added = added
+        self.fields = attrgetter(*columns)  # of a row's value
         self._reads = tuple(kind.read for kind in columns.values())
         self._writes = tuple(kind.write for kind in columns.values())
 
@@ -302,36 +313,49 @@ _ROW = {
 
 def checksum(table: str, columns: Sequence[Any]) -> bytes:
     """Returns the checksum of a row: over its table's name and each column's type and length."""
-    types = tuple(map(type, columns))
-    if str in types:  # this package writes none
-        columns = [
-            each.encode("utf-8", "surrogatepass") if type(each) is str else each for each in columns
-        ]
-    tag, pack, numbers, texts = _layout(table, types)
-    blobs = [columns[place] for place in texts]
+    tag, pack, numbers, texts = _layout(table, tuple(map(type, columns)))
+    blobs = texts(columns)
     digest = _HASH.copy()
-    digest.update(
-        tag + pack(*[columns[place] for place in numbers], *map(len, blobs)) + b"".join(blobs)
-    )
+    digest.update(b"".join((tag, pack(*numbers(columns), *map(len, blobs)), *blobs)))
     return digest.digest()
+
+
+_Take = Callable[[Sequence[Any]], Sequence[Any]]
 
 
 @lru_cache(256)
 def _layout(
     table: str, types: tuple[type, ...]
-) -> tuple[bytes, Callable[..., bytes], list[int], list[int]]:
+) -> tuple[bytes, Callable[..., bytes], _Take, _Take]:
     """Returns how columns of these types are laid out: a tag, numbers and lengths, then bytes."""
     letters = "".join(_LETTERS[each] for each in types)
     numbers = [place for place, letter in enumerate(letters) if letter in "qd"]
     texts = [place for place, letter in enumerate(letters) if letter in "bt"]
     form = "".join(letters[place] for place in numbers)
     packed = struct.Struct(f">{form}{'Q' * len(texts)}")
-    return f"{table}:{letters}:".encode(), packed.pack, numbers, texts
+    take = _taker(texts)
+    if "t" in letters:  # this package writes none
+
+        def take(columns: Sequence[Any]) -> Sequence[Any]:
+            return [
+                each.encode("utf-8", "surrogatepass") if type(each) is str else each
+                for each in (columns[place] for place in texts)
+            ]
+
+    return f"{table}:{letters}:".encode(), packed.pack, _taker(numbers), take
+
+
+def _taker(places: Sequence[int]) -> _Take:
+    """Returns what takes the columns at some places, as fast as there is."""
+    if len(places) > 1:
+        return itemgetter(*places)
+    return lambda columns: [columns[place] for place in places]
 
 
 def size(columns: Sequence[Any]) -> int:
     """Returns the bytes that a row's columns count for."""
-    return sum([len(each) if type(each) in _SIZED else 8 for each in columns])
+    texts = [len(each) for each in columns if type(each) in _SIZED]
+    return sum(texts) + 8 * (len(columns) - len(texts))
 
 
 META = Table("meta", 1, {"key": _WORDS, "value": _Kind(_bytes, bytes)})
@@ -378,11 +402,19 @@ class Row:
         Raises:
             StateCorrupt: It was changed.
         """
-        return cls(*cls.TABLE.unpack(raw))
+        row = cls(*cls.TABLE.unpack(raw))
+        vars(row)["_raw"] = raw
+        return row
 
     def pack(self) -> tuple[Any, ...]:
         """Returns the columns, without the checksum."""
-        return self.TABLE.pack([getattr(self, name) for name in self.TABLE.columns])
+        return self.TABLE.pack(self.TABLE.fields(self))
+
+    @property
+    def size(self) -> int:
+        """The bytes that its columns count for; a row that was read is not packed for that."""
+        raw = vars(self).get("_raw")
+        return size(self.pack() if raw is None else raw[:-1])
 
 
 @dataclass(frozen=True)

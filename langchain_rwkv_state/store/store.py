@@ -200,7 +200,8 @@ class TableStore(OpenStore):
         if not is_whole(unread_covered, 0):
             raise ValueError(f"unread_covered is a number, 0 or more, got {unread_covered!r}.")
         view = self._view()
-        _expect_head(view.session(session), session, parent)
+        found = view.head(session)
+        _expect_head(None if found is None else found[0], session, parent)
         origin = self._origin(view, ref, parent) if self._log_tokens else None
 
         living: list[tuple[SessionRow, SessionRow | None]] = []
@@ -213,7 +214,7 @@ class TableStore(OpenStore):
             ((row, old),) = living
             if place is not None:
                 turns.end(changes, session, place)
-            _expect_head(row, session, parent)
+            _expect_head(row.head, session, parent)
             if unread_covered > len(row.unread):
                 raise ValueError(
                     f"unread_covered is {unread_covered}, but the session {session!r} has "
@@ -554,8 +555,7 @@ def _expire_batch(changes: Changes) -> tuple[int, int]:
     return gone, sessions + changes.states_removed
 
 
-def _expect_head(row: SessionRow | None, session: str, parent: str | None) -> None:
-    head = None if row is None else row.head
+def _expect_head(head: str | None, session: str, parent: str | None) -> None:
     if head != parent:
         raise SessionConflict(
             f"The head of the session {session!r} is {head}, not {parent}: somebody else moved "

@@ -61,9 +61,22 @@ _WHERE: dict[str, str] = {
     table.name: " AND ".join(f"{name} = ?" for name in list(table.columns)[: table.keys])
     for table in rows.TABLES.values()
 }
-_LIST = (
-    "INSERT OR REPLACE INTO Cache(key, raw, store_time, expire_time, access_time, access_count,"
-    " tag, size, mode, filename, value) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_COLUMNS = (
+    "key, raw, store_time, expire_time, access_time, access_count, tag, size, mode, filename, value"
+)
+LIST = f"INSERT OR REPLACE INTO Cache({_COLUMNS}) VALUES ({', '.join('?' * 11)})"  # noqa: S608
+"""Enters a state in diskcache's own table, with what `listed` gives."""
+_UNLIST = "DELETE FROM Cache WHERE key = ?1 AND raw = 1"
+_RELIST = (
+    f"UPDATE OR REPLACE Cache SET ({_COLUMNS}) = "  # noqa: S608 # constants
+    f"({', '.join(f'?{number}' for number in range(2, 13))})"
+    " WHERE key = ?1 AND raw = 1 RETURNING 1"
+)
+_END_HOLD = "DELETE FROM holds WHERE ref = ?1 AND kind = ?2 AND owner = ?3"
+_LET_GO = (  # is it held so, does anything else hold it, its row
+    "SELECT EXISTS (SELECT 1 FROM holds WHERE ref = ?1 AND kind = ?2 AND owner = ?3),"
+    " EXISTS (SELECT 1 FROM holds WHERE ref = ?1 AND (kind, owner) != (?2, ?3)),"
+    " s.* FROM (SELECT 1) LEFT JOIN states s ON s.ref = ?1"
 )
 _RETURNS = sqlite3.sqlite_version_info >= (3, 35)
 _FILE_MODE = 2  # diskcache's number for a value that is a file of bytes
@@ -379,9 +392,11 @@ class Tables:
         names: list[bytes] = []
         for raw in found:
             name, expires = raw[0], raw[6]
-            if rows.checksum("sessions", raw[:-1]) != raw[-1] or type(name) is not bytes:
-                break
-            if type(expires) not in (float, type(None)):
+            if (
+                rows.checksum("sessions", raw[:-1]) != raw[-1]
+                or type(name) is not bytes
+                or type(expires) not in _ENDS
+            ):
                 break
             names.append(name)
             if expires is None or expires > self.now:
@@ -426,6 +441,7 @@ class Tables:
 
 
 _SESSIONS_FROM = "SELECT * FROM sessions WHERE name >= ? AND name < ? ORDER BY name"
+_ENDS = frozenset((float, type(None)))
 _QUEUE = "SELECT * FROM queue"
 _HOLDS = (
     "SELECT * FROM holds WHERE ref = ? AND (kind, owner) >= (?, ?) ORDER BY kind, owner LIMIT 32"
@@ -495,6 +511,8 @@ class Changes(Tables):
         self._before: Totals | None = None
         self._known: dict[str, StateRow | None] = {}
         self._added: set[str] = set()
+        self._listed: dict[str, StateRow] = {}
+        self._unlisted: list[str] = []
         self.dropped: list[str] = []
         self.states_removed = 0
 
@@ -502,14 +520,12 @@ class Changes(Tables):
 
     def put(self, row: Row, old: Row | None = None) -> None:
         """Writes a row in the place of `old`."""
-        self.put_columns(row.TABLE, row.pack(), None if old is None else old.pack())
+        self.put_columns(row.TABLE, row.pack(), 0 if old is None else old.size)
 
-    def put_columns(
-        self, table: Table, columns: tuple[Any, ...], old: tuple[Any, ...] | None = None
-    ) -> None:
-        """Writes a row's columns in the place of `old`."""
+    def put_columns(self, table: Table, columns: tuple[Any, ...], old_bytes: int = 0) -> None:
+        """Writes a row's columns in the place of some that count for `old_bytes`."""
         self._sql(_PUT[table.name], (*columns, rows.checksum(table.name, columns)))
-        self._nbytes += rows.size(columns) - (0 if old is None else rows.size(old))
+        self._nbytes += rows.size(columns) - old_bytes
 
     def put_widened(self, table: Table, raw: Raw, missing: int) -> None:
         """Writes a row of an earlier release with the columns that came since, as NULL.
@@ -561,14 +577,13 @@ class Changes(Tables):
         nbytes, sessions, names = self._before
         return Totals(nbytes + self._nbytes, sessions + self._sessions, names ^ self._names)
 
-    def finish(self) -> Totals:
-        """Notes the totals where they changed, as the transaction's last step; returns them."""
+    def finish(self) -> None:
+        """Notes what is still to be noted, and the totals where they changed: the last step."""
         for ref in list(self._added):
             self._write_state(ref)
-        totals = self.totals()
+        self._list_states()
         if self._nbytes or self._sessions or self._names:
-            self.set_totals(totals)
-        return totals
+            self.set_totals(self.totals())
 
     def set_totals(self, totals: Totals) -> None:
         """Notes the totals; what changed so far is in them."""
@@ -594,24 +609,46 @@ class Changes(Tables):
         if old is None or (old.blob, old.nbytes) != (row.blob, row.nbytes):
             self._nbytes += row.nbytes - (0 if old is None else old.nbytes)
             if old is not None:
-                self.unlist_state(ref_bytes(old.ref))
-            self.list_state(row)
-
-    def list_state(self, row: StateRow) -> None:
-        """Enters a state in diskcache's own table, where there is one."""
-        if self._lists_states:
-            self._sql(_LIST, listed(row))
+                self._unlisted.append(old.ref)
+            self._listed[row.ref] = row
 
     def unlist_state(self, digest: object) -> None:
         """Takes a state out of diskcache's own table."""
-        if self._lists_states and isinstance(digest, bytes):
-            self._sql("DELETE FROM Cache WHERE key = ? AND raw = 1", (rows.ref_text(digest),))
+        if (
+            isinstance(digest, bytes)
+            and self._listed.pop(ref := rows.ref_text(digest), None) is None
+        ):
+            self._unlisted.append(ref)
+
+    def _list_states(self) -> None:
+        """Brings diskcache's own table up to date, where there is one.
+
+        Most commits add a state and let one go. The old one's row becomes the new one's: that
+        touches half as many pages as a row that is made and one that is deleted.
+        """
+        gone = list(dict.fromkeys(self._unlisted))
+        for row in self._listed.values() if self._lists_states else ():
+            old = row.ref if row.ref in gone else gone[0] if gone else None
+            values, done = listed(row), False
+            if old is not None:
+                gone.remove(old)
+                if _RETURNS:
+                    done = bool(self._sql(_RELIST, (old, *values)))
+                else:
+                    self._sql(_UNLIST, (old,))
+            if not done:
+                self._sql(LIST, values)
+        for ref in gone if self._lists_states else ():
+            self._sql(_UNLIST, (ref,))
+        self._listed, self._unlisted = {}, []
 
     def add_state(self, row: StateRow) -> None:
         """Adds a state whose file is written; its row is written with the first hold."""
         self._known[row.ref] = row
         self._added.add(row.ref)
-        self.delete_key(TOMBSTONES, (ref_bytes(row.ref),))
+        key = (ref_bytes(row.ref),)
+        if self._sql("SELECT 1 FROM tombstones WHERE ref = ?", key):
+            self.delete_key(TOMBSTONES, key)
 
     def _write_state(self, ref: str) -> None:
         row = self.stored_state(ref)
@@ -625,7 +662,7 @@ class Changes(Tables):
             self._added.discard(row.ref)
         else:
             self._sql("DELETE FROM states WHERE ref = ?", (ref_bytes(row.ref),))
-            self._nbytes -= row.nbytes + rows.size(row.pack())
+            self._nbytes -= row.nbytes + row.size
             self.unlist_state(ref_bytes(row.ref))
         if not keep_file:
             self.dropped.append(row.blob)
@@ -665,15 +702,21 @@ class Changes(Tables):
         Returns:
             Whether there was such a hold.
         """
-        if not self.delete_key(HoldRow.TABLE, (ref_bytes(ref), int(kind), name_bytes(owner))):
+        key = (ref_bytes(ref), int(kind), name_bytes(owner))
+        ((held, others, *raw),) = self._sql(_LET_GO, key)
+        if not held:
             return False
-        try:
-            state = self.stored_state(ref)
-        except StateCorrupt:
-            return True  # it is left alone
+        self._sql(_END_HOLD, key)
+        self._nbytes -= rows.size((*key, None, None))
+        if ref not in self._known:
+            try:
+                self._known[ref] = None if raw[0] is None else StateRow.unpack(raw)
+            except StateCorrupt:
+                return True  # it is left alone
+        state = self._known[ref]
         if state is None:
             return True
-        if state.holders > 1 or any(True for _ in self.holders(ref)):
+        if state.holders > 1 or others:
             self.put_state(replace(state, holders=max(0, state.holders - 1)), state)
             return True
         self.remove_state(state)
@@ -713,15 +756,14 @@ class Changes(Tables):
         self._put_turn(session, turn)
         if turn.seq <= LOG_ENTRIES:
             return
-        oldest = self.turn(session, turn.seq - LOG_ENTRIES)
-        if oldest is None:
-            return
-        successor = self.turn(session, oldest.seq + 1)
-        self._drop_turn(session, oldest.seq)
-        if successor is not None:
-            origin = merged(oldest.ref, oldest.origin, successor.origin)
-            if origin != successor.origin:
-                self._put_turn(session, replace(successor, origin=origin), successor)
+        last = (name_bytes(session), turn.seq - LOG_ENTRIES)
+        for raw in self._delete(LOG, _WHERE["log"], last):
+            oldest = rows.unpack_turn(raw)
+            successor = None if oldest.origin is None else self.turn(session, oldest.seq + 1)
+            if successor is not None:
+                origin = merged(oldest.ref, oldest.origin, successor.origin)
+                if origin != successor.origin:
+                    self._put_turn(session, replace(successor, origin=origin), successor)
 
     def copy_log(self, source: str, target: str, last: int) -> None:
         """Copies a session's log up to the turn `last`."""
@@ -778,11 +820,8 @@ class Changes(Tables):
         self.delete_key(SessionRow.TABLE, (key,))
 
     def _put_turn(self, session: str, turn: LogEntry, old: LogEntry | None = None) -> None:
-        before = None if old is None else rows.pack_turn(session, old)
+        before = 0 if old is None else rows.size(rows.pack_turn(session, old))
         self.put_columns(LOG, rows.pack_turn(session, turn), before)
-
-    def _drop_turn(self, session: str, seq: int) -> None:
-        self.delete_key(LOG, (name_bytes(session), seq))
 
     # -- queues ----------------------------------------------------------------------------------
 

@@ -137,16 +137,17 @@ class OpenStore(StateStore):
 
     def _write_once(self, work: Callable[[Changes], T], *, freeing: bool, durable: bool) -> T:
         now, mark = self._clock.now(), self._clock.mark_to_save()
+        limit = None if freeing else self._settings.size_limit
 
         def transaction(changes: Changes) -> T:
-            before = changes.totals().nbytes
+            before = 0 if limit is None else changes.totals().nbytes
             result = work(changes)
             if mark is not None:
                 body = {"wall": mark.wall, "offset": mark.offset}
                 changes.note("clock", json.dumps(body).encode())
-            after = changes.finish().nbytes
-            limit = self._settings.size_limit
-            if limit is not None and not freeing and after > max(limit, before):
+            changes.finish()
+            after = 0 if limit is None else changes.totals().nbytes
+            if limit is not None and after > max(limit, before):
                 raise _OverLimit(
                     f"The store would hold {after} bytes, its size limit is {limit}: delete "
                     "sessions, or raise size_limit."
@@ -215,7 +216,7 @@ class OpenStore(StateStore):
     def _write_bytes(self, ref: str, state: RWKVState | None) -> StateRow | None:
         """Writes a state's bytes where no row has them; the row comes with the transaction."""
         view = self._view()
-        staged = self._staged(ref)
+        staged = self._staging.get(ref, now=view.now)
         if (state is not None or staged is not None) and view.lives(ref):
             return None
         parent = staged.parent if staged is not None else None
