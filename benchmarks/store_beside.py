@@ -167,29 +167,28 @@ class _Worker:
         import torch
 
         from benchmarks import store
+        from langchain_rwkv_state.store import DiskStateStore
 
         torch.set_num_threads(1)
         self._number = number
         self._bench = store
+        self._open = DiskStateStore
         self._head: str | None = None
         self._made = 0
 
     def open(self, folder: str, n_embd: int) -> dict[str, float]:
         """Opens a store, which the first of a crew makes."""
-        from langchain_rwkv_state import DiskStateStore
         from langchain_rwkv_state.state import StateLayout
 
         self._layout = StateLayout.of(7, n_layer=_LAYERS[n_embd], n_embd=n_embd, head_size=64)
         self._tensors = self._bench._tensors(self._layout, self._number)
-        self._store = DiskStateStore(folder)
+        self._store = self._open(folder)
         return {}
 
     def fill(self, folder: str, n: int) -> dict[str, float]:
         """Makes a store of many sessions."""
-        from langchain_rwkv_state import DiskStateStore
-
         self._clock = self._bench._Clock()
-        self._store = DiskStateStore(folder, clock=self._clock)
+        self._store = self._open(folder, clock=self._clock)
         self._bench._fill(self._store, n, self._clock)
         return {}
 

@@ -317,7 +317,8 @@ class DiskBackend:
 
     def _connection(self) -> Any:
         """Returns the calling thread's connection."""
-        connection = self._opened()._con
+        cache = self._cache
+        connection = (self._opened() if cache is None else cache)._con
         self._connections.mind(connection)
         return connection
 

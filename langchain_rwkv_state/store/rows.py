@@ -120,7 +120,11 @@ def _read_seconds(value: Any) -> float:
 
 
 def _read_end(value: Any) -> float:
-    return math.inf if value is None else _read_seconds(value)
+    if value is None:
+        return math.inf
+    if type(value) is not float or not -math.inf < value < math.inf:
+        raise ValueError("no time")
+    return value
 
 
 def _write_end(value: float) -> float | None:

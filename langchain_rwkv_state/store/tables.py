@@ -7,13 +7,15 @@ own count say so.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import reduce
+from hashlib import blake2b
+from operator import xor
 from typing import Any, NamedTuple, TypeVar
 
 from langchain_rwkv_state.errors import StateCorrupt, StateExpired, StateNotFound
@@ -98,7 +100,7 @@ class Totals(NamedTuple):
 
 def name_digest(name: bytes) -> int:
     """Returns a session's share of `Totals.names`."""
-    return int.from_bytes(hashlib.blake2b(name, digest_size=6).digest(), "big")
+    return int.from_bytes(blake2b(name, digest_size=6).digest(), "big")
 
 
 def listed(row: StateRow) -> tuple[Any, ...]:
@@ -390,20 +392,21 @@ class Tables:
             found = self._sql(_SESSIONS_FROM, (start, end))
         living: list[bytes] = []
         names: list[bytes] = []
+        checksum, now = rows.checksum, self.now
         for raw in found:
             name, expires = raw[0], raw[6]
             if (
-                rows.checksum("sessions", raw[:-1]) != raw[-1]
+                checksum("sessions", raw[:-1]) != raw[-1]
                 or type(name) is not bytes
                 or type(expires) not in _ENDS
             ):
                 break
             names.append(name)
-            if expires is None or expires > self.now:
+            if expires is None or expires > now:
                 living.append(name)
         if len(names) < len(found) or not self._are_all(names, start, end):
             living = self._names_by_log(start)
-        return [rows.name_text(name) for name in living]
+        return [name.decode("utf-8", "surrogatepass") for name in living]
 
     def _are_all(self, names: list[bytes], start: bytes, end: bytes | None) -> bool:
         """Says whether names are all that there are: by the totals, or by the logs of a range."""
@@ -457,10 +460,7 @@ def _after(start: bytes) -> bytes | None:
 
 def _come_to(names: Sequence[bytes]) -> tuple[int, int]:
     """Returns what names come to, as `Totals` has it."""
-    digests = 0
-    for name in names:
-        digests ^= name_digest(name)
-    return len(names), digests
+    return len(names), reduce(xor, map(name_digest, names), 0)
 
 
 def _readable(kind: type[RowT], found: Iterable[Raw]) -> Iterator[RowT]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import stat
 
 import pytest
 
-from langchain_rwkv_state._files import require_new, whole_file, write_whole
+from langchain_rwkv_state._files import require_new, whole_file, write_new, write_whole
 
 
 def test_a_file_holds_all_pieces_and_is_its_owners_alone(tmp_path):
@@ -57,3 +58,12 @@ def test_a_file_that_is_there_is_refused_before_any_work(tmp_path):
         pass
     with pytest.raises(FileNotFoundError, match="no directory"):
         require_new(tmp_path / "none" / "file")
+
+
+@pytest.mark.skipif(not hasattr(os, "writev"), reason="this system writes piece by piece")
+def test_a_disk_that_takes_only_some_of_the_pieces_gets_the_rest(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        os, "writev", lambda handle, parts: os.write(handle, parts[0] + parts[1][:1])
+    )
+    write_new(tmp_path / "file", [b"one", b"two", b"", b"three"])
+    assert (tmp_path / "file").read_bytes() == b"onetwothree"

@@ -32,10 +32,13 @@ from langchain_rwkv_state.errors import (
     StoreFull,
 )
 from langchain_rwkv_state.state import Buffer, decode
-from langchain_rwkv_state.store import DiskStateStore, default_directory, rows
+from langchain_rwkv_state.store import DiskStateStore, default_directory, rows, tables
 from langchain_rwkv_state.store.disk_backend import DiskBackend
 from tests.helpers.mutations import Payload
 from tests.helpers.states import SetClock, random_state, turns
+
+WRITE = "writev" if hasattr(os, "writev") else "write"
+"""What writes a state's file."""
 
 
 @pytest.fixture
@@ -360,6 +363,30 @@ def test_a_stranger_sees_the_states_in_diskcache_and_its_repair_deletes_none(pat
         assert store.get(str(store.head("bob"))) == random_state([*b"bob", 0, 1])
 
 
+@pytest.mark.parametrize("returns", [True, False])
+def test_diskcaches_rows_and_counters_follow_every_commit(path, monkeypatch, returns):
+    """The row of a state that goes becomes the new one's, or is deleted where SQLite is old."""
+    monkeypatch.setattr(tables, "_RETURNS", returns and tables._RETURNS)
+    clock = SetClock()
+    with DiskStateStore(path, ttl=100, clock=clock) as store:
+        refs = turns(store, "bob", 5)
+        assert store.check().sound
+        with closing(diskcache.Cache(str(path))) as cache:
+            assert set(cache) == set(refs[-2:])
+        clock.seconds += 200
+        # The session has expired, and begins anew with a state that it still held.
+        last = store.stage(random_state([*b"bob", 0, 1, 2, 3, 4]))
+        assert last == refs[-1]
+        store.commit("bob", last, None)
+        execute(path, "DELETE FROM Cache")  # by another hand: no row is left to be taken over
+        after = store.stage(random_state([7]))
+        store.commit("bob", after, last)
+        store.commit("bob", newest := store.stage(random_state([8])), after)
+        with closing(diskcache.Cache(str(path))) as cache:
+            assert set(cache) == {after, newest}
+        assert store.check().sound
+
+
 # -- strange files -------------------------------------------------------------------------------
 
 
@@ -552,7 +579,7 @@ def read_all(store: DiskStateStore) -> None:
 # -- a disk that is full or gone -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("call", ["write", "fsync"])
+@pytest.mark.parametrize("call", [WRITE, "fsync"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_leaves_the_old_head_and_no_half_file(path, store, monkeypatch, call, code):
     refs = turns(store, "bob", 1)
@@ -576,7 +603,7 @@ def test_a_full_disk_leaves_the_old_head_and_no_half_file(path, store, monkeypat
     store.commit("bob", mine, refs[0])
 
 
-@pytest.mark.parametrize("call", ["write", "fsync"])
+@pytest.mark.parametrize("call", [WRITE, "fsync"])
 def test_a_limit_on_the_size_of_files_is_no_lack_of_room(path, store, monkeypatch, call):
     mine = store.stage(random_state([9]))
 
@@ -598,7 +625,7 @@ def test_any_other_failure_of_the_disk_is_an_error_of_ours(path, store, monkeypa
 
     mine = store.stage(random_state([9]))
     with monkeypatch.context() as patched:
-        patched.setattr(os, "write", fail)
+        patched.setattr(os, WRITE, fail)
         with pytest.raises(StoreError, match="broken"):
             store.commit("bob", mine, None)
     assert state_files(path) == []
