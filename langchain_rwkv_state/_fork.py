@@ -88,8 +88,8 @@ class ForkLock:
 
 
 def _before_fork() -> None:
-    _forking.set()
     _quiet.acquire()
+    _forking.set()  # not before: another fork that ends now would take it back
     _registry_lock.acquire()
     for lock in list(_locks):
         lock.__enter__()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from diskcache import Cache, Disk, Timeout
 from diskcache.core import MODE_RAW, UNKNOWN
 
-from langchain_rwkv_state._files import take_lock
+from langchain_rwkv_state._files import close_locked, take_lock
 from langchain_rwkv_state._fork import ForkLock, done_before_a_fork
 from langchain_rwkv_state.errors import RWKVStateError, StateCorrupt, StoreError, StoreFull
 from langchain_rwkv_state.store.files import (
@@ -378,7 +378,7 @@ def _only_one(path: Path, timeout_seconds: float) -> Iterator[None]:
             time.sleep(_LOOK_AGAIN_SECONDS)
         yield
     finally:
-        os.close(handle)
+        close_locked(handle)
 
 
 def _locked(handle: int, path: Path) -> bool:

@@ -33,7 +33,7 @@ from langchain_rwkv_state.errors import (
 )
 from langchain_rwkv_state.state import Buffer, decode
 from langchain_rwkv_state.store import DiskStateStore, default_directory, rows
-from langchain_rwkv_state.store.disk_backend import DiskBackend
+from langchain_rwkv_state.store.disk_backend import DiskBackend, _only_one
 from tests.helpers.mutations import Payload
 from tests.helpers.states import SetClock, random_state, turns
 
@@ -770,3 +770,21 @@ REF = bytes.fromhex("aa" * 32)
 )
 def test_a_row_is_described_with_whose_it_is(table, key, words):
     assert rows.TABLES[table].describe(key).endswith(words)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
+def test_a_child_forked_while_a_store_opens_holds_up_nobody_for_its_life(tmp_path) -> None:
+    lives, ends = os.pipe()
+    with _only_one(tmp_path / "lock", 1.0):
+        child = os.fork()
+        if child == 0:
+            os.close(ends)
+            os.read(lives, 1)  # until the parent closes its end
+            os._exit(0)
+    try:
+        with _only_one(tmp_path / "lock", 0.2):
+            pass
+    finally:
+        os.close(ends)
+        os.close(lives)
+        os.waitpid(child, 0)
