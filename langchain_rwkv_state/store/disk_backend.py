@@ -21,7 +21,7 @@ from diskcache import Cache, Disk, Timeout
 from diskcache.core import MODE_RAW, UNKNOWN
 
 from langchain_rwkv_state._files import close_locked, take_lock
-from langchain_rwkv_state._fork import ForkLock, done_before_a_fork
+from langchain_rwkv_state._fork import ForkLock, done_before_a_fork, not_amid_a_fork
 from langchain_rwkv_state.errors import RWKVStateError, StateCorrupt, StoreError, StoreFull
 from langchain_rwkv_state.store.files import (
     StateFiles,
@@ -323,6 +323,9 @@ class DiskBackend:
                 if self._cache is None:
                     self._cache = self._open()
                 cache = self._cache
+        if getattr(cache._local, "con", None) is None:
+            with not_amid_a_fork():
+                cache._con  # noqa: B018 # opens the calling thread's connection
         self._connections.mind(cache._con)
         return cache
 
@@ -330,7 +333,8 @@ class DiskBackend:
         with _only_one(self.root / LOCK, self._timeout):
             prepare_database(self.root, used=self.files.any_folder(), tables=self.lists_states)
             self.files.fill_reserve()
-            return Cache(str(self.root), timeout=self._timeout, disk=SafeDisk, **SETTINGS)
+            with not_amid_a_fork():
+                return Cache(str(self.root), timeout=self._timeout, disk=SafeDisk, **SETTINGS)
 
     def _forked(self) -> None:
         """In a forked child: leaves the parent's connections alone, for they are not ours."""

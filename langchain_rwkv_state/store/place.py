@@ -20,6 +20,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from langchain_rwkv_state._files import flush_directory, write_new
+from langchain_rwkv_state._fork import not_amid_a_fork
 from langchain_rwkv_state.errors import StoreError
 from langchain_rwkv_state.store.files import DAMAGED, RESERVE, SHARD
 from langchain_rwkv_state.store.old_format import ABOUT_KEY, convert, is_format_1
@@ -190,18 +191,20 @@ def opened(path: Path, options: str) -> Iterator[sqlite3.Connection]:
     try:
         yield connection
     finally:
-        connection.close()
+        with not_amid_a_fork():
+            connection.close()
 
 
 def connect(path: Path, options: str, *, wait_seconds: float = _WAIT_SECONDS) -> sqlite3.Connection:
     """Opens a database as `opened` does, for the caller to close, in whatever thread."""
-    connection = sqlite3.connect(
-        f"file:{quote(str(path.absolute()))}?mode={options}",
-        uri=True,
-        timeout=wait_seconds,
-        isolation_level=None,
-        check_same_thread=False,
-    )
+    with not_amid_a_fork():
+        connection = sqlite3.connect(
+            f"file:{quote(str(path.absolute()))}?mode={options}",
+            uri=True,
+            timeout=wait_seconds,
+            isolation_level=None,
+            check_same_thread=False,
+        )
     try:
         connection.execute("PRAGMA mmap_size = 0")
         connection.execute("PRAGMA trusted_schema = 0")

@@ -788,3 +788,27 @@ def test_a_child_forked_while_a_store_opens_holds_up_nobody_for_its_life(tmp_pat
         os.close(ends)
         os.close(lives)
         os.waitpid(child, 0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
+def test_a_fork_waits_for_a_connection_that_is_being_opened(path, monkeypatch) -> None:
+    opens, opened = threading.Event(), []
+    connect = sqlite3.connect
+
+    def slowly(*args: Any, **settings: Any) -> Any:
+        opens.set()
+        time.sleep(0.2)
+        opened.append(connect(*args, **settings))
+        return opened[-1]
+
+    DiskStateStore(path).close()
+    monkeypatch.setattr(sqlite3, "connect", slowly)
+    thread = threading.Thread(target=lambda: DiskStateStore(path).close())
+    thread.start()
+    assert opens.wait(10)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if opened else 1)  # a lock of SQLite's would be held here for good
+    _, status = os.waitpid(child, 0)
+    thread.join()
+    assert os.waitstatus_to_exitcode(status) == 0
