@@ -220,3 +220,16 @@ def take_lock(handle: int) -> bool:
             return False
         raise
     return True
+
+
+def close_locked(handle: int) -> None:
+    """Closes a file and lets its lock go, of which a child forked meanwhile has a copy.
+
+    A lock belongs to all copies of an open file: closing one leaves it with the others.
+    """
+    try:
+        if _fcntl is not None:
+            with suppress(OSError):
+                _fcntl.flock(handle, _fcntl.LOCK_UN)
+    finally:
+        os.close(handle)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 _registry_lock = threading.Lock()
@@ -22,12 +23,37 @@ _forking = threading.Event()
 _LOOK_AGAIN_SECONDS = 0.001
 
 
+class _Mine(threading.local):
+    """How many of `ForkLock` the calling thread holds: a fork waits for it then anyway."""
+
+    locks = 0
+
+
+_mine = _Mine()
+
+
+@contextmanager
+def not_amid_a_fork() -> Iterator[None]:
+    """Keeps a fork waiting for a short block, which itself waits for a fork under way.
+
+    SQLite opens a connection under locks of its own, which a child would inherit as held.
+    """
+    if _mine.locks:
+        yield
+        return
+    with _quiet:
+        yield
+
+
 def done_before_a_fork(work: Callable[[], None]) -> bool:
     """Runs short work that a fork waits for; says whether it did, which it does not amid a fork.
 
     SQLite closes a connection under locks of its own, which a child would inherit as held. A
     finaliser may call this in a thread that holds any lock, so it never waits for a fork.
     """
+    if _mine.locks:
+        work()
+        return True
     while not _quiet.acquire(timeout=_LOOK_AGAIN_SECONDS):
         if _forking.is_set():
             return False
@@ -71,6 +97,7 @@ class ForkLock:
 
     def __enter__(self) -> None:
         self._lock.acquire()
+        _mine.locks += 1
 
     def __exit__(
         self,
@@ -78,6 +105,7 @@ class ForkLock:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        _mine.locks -= 1
         self._lock.release()
 
     def after_fork(self) -> None:
@@ -88,8 +116,8 @@ class ForkLock:
 
 
 def _before_fork() -> None:
-    _forking.set()
     _quiet.acquire()
+    _forking.set()  # not before: another fork that ends now would take it back
     _registry_lock.acquire()
     for lock in list(_locks):
         lock.__enter__()

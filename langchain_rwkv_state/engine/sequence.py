@@ -292,14 +292,16 @@ class TokenSequence:
         if at == end and not request.max_tokens:
             self._deliver(self._slots.state(self.slot) if copy is None else copy.state())
 
-    def _snapshot_prompt(self, at: int) -> Snapshot:
+    def _snapshot_prompt(self, at: int) -> Snapshot | None:
         """Copies the state at a position of the prompt, and hands the copy to who wants it."""
         request, prefix = self._request, self.prefix
         self.snapshots.discard(at)
         asked = at in request.checkpoints
         cached = prefix is not None and prefix.wants(at)
+        firm = request.max_tokens > 0 and at in (request.common, len(request.prompt))
         if not (asked or cached):
-            copy = self._slots.snapshot(self.slot)
+            # Another request may have kept that state meanwhile: a copy would be nobody's.
+            copy = self._slots.snapshot(self.slot) if firm else None
         else:
             state = self._slots.state(self.slot)
             copy = Snapshot(self._slots, state)
@@ -309,7 +311,7 @@ class TokenSequence:
                 self._end_state = state
             elif prefix is not None and cached:
                 prefix.keep(at, state)
-        if request.max_tokens and at in (request.common, len(request.prompt)):
+        if firm and copy is not None:
             self._copies.append((at, copy))
             self._n_firm += 1
         return copy

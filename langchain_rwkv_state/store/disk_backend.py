@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from diskcache import Cache, Disk, Timeout
 from diskcache.core import MODE_RAW, UNKNOWN
 
-from langchain_rwkv_state._files import take_lock
-from langchain_rwkv_state._fork import ForkLock, done_before_a_fork
+from langchain_rwkv_state._files import close_locked, take_lock
+from langchain_rwkv_state._fork import ForkLock, done_before_a_fork, not_amid_a_fork
 from langchain_rwkv_state.errors import RWKVStateError, StateCorrupt, StoreError, StoreFull
 from langchain_rwkv_state.store.files import (
     StateFiles,
@@ -330,13 +330,18 @@ class DiskBackend:
                 if self._cache is None:
                     self._cache = self._open()
                 cache = self._cache
+        if getattr(cache._local, "con", None) is None:
+            with not_amid_a_fork():
+                cache._con  # noqa: B018 # opens the calling thread's connection
+        self._connections.mind(cache._con)
         return cache
 
     def _open(self) -> Cache:
         with _only_one(self.root / LOCK, self._timeout):
             prepare_database(self.root, used=self.files.any_folder(), tables=self.lists_states)
             self.files.fill_reserve()
-            return Cache(str(self.root), timeout=self._timeout, disk=SafeDisk, **SETTINGS)
+            with not_amid_a_fork():
+                return Cache(str(self.root), timeout=self._timeout, disk=SafeDisk, **SETTINGS)
 
     def _forked(self) -> None:
         """In a forked child: leaves the parent's connections alone, for they are not ours."""
@@ -384,7 +389,7 @@ def _only_one(path: Path, timeout_seconds: float) -> Iterator[None]:
             time.sleep(_LOOK_AGAIN_SECONDS)
         yield
     finally:
-        os.close(handle)
+        close_locked(handle)
 
 
 def _locked(handle: int, path: Path) -> bool:

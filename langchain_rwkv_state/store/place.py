@@ -20,6 +20,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from langchain_rwkv_state._files import flush_directory, flush_file, write_new
+from langchain_rwkv_state._fork import not_amid_a_fork
 from langchain_rwkv_state.errors import StoreError
 from langchain_rwkv_state.store.files import DAMAGED, RESERVE, SHARD
 from langchain_rwkv_state.store.old_format import ABOUT_KEY, Schema, bring_up_to_date, is_old
@@ -183,13 +184,14 @@ def connect(path: Path, options: str, *, wait_seconds: float = _WAIT_SECONDS) ->
     Returns:
         A connection that is not tied to a thread.
     """
-    connection = sqlite3.connect(
-        f"file:{quote(str(path.absolute()))}?mode={options}",
-        uri=True,
-        timeout=wait_seconds,
-        isolation_level=None,
-        check_same_thread=False,
-    )
+    with not_amid_a_fork():
+        connection = sqlite3.connect(
+            f"file:{quote(str(path.absolute()))}?mode={options}",
+            uri=True,
+            timeout=wait_seconds,
+            isolation_level=None,
+            check_same_thread=False,
+        )
     try:
         connection.execute("PRAGMA mmap_size = 0")
         connection.execute("PRAGMA trusted_schema = 0")

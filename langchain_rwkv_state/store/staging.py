@@ -409,7 +409,7 @@ def _is_free(lock: Path, folder: Path) -> bool:
     except OSError:
         return False
     finally:
-        os.close(handle)
+        _files.close_locked(handle)
 
 
 def _is_old(folder: Path) -> bool:

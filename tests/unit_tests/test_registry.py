@@ -8,6 +8,7 @@ import weakref
 
 import pytest
 
+from langchain_rwkv_state import _fork
 from langchain_rwkv_state._registry import Registry
 
 
@@ -140,3 +141,29 @@ def test_a_forked_child_has_no_lock_that_nobody_will_release() -> None:
     assert child.hold("loading", lambda: 2)[0] == 2
     done.set()
     thread.join()
+
+
+def test_a_fork_that_waited_for_another_one_holds_nobody_up() -> None:
+    waits, goes_on = threading.Event(), threading.Event()
+
+    def fork_too() -> None:
+        _fork._before_fork()
+        waits.set()
+        goes_on.wait(10)
+        _fork._after_fork_in_parent()
+
+    found: list[bool] = []
+    second = threading.Thread(target=fork_too)
+    asks = threading.Thread(
+        target=lambda: found.append(_fork.done_before_a_fork(lambda: None)), daemon=True
+    )
+    _fork._before_fork()
+    second.start()
+    time.sleep(0.05)  # it waits for the first
+    _fork._after_fork_in_parent()
+    assert waits.wait(10)
+    asks.start()
+    asks.join(2)
+    goes_on.set()
+    second.join()
+    assert found == [False]

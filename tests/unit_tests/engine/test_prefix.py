@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from langchain_rwkv_state.engine import Done, Engine, Request, Thought
+from langchain_rwkv_state.engine.slots import SlotPool
 from langchain_rwkv_state.errors import DeadlineExceeded
 from langchain_rwkv_state.prefix_cache import Caching, PrefixStateCache
+from langchain_rwkv_state.prefix_cache.entries import CachedState, Namespace
 from tests.helpers.fake_runtime import FakeRuntime
 from tests.helpers.scripted import GREEDY, WORLD
 from tests.helpers.watch import wait_until
@@ -136,6 +138,27 @@ class TestTogether:
             len(question(0)),
         )
         assert times_read(runtime, SYSTEM[100]) == 1
+
+    def test_no_slot_holds_a_copy_of_what_another_kept_meanwhile(
+        self, runtime, engine, monkeypatch
+    ):
+        copied: list[int] = []
+        snapshot = SlotPool.snapshot
+
+        def count(pool: SlotPool, slot: int) -> Any:
+            copied.append(slot)
+            return snapshot(pool, slot)
+
+        monkeypatch.setattr(SlotPool, "snapshot", count)
+        cache, gate = PrefixStateCache(), Gate(runtime)
+        handle = engine.submit(request(runtime, cache, question(0), max_tokens=1))
+        gate.wait()
+        zero = runtime.zero_state()
+        kept = CachedState(FakeRuntime(65_536).forward(SYSTEM, zero)[1])
+        assert cache.insert(Namespace.of(zero), SYSTEM, kept)
+        gate.open()
+        assert handle.result().reused == 0
+        assert copied == []  # the copy behind the whole prompt goes to the cache, on the host
 
     def test_those_behind_one_that_waits_go_first(self, runtime, engine):
         cache, gate = PrefixStateCache(), Gate(runtime)

@@ -33,7 +33,7 @@ from langchain_rwkv_state.errors import (
 )
 from langchain_rwkv_state.state import Buffer, decode
 from langchain_rwkv_state.store import DiskStateStore, default_directory, rows, tables
-from langchain_rwkv_state.store.disk_backend import DiskBackend
+from langchain_rwkv_state.store.disk_backend import DiskBackend, _only_one
 from tests.helpers.mutations import Payload
 from tests.helpers.states import SetClock, random_state, turns
 
@@ -797,3 +797,45 @@ REF = bytes.fromhex("aa" * 32)
 )
 def test_a_row_is_described_with_whose_it_is(table, key, words):
     assert rows.TABLES[table].describe(key).endswith(words)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
+def test_a_child_forked_while_a_store_opens_holds_up_nobody_for_its_life(tmp_path) -> None:
+    lives, ends = os.pipe()
+    with _only_one(tmp_path / "lock", 1.0):
+        child = os.fork()
+        if child == 0:
+            os.close(ends)
+            os.read(lives, 1)  # until the parent closes its end
+            os._exit(0)
+    try:
+        with _only_one(tmp_path / "lock", 0.2):
+            pass
+    finally:
+        os.close(ends)
+        os.close(lives)
+        os.waitpid(child, 0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
+def test_a_fork_waits_for_a_connection_that_is_being_opened(path, monkeypatch) -> None:
+    opens, opened = threading.Event(), []
+    connect = sqlite3.connect
+
+    def slowly(*args: Any, **settings: Any) -> Any:
+        opens.set()
+        time.sleep(0.2)
+        opened.append(connect(*args, **settings))
+        return opened[-1]
+
+    DiskStateStore(path).close()
+    monkeypatch.setattr(sqlite3, "connect", slowly)
+    thread = threading.Thread(target=lambda: DiskStateStore(path).close())
+    thread.start()
+    assert opens.wait(10)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if opened else 1)  # a lock of SQLite's would be held here for good
+    _, status = os.waitpid(child, 0)
+    thread.join()
+    assert os.waitstatus_to_exitcode(status) == 0
