@@ -35,6 +35,7 @@ from langchain_rwkv_state.store.place import (
     LOCK,
     holds_store,
     is_writable,
+    lacks_room,
     opened,
     prepare_database,
     require_place,
@@ -327,10 +328,20 @@ class DiskBackend:
         return cache
 
     def _open(self) -> Cache:
+        """Opens the database; on a full disk with the room that was kept back for that."""
         with _only_one(self.root / LOCK, self._timeout):
-            prepare_database(self.root, used=self.files.any_folder(), tables=self.lists_states)
+            try:
+                cache = self._made_ready()
+            except sqlite3.OperationalError as error:
+                if not lacks_room(error) or not self.files.spend_reserve():
+                    raise
+                cache = self._made_ready()
             self.files.fill_reserve()
-            return Cache(str(self.root), timeout=self._timeout, disk=SafeDisk, **SETTINGS)
+            return cache
+
+    def _made_ready(self) -> Cache:
+        prepare_database(self.root, used=self.files.any_folder(), tables=self.lists_states)
+        return Cache(str(self.root), timeout=self._timeout, disk=SafeDisk, **SETTINGS)
 
     def _forked(self) -> None:
         """In a forked child: leaves the parent's connections alone, for they are not ours."""

@@ -28,11 +28,10 @@ from langchain_rwkv_state.store.schema import (
     COUNTERS,
     DATABASE,
     FORMAT_1,
-    INDICES,
     NEW_DATABASE,
+    OURS,
     SCHEMA,
     SETTINGS,
-    TABLES,
     UNFINISHED,
     make_all,
     make_tables,
@@ -138,9 +137,10 @@ def prepare_database(root: Path, *, used: bool, tables: bool = True) -> None:
         _make(root, tables=tables)
         return
     schema = _looked_over(path, journal)
-    if tables and (TABLES.keys() | INDICES.keys()) - schema.keys():
+    if tables and OURS.keys() - schema.keys():
         with refusals(path), opened(path, "rw") as connection:
             connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA secure_delete = 1")  # not every SQLite's own default
             _bring_up_to_date(connection, schema)
 
 
@@ -217,14 +217,28 @@ def refusals(path: Path) -> Iterator[None]:
     """Turns what SQLite says of a file that is no whole database into `StoreError`.
 
     Damaged text of a schema comes out of sqlite3 as `UnicodeDecodeError`, even in its own messages.
+    A full disk, or another writer, says nothing of the file: that is for `DiskBackend.errors`.
     """
     try:
         yield
+    except sqlite3.OperationalError as error:
+        if lacks_room(error) or "locked" in str(error):
+            raise
+        raise _unreadable(path, error) from error
     except (sqlite3.Error, UnicodeDecodeError) as error:
-        raise StoreError(
-            f"{path} is not a readable database ({error!s:.{_SHOWN}}): restore it from a copy, "
-            "or use another directory."
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def lacks_room(error: sqlite3.OperationalError) -> bool:
+    """Says whether an error may be for want of room, without which no log's index can be made."""
+    return "disk is full" in str(error) or "disk I/O" in str(error)
+
+
+def _unreadable(path: Path, error: Exception) -> StoreError:
+    return StoreError(
+        f"{path} is not a readable database ({error!s:.{_SHOWN}}): restore it from a copy, "
+        "or use another directory."
+    )
 
 
 def look_over(path: Path, connection: sqlite3.Connection) -> Schema:

@@ -75,6 +75,16 @@ INDICES: dict[str, str] = {
     "log_ref": "CREATE INDEX log_ref ON log(ref) WHERE origin IS NOT NULL",
 }
 
+GUARDS: dict[str, str] = {
+    "Cache_format_1": (
+        "CREATE TRIGGER Cache_format_1 BEFORE INSERT ON Cache FOR EACH ROW"
+        " WHEN typeof(NEW.key) = 'blob' AND NEW.raw = 1 BEGIN SELECT RAISE(ABORT, 'a newer release"
+        " of langchain-rwkv-state has converted this store: upgrade, and open it again'); END"
+    ),
+}
+"""A program of before may have had a store open as it was converted: what it would put, keep or
+queue in rows of format 1 is refused, for nobody would find it."""
+
 
 def _counter(table: str, event: str, when: str, change: str) -> tuple[str, str]:
     owner = "Settings" if table == "Cache" else table
@@ -119,7 +129,10 @@ FORMAT_1: dict[str, str] = {
 }
 """What a store of format 1 has beside diskcache's table, in which its rows are."""
 
-SCHEMA: dict[str, str | None] = {**DISKCACHE, **TABLES, **INDICES, **FORMAT_1}
+OURS: dict[str, str] = {**TABLES, **INDICES, **GUARDS}
+"""What a store has beside diskcache's own."""
+
+SCHEMA: dict[str, str | None] = {**DISKCACHE, **OURS, **FORMAT_1}
 """All that may stand in a database of this package's making."""
 
 
@@ -148,8 +161,10 @@ def make_tables(connection: sqlite3.Connection, *, temporary: bool = False) -> N
         connection: The database; the caller ends the transaction.
         temporary: Whether they are to be the connection's own, and gone with it.
     """
-    for statement in (*TABLES.values(), *INDICES.values()):
-        what = "INDEX" if statement.startswith("CREATE INDEX") else "TABLE"
+    for statement in OURS.values():
+        what = statement.split()[1]
+        if temporary and what == "TRIGGER":
+            continue
         begin = f"CREATE {what} IF NOT EXISTS "
         if temporary:
             begin = "CREATE TEMP TABLE " if what == "TABLE" else "CREATE INDEX temp."
