@@ -222,6 +222,7 @@ def test_a_full_disk_says_so_unless_what_was_kept_back_is_enough(path, known, mo
         kept_back.unlink(missing_ok=True)
     elif not kept_back.exists():
         kept_back.write_bytes(bytes(1 << 20))
+
     def on_a_full_disk(*args: Any) -> None:
         old_format.convert(*args)
         if kept_back.exists() or not reserve:
