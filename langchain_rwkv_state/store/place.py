@@ -33,6 +33,7 @@ from langchain_rwkv_state.store.schema import (
     SCHEMA,
     SETTINGS,
     UNFINISHED,
+    guard,
     make_all,
     make_tables,
 )
@@ -152,6 +153,8 @@ def _bring_up_to_date(connection: sqlite3.Connection, schema: Schema) -> None:
             convert(connection, schema)
         else:
             make_tables(connection)
+        if "Cache" in schema:
+            guard(connection)
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:

@@ -151,7 +151,14 @@ def make_all(connection: sqlite3.Connection, *, tables: bool) -> None:
     connection.executemany("INSERT INTO Settings VALUES (?, ?)", values.items())
     if tables:
         make_tables(connection)
+        guard(connection)
     connection.execute("COMMIT")
+
+
+def guard(connection: sqlite3.Connection) -> None:
+    """Makes what keeps rows of format 1 out, as far as it is not there."""
+    for statement in GUARDS.values():
+        connection.execute(statement.replace("TRIGGER", "TRIGGER IF NOT EXISTS", 1))
 
 
 def make_tables(connection: sqlite3.Connection, *, temporary: bool = False) -> None:
@@ -161,10 +168,8 @@ def make_tables(connection: sqlite3.Connection, *, temporary: bool = False) -> N
         connection: The database; the caller ends the transaction.
         temporary: Whether they are to be the connection's own, and gone with it.
     """
-    for statement in OURS.values():
-        what = statement.split()[1]
-        if temporary and what == "TRIGGER":
-            continue
+    for statement in (*TABLES.values(), *INDICES.values()):
+        what = "INDEX" if statement.startswith("CREATE INDEX") else "TABLE"
         begin = f"CREATE {what} IF NOT EXISTS "
         if temporary:
             begin = "CREATE TEMP TABLE " if what == "TABLE" else "CREATE INDEX temp."

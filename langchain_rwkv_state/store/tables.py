@@ -358,8 +358,11 @@ class Tables:
         try:
             found = json.loads(self.meta(_TOTALS) or b"[0, 0, 0]")
             return Totals(*map(int, found))
-        except (ValueError, TypeError) as error:
-            raise StateCorrupt("The totals row is not readable.") from error
+        except (ValueError, TypeError, StateCorrupt) as error:
+            raise StateCorrupt(
+                "What all rows come to was noted, and the note was changed, so nothing can be "
+                "written: check(fix=True) on the store counts them again."
+            ) from error
 
     def session_names(self, prefix: str) -> list[str]:
         """Returns the names of the living sessions, sorted, and of those whose rows are damaged.
@@ -551,14 +554,16 @@ class Changes(Tables):
         nbytes, sessions, names = self._before
         return Totals(nbytes + self._nbytes, sessions + self._sessions, names ^ self._names)
 
-    def finish(self) -> Totals:
-        """Notes the totals where they changed, as the transaction's last step; returns them."""
+    def finish(self) -> None:
+        """Notes the totals where they changed, as the transaction's last step.
+
+        Where they did not, they are not even read: a store whose totals are damaged has to open,
+        or nothing could mend it.
+        """
         for ref in list(self._added):
             self._write_state(ref)
-        totals = self.totals()
         if self._nbytes or self._sessions or self._names:
-            self.set_totals(totals)
-        return totals
+            self.set_totals(self.totals())
 
     def set_totals(self, totals: Totals) -> None:
         """Notes the totals; what changed so far is in them."""

@@ -144,7 +144,8 @@ class OpenStore(StateStore):
             if mark is not None:
                 body = {"wall": mark.wall, "offset": mark.offset}
                 changes.note("clock", json.dumps(body).encode())
-            after = changes.finish().nbytes
+            changes.finish()
+            after = changes.totals().nbytes
             limit = self._settings.size_limit
             if limit is not None and not freeing and after > max(limit, before):
                 raise _OverLimit(
