@@ -21,7 +21,7 @@ from diskcache import Cache, Disk, Timeout
 from diskcache.core import MODE_RAW, UNKNOWN
 
 from langchain_rwkv_state._files import take_lock
-from langchain_rwkv_state._fork import ForkLock, done_before_a_fork
+from langchain_rwkv_state._fork import ForkLock, done_before_a_fork, inside_sqlite
 from langchain_rwkv_state.errors import RWKVStateError, StateCorrupt, StoreError, StoreFull
 from langchain_rwkv_state.store.files import (
     StateFiles,
@@ -112,11 +112,13 @@ class DiskBackend:
             connection = self._opened()._con
             if connection.in_transaction:
                 return work()
-            connection.execute("BEGIN")
+            with inside_sqlite:
+                connection.execute("BEGIN")
             try:
                 return work()
             finally:
-                connection.rollback()
+                with inside_sqlite:
+                    connection.rollback()
 
     def snapshot(self, work: Callable[[sqlite3.Connection], T], *, alone: bool = False) -> T:
         """Runs `work` on a connection that shows the database as it stood at one moment.
@@ -238,7 +240,9 @@ class DiskBackend:
         if self._reading is not None:
             self._require_open()
             return self._reading.fetch(statement, values)
-        found: list[tuple[Any, ...]] = self._opened()._con.execute(statement, values).fetchall()
+        connection = self._opened()._con
+        with inside_sqlite:
+            found: list[tuple[Any, ...]] = connection.execute(statement, values).fetchall()
         return found
 
     @contextmanager
@@ -324,7 +328,9 @@ class DiskBackend:
                 if self._cache is None:
                     self._cache = self._open()
                 cache = self._cache
-        self._connections.mind(cache._con)
+        if not self._connections.has_one():
+            with inside_sqlite:
+                self._connections.mind(cache._con)
         return cache
 
     def _open(self) -> Cache:
@@ -409,6 +415,11 @@ class ThreadConnections:
     def __init__(self) -> None:
         self.closed = False
 
+    def has_one(self) -> bool:
+        """Says whether the calling thread has a connection that it opened in this process."""
+        minded = _mine.closers.get(self)
+        return minded is not None and minded.pid == os.getpid()
+
     def mind(self, connection: Any) -> None:
         """Makes the calling thread close its connection when it ends, or finds the database closed.
 
@@ -430,14 +441,14 @@ class ThreadConnections:
 class _Closer:
     """Closes a connection when it goes, which is when its thread does."""
 
-    __slots__ = ("_pid", "connection")
+    __slots__ = ("connection", "pid")
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
-        self._pid = os.getpid()
+        self.pid = os.getpid()
 
     def __del__(self) -> None:
-        if os.getpid() == self._pid:
+        if os.getpid() == self.pid:
             with suppress(Exception):  # closed already, or the interpreter ends
                 if not done_before_a_fork(self.connection.close):
                     _left_open.append(self.connection)
