@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -62,6 +63,42 @@ def done_before_a_fork(work: Callable[[], None]) -> bool:
     finally:
         _quiet.release()
     return True
+
+
+class _Statements:
+    """What a fork waits for, a second at most: a thread inside SQLite may hold a lock of its.
+
+    Whoever enters takes no lock of ours before it leaves; enter it once at a time. A fork takes all
+    of those locks first, so nobody who holds one waits here for it.
+    """
+
+    def __init__(self) -> None:
+        self._gate = threading.Lock()
+        self._inside: set[int] = set()
+
+    def __enter__(self) -> None:
+        with self._gate:
+            self._inside.add(threading.get_ident())
+
+    def __exit__(self, *_: object) -> None:
+        self._inside.discard(threading.get_ident())
+
+    def close(self) -> None:
+        """Lets nobody in, and waits for those inside."""
+        self._gate.acquire()
+        deadline = time.monotonic() + _STATEMENT_SECONDS
+        while self._inside and time.monotonic() < deadline:
+            time.sleep(_LOOK_AGAIN_SECONDS / 10)
+
+    def open(self, *, in_child: bool) -> None:
+        """Lets everybody in again; in a child nobody is inside."""
+        if in_child:
+            self._inside.clear()
+        self._gate.release()
+
+
+_STATEMENT_SECONDS = 1.0
+inside_sqlite = _Statements()
 
 
 def in_forked_child(callback: Callable[[], None]) -> None:
@@ -122,9 +159,15 @@ def _before_fork() -> None:
     for lock in list(_locks):
         lock.__enter__()
         _held.append(lock)
+    inside_sqlite.close()
 
 
 def _after_fork_in_parent() -> None:
+    inside_sqlite.open(in_child=False)
+    _let_go()
+
+
+def _let_go() -> None:
     while _held:
         _held.pop().__exit__(None, None, None)
     _registry_lock.release()
@@ -133,9 +176,10 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
+    inside_sqlite.open(in_child=True)
     for lock in _held:
         lock.after_fork()
-    _after_fork_in_parent()
+    _let_go()
     for each in list(_callbacks):
         callback = each()
         if callback is None:

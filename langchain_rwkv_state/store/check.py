@@ -263,7 +263,7 @@ class _AllRows:
             return done
         named = str(raw[1], "ascii", "replace") if isinstance(raw[1], bytes) else ""
         for name, _ in list(self._backend.blobs()):
-            if name.startswith(ref) or name == named:
+            if name.startswith(ref) or (name == named and not self._is_needed(name)):
                 where = self._backend.set_aside(name)
                 done += f" The file {name} is no state's any more: {where}."
         return done
@@ -423,6 +423,11 @@ class _AllRows:
         return rows.ref_bytes(ref) in damaged or any(
             turn.ref == ref for name in unreadable for turn in self.logs[name]
         )
+
+    def _is_needed(self, name: str) -> bool:
+        """Says whether a file is of a state that something holds: its row is made again from it."""
+        ref = f"rwkv1-{name[:64]}"
+        return bool(self.holds.get(ref)) or ref in self._keepers or self._may_be_held(ref)
 
     def _hold_findings(self) -> Iterator[Finding]:
         for ref in self._keepers:

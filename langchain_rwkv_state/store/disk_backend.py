@@ -21,7 +21,12 @@ from diskcache import Cache, Disk, Timeout
 from diskcache.core import MODE_RAW, UNKNOWN
 
 from langchain_rwkv_state._files import close_locked, take_lock
-from langchain_rwkv_state._fork import ForkLock, done_before_a_fork, not_amid_a_fork
+from langchain_rwkv_state._fork import (
+    ForkLock,
+    done_before_a_fork,
+    inside_sqlite,
+    not_amid_a_fork,
+)
 from langchain_rwkv_state.errors import RWKVStateError, StateCorrupt, StoreError, StoreFull
 from langchain_rwkv_state.store.files import (
     StateFiles,
@@ -36,6 +41,7 @@ from langchain_rwkv_state.store.place import (
     connect,
     holds_store,
     is_writable,
+    lacks_room,
     prepare_database,
     require_place,
 )
@@ -111,11 +117,13 @@ class DiskBackend:
             connection = self._connection()
             if connection.in_transaction:
                 return work()
-            connection.execute("BEGIN")
+            with inside_sqlite:
+                connection.execute("BEGIN")
             try:
                 return work()
             finally:
-                connection.rollback()
+                with inside_sqlite:
+                    connection.rollback()
 
     def snapshot(self, work: Callable[[sqlite3.Connection], T], *, alone: bool = False) -> T:
         """Runs `work` on a connection that shows the database as it stood at one moment.
@@ -237,7 +245,9 @@ class DiskBackend:
         if self._reading is not None:
             self._require_open()
             return self._reading.fetch(statement, values)
-        found: list[tuple[Any, ...]] = self._connection().execute(statement, values).fetchall()
+        connection = self._connection()
+        with inside_sqlite:
+            found: list[tuple[Any, ...]] = connection.execute(statement, values).fetchall()
         return found
 
     @contextmanager
@@ -337,11 +347,21 @@ class DiskBackend:
         return cache
 
     def _open(self) -> Cache:
+        """Opens the database; on a full disk with the room that was kept back for that."""
         with _only_one(self.root / LOCK, self._timeout):
-            prepare_database(self.root, used=self.files.any_folder(), tables=self.lists_states)
+            try:
+                cache = self._made_ready()
+            except sqlite3.OperationalError as error:
+                if not lacks_room(error) or not self.files.spend_reserve():
+                    raise
+                cache = self._made_ready()
             self.files.fill_reserve()
-            with not_amid_a_fork():
-                return Cache(str(self.root), timeout=self._timeout, disk=SafeDisk, **SETTINGS)
+            return cache
+
+    def _made_ready(self) -> Cache:
+        prepare_database(self.root, used=self.files.any_folder(), tables=self.lists_states)
+        with not_amid_a_fork():
+            return Cache(str(self.root), timeout=self._timeout, disk=SafeDisk, **SETTINGS)
 
     def _forked(self) -> None:
         """In a forked child: leaves the parent's connections alone, for they are not ours."""
@@ -409,6 +429,11 @@ class ThreadConnections:
     def __init__(self) -> None:
         self.closed = False
 
+    def has_one(self) -> bool:
+        """Says whether the calling thread has a connection that it opened in this process."""
+        minded = _mine.closers.get(self)
+        return minded is not None and minded.pid == os.getpid()
+
     def mind(self, connection: Any) -> None:
         """Makes the calling thread close its connection when it ends, or finds the database closed.
 
@@ -430,14 +455,14 @@ class ThreadConnections:
 class _Closer:
     """Closes a connection when it goes, which is when its thread does."""
 
-    __slots__ = ("_pid", "connection")
+    __slots__ = ("connection", "pid")
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
-        self._pid = os.getpid()
+        self.pid = os.getpid()
 
     def __del__(self) -> None:
-        if os.getpid() == self._pid:
+        if os.getpid() == self.pid:
             with suppress(Exception):  # closed already, or the interpreter ends
                 if not done_before_a_fork(self.connection.close):
                     _left_open.append(self.connection)

@@ -14,6 +14,7 @@ import sqlite3
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from operator import itemgetter
 from typing import Any
 
 from langchain_rwkv_state.errors import StateCorrupt, StoreError
@@ -36,6 +37,7 @@ from langchain_rwkv_state.store.tables import Changes
 
 ABOUT_KEY = b"!about"
 _CLOCK_KEY = b"!clock"
+_WITNESS = b"a"
 _VERSION = b"r1"
 _CHECKSUM_BYTES = 16
 _EXPIRY = struct.Struct(">d")
@@ -99,7 +101,7 @@ def convert(connection: sqlite3.Connection, schema: Schema, *, temporary: bool =
         StoreError: There are rows and no secret, so that nothing in them means anything.
     """
     make_tables(connection, temporary=temporary)
-    found = sorted(_rows(connection, schema))
+    found = sorted(_rows(connection, schema), key=itemgetter(0))  # a damaged row has no value
     if found:
         about = dict(found).get(ABOUT_KEY)
         if about is None:
@@ -144,7 +146,11 @@ def _rows(connection: sqlite3.Connection, schema: Schema) -> Iterator[tuple[byte
             " THEN value END FROM main.Cache WHERE raw = 1 AND typeof(key) = 'blob'"
         )
     if FORMAT_1.keys() & schema.keys() and "Anchor" in schema:
-        yield from connection.execute("SELECT key, value FROM main.Anchor")
+        yield from connection.execute(
+            "SELECT key, value FROM main.Anchor"
+            " WHERE typeof(key) = 'blob' AND substr(key, 1, 1) = ?",
+            (_WITNESS,),
+        )
 
 
 def _about(data: bytes) -> bytes:
@@ -197,11 +203,12 @@ class _Move:
                 with suppress(ValueError, struct.error, sqlite3.Error):
                     self._damaged(key)
         for name, created in self._born.items():
-            self._changes.put_birth(name_text(name), created)
+            with suppress(ValueError):  # a damaged name is nobody's
+                self._changes.put_birth(name_text(name), created)
 
     def _one(self, key: bytes, data: bytes | None) -> None:
         family, rest = key[:1], key[1:]
-        if family == b"a":
+        if family == _WITNESS:
             self._born.setdefault(rest, 0.0)
         move = {
             b"!": self._clock,

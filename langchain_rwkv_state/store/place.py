@@ -29,12 +29,12 @@ from langchain_rwkv_state.store.schema import (
     COUNTERS,
     DATABASE,
     FORMAT_1,
-    INDICES,
     NEW_DATABASE,
+    OURS,
     SCHEMA,
     SETTINGS,
-    TABLES,
     UNFINISHED,
+    guard,
     make_all,
     missing_columns,
 )
@@ -135,10 +135,10 @@ def prepare_database(root: Path, *, used: bool, tables: bool = True) -> None:
         _make(root, tables=tables)
         return
     schema = _looked_over(path, journal)
-    if tables and (is_old(schema) or (TABLES.keys() | INDICES.keys()) - schema.keys()):
+    if tables and (is_old(schema) or OURS.keys() - schema.keys()):
         with refusals(path), closing(connect(path, "rw")) as connection:
             connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA secure_delete = 1")
+            connection.execute("PRAGMA secure_delete = 1")  # not every SQLite's own default
             _at_one_stroke(connection, schema)
 
 
@@ -147,6 +147,8 @@ def _at_one_stroke(connection: sqlite3.Connection, schema: Schema) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
         bring_up_to_date(connection, schema)
+        if "Cache" in schema:
+            guard(connection)
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
@@ -207,14 +209,28 @@ def refusals(path: Path) -> Iterator[None]:
     """Turns what SQLite says of a file that is no whole database into `StoreError`.
 
     Damaged text of a schema comes out of sqlite3 as `UnicodeDecodeError`, even in its own messages.
+    A full disk, or another writer, says nothing of the file: that is for `DiskBackend.errors`.
     """
     try:
         yield
+    except sqlite3.OperationalError as error:
+        if lacks_room(error) or "locked" in str(error):
+            raise
+        raise _unreadable(path, error) from error
     except (sqlite3.Error, UnicodeDecodeError) as error:
-        raise StoreError(
-            f"{path} is not a readable database ({error!s:.{_SHOWN}}): restore it from a copy, "
-            "or use another directory."
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def lacks_room(error: sqlite3.OperationalError) -> bool:
+    """Says whether an error may be for want of room, without which no log's index can be made."""
+    return "disk is full" in str(error) or "disk I/O" in str(error)
+
+
+def _unreadable(path: Path, error: Exception) -> StoreError:
+    return StoreError(
+        f"{path} is not a readable database ({error!s:.{_SHOWN}}): restore it from a copy, "
+        "or use another directory."
+    )
 
 
 def look_over(path: Path, connection: sqlite3.Connection) -> Schema:

@@ -58,6 +58,16 @@ INDICES: dict[str, str] = {
     "log_ref": "CREATE INDEX log_ref ON log(ref) WHERE origin IS NOT NULL",
 }
 
+GUARDS: dict[str, str] = {
+    "Cache_format_1": (
+        "CREATE TRIGGER Cache_format_1 BEFORE INSERT ON Cache FOR EACH ROW"
+        " WHEN typeof(NEW.key) = 'blob' AND NEW.raw = 1 BEGIN SELECT RAISE(ABORT, 'a newer release"
+        " of langchain-rwkv-state has converted this store: upgrade, and open it again'); END"
+    ),
+}
+"""A program of before may have had a store open as it was converted: what it would put, keep or
+queue in rows of format 1 is refused, for nobody would find it."""
+
 
 def _counter(table: str, event: str, when: str, change: str) -> tuple[str, str]:
     owner = "Settings" if table == "Cache" else table
@@ -102,7 +112,10 @@ FORMAT_1: dict[str, str] = {
 }
 """What a store of format 1 has beside diskcache's table, in which its rows are."""
 
-SCHEMA: dict[str, str | None] = {**DISKCACHE, **TABLES, **INDICES, **FORMAT_1}
+OURS: dict[str, str] = {**TABLES, **INDICES, **GUARDS}
+"""What a store has beside diskcache's own."""
+
+SCHEMA: dict[str, str | None] = {**DISKCACHE, **OURS, **FORMAT_1}
 """All that may stand in a database of this package's making."""
 
 
@@ -131,7 +144,14 @@ def make_all(connection: sqlite3.Connection, *, tables: bool) -> None:
     connection.executemany("INSERT INTO Settings VALUES (?, ?)", values.items())
     if tables:
         make_tables(connection)
+        guard(connection)
     connection.execute("COMMIT")
+
+
+def guard(connection: sqlite3.Connection) -> None:
+    """Makes what keeps rows of format 1 out, as far as it is not there."""
+    for statement in GUARDS.values():
+        connection.execute(statement.replace("TRIGGER", "TRIGGER IF NOT EXISTS", 1))
 
 
 def make_tables(connection: sqlite3.Connection, *, temporary: bool = False) -> None:

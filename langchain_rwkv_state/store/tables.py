@@ -372,8 +372,11 @@ class Tables:
         try:
             found = json.loads(self.meta(_TOTALS) or b"[0, 0, 0]")
             return Totals(*map(int, found))
-        except (ValueError, TypeError) as error:
-            raise StateCorrupt("The totals row is not readable.") from error
+        except (ValueError, TypeError, StateCorrupt) as error:
+            raise StateCorrupt(
+                "What all rows come to was noted, and the note was changed, so nothing can be "
+                "written: check(fix=True) on the store counts them again."
+            ) from error
 
     def session_names(self, prefix: str) -> list[str]:
         """Returns the names of the living sessions, sorted, and of those whose rows are damaged.
@@ -578,7 +581,11 @@ class Changes(Tables):
         return Totals(nbytes + self._nbytes, sessions + self._sessions, names ^ self._names)
 
     def finish(self) -> None:
-        """Notes what is still to be noted, and the totals where they changed: the last step."""
+        """Notes what is still to be noted, and the totals where they changed: the last step.
+
+        Where they did not, they are not even read: a store whose totals are damaged has to open,
+        or nothing could mend it.
+        """
         for ref in list(self._added):
             self._write_state(ref)
         self._list_states()

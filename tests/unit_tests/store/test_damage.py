@@ -205,6 +205,38 @@ def test_a_changed_row_of_a_holder_loses_no_state(store):
     assert store.get(ref) == random_state([5]), "its own count says that something held it"
 
 
+def test_a_store_whose_totals_were_changed_opens_and_is_mended(path):
+    with DiskStateStore(path) as store:
+        _, head = turns(store, "bob", 2)
+        store._backend.transact(
+            lambda sql: sql("UPDATE meta SET sum = x'00' WHERE key = ?", (b"totals",))
+        )
+    with DiskStateStore(path) as store:
+        assert store.head("bob") == head
+        for use in (
+            store.sessions,
+            lambda: store.commit("new", store.stage(random_state([7])), None),
+        ):
+            with pytest.raises(StateCorrupt, match=r"check\(fix=True\)"):
+                use()
+        assert store.check(fix=True).repaired
+        assert store.check().sound
+        assert store.sessions() == ["bob"]
+
+
+def test_a_state_row_under_another_key_takes_no_file_from_who_holds_it(store):
+    _, head = turns(store, "bob", 2)
+    store._backend.transact(
+        lambda sql: sql(
+            "UPDATE states SET ref = zeroblob(32) WHERE ref = ?", (bytes.fromhex(head[-64:]),)
+        )
+    )
+    assert store.check(fix=True).repaired
+    assert store.head("bob") == head
+    assert store.get(head).n_tokens
+    assert store.check().sound
+
+
 @pytest.mark.parametrize("harm", ["holds", "states", "both", "key"])
 def test_a_state_that_only_a_damaged_row_holds_is_set_aside_and_never_deleted(store, harm):
     ref = store.put(random_state([5]))

@@ -24,6 +24,7 @@ from typing import Any
 import diskcache
 import pytest
 
+from langchain_rwkv_state._fork import inside_sqlite
 from langchain_rwkv_state.errors import (
     SessionConflict,
     StateCorrupt,
@@ -144,6 +145,7 @@ def test_a_planted_pickle_is_refused_and_never_run(path, store, tmp_path, mode):
     payload = pickle.dumps(Payload(target))
     key = b"planted"
     execute(path, "UPDATE sessions SET unread = ? WHERE name = ?", (payload, b"bob"))
+    execute(path, "DROP TRIGGER Cache_format_1")  # as whoever plants a row would
     for planted, raw in ((key, 1), (payload, 0)):
         execute(
             path,
@@ -710,6 +712,28 @@ def test_a_busy_store_gives_up_after_a_while(path):
 
 
 # -- forks ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_waits_for_a_thread_that_is_inside_sqlite(path, store):
+    inside, left = threading.Event(), threading.Event()
+
+    def read() -> None:
+        with inside_sqlite:
+            inside.set()
+            time.sleep(0.3)
+            left.set()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    inside.wait()
+    child = os.fork()
+    if not child:
+        os._exit(0 if left.is_set() and store.head("nobody") is None else 1)
+    reader.join()
+    assert os.waitpid(child, 0)[1] == 0
+    assert store.sessions() == [], "and everybody is let in again"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
-from langchain_rwkv_state.errors import StateCorrupt, StateExpired, StoreError
+from langchain_rwkv_state.errors import StateCorrupt, StateExpired, StoreError, StoreFull
 from langchain_rwkv_state.state import RWKVState
-from langchain_rwkv_state.store import DiskStateStore, old_format, rows
+from langchain_rwkv_state.store import DiskStateStore, old_format, place, rows
 from langchain_rwkv_state.store.schema import make_tables
 from langchain_rwkv_state.store.tables import Changes
 from tests.helpers.states import SetClock, random_state
@@ -282,3 +282,66 @@ class TestColumnsThatCameSince:
         ]
         with DiskStateStore(place) as store:
             assert store.check().problems == ()
+
+
+@pytest.mark.parametrize(
+    ("statement", "values"),
+    [
+        ("UPDATE Anchor SET key = ? WHERE key = ?", (7, b"abob")),
+        ("UPDATE Anchor SET key = ? WHERE key = ?", (b"a\xffob", b"abob")),
+        ("INSERT INTO Anchor VALUES (?, ?)", (b"sbob", b"")),
+        (
+            "INSERT INTO Cache(key, raw, store_time, size, mode) VALUES (?, 1, 0, 1, ?)",
+            (b"abob", 3),
+        ),
+    ],
+)
+def test_a_damaged_witness_is_one_damage_and_no_crash(path, known, statement, values):
+    sql(path, statement, values)
+    for read_only in (True, False):
+        with opened(path, known, read_only=read_only) as store:
+            compare(store, known)
+
+
+def test_a_program_of_before_that_goes_on_is_refused_and_loses_nothing_in_silence(path, known):
+    with opened(path, known), pytest.raises(sqlite3.IntegrityError, match="newer release"):
+        sql(path, "INSERT INTO Cache(key, raw, value) VALUES (?, 1, ?)", (b"t" * 33, b"r1"))
+
+
+@pytest.mark.parametrize("reserve", [True, False])
+def test_a_full_disk_says_so_unless_what_was_kept_back_is_enough(path, known, monkeypatch, reserve):
+    kept_back = path / "reserve"
+    if not reserve:
+        kept_back.unlink(missing_ok=True)
+    elif not kept_back.exists():
+        kept_back.write_bytes(bytes(1 << 20))
+
+    convert = old_format.convert
+
+    def on_a_full_disk(*args: Any, **options: Any) -> None:
+        convert(*args, **options)
+        if kept_back.exists() or not reserve:
+            raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(old_format, "convert", on_a_full_disk)
+    if not reserve:
+        with pytest.raises(StoreFull, match="unharmed"):
+            opened(path, known)
+        monkeypatch.undo()
+    with opened(path, known) as store:
+        compare(store, known)
+        assert kept_back.stat().st_size == 1 << 20
+
+
+def test_old_rows_are_overwritten_whatever_sqlite_was_built_with(path, known, monkeypatch):
+    connect = place.connect
+
+    def built_otherwise(*args: Any, **settings: Any) -> sqlite3.Connection:
+        connection = connect(*args, **settings)
+        connection.execute("PRAGMA secure_delete = 0")
+        return connection
+
+    monkeypatch.setattr(place, "connect", built_otherwise)
+    assert b'"holders":' in (path / "cache.db").read_bytes()
+    opened(path, known).close()
+    assert b'"holders":' not in (path / "cache.db").read_bytes()
