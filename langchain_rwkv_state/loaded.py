@@ -160,7 +160,8 @@ def hold_model(
     path, hold = share_model(model, strategy, on_progress=on_progress, quiet=on_progress is None)
     try:
         makes = template or trained_on(model, path)
-        key = (_tokenizer_key(tokenizer, path), makes)
+        name = makes if isinstance(makes, Hashable) else _Same(makes)
+        key = (_tokenizer_key(tokenizer, path), name)
         shared = hold.value
         with shared.lock:
             running: _Running | None = shared.runs

@@ -11,6 +11,7 @@ import pickle
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -145,6 +146,19 @@ def test_another_template_shares_the_engine_and_not_the_fingerprint(own_model, s
         state = store.get(ref_of(each.invoke("Hi")))
         assert state.fingerprint == fingerprint
         each.unload()
+
+
+def test_a_template_may_be_made_by_an_object_without_a_hash(own_model, store):
+    @dataclass
+    class Maker:
+        name: str
+
+        def __call__(self, tokenizer: Any) -> WorldTemplate:
+            return WorldTemplate(tokenizer)
+
+    chat = ChatRWKV(model=str(own_model), store=store, max_tokens=1, template=Maker("mine"))
+    assert isinstance(chat.loaded().template, WorldTemplate)
+    chat.unload()
 
 
 def test_copies_at_run_time_answer_from_each_others_references(own_model, tmp_path):
