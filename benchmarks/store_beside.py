@@ -1,8 +1,8 @@
 """The store of this checkout beside that of another one, by turns: wall and processor time.
 
 Each checkout has workers of its own, which import its package and its `benchmarks.store`; this
-process tells them in turn what to do. The easy mistake is to time one checkout after the other: a
-machine is never twice as busy. Medians of the turns are compared.
+process tells them in turn what to do, since a machine is never twice as busy. Medians of the turns
+are compared.
 
     python -m benchmarks.store_beside OTHER_CHECKOUT [--sessions 20000] [--turns 9] [--only commits]
 """

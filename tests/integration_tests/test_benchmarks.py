@@ -76,6 +76,15 @@ def test_a_benchmark_runs_and_writes_its_json(name, results):
     assert str(Path.home()) not in json.dumps(report)
 
 
+def test_the_store_is_timed_beside_another_checkouts():
+    command = [sys.executable, "-m", "benchmarks.store_beside", ".", "--only", "many"]
+    done = subprocess.run(
+        [*command, "--sessions", "200", "--turns", "1"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert all(f"cpu of {what}, " in done.stdout for what in ("head", "sessions", "prune of 100"))
+
+
 def test_all_contenders_run_the_same_model(results):
     differ = results.of("speed")["results"]["largest_logit_difference"]
     assert differ[speed.PACKAGE] == 0
