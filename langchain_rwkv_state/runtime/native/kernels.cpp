@@ -1,6 +1,6 @@
 // Runs one pass of an RWKV-7 model over ragged rows on a CPU: fp32 arithmetic, weights as kept.
 //
-// The fast path of `plain_pass.py`, which says the same in readable PyTorch and is the oracle of its
+// The fast path of `plain.py`, which says the same in readable PyTorch and is the oracle of its
 // tests. It is built on the user's machine, for its instruction set. It knows nothing of PyTorch:
 // arrays are contiguous, and every buffer is the caller's. It links no OpenMP
 // library: PyTorch has one in the process already, and two pools fight for the same cores.

@@ -18,9 +18,9 @@ from torch.nn import functional
 from langchain_rwkv_state.runtime.checkpoint import Checkpoint
 from langchain_rwkv_state.runtime.native import build
 from langchain_rwkv_state.runtime.native.arrays import CudaArrays, StateArrays
-from langchain_rwkv_state.runtime.native.compiled_pass import LARGEST_HEAD, CompiledPass, rounded
+from langchain_rwkv_state.runtime.native.compiled import LARGEST_HEAD, CompiledPass, rounded
 from langchain_rwkv_state.runtime.native.graphs import Decode, captures
-from langchain_rwkv_state.runtime.native.plain_pass import PlainPass, Segments
+from langchain_rwkv_state.runtime.native.plain import PlainPass, Segments
 from langchain_rwkv_state.runtime.native.weights import Layer, Weights
 from langchain_rwkv_state.runtime.slots import Reads, check_reads
 from langchain_rwkv_state.runtime.strategy import Stage

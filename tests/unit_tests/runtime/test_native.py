@@ -20,8 +20,8 @@ from langchain_rwkv_state.runtime import Runtime, Slots, load_runtime, open_slot
 from langchain_rwkv_state.runtime.checkpoint import Checkpoint
 from langchain_rwkv_state.runtime.handle import RuntimeHandle
 from langchain_rwkv_state.runtime.native import build, linear
-from langchain_rwkv_state.runtime.native import plain_pass as plain
-from langchain_rwkv_state.runtime.native.compiled_pass import panels, rounded
+from langchain_rwkv_state.runtime.native import plain as plain
+from langchain_rwkv_state.runtime.native.compiled import panels, rounded
 from langchain_rwkv_state.runtime.native.large_pages import room
 from langchain_rwkv_state.runtime.native.model import MAX_ROWS, NativeModel, NativeSlots
 from langchain_rwkv_state.runtime.native.private_folder import private_folder

@@ -24,7 +24,7 @@ from langchain_rwkv_state.runtime.native import model as model_module
 from langchain_rwkv_state.runtime.native.arrays import CudaArrays, StateArrays
 from langchain_rwkv_state.runtime.native.graphs import Decode, Work, captures, padded
 from langchain_rwkv_state.runtime.native.model import NativeModel
-from langchain_rwkv_state.runtime.native.plain_pass import _recurrence
+from langchain_rwkv_state.runtime.native.plain import _recurrence
 from langchain_rwkv_state.runtime.native.recurrence import Places
 from langchain_rwkv_state.runtime.strategy import Stage
 from langchain_rwkv_state.state import RWKVState, StateLayout

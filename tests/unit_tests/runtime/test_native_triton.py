@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import pytest
 import torch
 
-from langchain_rwkv_state.runtime.native import plain_pass as plain
+from langchain_rwkv_state.runtime.native import plain as plain
 from langchain_rwkv_state.runtime.native.recurrence import Places, chunked, recur
 from tests.helpers.tokens import random_tokens, stepped
 
@@ -42,7 +42,7 @@ import sys, torch
 from pathlib import Path
 from langchain_rwkv_state.runtime.checkpoint import Checkpoint
 from langchain_rwkv_state.runtime.native import triton_kernel
-from langchain_rwkv_state.runtime.native import plain_pass as plain
+from langchain_rwkv_state.runtime.native import plain as plain
 from langchain_rwkv_state.runtime.native.model import NativeModel
 from langchain_rwkv_state.runtime.native.recurrence import Places, Tokens
 from langchain_rwkv_state.runtime.strategy import Stage

@@ -1,4 +1,4 @@
-"""Runs the pass of `plain_pass.py` as one call into `kernels.cpp`, on a CPU in fp32.
+"""Runs the pass of `plain.py` as one call into `kernels.cpp`, on a CPU in fp32.
 
 Weights are kept in the dtype of their file, in the order in which they are read, and widened to
 fp32 in registers: a checkpoint in bf16 or fp16 takes half the memory, and decodes twice as fast,
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from langchain_rwkv_state.runtime.native.arrays import StateArrays
 from langchain_rwkv_state.runtime.native.large_pages import room
-from langchain_rwkv_state.runtime.native.plain_pass import Segments
+from langchain_rwkv_state.runtime.native.plain import Segments
 from langchain_rwkv_state.runtime.native.weights import Layer, Lora, Norm, Weights
 
 LARGEST_HEAD = 256  # for which the kernel has room
