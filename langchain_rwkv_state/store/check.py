@@ -223,8 +223,8 @@ class _AllRows:
                 return again
         if table is StateRow.TABLE:
             return lambda changes: self._without_row(changes, raw)
-        if table is LOG and raw[1] == 0 and isinstance(raw[0], bytes):
-            return _born(rows.name_text(raw[0]), 0.0)
+        if table is LOG and raw[1] == 0 and (name := rows.readable_name(raw[0])) is not None:
+            return _born(name, 0.0)
         return self._delete(table, raw)
 
     @staticmethod

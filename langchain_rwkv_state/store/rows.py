@@ -50,6 +50,14 @@ def name_bytes(name: str) -> bytes:
     return name.encode("utf-8", "surrogatepass")
 
 
+def readable_name(data: object) -> str | None:
+    """Reads what `name_bytes` made; ``None`` for what it never made."""
+    try:
+        return name_text(_bytes(data))
+    except ValueError:
+        return None
+
+
 def name_text(data: bytes) -> str:
     """Reads what `name_bytes` made."""
     return data.decode("utf-8", "surrogatepass")

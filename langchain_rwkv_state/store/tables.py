@@ -224,7 +224,10 @@ class Tables:
             (ref_bytes(ref),),
         )
         for (session,) in found:
-            log = self.log(rows.name_text(session))
+            name = rows.readable_name(session)
+            if name is None:
+                continue  # a changed row, which `check` tells of
+            log = self.log(name)
             steps = _steps(ref, {turn.ref: turn.origin for turn in reversed(log)})
             if steps:
                 return steps

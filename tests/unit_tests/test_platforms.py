@@ -148,7 +148,7 @@ def test_a_file_system_without_locks_is_told_of(monkeypatch, tmp_path):
     def flock(handle, how):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    stand_in = SimpleNamespace(flock=flock, LOCK_EX=2, LOCK_NB=4)
+    stand_in = SimpleNamespace(flock=flock, LOCK_EX=2, LOCK_NB=4, LOCK_UN=8)
     monkeypatch.setattr(_files, "_fcntl", stand_in)
     with pytest.raises(StoreError, match="No locks available"):
         DiskStateStore(tmp_path / "store")

@@ -1,11 +1,13 @@
 """States whose files are damaged: the error names the session and the verb, and `check` does it.
 
-The easy mistake is to let go of what is whole: each test also says what must stay.
+Each test also says what must stay.
 """
 
 from __future__ import annotations
 
 import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -272,3 +274,22 @@ def test_a_blend_without_a_parent_is_sound_where_token_ids_are_kept(tmp_path):
         for fix in (False, True, False):
             assert store.check(fix=fix) == CheckReport(())
         assert store.head("a") == store.head("both")
+
+
+def test_a_row_under_bytes_that_are_no_name_is_found_and_deleted(tmp_path: Path) -> None:
+    with DiskStateStore(tmp_path / "store", log="tokens") as store:
+        head = turns(store, "bob", 2)[-1]
+    with closing(sqlite3.connect(tmp_path / "store" / "cache.db")) as database:
+        database.execute(
+            "UPDATE log SET session = x'f333' WHERE session = CAST('bob' AS BLOB) AND seq = 0"
+        )
+        database.execute(
+            "INSERT INTO log SELECT x'f334', seq, ref, parent, n_tokens, created, said, origin, sum"
+            " FROM log WHERE seq = 2"
+        )
+        database.commit()
+    with DiskStateStore(tmp_path / "store", log="tokens") as store:
+        assert not store.check().sound
+        store.check(fix=True)
+        assert store.check().sound
+        assert store.head("bob") == head
