@@ -196,7 +196,7 @@ def snapshot_positions(
         >>> snapshot_positions([40, 44, 90], start=0, stop=94, first=[40])
         (40, 94)
         >>> snapshot_positions([1000], start=0, stop=1004)
-        (488, 744, 872, 936, 968, 1000, 1004)
+        (512, 744, 872, 936, 968, 1000, 1004)
     """
     if stop <= start:
         return ()

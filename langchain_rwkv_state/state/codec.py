@@ -7,10 +7,12 @@ checksum covers every byte of the file, the header too, except itself.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -218,7 +220,8 @@ def _stack_name(spec: TensorSpec) -> str:
     return f"{spec.name.rpartition('.')[2]}.{dtype_name(spec.dtype)}"
 
 
-def _stacks(layout: StateLayout) -> dict[str, tuple[Stack, list[str]]]:
+@functools.lru_cache(maxsize=16)  # a store sees one model's layout or two, at every write
+def _stacks(layout: StateLayout) -> Mapping[str, tuple[Stack, Sequence[str]]]:
     """Returns the stacks by name, each with the names of its rows.
 
     The layers' tensors of one kind and dtype are joined, so that the header stays below 2 kB.
