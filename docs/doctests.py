@@ -32,7 +32,8 @@ class Twins(griffe.Extension):  # type: ignore[misc, unused-ignore] # where grif
     def on_package(self, *, pkg: Any, **_: Any) -> None:
         """Changes a package once all of it is read."""
         verbs = pkg["store.verbs.StoreVerbs"].members
-        for cls in (pkg["store.verbs.AsyncVerbs"], pkg["store.base.StateStore"]):
+        classes = ("verbs.AsyncVerbs", "base.StateStore", "store.TableStore", "disk.DiskStateStore")
+        for cls in (pkg[f"store.{name}"] for name in classes):
             for name, made in list(cls.members.items()):
                 found = _TWIN.fullmatch(str(made.value)) if made.is_attribute else None
                 if found is not None:

@@ -32,6 +32,7 @@ from langchain_rwkv_state.store.resources import OPEN_STORES, Resources
 from langchain_rwkv_state.store.settings import DEFAULT_TTL, StoreSettings, check_opening
 from langchain_rwkv_state.store.staging import STAGED_BUDGET_BYTES, StagedFiles
 from langchain_rwkv_state.store.store import TableStore
+from langchain_rwkv_state.store.verbs import twin
 
 DIRECTORY_VARIABLE = "RWKV_STATE_DIR"
 
@@ -183,9 +184,7 @@ class DiskStateStore(TableStore):
         self._check_open()
         return back_up(self._disk, _named(directory))
 
-    async def abackup(self, directory: str | os.PathLike[str]) -> Backup:
-        """Async twin of `backup`."""
-        return await self._in_thread(self.backup, directory)
+    abackup = twin(backup)
 
     @staticmethod
     def restore(backup: str | os.PathLike[str], directory: str | os.PathLike[str]) -> Backup:

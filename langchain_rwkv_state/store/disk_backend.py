@@ -328,9 +328,7 @@ class DiskBackend:
     def _connection(self) -> Any:
         """Returns the calling thread's connection."""
         cache = self._cache
-        connection = (self._opened() if cache is None else cache)._con
-        self._connections.mind(connection)
-        return connection
+        return self._connections.of(self._opened() if cache is None else cache)
 
     def _opened(self) -> Cache:
         self._require_open()
@@ -340,10 +338,6 @@ class DiskBackend:
                 if self._cache is None:
                     self._cache = self._open()
                 cache = self._cache
-        if getattr(cache._local, "con", None) is None:
-            with not_amid_a_fork():
-                cache._con  # noqa: B018 # opens the calling thread's connection
-        self._connections.mind(cache._con)
         return cache
 
     def _open(self) -> Cache:
@@ -429,22 +423,22 @@ class ThreadConnections:
     def __init__(self) -> None:
         self.closed = False
 
-    def has_one(self) -> bool:
-        """Says whether the calling thread has a connection that it opened in this process."""
-        minded = _mine.closers.get(self)
-        return minded is not None and minded.pid == os.getpid()
+    def of(self, cache: Cache) -> Any:
+        """Returns the calling thread's connection, opened at its first use, not amid a fork.
 
-    def mind(self, connection: Any) -> None:
-        """Makes the calling thread close its connection when it ends, or finds the database closed.
-
-        Args:
-            connection: The calling thread's own.
+        The thread closes it when it ends, or finds the database closed.
         """
+        if getattr(cache._local, "con", None) is None:
+            with not_amid_a_fork():
+                connection = cache._con
+        else:
+            connection = cache._con
         minded = _mine.closers.get(self)
         if minded is None or minded.connection is not connection:
             for each in [each for each in _mine.closers if each.closed]:
                 del _mine.closers[each]
             _mine.closers[self] = _Closer(connection)
+        return connection
 
     def close(self) -> None:
         """Lets all threads close their connections; each does with the next that it opens."""
@@ -455,14 +449,14 @@ class ThreadConnections:
 class _Closer:
     """Closes a connection when it goes, which is when its thread does."""
 
-    __slots__ = ("connection", "pid")
+    __slots__ = ("_pid", "connection")
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
-        self.pid = os.getpid()
+        self._pid = os.getpid()
 
     def __del__(self) -> None:
-        if os.getpid() == self.pid:
+        if os.getpid() == self._pid:
             with suppress(Exception):  # closed already, or the interpreter ends
                 if not done_before_a_fork(self.connection.close):
                     _left_open.append(self.connection)

@@ -51,7 +51,7 @@ from langchain_rwkv_state.store.settings import (
     require_messages,
 )
 from langchain_rwkv_state.store.tables import Changes, Tables
-from langchain_rwkv_state.store.verbs import Threads
+from langchain_rwkv_state.store.verbs import Threads, twin
 from langchain_rwkv_state.store.writes import OpenStore
 
 if TYPE_CHECKING:
@@ -439,9 +439,7 @@ class TableStore(OpenStore):
         _check_ref(ref, "ref")
         return rebuild(self._view(), self._key, self.get, ref, runtime)
 
-    async def arebuild(self, ref: str, runtime: Runtime) -> RWKVState:
-        """Async twin of `rebuild`."""
-        return await self._in_thread(self.rebuild, ref, runtime)
+    arebuild = twin(rebuild)
 
     # -- pieces of the verbs ---------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from typing import Any
 import diskcache
 import pytest
 
-from langchain_rwkv_state._fork import inside_sqlite
+from langchain_rwkv_state._fork import inside_sqlite, not_amid_a_fork
 from langchain_rwkv_state.errors import (
     SessionConflict,
     StateCorrupt,
@@ -712,6 +712,21 @@ def test_a_busy_store_gives_up_after_a_while(path):
 
 
 # -- forks ---------------------------------------------------------------------------------------
+
+
+def test_a_thread_opens_its_connection_for_a_read_not_amid_a_fork(store):
+    read = threading.Event()
+
+    def look() -> None:
+        store.head("bob")
+        read.set()
+
+    with not_amid_a_fork():
+        thread = threading.Thread(target=look)
+        thread.start()
+        assert not read.wait(0.3)
+    assert read.wait(10)
+    thread.join()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
