@@ -35,7 +35,7 @@ from langchain_rwkv_state.conversation.bound_model import BoundModel
 from langchain_rwkv_state.conversation.filings import file_answer
 from langchain_rwkv_state.conversation.prefill import Prefill
 from langchain_rwkv_state.conversation.session import RWKVSession
-from langchain_rwkv_state.conversation.session_turn import OnConflict
+from langchain_rwkv_state.conversation.session_turn import OnAbort, OnConflict
 from langchain_rwkv_state.conversation.sessions import RWKVSessions
 from langchain_rwkv_state.conversation.steps import arun, run
 from langchain_rwkv_state.conversation.waiting import WAIT_SECONDS
@@ -452,6 +452,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         ttl: TTL = None,
         on_conflict: OnConflict = "wait",
         wait_timeout: float = WAIT_SECONDS,
+        on_abort: OnAbort = "forget",
     ) -> RWKVSession:
         """Returns this model with a durable conversation of that name.
 
@@ -463,6 +464,9 @@ class ChatRWKV(RWKVModel, BaseChatModel):
                 process; or begin at once and, where somebody else committed meanwhile, ``raise`` a
                 `SessionConflict` or ``fork`` the conversation.
             wait_timeout: Seconds to wait for the turns before; then `SessionConflict`.
+            on_abort: Of a turn that is left before its answer is whole (a stream that is closed, a
+                cancelled task, Ctrl-C), ``forget`` all, or ``keep_question``: the next turn reads
+                it. See `RWKVSession`.
         """
         return RWKVSession(
             self,
@@ -471,6 +475,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
             ttl=ttl,
             on_conflict=on_conflict,
             wait_timeout=wait_timeout,
+            on_abort=on_abort,
         )
 
     def with_sessions(
@@ -478,6 +483,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         ttl: TTL = None,
         on_conflict: OnConflict = "wait",
         wait_timeout: float = WAIT_SECONDS,
+        on_abort: OnAbort = "forget",
     ) -> RWKVSessions:
         """Returns this model with durable conversations, which each call names.
 
@@ -488,6 +494,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
             ttl: Time to live of each session from each turn on; see `with_session`.
             on_conflict: See `with_session`.
             wait_timeout: See `with_session`.
+            on_abort: See `with_session`.
 
         Example:
             >>> chain = prompt | chat.with_sessions(ttl="1h") | parser  # doctest: +SKIP
@@ -500,6 +507,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
             ttl=ttl,
             on_conflict=on_conflict,
             wait_timeout=wait_timeout,
+            on_abort=on_abort,
         )
 
     def prefill(

@@ -26,6 +26,7 @@ from langchain_rwkv_state.base import RWKVModel, seen
 from langchain_rwkv_state.conversation.session_turn import (
     GONE,
     SESSION_KEY,
+    OnAbort,
     OnConflict,
     SessionTurn,
 )
@@ -93,6 +94,7 @@ class SessionCalls(Runnable[LanguageModelInput, AIMessage], _Answers):
         ttl: As for `RWKVSession`, and so are the others.
         on_conflict: What to do about other turns of the same session.
         wait_timeout: Seconds to wait for the turns before.
+        on_abort: What to do about a turn that is left before its answer is whole.
     """
 
     def __init__(
@@ -103,7 +105,10 @@ class SessionCalls(Runnable[LanguageModelInput, AIMessage], _Answers):
         ttl: TTL = None,
         on_conflict: OnConflict = "wait",
         wait_timeout: float = WAIT_SECONDS,
+        on_abort: OnAbort = "forget",
     ) -> None:
+        if on_abort not in ("forget", "keep_question"):
+            raise ValueError(f"on_abort is 'forget' or 'keep_question', not {on_abort!r:.100}.")
         if on_conflict not in ("wait", "raise", "fork"):
             raise ValueError(f"on_conflict is 'wait', 'raise' or 'fork', not {on_conflict!r}.")
         if isinstance(wait_timeout, bool) or not isinstance(wait_timeout, (int, float)):
@@ -121,6 +126,7 @@ class SessionCalls(Runnable[LanguageModelInput, AIMessage], _Answers):
         self.ttl = ttl
         self.on_conflict = on_conflict
         self.wait_timeout = wait_timeout
+        self.on_abort = on_abort
 
     @abstractmethod
     def _session_of(self, config: RunnableConfig | None) -> str:
@@ -154,8 +160,8 @@ class SessionCalls(Runnable[LanguageModelInput, AIMessage], _Answers):
     ) -> AIMessage:
         """Answers one turn and commits it, without blocking the event loop.
 
-        Cancelled, it commits nothing. Where the cancellation comes as the commit is being written,
-        the turn is in the session, and is returned.
+        Cancelled, it commits nothing, and does as `on_abort` says. Where the cancellation comes as
+        the commit is being written, the turn is in the session, and is returned.
         """
         return await arun(self._answer(input, config, kwargs), self.store)
 
@@ -228,6 +234,9 @@ class SessionCalls(Runnable[LanguageModelInput, AIMessage], _Answers):
             if not aside:
                 held_by = yield from turn.commit(answer.response_metadata[STATE_KEY], answer)
                 answer.response_metadata[SESSION_KEY] = held_by
+        except BaseException as error:
+            yield from turn.aborted(error)
+            raise
         finally:
             yield from turn.end()
         return answer
@@ -254,6 +263,10 @@ class SessionCalls(Runnable[LanguageModelInput, AIMessage], _Answers):
                 yield Give(chunk)
         except GONE as error:
             raise (yield from turn.lost(error)) from error
+        except BaseException as error:
+            chunks = None
+            yield from turn.aborted(error)
+            raise
         finally:
             chunks = None  # where nobody listens any more, the model stops before the next turn
             yield from turn.end()
@@ -389,6 +402,7 @@ class SessionCalls(Runnable[LanguageModelInput, AIMessage], _Answers):
             to_messages(given),
             ttl=self.ttl,
             on_conflict=self.on_conflict,
+            on_abort=self.on_abort,
             wait_seconds=self.wait_timeout,
             aside=aside,
         )
