@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import math
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import suppress
-from queue import SimpleQueue
 from typing import Any, cast
 
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
-from langchain_core.runnables.config import get_config_list, get_executor_for_config
+from langchain_core.runnables.config import get_config_list
 from langchain_core.runnables.utils import gather_with_concurrency
 
 from langchain_rwkv_state.base import RWKVModel, seen
+from langchain_rwkv_state.conversation.lanes import answered, as_completed
 from langchain_rwkv_state.conversation.session_turn import (
     GONE,
     SESSION_KEY,
@@ -281,7 +280,10 @@ class SessionCalls(Runnable[LanguageModelInput, AIMessage], _Answers):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[AIMessage]:
-        """Answers the inputs; those of one session as its turns, one after another."""
+        """Answers the inputs; those of one session as its turns, one after another.
+
+        Ctrl-C aborts the turns that are under way, and no other begins.
+        """
         options = {**kwargs, "return_exceptions": return_exceptions}
         found = dict(self.batch_as_completed(inputs, config, **options))
         return [found[at] for at in range(len(inputs))]
@@ -308,33 +310,17 @@ class SessionCalls(Runnable[LanguageModelInput, AIMessage], _Answers):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> Iterator[tuple[int, Any]]:
-        """As `batch`, and yields (place, answer) as the answers come."""
+        """As `batch`, and yields (place, answer) as the answers come.
+
+        Left early, it aborts the turns that are under way, and begins no other.
+        """
         configs = get_config_list(config, len(inputs))
-        lanes = self._lanes(configs)
-        done: SimpleQueue[tuple[int, Any]] = SimpleQueue()
-        over = threading.Event()
-
-        def in_turn(lane: Sequence[int]) -> None:
-            for at in lane:
-                if over.is_set():
-                    return
-                try:
-                    done.put((at, self.invoke(inputs[at], configs[at], **kwargs)))
-                except BaseException as error:  # noqa: BLE001 # it is raised where it is read
-                    done.put((at, error))
-                    if not return_exceptions:
-                        return
-
-        if not lanes:
-            return
-        with get_executor_for_config(self._lanes_at_once(configs[0])) as executor:
-            try:
-                for lane in lanes:
-                    executor.submit(in_turn, lane)
-                for _ in inputs:
-                    yield _answered(done.get(), return_exceptions=return_exceptions)
-            finally:
-                over.set()
+        return as_completed(
+            self._lanes(configs),
+            lambda at: self.invoke(inputs[at], configs[at], **kwargs),
+            self._lanes_at_once(configs[0]) if configs else {},
+            return_exceptions=return_exceptions,
+        )
 
     async def abatch_as_completed(
         self,
@@ -364,7 +350,7 @@ class SessionCalls(Runnable[LanguageModelInput, AIMessage], _Answers):
         work = asyncio.ensure_future(gather_with_concurrency(at_once, *map(in_turn, lanes)))
         try:
             for _ in inputs:
-                yield _answered(await done.get(), return_exceptions=return_exceptions)
+                yield answered(await done.get(), return_exceptions=return_exceptions)
         finally:
             work.cancel()
             with suppress(asyncio.CancelledError):
@@ -406,16 +392,6 @@ class SessionCalls(Runnable[LanguageModelInput, AIMessage], _Answers):
             wait_seconds=self.wait_timeout,
             aside=aside,
         )
-
-
-def _answered(done: tuple[int, Any], *, return_exceptions: bool) -> tuple[int, Any]:
-    """Returns what came of an input of a batch, or raises it."""
-    found = done[1]
-    if isinstance(found, BaseException) and not (
-        return_exceptions and isinstance(found, Exception)
-    ):
-        raise found
-    return done
 
 
 class BoundSession(RunnableBinding[LanguageModelInput, AIMessage], _Answers):
