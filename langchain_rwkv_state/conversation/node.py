@@ -34,7 +34,7 @@ def rwkv_node(
     keep_last: int = 0,
     keep_all: bool = False,
     ttl: TTL = None,
-) -> Runnable[Mapping[str, Any], dict[str, Any]]:
+) -> Runnable[Any, dict[str, Any]]:
     """Returns a node that answers a graph's messages from its thread's state.
 
     The graph's state needs a field beside its messages, ``rwkv_state: NotRequired[dict]``, and
