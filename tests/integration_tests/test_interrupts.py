@@ -19,7 +19,7 @@ _BEGUN = "begun"
 _PREFACE = """
 import dataclasses, threading, time
 from langchain_core.prompts import ChatPromptTemplate
-from langchain_rwkv_state import ChatRWKV, MemoryStateStore
+from langchain_rwkv_state import ChatRWKV, MemoryStateStore, RWKVLLM
 from langchain_rwkv_state.engine import Engine
 
 # No text ends an answer, so that each goes on to max_tokens: for hours.
@@ -30,6 +30,9 @@ chat = ChatRWKV(
     progress=False, temperature=1.0,
 )
 texts = [f"Tell me of {{number}}." for number in range(10)]
+llm = RWKVLLM(
+    model={model!r}, store=chat.store, prefix_cache=False, max_tokens=10_000_000, slots=4
+)
 engine = chat.loaded().engine
 sessions = chat.with_sessions(on_abort="keep_question")
 of = [{{"configurable": {{"session_id": f"s{{number % 5}}"}}}} for number in range(10)]
@@ -101,6 +104,8 @@ def endless(tiny_model):
         ("chat.batch(texts)", 4, 0),
         ("list(chat.batch_as_completed(texts))", 4, 0),
         ("(ChatPromptTemplate.from_template('{x}') | chat).batch([{'x': t} for t in texts])", 4, 0),
+        ("llm.batch(texts)", 4, 0),
+        ("list(llm.batch_as_completed(texts, {'max_concurrency': 4}))", 4, 0),
         ("chat.with_session('bob').batch(texts)", 1, 0),
         ("chat.with_session('bob', on_abort='keep_question').batch(texts)", 1, 1),
         ("sessions.batch(texts, of)", 4, 4),
