@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 pytestmark = pytest.mark.posix
 
 _SOON_SECONDS = 1.0
+_PATIENCE_SECONDS = 120
 _BEGUN = "begun"
 
 _PREFACE = """
@@ -74,6 +76,8 @@ def pressed(act: str, model: Path, *, active: int, then: str = "") -> str:
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as child:
         assert child.stdout is not None
         assert child.stderr is not None
+        late = threading.Timer(_PATIENCE_SECONDS, child.kill)
+        late.start()
         try:
             assert child.stdout.readline().strip() == _BEGUN
             time.sleep(0.2)
@@ -85,6 +89,7 @@ def pressed(act: str, model: Path, *, active: int, then: str = "") -> str:
             rest, errors = child.stdout.read(), child.stderr.read()
             child.wait(20)
         finally:
+            late.cancel()
             child.kill()
     assert errors == ""
     assert child.returncode == 0

@@ -548,6 +548,33 @@ class TestAnAbortAtTheCommit:
         assert len(bob.log()) == 1
         assert unread(store) == []
 
+    @pytest.mark.parametrize("verb", ["session", "append_unread"])
+    async def test_that_is_cancelled_once_more_as_it_is_kept_is_kept(
+        self, bob, fake, store, monkeypatch, verb
+    ):
+        bob.invoke("One.")
+        held = Held(fake)
+        task = asyncio.create_task(bob.ainvoke("Two."))
+        await asyncio.to_thread(held.asked.wait, 20)
+        began, go_on = threading.Event(), threading.Event()
+        real = getattr(store, verb)
+
+        def slow(*args: Any, **options: Any) -> Any:
+            began.set()
+            assert go_on.wait(20)
+            return real(*args, **options)
+
+        monkeypatch.setattr(store, verb, slow)
+        task.cancel()
+        await asyncio.to_thread(began.wait, 20)
+        task.cancel()
+        await asyncio.sleep(0.02)
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        held.go_on.set()
+        assert unread(store) == ["Two."]
+
 
 class TestAStoreThatFailsThen:
     @pytest.mark.parametrize(
