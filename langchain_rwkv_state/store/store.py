@@ -153,7 +153,32 @@ class TableStore(OpenStore):
         _check_ref(ref, "ref")
         check_name(owner, "owner")
         seconds = ttl_seconds(ttl, self._ttl)
-        self._with_state(ref, lambda changes: changes.hold(ref, Holder.OWNER, owner, seconds))
+
+        def work(changes: Changes) -> None:
+            changes.hold(ref, Holder.OWNER, owner, seconds)
+            if self._settings.sliding:
+                changes.renew_kept(owner, 1 - _RENEW_AFTER)
+
+        self._with_state(ref, work)
+
+    def kept(self, owner: str) -> list[str]:
+        self._check(owner=owner)
+        return [hold.ref for hold in self._view().kept(owner)]
+
+    def copy_kept(self, owner: str, new_owner: str, ttl: TTL = None) -> int:
+        self._check(owner=owner)
+        self._check(owner=new_owner)
+        seconds = None if ttl is None else ttl_seconds(ttl, self._ttl)
+
+        def work(changes: Changes) -> int:
+            holds = changes.kept(owner)
+            for hold in holds:
+                changes.hold(
+                    hold.ref, Holder.OWNER, new_owner, hold.ttl if seconds is None else seconds
+                )
+            return len(holds)
+
+        return self._write(work)
 
     def release(self, owner: str) -> int:
         self._check(owner=owner)

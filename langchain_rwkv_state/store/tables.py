@@ -270,6 +270,15 @@ class Tables:
             _, last, owner, *_ = found[-1]
             found = self._sql(_HOLDS_AFTER, (digest, last, owner))
 
+    def kept(self, owner: str) -> list[HoldRow]:
+        """Returns the holds of an owner that have not run out, those of older states first.
+
+        Raises:
+            StateCorrupt: One of the rows was changed.
+        """
+        found = map(HoldRow.unpack, self._sql(_KEPT, (name_bytes(owner),)))
+        return [hold for hold in found if hold.expires > self.now]
+
     def expired_at(self, ref: str) -> float | None:
         """Returns when the last holder of a state let go, ``None`` where one still holds it."""
         last: float | None = None
@@ -456,6 +465,14 @@ _HOLDS = (
     "SELECT * FROM holds WHERE ref = ? AND (kind, owner) >= (?, ?) ORDER BY kind, owner LIMIT 32"
 )
 _HOLDS_AFTER = _HOLDS.replace(">=", ">")
+_WORN = (
+    "SELECT * FROM holds WHERE kind = 1 AND owner = ?1 AND expires > ?2"
+    " AND expires - ?2 <= ?3 * ttl"
+)
+_KEPT = (
+    "SELECT h.* FROM holds h LEFT JOIN states s ON s.ref = h.ref"
+    " WHERE h.kind = 1 AND h.owner = ? ORDER BY s.created, s.n_tokens, h.ref"
+)
 
 
 def _after(start: bytes) -> bytes | None:
@@ -733,6 +750,16 @@ class Changes(Tables):
         if expired_at is not None and expired_at + TOMBSTONE_SECONDS > self.now:
             self.put_columns(TOMBSTONES, TOMBSTONES.pack((ref, expired_at + TOMBSTONE_SECONDS)))
         return True
+
+    def renew_kept(self, owner: str, left: float) -> None:
+        """Lets an owner's holds start anew of whose times no more than the share `left` is left.
+
+        A row that was changed is left for `check`.
+        """
+        for raw in self._sql(_WORN, (name_bytes(owner), self.now, left)):
+            with suppress(StateCorrupt):
+                hold = HoldRow.unpack(raw)
+                self.hold(hold.ref, Holder.OWNER, owner, hold.ttl)
 
     def release(self, owner: str) -> int:
         """Ends all holds of an owner; returns how many there were."""

@@ -96,8 +96,40 @@ class StoreVerbs(ABC):
     def keep(self, ref: str, owner: str, ttl: TTL = None) -> None:
         """Holds a state (durably) for an owner, such as ``thread:42``, without moving any head.
 
+        In a store that slides it is a use of all that the owner keeps: their times to live start
+        anew, each once a tenth of it has passed.
+
         Raises:
             StateNotFound, StateExpired, StoreFull: As `get` and `put`.
+        """
+
+    @abstractmethod
+    def kept(self, owner: str) -> list[str]:
+        """Returns the references of all that an owner keeps, in the order they were stored in.
+
+        It is no use of them: no time to live starts anew.
+
+        Raises:
+            StateCorrupt: What is noted of one was changed.
+        """
+
+    @abstractmethod
+    def copy_kept(self, owner: str, new_owner: str, ttl: TTL = None) -> int:
+        """Holds all that an owner keeps for another owner, too: all of it or nothing.
+
+        It is to states what a checkpointer's ``copy_thread`` is to a thread, as `release` is what
+        ``delete_thread`` is.
+
+        Args:
+            owner: Who keeps them; nobody by that name is somebody who keeps nothing.
+            new_owner: Who keeps them then, beside what it kept before.
+            ttl: Their times to live from now on; ``None`` for those that they have with `owner`.
+
+        Returns:
+            How many states that were.
+
+        Raises:
+            StoreFull: No room.
         """
 
     @abstractmethod
@@ -415,6 +447,8 @@ class AsyncVerbs(StoreVerbs):
     aget = twin(StoreVerbs.get)
     adescends = twin(StoreVerbs.descends)
     akeep = twin(StoreVerbs.keep)
+    akept = twin(StoreVerbs.kept)
+    acopy_kept = twin(StoreVerbs.copy_kept)
     arelease = twin(StoreVerbs.release)
     ahead = twin(StoreVerbs.head)
     asession = twin(StoreVerbs.session)

@@ -266,6 +266,109 @@ class StateStoreContract(ABC):
         with pytest.raises(StateNotFound):
             store.keep("rwkv1-" + "0" * 64, "thread:1")
 
+    def test_what_an_owner_keeps_is_listed_oldest_first(self, store: Any, clock: SetClock) -> None:
+        refs = []
+        for number in (3, 1, 2):
+            refs.append(store.stage(random_state([number])))
+            store.keep(refs[-1], "thread:1", ttl=number * 100)
+            clock.advance(10)
+        store.keep(refs[0], "thread:1", ttl=400)
+        store.keep(store.put(random_state([9])), "thread:10")
+        assert store.kept("thread:1") == refs
+        assert store.kept("thread:2") == []
+        clock.advance(180)
+        assert store.kept("thread:1") == [refs[0], refs[2]], "one has run out, and is not listed"
+        store.release("thread:1")
+        assert store.kept("thread:1") == []
+
+    def test_listing_what_is_kept_renews_nothing(
+        self, make_store: MakeStore, clock: SetClock
+    ) -> None:
+        store = make_store(clock=clock)
+        store.keep(store.stage(random_state([1])), "thread", ttl=100)
+        clock.advance(60)
+        store.kept("thread")
+        clock.advance(60)
+        assert store.kept("thread") == []
+
+    def test_a_copied_owner_keeps_the_same_states_on_its_own(
+        self, store: Any, clock: SetClock
+    ) -> None:
+        refs = [store.stage(random_state([n])) for n in range(3)]
+        for ref, ttl in zip(refs, (100, 200, math.inf), strict=True):
+            store.keep(ref, "thread:1", ttl=ttl)
+        clock.advance(90)
+        assert store.copy_kept("thread:1", "thread:2") == 3
+        assert sorted(store.kept("thread:2")) == sorted(refs)
+        assert store.release("thread:1") == 3
+        clock.advance(99)
+        assert len(store.kept("thread:2")) == 3, "their times to live began anew with the copy"
+        clock.advance(2)
+        assert sorted(store.kept("thread:2")) == sorted(refs[1:]), "and are as long as they were"
+        store.get(refs[2])
+
+    def test_a_copied_owner_may_have_a_time_of_its_own(self, store: Any, clock: SetClock) -> None:
+        store.keep(store.stage(random_state([1])), "thread:1", ttl=100)
+        assert store.copy_kept("thread:1", "thread:2", ttl="1h") == 1
+        assert store.copy_kept("nobody", "thread:3") == 0
+        clock.advance(3599)
+        assert (len(store.kept("thread:1")), len(store.kept("thread:2"))) == (0, 1)
+        clock.advance(2)
+        assert store.kept("thread:2") == []
+
+    def test_what_has_run_out_is_not_copied(self, store: Any, clock: SetClock) -> None:
+        store.keep(store.stage(random_state([1])), "thread:1", ttl=100)
+        clock.advance(101)
+        assert store.copy_kept("thread:1", "thread:2") == 0
+
+    def test_keeping_renews_all_that_the_owner_keeps(
+        self, make_store: MakeStore, clock: SetClock
+    ) -> None:
+        store = make_store(clock=clock)
+        for owner in ("thread:1", "thread:2"):
+            store.keep(store.put(random_state([1])), owner, ttl=100)
+        for number in range(2, 6):
+            clock.advance(60)
+            store.keep(store.stage(random_state([number])), "thread:1", ttl=100)
+        assert len(store.kept("thread:1")) == 5
+        assert store.kept("thread:2") == [], "another owner's time went on"
+        clock.advance(101)
+        assert store.kept("thread:1") == []
+
+    def test_keeping_what_is_kept_renews_all_too(
+        self, make_store: MakeStore, clock: SetClock
+    ) -> None:
+        store = make_store(clock=clock)
+        refs = [store.stage(random_state([n])) for n in range(2)]
+        for ref in refs:
+            store.keep(ref, "thread", ttl=100)
+        for _ in range(3):
+            clock.advance(60)
+            store.keep(refs[1], "thread", ttl=100)
+        assert sorted(store.kept("thread")) == sorted(refs)
+
+    def test_keeping_within_a_tenth_of_the_time_renews_no_other(
+        self, make_store: MakeStore, clock: SetClock
+    ) -> None:
+        store = make_store(clock=clock)
+        refs = [store.stage(random_state([n])) for n in range(2)]
+        store.keep(refs[0], "thread", ttl=100)
+        clock.advance(9)
+        store.keep(refs[1], "thread", ttl=100)
+        clock.advance(92)
+        assert store.kept("thread") == [refs[1]]
+
+    def test_keeping_renews_no_other_in_a_store_that_does_not_slide(
+        self, make_store: MakeStore, clock: SetClock
+    ) -> None:
+        store = make_store(clock=clock, sliding=False)
+        refs = [store.stage(random_state([n])) for n in range(2)]
+        store.keep(refs[0], "thread", ttl=100)
+        clock.advance(60)
+        store.keep(refs[1], "thread", ttl=100)
+        clock.advance(60)
+        assert store.kept("thread") == [refs[1]]
+
     # -- commit ----------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("name", NAMES, ids=ascii)
@@ -1454,6 +1557,8 @@ class StateStoreContract(ABC):
             lambda: store.stage(random_state([1])),
             lambda: store.get(ref),
             lambda: store.keep(ref, "thread"),
+            lambda: store.kept("thread"),
+            lambda: store.copy_kept("thread", "other"),
             lambda: store.release("thread"),
             lambda: store.head("bob"),
             lambda: store.session("bob"),

@@ -44,6 +44,7 @@ def writes(store: DiskStateStore, bundle: Path) -> dict[str, object]:
     return {
         "put": lambda: store.put(random_state([8])),
         "keep": lambda: store.keep(ref, "thread"),
+        "copy_kept": lambda: store.copy_kept("thread", "other"),
         "release": lambda: store.release("thread"),
         "commit": lambda: store.commit("bob", mine, ref),
         "append": lambda: store.append_unread("bob", ["{}"]),
