@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 
 from langchain_rwkv_state.errors import MarkerError
 from langchain_rwkv_state.prompt.markers import said_digest
@@ -148,7 +148,12 @@ class Coverage:
         """
         standing = list(reversed(list(self.standing(messages))))
         left = standing[-1].count - keep_last
-        base = [one for one in standing if one.count <= max(left, 0)][-1]
+        base = standing[0]
+        for one in standing:
+            # A result without its call is nothing that another model, or a user, can read.
+            begins = messages[one.count : one.count + 1]
+            if one.count <= left and not any(isinstance(m, ToolMessage) for m in begins):
+                base = one
         digests = [said_digest(message) for message in messages]
         chain = _chain(digests[base.count :])
         covered = tuple(

@@ -115,7 +115,7 @@ class Agent:
 
     def fails(self, *errors: Exception) -> None:
         """Lets the next calls of the model raise, the twin's too."""
-        for agent in self._both():
+        for agent in self.both():
             agent.chat.failures.extend(errors)
 
     async def run(self, given: Given, config: Any = "t", **options: Any) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class Agent:
             config: A configuration, or a thread's name.
             options: Others of `invoke`.
         """
-        found = [await agent._run(given, config, options) for agent in self._both()]
+        found = [await agent.run_alone(given, config, **options) for agent in self.both()]
         if self.twin is not None:
             ours, plain = ([m.text for m in each["messages"][-1:]] for each in found)
             assert ours == plain
@@ -153,7 +153,7 @@ class Agent:
     ) -> Any:
         """Updates a thread's messages, given what they are, and the twin's alike."""
         found = []
-        for agent in self._both():
+        for agent in self.both():
             values = {"messages": change((await agent.state(config)).values["messages"])}
             if self.is_async:
                 found.append(await agent.graph.aupdate_state(as_config(config), values))
@@ -213,13 +213,15 @@ class Agent:
         """Returns what each call read on top of a state."""
         return [call.read for call in self.chat.calls]
 
-    async def _run(self, given: Given, config: Any, options: dict[str, Any]) -> dict[str, Any]:
+    async def run_alone(self, given: Given, config: Any = "t", **options: Any) -> dict[str, Any]:
+        """As `run`, and the twin is left alone."""
         call = (as_input(given), as_config(config))
         if self.is_async:
             return dict(await self.graph.ainvoke(*call, **options))
         return dict(self.graph.invoke(*call, **options))
 
-    def _both(self) -> Iterator[Agent]:
+    def both(self) -> Iterator[Agent]:
+        """Gives the agent, and its twin if there is one."""
         yield self
         if self.twin is not None:
             yield self.twin

@@ -37,7 +37,8 @@ def obey(text: str) -> str:
 
     Steps are joined by ``, then ``, one an answer. ``call NAME {...} and NAME {...}`` calls tools,
     ``say WORDS`` says them, ``who am I?`` names whom the text names, ``your mail?`` gives an
-    address; anything else is told which turn it was. After the last step the last tool's result is passed on.
+    address; anything else is told which turn it was. After the last step the last tool's result is
+    passed on.
     """
     turns = text.split(BORDER)
     asked = [

@@ -1,6 +1,7 @@
 """What agents of LangChain do beside `RWKVStateMiddleware`, in either order, held to the law.
 
-Each scenario runs sync and async, with threads in memory and in SQLite; see `tests.helpers.agents`.
+Each scenario runs sync, with threads in memory, and async, with threads in SQLite; see
+`tests.helpers.agents`.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ TWO = '{"a": 3, "b": 4}'
 CALL_ONE = called(("add", {"a": 1, "b": 2}))
 CALL_TWO = called(("add", {"a": 3, "b": 4}))
 
+pytestmark = pytest.mark.parametrize("way", ["sync memory", "async sqlite"])
 either_order = pytest.mark.parametrize("last", [True, False], ids=["ours last", "ours first"])
 
 
@@ -196,7 +198,7 @@ async def test_context_that_was_in_the_state_cannot_be_edited_behind_the_middlew
 async def test_a_person_decides_on_a_call(
     make_agent: MakeAgent, last: bool, decision: dict[str, Any]
 ):
-    allowed = {"allowed_decisions": ["approve", "edit", "reject", "respond"]}
+    allowed: Any = {"allowed_decisions": ["approve", "edit", "reject", "respond"]}
     agent = make_agent(HumanInTheLoopMiddleware({"add": allowed}), last=last)
     await agent.say("My name is Ann.")
     asked = await agent.run(f"call add {ONE}, then say done")

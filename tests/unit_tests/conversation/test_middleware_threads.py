@@ -79,7 +79,7 @@ async def test_a_replay_has_the_same_references(make_agent: MakeAgent):
 def _replaced(kind: type[BaseMessage], text: str) -> Any:
     def change(messages: list[BaseMessage]) -> list[BaseMessage]:
         old = next(m for m in reversed(messages) if isinstance(m, kind))
-        return [kind(text, id=old.id)]  # type: ignore[call-arg]
+        return [kind(text, id=old.id)]
 
     return change
 
@@ -240,14 +240,13 @@ async def test_a_step_that_failed_is_taken_again_and_tells_nothing_twice(make_ag
 
     agent = make_agent(tools=[flaky])
     await agent.say("My name is Ann.")
-    for each in (agent, agent.twin):
-        assert each is not None
+    for each in agent.both():
         with pytest.raises(ConnectionError):
-            await each._run('call flaky {"a": 5}, then say done', "t", {})
+            await each.run_alone('call flaky {"a": 5}, then say done')
     agent.fails(ConnectionError("down"))
-    for each in (agent, agent.twin):
+    for each in agent.both():
         with pytest.raises(ConnectionError):
-            await each._run(None, "t", {})
+            await each.run_alone(None)
     found = await agent.run(None)
     assert found["messages"][-1].text == "done"
     await agent.law()
