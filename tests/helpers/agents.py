@@ -74,7 +74,8 @@ class Agent:
         system: Its system prompt.
         twin: Whether there is a twin.
         keep: Settings of our middleware.
-        settings: Others of `create_agent`.
+        create: Makes the agent.
+        settings: Others of `create`.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Agent:
         system: str | None = "Be kind.",
         twin: bool = True,
         keep: dict[str, Any] | None = None,
+        create: Callable[..., Any] = create_agent,
         **settings: Any,
     ) -> None:
         self.chat = make_chat()
@@ -96,7 +98,7 @@ class Agent:
         self.system = system
         ours = RWKVStateMiddleware(**keep or {})
         known = {"tools": list(tools), "system_prompt": system, **settings}
-        self.graph: Any = create_agent(
+        self.graph: Any = create(
             self.chat,
             middleware=[*others, ours] if last else [ours, *others],
             checkpointer=make_saver(),
@@ -107,7 +109,7 @@ class Agent:
             plain = Agent.__new__(Agent)
             plain.chat = make_chat()
             plain.is_async, plain.tools, plain.system = is_async, self.tools, system
-            plain.graph = create_agent(
+            plain.graph = create(
                 plain.chat, middleware=list(others), checkpointer=make_saver(), **known
             )
             plain.twin = None

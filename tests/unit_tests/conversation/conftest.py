@@ -75,7 +75,7 @@ async def make_agent(way: str, make_text: MakeText, tmp_path: Path) -> AsyncIter
             def make_chat() -> TextRWKV:
                 return next(first, None) or make_text()
 
-            known = {"make_saver": saver, "is_async": way.startswith("async"), **settings}
-            return Agent(*others, make_chat=make_chat, **known)
+            known = {"make_saver": saver, "make_chat": make_chat, "is_async": way[0] == "a"}
+            return Agent(*others, **known | settings)
 
         yield make
