@@ -150,12 +150,11 @@ class Coverage:
         """
         standing = list(reversed(list(self.standing(messages))))
         left = standing[-1].count - keep_last
-        base = standing[0]
-        for one in standing:
-            # A result without its call is nothing that another model, or a user, can read.
-            begins = messages[one.count : one.count + 1]
-            if one.count <= left and not any(isinstance(m, ToolMessage) for m in begins):
-                base = one
+        bases = [one for one in standing if one.count <= left and not _waits(messages, one.count)]
+        bases = bases or standing[:1]
+        # A result without its call is nothing that a user, or another model, can read.
+        whole = [one for one in bases if one.count and not _is_result(messages, one.count)]
+        base = (whole if keep_last and whole else bases)[-1]
         digests = [said_digest(message) for message in messages]
         chain = _chain(digests[base.count :])
         covered = tuple(
@@ -221,6 +220,17 @@ def _is_sound(coverage: Coverage) -> bool:
         and all(one.ref is None or is_reference(one.ref) for one in coverage.covered)
         and all(isinstance(one.digest, str) for one in coverage.covered)
     )
+
+
+def _is_result(messages: Sequence[BaseMessage], at: int) -> bool:
+    return at < len(messages) and isinstance(messages[at], ToolMessage)
+
+
+def _waits(messages: Sequence[BaseMessage], at: int) -> bool:
+    """Says whether calls right before a place have no result: a graph may still answer them."""
+    before = messages[at - 1] if at else None
+    calls = isinstance(before, AIMessage) and (before.tool_calls or before.invalid_tool_calls)
+    return bool(calls) and not _is_result(messages, at)
 
 
 def _shortened(digest: str) -> str:

@@ -100,6 +100,38 @@ def test_whole_steps_are_kept(keep_last, kept):
     assert len(held) - dropped == kept
 
 
+def _called(number, **calls):
+    question = HumanMessage(f"question {number}")
+    return [question, AIMessage("", **calls)]
+
+
+CALL = {"name": "add", "args": {}, "id": "1"}
+BROKEN = {"name": "add", "args": "{", "id": "1", "error": None}
+
+
+@pytest.mark.parametrize("calls", [{"tool_calls": [CALL]}, {"invalid_tool_calls": [BROKEN]}])
+def test_a_call_stays_until_it_has_its_result(calls):
+    coverage, held = told(1)
+    question, call = _called(1, **calls)
+    held = [*held, question]
+    held, coverage = [*held, call], coverage.and_answered(held, call, ref(1))
+    moved, dropped = coverage.moved_on([*held, HumanMessage("more")], keep_last=0)
+    assert dropped == 2
+    assert standing(moved, [question, call]) == [(2, ref(1)), (0, ref(0))]
+    result = ToolMessage("3", tool_call_id="1")
+    assert coverage.moved_on([*held, result, HumanMessage("more")], keep_last=0)[1] == 4
+
+
+def test_what_is_kept_begins_with_no_result_as_long_as_there_is_another_place():
+    coverage, held = told(1)
+    question, call = _called(1, tool_calls=[CALL])
+    coverage = coverage.and_answered([*held, question], call, ref(1))
+    held = [*held, question, call, ToolMessage("3", tool_call_id="1")]
+    coverage = coverage.and_answered(held, AIMessage("It is 3."), ref(2))
+    held.append(AIMessage("It is 3."))
+    assert [coverage.moved_on(held, keep_last=n)[1] for n in (0, 1, 2, 3)] == [6, 2, 2, 2]
+
+
 def test_a_message_that_is_kept_and_edited_is_read_again_from_the_state_before_it():
     coverage, held = told(5, keep_last=4)
     held[-1] = AIMessage("edited")

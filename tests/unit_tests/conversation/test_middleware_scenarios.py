@@ -23,13 +23,16 @@ from langchain.agents.middleware import (
     TodoListMiddleware,
     ToolCallLimitMiddleware,
     ToolRetryMiddleware,
+    dynamic_prompt,
 )
+from langchain.agents.middleware.types import AgentMiddleware
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.tools import tool
 from langgraph.types import Command, interrupt
 from pydantic import BaseModel
 
+from langchain_rwkv_state.errors import StateMismatch, StateNotFound
 from tests.helpers.agents import add, called, result, said, user
 from tests.unit_tests.conversation.conftest import MakeAgent, MakeText
 
@@ -47,6 +50,39 @@ class Person(BaseModel):
 
     name: str
     age: int
+
+
+class _Rewrite(AgentMiddleware[Any, Any, Any]):
+    """Rewrites what the model answers."""
+
+    def wrap_model_call(self, request: Any, handler: Any) -> Any:
+        return self._rewritten(handler(request))
+
+    async def awrap_model_call(self, request: Any, handler: Any) -> Any:
+        return self._rewritten(await handler(request))
+
+    def _rewritten(self, response: Any) -> Any:
+        for message in response.result:
+            message.content = str(message.content).replace("turn", "round")
+        return response
+
+
+class _Route(AgentMiddleware[Any, Any, Any]):
+    """Lets another model answer where the user asks for it."""
+
+    def __init__(self, other: Any) -> None:
+        super().__init__()
+        self.other = other
+
+    def _routed(self, request: Any) -> Any:
+        asked = "other" in request.messages[-1].text
+        return request.override(model=self.other) if asked else request
+
+    def wrap_model_call(self, request: Any, handler: Any) -> Any:
+        return handler(self._routed(request))
+
+    async def awrap_model_call(self, request: Any, handler: Any) -> Any:
+        return await handler(self._routed(request))
 
 
 class _Model(FakeListChatModel):
@@ -386,8 +422,11 @@ async def test_a_structured_answer_by_a_tool(make_agent: MakeAgent, keep: dict[s
     ann = 'call Person {"name": "Ann", "age": 31}'
     found = await agent.run(f"call add {ONE}, then {ann}")
     assert found["structured_response"] == Person(name="Ann", age=31)
-    found = await agent.run('call Person {"name": "Bob", "age": 8}')
-    assert found["structured_response"] == Person(name="Bob", age=8)
+    for _ in range(3):
+        found = await agent.run('call Person {"name": "Bob", "age": 8}')
+        assert found["structured_response"] == Person(name="Bob", age=8)
+    if "keep_all" not in keep:
+        assert len(found["messages"]) == 4  # the result before, which no state stands for yet
     turns = await agent.law()
     assert turns[5].startswith(result("Returning structured response: name='Ann'"))
 
@@ -418,3 +457,107 @@ async def test_a_structured_answer_of_the_model_itself(make_agent: MakeAgent, ke
     assert found["structured_response"] == Person(name="Bob", age=8)
     turns = await agent.law()
     assert turns[2:5] == [CALL_ONE, result("3"), said('{"name":"Ann","age":31}')]
+
+
+async def test_a_tool_that_returns_directly_leaves_its_result_to_the_next_turn(
+    make_agent: MakeAgent,
+):
+    @tool(return_direct=True)
+    def direct(a: int) -> str:
+        """Returns directly."""
+        return str(a)
+
+    agent = make_agent(tools=[direct])
+    await agent.say("My name is Ann.")
+    assert await agent.say('call direct {"a": 5}') == "5"
+    assert await agent.say("who am I?") == "You are Ann."
+    turns = await agent.law()
+    assert turns[4:6] == [called(("direct", {"a": 5})), result("5")]
+
+
+@either_order
+async def test_an_answer_that_a_middleware_rewrites_is_read_as_rewritten(
+    make_agent: MakeAgent, last: bool
+):
+    agent = make_agent(_Rewrite(), last=last)
+    assert await agent.say("My name is Ann.") == "That was round 1."
+    await agent.say(f"call add {ONE}, then and now?")
+    assert await agent.say("who am I?") == "You are Ann."
+    turns = await agent.law()
+    assert turns[2] == said("That was round 1.")
+
+
+@pytest.mark.parametrize("keep", [{"keep_last": 0}, {"keep_all": True}], ids=["dropped", "kept"])
+async def test_a_call_that_was_cut_off_is_answered_by_the_graph_and_told_once(
+    make_agent: MakeAgent, make_text: MakeText, keep: dict[str, Any]
+):
+    agent = make_agent(make_chat=lambda: make_text(max_tokens=40), keep=keep, twin=False)
+    await agent.say("My name is Ann.")
+    await agent.say('call add {"a": 333333333333333, "b": 4}')
+    assert await agent.say("who am I?") == "You are Ann."
+    await agent.say("and now?")
+    turns = await agent.heard()
+    assert turns[3] == said('```json\n{"name":"add","arguments":{"a":3')
+    assert turns[4].startswith(result("Error: Tool call add with id call_"))
+    assert turns[5:] == [
+        user("who am I?"),
+        said("You are Ann."),
+        user("and now?"),
+        said("That was turn 4."),
+    ]
+    if "keep_all" not in keep:
+        assert len((await agent.state()).values["messages"]) == 2
+
+
+async def test_a_system_prompt_that_changes_is_read_behind_the_state_with_a_warning(
+    make_agent: MakeAgent,
+):
+    days = ["Monday", "Monday", "Tuesday"]
+
+    @dynamic_prompt
+    def today(request: Any) -> str:
+        return f"It is {days[len(heard)]}."
+
+    heard: list[str] = []
+    agent = make_agent(today, tools=[], system=None, twin=False)
+    await agent.say("My name is Ann.")
+    heard.append("1")
+    await agent.say("and now?")
+    heard.append("2")
+    with pytest.warns(UserWarning, match="they are read now, as new text behind it"):
+        await agent.say("who am I?")
+    await agent.expect(
+        "System: It is Monday.",
+        user("My name is Ann."),
+        said("That was turn 1."),
+        user("and now?"),
+        said("That was turn 2."),
+        "System: It is Tuesday.",
+        user("who am I?"),
+        said("You are Ann."),
+    )
+
+
+@either_order
+@pytest.mark.parametrize("keep", [{"keep_last": 0}, {"keep_all": True}], ids=["dropped", "kept"])
+async def test_another_model_of_ours_that_answers_a_turn_between(
+    make_agent: MakeAgent, make_text: MakeText, last: bool, keep: dict[str, Any]
+):
+    agent = make_agent(_Route(make_text(name="other")), last=last, keep=keep, twin=False)
+    await agent.say("My name is Ann.")
+    if "keep_all" not in keep:
+        await agent.say("and now?")
+        with pytest.raises((StateNotFound, StateMismatch)):
+            await agent.say("other, who am I?")
+        return
+    with pytest.warns(UserWarning, match="read again"):
+        assert await agent.say("other, who am I?") == "That was turn 2."
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert await agent.say("who am I?") == "You are Ann."
+    assert (await agent.heard())[2:] == [
+        user("other, who am I?"),
+        said("That was turn 2."),
+        user("who am I?"),
+        said("You are Ann."),
+    ]

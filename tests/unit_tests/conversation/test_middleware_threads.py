@@ -10,15 +10,25 @@ from typing import Any
 
 import pytest
 from langchain.agents import create_agent
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, RemoveMessage, ToolMessage
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    HumanMessage,
+    RemoveMessage,
+    SystemMessage,
+    ToolMessage,
+)
 from langchain_core.tools import tool
 from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.graph.message import REMOVE_ALL_MESSAGES
 
 from langchain_rwkv_state import MemoryStateStore, RWKVStateMiddleware, marker
 from langchain_rwkv_state.conversation.coverage import FIELD
-from langchain_rwkv_state.errors import StateMismatch, StateNotFound
+from langchain_rwkv_state.errors import StateExpired, StateMismatch, StateNotFound
 from langchain_rwkv_state.prompt.markers import STATE_KEY
-from tests.helpers.agents import Agent, called, refs_in, result, said, user
+from tests.helpers.agents import Agent, as_config, called, refs_in, result, said, user
+from tests.helpers.law import assert_same, read_once
+from tests.helpers.states import SetClock
 from tests.unit_tests.conversation.conftest import MakeAgent, MakeText
 
 ANN = (user("My name is Ann."), said("That was turn 1."))
@@ -413,3 +423,102 @@ async def test_an_agent_as_a_node_of_another_graph(
     assert chat.text(refs_in(whole)[-1]) == chat.text_of(whole)
     if checkpointer:
         assert last.read == "\n\nUser: who am I?\n\nAssistant:"
+
+
+async def test_a_client_that_replaces_the_whole_thread_by_itself_tells_nothing_twice(
+    make_agent: MakeAgent,
+):
+    agent = make_agent(twin=False)
+    thread: list[BaseMessage] = []
+    for text in ("My name is Ann.", "and now?", "who am I?"):
+        all_gone = RemoveMessage(REMOVE_ALL_MESSAGES)
+        found = await agent.run([all_gone, *_without_ids(thread), HumanMessage(text)])
+        thread = [*thread, *found["messages"][-2:]]
+    await agent.expect(
+        *ANN, user("and now?"), said("That was turn 2."), user("who am I?"), said("You are Ann.")
+    )
+
+
+async def test_a_thread_whose_field_is_cleared_with_its_messages_begins_anew(make_agent: MakeAgent):
+    agent = make_agent(twin=False)
+    await agent.say("My name is Ann.")
+    await agent.say("and now?")
+    values = {"messages": [RemoveMessage(REMOVE_ALL_MESSAGES)], FIELD: None}
+    if agent.is_async:
+        await agent.graph.aupdate_state(as_config("t"), values)
+    else:
+        agent.graph.update_state(as_config("t"), values)
+    assert await agent.say("who am I?") == "I do not know."
+    await agent.expect(user("who am I?"), said("I do not know."))
+
+
+@pytest.mark.parametrize("ttl", [None, 100.0])
+async def test_a_thread_in_use_outlives_its_time_to_live(
+    make_agent: MakeAgent, make_text: MakeText, ttl: float | None
+):
+    clock = SetClock()
+    chat = make_text(MemoryStateStore(ttl=100.0 if ttl is None else 10.0, clock=clock))
+    agent = make_agent(chat=chat, keep={"ttl": ttl}, twin=False)
+    await agent.say("My name is Ann.")
+    for _ in range(4):
+        clock.advance(60)
+        await agent.say("and now?")
+    clock.advance(60)
+    assert await agent.say("who am I?") == "You are Ann."
+    clock.advance(101)
+    with pytest.raises(StateExpired):
+        await agent.say("who am I?")
+
+
+async def test_a_run_that_was_cancelled_is_gone_on_with(make_agent: MakeAgent):
+    agent = make_agent(twin=False)
+    if not agent.is_async:
+        pytest.skip("only what is awaited is cancelled")
+    reached, go = asyncio.Event(), asyncio.Event()
+
+    @tool
+    async def slow(a: int) -> str:
+        """Waits."""
+        reached.set()
+        await go.wait()
+        return str(a)
+
+    agent = make_agent(tools=[slow], twin=False)
+    await agent.say("My name is Ann.")
+    running = asyncio.create_task(agent.run('call slow {"a": 5}, then say done'))
+    await reached.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    go.set()
+    assert (await agent.run(None))["messages"][-1].text == "done"
+    await agent.expect(
+        *ANN,
+        user('call slow {"a": 5}, then say done'),
+        called(("slow", {"a": 5})),
+        result("5"),
+        said("done"),
+    )
+
+
+@kept
+async def test_states_of_real_weights_obey_the_law(make_agent: MakeAgent, demo: Any, keep: Any):
+    agent = make_agent(chat=demo, tools=[], system="Be kind.", keep=keep, twin=False)
+    told: list[BaseMessage] = [SystemMessage("Be kind.")]
+
+    async def say(text: str, config: Any = "t") -> list[BaseMessage]:
+        return [HumanMessage(text), AIMessage(await agent.say(text, config))]
+
+    told += await say("My name is Zanzibar.")
+    lives = await say("I live in Oslo.")
+    place = (await agent.state()).config
+    await agent.update(_replaced(HumanMessage, "I live in Rome."))
+    edited = [*told, HumanMessage("I live in Rome."), lives[1], *await say("Where do I live?")]
+    ref = await agent.ref()
+    assert ref is not None
+    assert_same(demo, demo.store.get(ref), read_once(demo, edited))
+    forked = [*told, *lives, *await say("What is my name?", place)]
+    assert "Zanzibar" in forked[-1].text
+    ref = await agent.ref()
+    assert ref is not None
+    assert_same(demo, demo.store.get(ref), read_once(demo, forked))
