@@ -23,12 +23,14 @@ from langchain_rwkv_state.state import is_reference
 FIELD = "rwkv_state"
 """Key of a thread's coverage in a graph's state."""
 
-DROPPED_MAX = 64
+COVERED_MAX = 16
+"""How many states are known of the messages that a thread holds."""
+
+DROPPED_MAX = 32
 """How many of the dropped messages are known still."""
 
-_COVERED_MAX = 64
 _SHORT_BYTES = 6
-_EVIDENCE = 16  # so many of a long transcript's last messages tell that it is the thread's
+_EVIDENCE = 8  # so many of a long transcript's last messages tell that it is the thread's
 _EMPTY = "0" * 16
 
 
@@ -118,8 +120,8 @@ class Coverage:
         digests = [said_digest(message) for message in (*messages, answer)]
         covered = [*reversed(list(self.standing(messages)))]
         covered.append(Covered(len(digests), ref, _chain(digests)[-1]))
-        if len(covered) > _COVERED_MAX:
-            covered = [covered[0], *covered[1 - _COVERED_MAX :]]
+        if len(covered) > COVERED_MAX:
+            del covered[_least_missed(covered)]
         return replace(self, covered=tuple(covered))
 
     def without_repeats(self, messages: Sequence[BaseMessage]) -> list[BaseMessage]:
@@ -191,6 +193,17 @@ class Coverage:
         rest = iter(known)
         all_known = len(self.dropped) < DROPPED_MAX
         return all(one in rest for one in (some if all_known else some[-_EVIDENCE:]))
+
+
+def _least_missed(covered: Sequence[Covered]) -> int:
+    """Returns which state to forget, so that they lie the farther apart the older they are."""
+    end = covered[-1].count
+
+    def missed(place: int) -> float:
+        before, this, behind = (one.count for one in covered[place - 1 : place + 2])
+        return (behind - before) / (end - this)
+
+    return min(range(1, len(covered) - 1), key=missed)
 
 
 def _is_sound(coverage: Coverage) -> bool:

@@ -11,11 +11,10 @@ import uuid
 import warnings
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
-from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, RemoveMessage
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 
 from langchain_rwkv_state.base import RWKVModel
 from langchain_rwkv_state.conversation.coverage import Coverage, Covered
@@ -109,24 +108,31 @@ def owner_of(config: RunnableConfig) -> str | None:
     return None if thread is None else f"thread:{thread}"
 
 
+def unbound(model: Runnable[Any, Any]) -> Runnable[Any, Any]:
+    """Returns what options, tools or a configuration are bound to."""
+    while isinstance(model, RunnableBinding):
+        model = model.bound
+    return model
+
+
 class GraphTurn:
     """One call of a graph's model.
 
     Args:
         coverage: The thread's.
         messages: What the model is to have read before it answers, without the system prompt.
-        model: The model.
+        model: The model, also with options bound to it.
 
     Attributes:
         coverage: The thread's; once `answered`, with the answer, where a state stands for it.
         ref: The answer's state, to be kept.
 
     Warns:
-        UserWarning: The model has no states, and the thread's beginning is one.
+        UserWarning: The model is not of this package, and keeps no states.
     """
 
     def __init__(
-        self, coverage: Coverage, messages: Sequence[BaseMessage], model: BaseChatModel
+        self, coverage: Coverage, messages: Sequence[BaseMessage], model: Runnable[Any, Any]
     ) -> None:
         self.coverage = coverage
         self.ref: str | None = None
@@ -134,17 +140,18 @@ class GraphTurn:
         self._mark: Mark | None = None
         self._store: StateStore | None = None
         self._to_read: list[BaseMessage] = self._messages
-        if isinstance(model, RWKVModel):
-            self._store = model.store
+        chat = unbound(model)
+        if isinstance(chat, RWKVModel):
+            self._store = chat.store
             # Something must be left to read: a last message that is an answer is gone on with.
             most = max(len(self._messages) - 1, 0)
             standing = coverage.standing(self._messages)
             self._ways = [one for one in standing if one.count <= most]
             self._take(self._ways[0])
-        elif coverage.base is not None:
+        else:
             warnings.warn(
-                f"{type(model).__name__} answers in a thread whose beginning is a state of RWKV: "
-                "of the thread it knows the messages that are still there.",
+                f"{type(chat).__name__} keeps no states: of this thread it knows the messages that "
+                "are still there, and what it answers is read by the next ChatRWKV.",
                 stacklevel=3,
             )
 

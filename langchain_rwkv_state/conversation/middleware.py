@@ -57,7 +57,7 @@ class RWKVStateMiddleware(AgentMiddleware[ThreadState, Any, Any]):
 
     Args:
         keep_last: How many messages that are in the state the thread keeps at least, for a user
-            interface to show; whole steps of the agent, so that it may be some more.
+            interface to show. It drops whole steps, so that it may keep twice as many.
         keep_all: Whether the thread keeps its transcript: then only the reading is saved, and a
             state that was lost is read again.
         ttl: How long states live after the thread's last use (seconds, a `timedelta`, or a text

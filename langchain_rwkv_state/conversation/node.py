@@ -10,13 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage, SystemMessage, convert_to_messages
-from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig, RunnableLambda
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 
 from langchain_rwkv_state.base import RWKVModel
 from langchain_rwkv_state.conversation.coverage import FIELD
-from langchain_rwkv_state.conversation.graph_turn import GraphTurn, ThreadKeeping, owner_of
+from langchain_rwkv_state.conversation.graph_turn import (
+    GraphTurn,
+    ThreadKeeping,
+    owner_of,
+    unbound,
+)
 from langchain_rwkv_state.prompt.markers import STATE_KEY
 from langchain_rwkv_state.store import TTL
 
@@ -59,7 +63,11 @@ def rwkv_node(
         >>> graph.add_node("chat", rwkv_node(ChatRWKV(model="demo")))  # doctest: +SKIP
     """
     keeping = ThreadKeeping(keep_last, keep_all, ttl)
-    model = _model(chat)
+    if not isinstance(unbound(chat), RWKVModel):
+        raise TypeError(
+            f"rwkv_node is given {type(unbound(chat)).__name__}: pass a ChatRWKV, also with tools "
+            "or options bound to it."
+        )
     lead = [SystemMessage(system)] if isinstance(system, str) else [system] if system else []
 
     def begin(state: Mapping[str, Any]) -> tuple[GraphTurn, list[BaseMessage]]:
@@ -67,7 +75,7 @@ def rwkv_node(
         if state.get(FIELD) is None and any(STATE_KEY in one.response_metadata for one in messages):
             raise ValueError(_NO_FIELD)
         coverage, rest, gone = keeping.begin(state.get(FIELD), messages)
-        return GraphTurn(coverage, rest, model), gone
+        return GraphTurn(coverage, rest, chat), gone
 
     def end(turn: GraphTurn, answer: Any, gone: list[BaseMessage]) -> dict[str, Any]:
         return {"messages": [*gone, answer], FIELD: turn.coverage.to_field()}
@@ -87,16 +95,3 @@ def rwkv_node(
         return end(turn, answer, gone)
 
     return RunnableLambda(call, acall, name="rwkv_node")
-
-
-def _model(chat: Runnable[Any, Any]) -> BaseChatModel:
-    """Returns the model that options and tools are bound to."""
-    inner: Any = chat
-    while isinstance(inner, RunnableBinding):
-        inner = inner.bound
-    if not (isinstance(inner, BaseChatModel) and isinstance(inner, RWKVModel)):
-        raise TypeError(
-            f"rwkv_node is given {type(inner).__name__}: pass a ChatRWKV, also with tools or "
-            "options bound to it."
-        )
-    return inner
