@@ -442,6 +442,23 @@ def held_forced(report: dict[str, Any]) -> str:
     return table(["what", "figure"], rows)
 
 
+def moved(report: dict[str, Any]) -> str:
+    """Returns what each of LangChain's ways to remember reads and keeps, beside ours."""
+    becomes = report["results"]["becomes"]
+    rows = []
+    for name, found in report["results"]["ways"].items():
+        figures = [f"{found[key]:,}" for key in ("tokens", "last_turn", "cached_tokens")]
+        kept = [_kilobytes(found["kept"]), _kilobytes(found["states"])]
+        right = f"{found['right']} of {found['asked']}"
+        rows.append([name, becomes.get(name, ""), *figures, *kept, right])
+    head = ["way", "becomes", "tokens read", "in the last turn", "with the prefix cache"]
+    return table([*head, "messages or checkpoints", "states", "right"], rows)
+
+
+def _kilobytes(count: int) -> str:
+    return f"{count / 1000:,.1f} kB" if count else ""
+
+
 TABLES: dict[str, tuple[str, Callable[..., str]]] = {
     "machine": ("conversation", machine),
     "recall targets": ("recall", targets),
@@ -496,6 +513,8 @@ TABLES: dict[str, tuple[str, Callable[..., str]]] = {
     "retention machine": ("retention", machine),
     "retention targets": ("retention", targets),
     **{f"recalled: {name}": ("retention", recalled(name)) for name in SECTIONS},
+    "moving machine": ("moving", machine),
+    "moving": ("moving", moved),
     "prefix machine": ("prefix_cache", machine),
     "prefix targets": ("prefix_cache", targets),
     "prefix trace": ("prefix_cache", prefix_trace),
