@@ -27,10 +27,11 @@ test: lint typing
 tests: unit
 integration_tests: integration
 
-# The faces to LangChain on the oldest langchain-core that pyproject.toml allows: everything else is
+# The faces to LangChain on the oldest langchain-core and langchain that pyproject.toml allows: all else is
 # that of $(VENV), which this one stands upon, so that PyTorch is not installed twice.
 OLDEST := .venv-oldest
 OLDEST_CORE := 1.7.2
+OLDEST_LANGCHAIN := 1.4.0
 FACES := $(wildcard $(addprefix tests/unit_tests/, test_chat_models*.py test_llms*.py test_standard.py \
 	test_imports.py conversation/test_*.py $(addprefix prompt/test_, markers.py plan.py \
 	tool_calling.py structured.py thinking.py))) tests/integration_tests/test_standard.py
@@ -102,7 +103,7 @@ $(OLDEST)/.dev: Makefile $(VENV)/.dev
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
 		$$($(OLDEST)/$(BINARIES)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/base.pth
 	$(OLDEST)/$(BINARIES)/python -m pip install --quiet --ignore-installed --no-deps \
-		langchain-core==$(OLDEST_CORE)
+		langchain-core==$(OLDEST_CORE) langchain==$(OLDEST_LANGCHAIN)
 	touch $@
 
 $(BIN)/python$(EXE):

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from langchain_rwkv_state.chat_models import ChatRWKV
     from langchain_rwkv_state.conversation.history import RWKVStateHistory
+    from langchain_rwkv_state.conversation.middleware import RWKVStateMiddleware
+    from langchain_rwkv_state.conversation.node import rwkv_node
     from langchain_rwkv_state.conversation.session import RWKVSession
     from langchain_rwkv_state.llms import RWKVLLM
     from langchain_rwkv_state.messages import marker, without_markers
@@ -36,11 +38,13 @@ __all__ = [
     "RWKVSession",
     "RWKVState",
     "RWKVStateHistory",
+    "RWKVStateMiddleware",
     "StateLayout",
     "StateStore",
     "ToolFormat",
     "__version__",
     "marker",
+    "rwkv_node",
     "without_markers",
 ]
 
@@ -54,10 +58,12 @@ _HOMES = {
     "RWKVSession": "conversation.session",
     "RWKVState": "state",
     "RWKVStateHistory": "conversation.history",
+    "RWKVStateMiddleware": "conversation.middleware",
     "StateLayout": "state",
     "StateStore": "store",
     "ToolFormat": "prompt.tools",
     "marker": "messages",
+    "rwkv_node": "conversation.node",
     "without_markers": "messages",
 }
 

@@ -318,10 +318,11 @@ def said_digests(messages: Iterable[BaseMessage]) -> tuple[str, ...]:
 
     By these a session recognises what it has heard already: type, text, and the tool calls.
     """
-    return tuple(_said_digest(message) for message in messages if message.type != "system")
+    return tuple(said_digest(message) for message in messages if message.type != "system")
 
 
-def _said_digest(message: BaseMessage) -> str:
+def said_digest(message: BaseMessage) -> str:
+    """Returns a short digest of a message by its type, its text and the tools it calls."""
     kind = message.type.removesuffix("MessageChunk").lower()
     said = [kind, text_digest(str(message.text)), _calls(message)]
     text = json.dumps(said, sort_keys=True, default=repr)

@@ -204,7 +204,7 @@ def count_tokens(
         thoughts: Whether the thoughts of earlier answers are read too.
     """
     said = with_system(messages, lines)
-    begun = bool(said) and _is_begun(said[-1])
+    begun = bool(said) and is_begun(said[-1])
     segments, prompt, _ = _written(
         said,
         0,
@@ -232,7 +232,7 @@ def _written(
     Returns:
         The segments; and, as in `PromptPlan`, the prompt and the answer's beginning.
     """
-    begun = to_read[-1] if answer and len(to_read) > fixed and _is_begun(to_read[-1]) else None
+    begun = to_read[-1] if answer and len(to_read) > fixed and is_begun(to_read[-1]) else None
     told = to_read[:-1] if begun is not None else to_read
     segments = template.segments(told, start=start, answer=answer, thoughts=thoughts)
     prompt, continued = None, ""
@@ -243,7 +243,7 @@ def _written(
     return segments, prompt, continued
 
 
-def _is_begun(message: BaseMessage) -> bool:
+def is_begun(message: BaseMessage) -> bool:
     """Says whether a message is the beginning of an answer."""
     return kind_of(message) == "ai" and not getattr(message, "tool_calls", None)
 

@@ -15,11 +15,13 @@ EXPORTED = [
     "RWKVSession",
     "RWKVState",
     "RWKVStateHistory",
+    "RWKVStateMiddleware",
     "StateLayout",
     "StateStore",
     "ToolFormat",
     "__version__",
     "marker",
+    "rwkv_node",
     "without_markers",
 ]
 
