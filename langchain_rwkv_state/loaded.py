@@ -30,7 +30,7 @@ from langchain_rwkv_state.prompt.template import (
 )
 from langchain_rwkv_state.runtime import Runtime, is_g1
 from langchain_rwkv_state.runtime.loader import share_model
-from langchain_rwkv_state.runtime.registry import MODELS, SharedModel
+from langchain_rwkv_state.runtime.registry import MODELS, SharedModel, models_at_work
 from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.tokenizer import Tokenizer, load_tokenizer, tokenizer_beside
 
@@ -207,11 +207,10 @@ def find_loaded(model: str, strategy: str) -> Loaded | None:
         model: As for `load_runtime`; another name of the same file is not recognised.
         strategy: As for `load_runtime`.
     """
-    for shared in MODELS.values():
-        for loaded in [] if shared.runs is None else list(shared.runs.known.values()):
-            if (loaded.model, loaded.strategy) == (model, strategy):
-                found: Loaded = loaded
-                return found
+    for loaded in models_at_work():
+        if (loaded.model, loaded.strategy) == (model, strategy):
+            found: Loaded = loaded
+            return found
     return None
 
 

@@ -31,6 +31,7 @@ from langchain_rwkv_state.cli.models import half_life, memory
 from langchain_rwkv_state.cli.naming import fork, rename, rewind
 from langchain_rwkv_state.cli.prefill import prefill, zero
 from langchain_rwkv_state.cli.recall import recall
+from langchain_rwkv_state.cli.redact import redact, transcript
 from langchain_rwkv_state.cli.report import report
 from langchain_rwkv_state.cli.sessions import prune, rm, sessions, show
 from langchain_rwkv_state.cli.streams import is_piped, prepare_streams
@@ -131,6 +132,8 @@ _COMMANDS: dict[str, dict[Callable[..., None], str]] = {
         fork: "fork bob carol",
         rewind: "rewind bob",
         rename: "rename bob carol",
+        transcript: "transcript bob",
+        redact: "redact bob --turn 3",
         rm: "rm bob",
         prune: "prune",
         backup: "backup monday",

@@ -29,6 +29,7 @@ from langchain_rwkv_state.prefix_cache.disk_tier import (
 from langchain_rwkv_state.prefix_cache.entries import CachedState, Entry, Hit, Namespace
 from langchain_rwkv_state.prefix_cache.index import Index
 from langchain_rwkv_state.prefix_cache.radix_tree import pack
+from langchain_rwkv_state.prefix_cache.redacted import StandsOn
 from langchain_rwkv_state.prefix_cache.stats import (
     CacheStats,
     Explanation,
@@ -37,6 +38,7 @@ from langchain_rwkv_state.prefix_cache.stats import (
     sentence,
 )
 from langchain_rwkv_state.store.clock import TTL, ttl_seconds
+from langchain_rwkv_state.store.redaction import RedactedIds, listeners
 from langchain_rwkv_state.store.schema import DATABASE
 
 DIRECTORY_VARIABLE = "RWKV_PREFIX_CACHE_DIR"
@@ -351,6 +353,31 @@ class PrefixStateCache:
             self._index.clear()
         self._disk.clear()
 
+    def forget(self, redacted: RedactedIds) -> int:
+        """Drops what stands on turns that were taken out of a session; returns how much that was.
+
+        On disk it is written over there, too. What other processes hold in memory they keep.
+
+        Args:
+            redacted: What was taken out, as a store tells.
+
+        Raises:
+            StoreError, StoreFull: The directory cannot be changed, and holds what it held.
+        """
+        stands = StandsOn(redacted)
+        self.flush()
+        self._disk.take_in()
+        with self._lock:
+            gone = [
+                entry
+                for entry in self._index.entries()
+                if stands(entry.namespace, entry.node.key(), pinned=entry.pin is not None)
+            ]
+            for entry in gone:
+                self._index.drop(entry, "evicted")
+        on_disk = self._disk.forget(stands)
+        return sum(entry.row is None for entry in gone) + on_disk
+
     def flush(self, seconds: float = 30.0) -> bool:
         """Waits until what is to be written to disk is there; says whether it is."""
         return self._disk.flush(seconds)
@@ -453,6 +480,13 @@ def _reading_or_none(directory: Path) -> PrefixStateCache:
         logger.warning("What was warmed is not used: %s", error)
         return PrefixStateCache()
 
+
+def _forget(redacted: RedactedIds) -> int:
+    """Drops what the caches of this process keep of turns that were taken out of a session."""
+    return sum(cache.forget(redacted) for cache in list(_caches))
+
+
+listeners.append(_forget)
 
 _caches: weakref.WeakSet[PrefixStateCache] = weakref.WeakSet()
 

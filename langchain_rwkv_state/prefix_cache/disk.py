@@ -18,7 +18,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from langchain_rwkv_state._registry import Hold, Registry
-from langchain_rwkv_state.errors import RWKVStateError, StateCorrupt, StateMismatch, StoreFull
+from langchain_rwkv_state.errors import (
+    RWKVStateError,
+    StateCorrupt,
+    StateMismatch,
+    StoreError,
+    StoreFull,
+)
 from langchain_rwkv_state.prefix_cache.disk_tier import DiskTier, Row
 from langchain_rwkv_state.prefix_cache.entries import CachedState, Entry
 from langchain_rwkv_state.prefix_cache.index import Index
@@ -195,6 +201,22 @@ class DiskSide:
         with self.use() as tier:
             if tier is not None and self.is_written:
                 tier.clear()
+
+    def forget(self, stands: Callable[..., bool]) -> int:
+        """Removes the entries that a test says stand on what was redacted; returns how many.
+
+        Raises:
+            StoreError, StoreFull: It could not be done: unlike all else, that must be known.
+        """
+        if not self.is_written:
+            return 0
+        tier = self._open()
+        if tier is None:
+            raise StoreError(
+                f"The prefix cache's directory {self._directory} cannot be used, so that what it "
+                "keeps of the redacted turns is still there: `rwkv-state cache clear` removes it."
+            )
+        return tier.forget(stands)
 
     def flush(self, seconds: float) -> bool:
         """Waits until what is to be written is there; says whether it is."""

@@ -321,6 +321,22 @@ class DiskTier:
 
         self._transact(work, freeing=True)
 
+    def forget(self, stands: Callable[..., bool]) -> int:
+        """Removes entries for good: neither their ids nor their bytes are found in the directory.
+
+        Args:
+            stands: Says of a namespace and a key, and whether it is ``pinned``, that it goes.
+
+        Returns:
+            How many there were.
+        """
+        gone = [row for row in self.rows() if stands(row.namespace, row.key, pinned=bool(row.pin))]
+        for row in gone:
+            self.discard(row)
+        if gone:
+            self._backend.scrub(frozenset(row.blob[:64] for row in gone))
+        return len(gone)
+
     def is_fresh(self, row: Row) -> bool:
         """Says whether an entry's file may still be on its way."""
         return abs(self._clock() - row.created) < _GRACE_SECONDS

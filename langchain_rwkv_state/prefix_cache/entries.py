@@ -25,6 +25,14 @@ _HIDDEN = "salt:"
 _HIDDEN_SALT = re.compile(r"salt:[0-9a-f]{32}")
 
 
+def base_name(derivation: Derivation) -> str:
+    """Returns what a namespace calls the state that reading began from."""
+    if derivation == Derivation(derivation.fingerprint):
+        return ZERO_ROOT
+    text = f"{derivation.root}|{derivation.n_tokens}|{derivation.token_hash}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class Namespace:
     """Says which prompts may share states; each namespace has a tree of its own.
@@ -42,12 +50,7 @@ class Namespace:
     @classmethod
     def of(cls, base: RWKVState, salt: str | None = None) -> Namespace:
         """Returns the namespace of prompts that are read from `base`."""
-        derivation = base.derivation
-        name = ZERO_ROOT
-        if derivation != Derivation(derivation.fingerprint):
-            text = f"{derivation.root}|{derivation.n_tokens}|{derivation.token_hash}"
-            name = hashlib.sha256(text.encode()).hexdigest()
-        return cls(derivation.fingerprint, name, salt_digest(salt))
+        return cls(base.fingerprint, base_name(base.derivation), salt_digest(salt))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ it has changed.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import warnings
 from collections.abc import Iterable, Sequence
@@ -30,7 +29,7 @@ from langchain_rwkv_state.prompt.markers import (
     messages_digest,
     read_marker,
 )
-from langchain_rwkv_state.prompt.template import ChatTemplate, Reasoning, Segment
+from langchain_rwkv_state.prompt.template import ChatTemplate, Reasoning, Segment, block_digest
 from langchain_rwkv_state.state import Fingerprint, RWKVState
 from langchain_rwkv_state.store import StateStore
 
@@ -410,10 +409,7 @@ def _is_transcript(
 
 def _system_digest(before: Sequence[BaseMessage], template: ChatTemplate) -> str:
     """Returns a digest of what a model would read of the messages before a marker."""
-    digest = hashlib.sha256()
-    for segment in template.segments(before, start=True):
-        digest.update(repr(segment.ids).encode())
-    return digest.hexdigest()
+    return block_digest(segment.ids for segment in template.segments(before, start=True))
 
 
 def _told_of_flattened(contents: Iterable[object]) -> bool:

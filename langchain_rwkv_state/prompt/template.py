@@ -25,8 +25,9 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, Literal, TypeAlias
 
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
@@ -40,6 +41,14 @@ Reasoning: TypeAlias = Literal["low", "medium", "high"] | bool | None
 
 _SCHEME = "2"  # changes with the order of pieces or with `clean`
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
+
+
+def block_digest(segments: Iterable[Sequence[int]]) -> str:
+    """Returns a digest of a block of segments, such as a system prompt's, by their ids."""
+    digest = hashlib.sha256()
+    for ids in segments:
+        digest.update(repr(tuple(ids)).encode())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -182,6 +191,29 @@ class ChatTemplate:
             border = self._separator_ids if found or not start else self._bos()
             found.append(Segment(role, text, (*border, *ids)))
         return found
+
+    def opening_ids(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """Returns a turn's ids as they are where a conversation begins with that turn."""
+        bos, border = self._bos(), self._separator_ids
+        if border and tuple(ids[: len(border)]) == border:
+            return (*bos, *ids[len(border) :])
+        return tuple(ids) if tuple(ids[: len(bos)]) == bos else (*bos, *ids)
+
+    def block_length(self, ids: Sequence[int], digest: str) -> int | None:
+        """Returns how many of a turn's first ids are the system block of a digest.
+
+        Returns:
+            The number; ``None`` where the turn does not begin with that block, or where an answer
+            in it holds a blank line, so that its segments cannot be told apart.
+        """
+        begun, border = self.opening_ids(ids), self._separator_ids
+        places = [at for at in range(1, len(begun)) if begun[at : at + len(border)] == border]
+        block: list[tuple[int, ...]] = []
+        for start, end in pairwise((0, *places, len(begun))):
+            block.append(begun[start:end])
+            if block_digest(block) == digest:
+                return end + len(ids) - len(begun)
+        return None
 
     def answer_prompt(self) -> list[int]:
         """Returns the ids after which the model answers, without what stands before."""

@@ -28,8 +28,9 @@ class SharedModel:
 
     Attributes:
         strategy: How it runs.
-        runs: What answers from it, with a property ``at_work`` and a method ``close``; ``None``
-            while nobody wants answers.
+        runs: What answers from it, with a property ``at_work``, a method ``close``, and in
+            ``known`` what was made of it with tokenizers and templates; ``None`` while nobody wants
+            answers.
         lock: Held while that is made.
     """
 
@@ -86,6 +87,19 @@ MODELS: Registry[SharedModel] = Registry(
 Without users it stays until its engine has had nothing to do for a while: whoever makes a chat
 object for each request does not load the weights for each.
 """
+
+
+def models_at_work() -> list[Any]:
+    """Returns the models that answer in this process, each with its tokenizer and template.
+
+    Nothing is held for it. They have the attributes of `langchain_rwkv_state.loaded.Loaded`.
+    """
+    return [
+        found
+        for shared in MODELS.values()
+        if shared.runs is not None
+        for found in list(shared.runs.known.values())
+    ]
 
 
 def _after_fork_in_child() -> None:

@@ -11,8 +11,10 @@ from langchain_rwkv_state.store.records import (
     Codec,
     LogEntry,
     LogKind,
+    Redaction,
     SessionInfo,
     StoreStats,
+    TranscriptTurn,
 )
 from langchain_rwkv_state.store.settings import check_session
 
@@ -27,10 +29,12 @@ __all__ = [
     "LogEntry",
     "LogKind",
     "MemoryStateStore",
+    "Redaction",
     "SessionEvent",
     "SessionInfo",
     "StateStore",
     "StoreStats",
+    "TranscriptTurn",
     "check_session",
     "default_directory",
     "follow",

@@ -6,7 +6,7 @@ that a transaction lets go of is deleted only once that has happened.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -125,6 +125,18 @@ class Backend(Protocol):
 
     def blobs(self) -> Iterator[tuple[str, float]]:
         """Yields each file's name and its age in seconds."""
+        ...
+
+    def scrub(self, digests: Collection[str]) -> None:
+        """Takes what was deleted off the disk: free room in the database, its log of changes.
+
+        Args:
+            digests: The last 64 digits of references of which no file is to stay, by whatever name
+                one of the store's files goes.
+
+        Raises:
+            StoreError: Somebody reads, and goes on to, what was there before.
+        """
         ...
 
     def check(self, *, fix: bool) -> CheckReport:

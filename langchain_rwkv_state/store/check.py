@@ -178,7 +178,7 @@ class _AllRows:
         elif table is LOG:
             turn = rows.unpack_turn(raw)
             self.logs[rows.name_text(raw[0])].append(turn)
-        elif table is META and raw[0] not in (b"about", b"clock", b"totals"):
+        elif table is META and raw[0] not in (b"about", b"clock", b"totals", b"scrub"):
             raise StateCorrupt(f"The {META.describe(raw)} is of a kind that is not known.")
         else:
             table.unpack(raw)

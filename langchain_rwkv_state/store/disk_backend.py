@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -203,6 +203,25 @@ class DiskBackend:
     def blobs(self) -> Iterator[tuple[str, float]]:
         """See `Backend.blobs`."""
         return self.files.all()
+
+    def scrub(self, digests: Collection[str]) -> None:
+        """See `Backend.scrub`."""
+        self._require_writable()
+        self.files.drop_of(digests)
+        with self._lock, self.errors():
+            self._opened()
+            self._require_identity()
+            execute = self._connection().execute
+            # What was deleted is overwritten as it goes, but pages that were split or joined keep
+            # copies of rows in their free room: a database that is written anew has none.
+            execute("VACUUM")
+            ((busy, _, _),) = execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        if busy:
+            raise StoreError(
+                f"Somebody reads the store {self.root} as it was, so that what was deleted is "
+                f"still in its log of changes, {DATABASE}-wal: it goes when the store is next "
+                "opened for writing by a program that starts."
+            )
 
     @property
     def is_usable(self) -> bool:

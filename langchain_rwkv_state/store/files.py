@@ -13,7 +13,7 @@ import re
 import sqlite3
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -253,6 +253,16 @@ class StateFiles:
             return
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="rwkv-state-drop") as pool:
             list(pool.map(self.drop, names))
+
+    def drop_of(self, digests: Collection[str]) -> None:
+        """Deletes all files whose names begin so, those that were set aside and orphans too."""
+        folders = {self._root / digest[:2] for digest in digests} | {self._root / DAMAGED}
+        for folder in folders if digests else ():
+            with suppress(FileNotFoundError):
+                self._require_folder(folder)
+                for path in list(folder.iterdir()):
+                    if path.name[:64] in digests:
+                        path.unlink(missing_ok=True)
 
     def set_aside(self, name: str) -> str:
         """See `Backend.set_aside`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -119,6 +119,10 @@ class MemoryBackend:
         with self._lock:
             now = time.monotonic()
             return iter([(name, now - made) for name, (_, made) in self._blobs.items()])
+
+    def scrub(self, digests: Collection[str]) -> None:
+        """See `Backend.scrub`: there is no disk."""
+        self.drop_blobs([name for name in list(self._blobs) if name[:64] in digests])
 
     def check(self, *, fix: bool) -> CheckReport:  # noqa: ARG002
         """See `Backend.check`: there is nothing beside the tables."""

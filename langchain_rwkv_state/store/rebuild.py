@@ -6,7 +6,7 @@ what they give is compared with the reference that was asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from langchain_rwkv_state.errors import StateCorrupt, StateMismatch, StateNotFound
@@ -34,7 +34,7 @@ def rebuild(
     """
     if view.lives(ref):
         state = get(ref)
-        if _same_model(state.fingerprint, runtime.fingerprint):
+        if same_model(state.fingerprint, runtime.fingerprint):
             return state
     path = view.path(ref)
     if not path:
@@ -44,7 +44,7 @@ def rebuild(
         )
     last = path[-1][1]
     _require_tokenizer(last.fingerprint, runtime.fingerprint)
-    if not _same_model(last.fingerprint, runtime.fingerprint):
+    if not same_model(last.fingerprint, runtime.fingerprint):
         return _from_zero(key, ref, path, runtime)
     state, origin = _nearest(view, get, path, runtime)
     state = _read(runtime, state, origin).with_system_digest(last.block)
@@ -90,7 +90,11 @@ def _from_zero(key: bytes, ref: str, path: list[tuple[str, Origin]], runtime: Ru
 
 
 def _read(runtime: Runtime, state: RWKVState, origin: Origin) -> RWKVState:
-    tokens = unpack_tokens(origin.tokens)
+    return read_tokens(runtime, state, unpack_tokens(origin.tokens))
+
+
+def read_tokens(runtime: Runtime, state: RWKVState, tokens: Sequence[int]) -> RWKVState:
+    """Returns the state after more tokens, which may be many or none."""
     for start in range(0, len(tokens), _CHUNK_TOKENS):
         _, state = runtime.forward(tokens[start : start + _CHUNK_TOKENS], state)
     return state
@@ -103,16 +107,22 @@ def _parts(found: str, current: str) -> tuple[Fingerprint, Fingerprint] | None:
         return None
 
 
-def _same_model(found: str, current: str) -> bool:
+def same_model(found: str, current: str) -> bool:
+    """Says whether two fingerprints are of the same weights at the same precision."""
     parts = _parts(found, current)
     return found == current if parts is None else parts[0][:2] == parts[1][:2]
 
 
-def _require_tokenizer(found: str, current: str) -> None:
+def same_tokenizer(found: str, current: str) -> bool:
+    """Says whether ids mean the same under two fingerprints, as far as these tell."""
     parts = _parts(found, current)
     if parts is None or "-" in (parts[0].tokenizer, parts[1].tokenizer):
-        return
-    if parts[0].tokenizer != parts[1].tokenizer:
+        return True
+    return parts[0].tokenizer == parts[1].tokenizer
+
+
+def _require_tokenizer(found: str, current: str) -> None:
+    if not same_tokenizer(found, current):
         raise StateMismatch(
             f"The token ids were made by the tokenizer of {found!r}; {current!r} has another one, "
             "for which they mean other text."

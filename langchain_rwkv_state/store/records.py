@@ -223,6 +223,50 @@ class LogEntry:
 
 
 @dataclass(frozen=True)
+class TranscriptTurn:
+    """One turn of a session as text, oldest first in `TableStore.transcript`.
+
+    Attributes:
+        number: Its number, from 1; `TableStore.redact` takes it.
+        ref: The state behind it.
+        created_seconds: Unix time of the commit.
+        text: What was read and what was answered, as the model read it; ``None`` where no token
+            ids of the turn are kept.
+        joined: Whether the text of turns before it is in it too: so it is with the oldest turn in
+            the log of a session that has more turns than a log keeps.
+    """
+
+    number: int
+    ref: str
+    created_seconds: float
+    text: str | None
+    joined: bool = False
+
+
+@dataclass(frozen=True)
+class Redaction:
+    """What `TableStore.redact` did.
+
+    Attributes:
+        session: The session.
+        turns: The numbers that the turns had.
+        head: Reference of its new head; ``None`` where no turn is left.
+        sessions: Other sessions that held these turns, as forks do, and are without them now.
+        owners: Who kept a state that stood on them, and keeps it no more.
+        states: How many states were removed.
+        cached: How many states of prefix caches were dropped.
+    """
+
+    session: str
+    turns: tuple[int, ...]
+    head: str | None
+    sessions: tuple[str, ...]
+    owners: tuple[str, ...]
+    states: int
+    cached: int
+
+
+@dataclass(frozen=True)
 class SessionInfo:
     """One session as it stands.
 

@@ -23,7 +23,7 @@ import time
 import weakref
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -202,6 +202,30 @@ class Staging:
                 self._states[ref] = replace(held, uses=held.uses - 1)
             elif held is not None:
                 self._drop(ref)
+        self._delete_dead()
+
+    def after(self, refs: Collection[str]) -> set[str]:
+        """Returns those of these states that are staged, and what was read on from them."""
+        with self._lock:
+            found: set[str] = set()
+            while True:
+                more = {
+                    held.ref
+                    for held in self._states.values()
+                    if held.ref not in found
+                    and (held.ref in refs or held.parent in refs or held.parent in found)
+                }
+                if not more:
+                    return found
+                found |= more
+
+    def forget(self, refs: Collection[str]) -> None:
+        """Drops states, whoever staged them, and that they ever were."""
+        with self._lock:
+            for ref in refs:
+                if ref in self._states:
+                    self._drop(ref)
+                self._expired.pop(ref, None)
         self._delete_dead()
 
     def expired_at(self, ref: str, *, now: float) -> float | None:

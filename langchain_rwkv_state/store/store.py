@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from langchain_rwkv_state import state as states
 from langchain_rwkv_state.errors import (
@@ -36,10 +36,13 @@ from langchain_rwkv_state.store.records import (
     CheckReport,
     LogEntry,
     QueuedTurn,
+    Redaction,
     SessionInfo,
     StoreStats,
+    TranscriptTurn,
     model_words,
 )
+from langchain_rwkv_state.store.redaction import redact
 from langchain_rwkv_state.store.rows import Holder, SessionRow, StateRow
 from langchain_rwkv_state.store.settings import (
     LIMIT_BYTES,
@@ -51,6 +54,7 @@ from langchain_rwkv_state.store.settings import (
     require_messages,
 )
 from langchain_rwkv_state.store.tables import Changes, Tables
+from langchain_rwkv_state.store.transcript import logged_session, texts
 from langchain_rwkv_state.store.verbs import Threads, twin
 from langchain_rwkv_state.store.writes import OpenStore
 
@@ -464,7 +468,70 @@ class TableStore(OpenStore):
         _check_ref(ref, "ref")
         return rebuild(self._view(), self._key, self.get, ref, runtime)
 
+    def transcript(self, session: str, runtime: Any = None) -> list[TranscriptTurn]:
+        """Returns a session's turns as text, oldest first; needs a store with ``log="tokens"``.
+
+        It is no use of the session. A log keeps 100 turns: those before are not in it, and where
+        ids were not kept from the first turn on, a turn's text is ``None``.
+
+        Args:
+            session: Its name.
+            runtime: A chat object with the session's tokenizer; ``None`` for a model that answers
+                in this process.
+
+        Raises:
+            StateNotFound: There is no such session.
+            ValueError: No token ids of it are kept.
+            ModelLoadError: No model with its tokenizer is at work in this process.
+            StateMismatch: That of `runtime` is another one.
+
+        Example:
+            >>> for turn in store.transcript("bob"):  # doctest: +SKIP
+            ...     print(turn.number, turn.text)
+        """
+        self._check(session=session)
+        return texts(self._look(lambda view: logged_session(view, session)), runtime)
+
+    def redact(self, session: str, turns: Sequence[int], runtime: Any = None) -> Redaction:
+        """Takes turns out of a session, as if they had never been; needs ``log="tokens"``.
+
+        All behind them is read again, from the state before the first of them, and the session
+        moves to what comes out, in one commit. Then nothing in the store stands on these turns any
+        more: forks that took them over are read again too, whoever kept or put such a state keeps
+        it no more, and token ids, digests and files are off the disk. So are states that this
+        process's prefix caches read there. The system prompt that a turn began with stays.
+
+        Bundles, backups and caches of other processes are no part of the store: they are as they
+        were. Turns behind those that went have lower numbers then.
+
+        Args:
+            session: Its name.
+            turns: Numbers of turns, as `transcript` gives them.
+            runtime: A chat object of the session's model; ``None`` for one that answers in this
+                process.
+
+        Returns:
+            What was removed.
+
+        Raises:
+            ValueError: There is no such turn, or its token ids are not there; nothing changed.
+            StateNotFound: There is no such session.
+            SessionConflict: A turn of it, or of such a fork, is under way or came meanwhile.
+            ModelLoadError: Its model is not at work in this process.
+            StateMismatch: `runtime` is another one.
+            StateCorrupt: The session was not read from its token ids alone, as after a blend.
+            StoreFull: No room; the session is as it was.
+            StoreError: It is done, and somebody reads what was there before: see the message.
+
+        Example:
+            >>> store.redact("bob", turns=[3])  # doctest: +SKIP
+        """
+        self._check(session=session)
+        return redact(self, session, turns, runtime)
+
     arebuild = twin(rebuild)
+    atranscript = twin(transcript)
+    aredact = twin(redact)
 
     # -- pieces of the verbs ---------------------------------------------------------------------
 

@@ -234,6 +234,27 @@ class Tables:
         row = self.stored_state(ref)
         return [] if row is None or row.origin is None else [(ref, row.origin)]
 
+    def sessions_with(self, refs: Iterable[str]) -> set[str]:
+        """Returns the sessions, expired ones too, that hold one of these states or log it."""
+        found: set[tuple[Any, ...]] = set()
+        for marks, some in _chunks(refs):
+            logged = f"SELECT session FROM log WHERE ref IN ({marks}) OR parent IN ({marks})"  # noqa: S608
+            held = f"SELECT owner FROM holds WHERE kind = 0 AND ref IN ({marks})"  # noqa: S608
+            found |= {*self._sql(logged, some), *self._sql(held, some)}
+        return {name for (raw,) in found if (name := rows.readable_name(raw)) is not None}
+
+    def states_after(self, refs: Iterable[str]) -> set[str]:
+        """Returns the states that were read from one of these."""
+        return {
+            rows.ref_text(ref)
+            for marks, some in _chunks(refs)
+            for (ref,) in self._sql(f"SELECT ref FROM states WHERE parent IN ({marks})", some)  # noqa: S608
+        }
+
+    def origins(self) -> Iterator[StateRow]:
+        """Yields the states whose token ids are kept; a row that was changed is left out."""
+        return _readable(StateRow, self._sql("SELECT * FROM states WHERE origin IS NOT NULL", ()))
+
     # -- states ----------------------------------------------------------------------------------
 
     def stored_state(self, ref: str) -> StateRow | None:
@@ -458,6 +479,17 @@ class Tables:
         return living
 
 
+_CHUNK = 400  # values; a statement has them up to twice, and may hold 999
+
+
+def _chunks(refs: Iterable[str]) -> Iterator[tuple[str, list[bytes]]]:
+    """Yields digests of references, and as many numbered question marks."""
+    digests = list(map(ref_bytes, refs))
+    for start in range(0, len(digests), _CHUNK):
+        some = digests[start : start + _CHUNK]
+        yield ", ".join(f"?{number + 1}" for number in range(len(some))), some
+
+
 _SESSIONS_FROM = "SELECT * FROM sessions WHERE name >= ? AND name < ? ORDER BY name"
 _ENDS = frozenset((float, type(None)))
 _QUEUE = "SELECT * FROM queue"
@@ -612,6 +644,10 @@ class Changes(Tables):
         if self._nbytes or self._sessions or self._names:
             self.set_totals(self.totals())
 
+    def forget_note(self, key: str) -> None:
+        """Deletes what was noted of the store as a whole."""
+        self._sql("DELETE FROM meta WHERE key = ?", (key.encode(),))
+
     def set_totals(self, totals: Totals) -> None:
         """Notes the totals; what changed so far is in them."""
         self._nbytes = self._sessions = self._names = 0
@@ -694,6 +730,18 @@ class Changes(Tables):
         if not keep_file:
             self.dropped.append(row.blob)
         self.states_removed += 1
+
+    def erase_state(self, ref: str) -> list[HoldRow]:
+        """Removes a state whatever holds it, with its tombstone; returns what held it."""
+        holds = [hold for hold in self.holders(ref) if hold is not None]
+        for hold in holds:
+            self.let_go(ref, hold.kind, hold.owner)
+        row = self.stored_state(ref)
+        if row is not None:  # it was counted as held more often, or a hold was changed
+            self._delete(HoldRow.TABLE, "ref = ?", (ref_bytes(ref),))
+            self.remove_state(row)
+        self.delete_key(TOMBSTONES, (ref_bytes(ref),))
+        return holds
 
     def stored_hold(self, ref: str, kind: Holder, owner: str) -> HoldRow | None:
         """Returns a hold.
@@ -807,6 +855,11 @@ class Changes(Tables):
         for turn in self.log(source):
             if turn.seq <= last:
                 self._put_turn(target, turn)
+
+    def put_turns(self, session: str, turns: Iterable[LogEntry]) -> None:
+        """Writes turns to a session's log, as they are."""
+        for turn in turns:
+            self._put_turn(session, turn)
 
     def cut_log(self, name: str, last: int) -> None:
         """Forgets the turns behind `last`."""

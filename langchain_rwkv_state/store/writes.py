@@ -40,6 +40,7 @@ from langchain_rwkv_state.store.records import (
     model_named_by,
     pack_tokens,
 )
+from langchain_rwkv_state.store.redaction import finish_if_due
 from langchain_rwkv_state.store.resources import Resources, open_secret
 from langchain_rwkv_state.store.rows import StateRow
 from langchain_rwkv_state.store.settings import (
@@ -92,6 +93,8 @@ class OpenStore(StateStore):
             resources.release()
             raise
         self._clock = self._shared_clock(settings.clock)
+        if not self._backend.read_only:
+            finish_if_due(self._backend, self._clock.now())
 
     def _shared_clock(self, clock: Callable[[], float]) -> StoreClock:
         """Returns the store's clock: one for all objects that go by the machine's own."""
