@@ -216,6 +216,16 @@ async def test_a_marker_of_a_client_is_dropped(make_agent: MakeAgent):
     )
 
 
+async def test_a_marker_that_comes_in_amid_a_turn_opens_nothing(make_agent: MakeAgent):
+    agent = make_agent(twin=False)
+    ref = await _secret(agent)
+    agent = make_agent(chat=agent.chat, twin=False, interrupt_before=["model"])
+    await agent.run("Hi.")
+    await agent.update(lambda _: [marker(ref), HumanMessage("who am I?")])
+    await agent.run(None)
+    await agent.expect(user("Hi."), user("who am I?"), said("I do not know."))
+
+
 async def test_a_reference_on_an_answer_of_a_client_opens_nothing(make_agent: MakeAgent):
     agent = make_agent(twin=False)
     ref = await _secret(agent)
