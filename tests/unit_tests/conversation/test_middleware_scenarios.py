@@ -68,6 +68,25 @@ class _Rewrite(AgentMiddleware[Any, Any, Any]):
         return response
 
 
+class _MadeAnew(_Rewrite):
+    """Makes answers anew, which then carry no reference."""
+
+    def _rewritten(self, response: Any) -> Any:
+        for message in response.result:
+            message.response_metadata = {}
+        return response
+
+
+class _FirstOfTwo(AgentMiddleware[Any, Any, Any]):
+    """Asks twice, and takes the first answer."""
+
+    def wrap_model_call(self, request: Any, handler: Any) -> Any:
+        return [handler(request), handler(request)][0]
+
+    async def awrap_model_call(self, request: Any, handler: Any) -> Any:
+        return [await handler(request), await handler(request)][0]
+
+
 class _Route(AgentMiddleware[Any, Any, Any]):
     """Lets another model answer where the user asks for it."""
 
@@ -486,6 +505,33 @@ async def test_an_answer_that_a_middleware_rewrites_is_read_as_rewritten(
     assert await agent.say("who am I?") == "You are Ann."
     turns = await agent.law()
     assert turns[2] == said("That was round 1.")
+
+
+async def test_an_answer_that_lost_its_reference_behind_ours_is_read_as_a_message(
+    make_agent: MakeAgent,
+):
+    agent = make_agent(_MadeAnew(), last=False, twin=False)
+    await agent.say("My name is Ann.")
+    assert await agent.say("who am I?") == "You are Ann."
+    assert await agent.ref() is None
+    assert agent.reads()[-1] == "\n\n".join(
+        [
+            str(agent.block()),
+            user("My name is Ann."),
+            said("That was turn 1."),
+            user("who am I?"),
+            "Assistant:",
+        ]
+    )
+
+
+@either_order
+async def test_the_first_of_two_answers(make_agent: MakeAgent, last: bool):
+    agent = make_agent(_FirstOfTwo(), last=last)
+    await agent.say("My name is Ann.")
+    assert await agent.say("who am I?") == "You are Ann."
+    turns = await agent.law()
+    assert len(turns) == 5
 
 
 @pytest.mark.parametrize("keep", [{"keep_last": 0}, {"keep_all": True}], ids=["dropped", "kept"])

@@ -36,11 +36,14 @@ ANN = (user("My name is Ann."), said("That was turn 1."))
 ONE = '{"a": 1, "b": 2}'
 CALL_ONE = called(("add", {"a": 1, "b": 2}))
 
-kept = pytest.mark.parametrize(
-    "keep",
-    [{}, {"keep_last": 2}, {"keep_last": 3}, {"keep_all": True}],
-    ids=["none kept", "two kept", "three kept", "all kept"],
-)
+two_ways = pytest.mark.parametrize("way", ["sync memory", "async sqlite"])
+
+
+def kept(test: Any) -> Any:
+    """Runs a test with each way to keep messages; two ways to run it do, then."""
+    keeps = [{}, {"keep_last": 2}, {"keep_last": 3}, {"keep_all": True}]
+    ids = ["none kept", "two kept", "three kept", "all kept"]
+    return two_ways(pytest.mark.parametrize("keep", keeps, ids=ids)(test))
 
 
 async def test_forks_of_one_place_know_nothing_of_each_other(make_agent: MakeAgent):
