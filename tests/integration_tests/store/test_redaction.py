@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import random
 import time
+import warnings
 from collections import Counter
 from typing import Any
 
 import pytest
-from langchain_core.messages import HumanMessage
+from langchain_core.messages import HumanMessage, SystemMessage
 
 from langchain_rwkv_state import ChatRWKV, DiskStateStore, PrefixStateCache
 from langchain_rwkv_state.messages import marker
@@ -88,6 +89,24 @@ def test_100_of_100_redacted_facts_are_gone_and_the_others_are_kept(tmp_path):
         assert found_in(cached, wanted) == []
     model.unload()
     cache.close()
+
+
+@pytest.mark.parametrize("system", [[], [SystemMessage("You are kind.")]], ids=["bare", "system"])
+@pytest.mark.parametrize("gone", [1, 2, 3])
+def test_a_session_has_the_head_of_one_that_was_never_told(tmp_path, system, gone):
+    texts = ["My name is Marlow.", "My dog is called Rex.", "I live in Lisbon."]
+    with DiskStateStore(tmp_path / "store", log="tokens") as store:
+        model = ChatRWKV(model="demo", store=store, temperature=0, max_tokens=24)
+        for name, said in (("bob", texts), ("al", texts[: gone - 1] + texts[gone:])):
+            for text in said:
+                model.with_session(name).invoke([*system, HumanMessage(text)])
+        store.redact("bob", turns=[gone])
+        assert [t.text for t in store.transcript("bob")] == [t.text for t in store.transcript("al")]
+        assert store.head("bob") == store.head("al")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # as where the system prompt were taken for a new one
+            model.with_session("bob").invoke([*system, HumanMessage("What is my name?")])
+        model.unload()
 
 
 def _ids(store: DiskStateStore, session: str) -> list[list[int]]:
