@@ -25,7 +25,7 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.config import ensure_config, merge_configs
+from langchain_core.runnables.config import ensure_config, get_config_list, merge_configs
 from pydantic import field_validator
 
 from langchain_rwkv_state._arguments import stop_texts
@@ -33,9 +33,10 @@ from langchain_rwkv_state._progress import LateBar
 from langchain_rwkv_state.base import CALL_OPTIONS, RWKVModel, seen
 from langchain_rwkv_state.conversation.bound_model import BoundModel
 from langchain_rwkv_state.conversation.filings import file_answer
+from langchain_rwkv_state.conversation.lanes import as_completed
 from langchain_rwkv_state.conversation.prefill import Prefill
 from langchain_rwkv_state.conversation.session import RWKVSession
-from langchain_rwkv_state.conversation.session_turn import OnConflict
+from langchain_rwkv_state.conversation.session_turn import OnAbort, OnConflict
 from langchain_rwkv_state.conversation.sessions import RWKVSessions
 from langchain_rwkv_state.conversation.steps import arun, run
 from langchain_rwkv_state.conversation.waiting import WAIT_SECONDS
@@ -345,10 +346,47 @@ class ChatRWKV(RWKVModel, BaseChatModel):
 
         Where the configuration sets no ``max_concurrency``, there are as many at once as `slots`
         says; LangChain's own default, made for calls over a network, follows the number of cores.
+        Ctrl-C ends them all.
         """
         with self._counting(len(inputs)) as counters:
             batched = self._batched(config, counters)
-            return super().batch(inputs, batched, return_exceptions=return_exceptions, **kwargs)
+            options = {**kwargs, "return_exceptions": return_exceptions}
+            if len(inputs) < 2:  # in the caller's own thread
+                return super().batch(inputs, batched, **options)
+            found = dict(self._as_completed(inputs, batched, **options))
+            return [found[at] for at in range(len(inputs))]
+
+    def batch_as_completed(
+        self,
+        inputs: Sequence[LanguageModelInput],
+        config: RunnableConfig | Sequence[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> Iterator[tuple[int, Any]]:
+        """As `batch`, and yields (place, answer) as the answers come.
+
+        Left early, it ends those that are under way.
+        """
+        one_or_many = cast("RunnableConfig | list[RunnableConfig] | None", config)
+        batched = self._batched(one_or_many, [])
+        return self._as_completed(inputs, batched, return_exceptions=return_exceptions, **kwargs)
+
+    def _as_completed(
+        self,
+        inputs: Sequence[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig],
+        *,
+        return_exceptions: bool,
+        **kwargs: Any,
+    ) -> Iterator[tuple[int, Any]]:
+        configs = get_config_list(config, len(inputs))
+        return as_completed(
+            [[at] for at in range(len(inputs))],
+            lambda at: self.invoke(inputs[at], configs[at], **kwargs),
+            configs[0] if configs else {},
+            return_exceptions=return_exceptions,
+        )
 
     async def abatch(
         self,
@@ -384,7 +422,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
             known["max_concurrency"] = known.get("max_concurrency") or self.slots
             return merge_configs(known, {"callbacks": list(counters)}) if counters else known
 
-        return list(map(one, config)) if isinstance(config, list) else one(config)
+        return list(map(one, config)) if isinstance(config, (list, tuple)) else one(config)
 
     def _generate(
         self,
@@ -452,6 +490,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         ttl: TTL = None,
         on_conflict: OnConflict = "wait",
         wait_timeout: float = WAIT_SECONDS,
+        on_abort: OnAbort = "forget",
     ) -> RWKVSession:
         """Returns this model with a durable conversation of that name.
 
@@ -463,6 +502,9 @@ class ChatRWKV(RWKVModel, BaseChatModel):
                 process; or begin at once and, where somebody else committed meanwhile, ``raise`` a
                 `SessionConflict` or ``fork`` the conversation.
             wait_timeout: Seconds to wait for the turns before; then `SessionConflict`.
+            on_abort: Of a turn that is left before its answer is whole (a stream that is closed, a
+                cancelled task, Ctrl-C), ``forget`` all, or ``keep_question``: the next turn reads
+                it. See `RWKVSession`.
         """
         return RWKVSession(
             self,
@@ -471,6 +513,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
             ttl=ttl,
             on_conflict=on_conflict,
             wait_timeout=wait_timeout,
+            on_abort=on_abort,
         )
 
     def with_sessions(
@@ -478,6 +521,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         ttl: TTL = None,
         on_conflict: OnConflict = "wait",
         wait_timeout: float = WAIT_SECONDS,
+        on_abort: OnAbort = "forget",
     ) -> RWKVSessions:
         """Returns this model with durable conversations, which each call names.
 
@@ -488,6 +532,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
             ttl: Time to live of each session from each turn on; see `with_session`.
             on_conflict: See `with_session`.
             wait_timeout: See `with_session`.
+            on_abort: See `with_session`.
 
         Example:
             >>> chain = prompt | chat.with_sessions(ttl="1h") | parser  # doctest: +SKIP
@@ -500,6 +545,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
             ttl=ttl,
             on_conflict=on_conflict,
             wait_timeout=wait_timeout,
+            on_abort=on_abort,
         )
 
     def prefill(

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 
 from langchain_rwkv_state.errors import MarkerError
 from langchain_rwkv_state.prompt.markers import said_digest
@@ -26,10 +26,10 @@ FIELD = "rwkv_state"
 COVERED_MAX = 16
 """How many states are known of the messages that a thread holds."""
 
-DROPPED_MAX = 32
+DROPPED_MAX = 24
 """How many of the dropped messages are known still."""
 
-_SHORT_BYTES = 6
+_SHORT_BYTES = 3  # whoever finds two messages of one digest has a message of his own dropped
 _EVIDENCE = 8  # so many of a long transcript's last messages tell that it is the thread's
 _EMPTY = "0" * 16
 
@@ -150,7 +150,11 @@ class Coverage:
         """
         standing = list(reversed(list(self.standing(messages))))
         left = standing[-1].count - keep_last
-        base = [one for one in standing if one.count <= max(left, 0)][-1]
+        bases = [one for one in standing if one.count <= left and not _waits(messages, one.count)]
+        bases = bases or standing[:1]
+        # A result without its call is nothing that a user, or another model, can read.
+        whole = [one for one in bases if one.count and not _is_result(messages, one.count)]
+        base = (whole if keep_last and whole else bases)[-1]
         digests = [said_digest(message) for message in messages]
         chain = _chain(digests[base.count :])
         covered = tuple(
@@ -216,6 +220,17 @@ def _is_sound(coverage: Coverage) -> bool:
         and all(one.ref is None or is_reference(one.ref) for one in coverage.covered)
         and all(isinstance(one.digest, str) for one in coverage.covered)
     )
+
+
+def _is_result(messages: Sequence[BaseMessage], at: int) -> bool:
+    return at < len(messages) and isinstance(messages[at], ToolMessage)
+
+
+def _waits(messages: Sequence[BaseMessage], at: int) -> bool:
+    """Says whether calls right before a place have no result: a graph may still answer them."""
+    before = messages[at - 1] if at else None
+    calls = isinstance(before, AIMessage) and (before.tool_calls or before.invalid_tool_calls)
+    return bool(calls) and not _is_result(messages, at)
 
 
 def _shortened(digest: str) -> str:

@@ -41,6 +41,9 @@ T = TypeVar("T")
 OUT_OF_REACH = (StateNotFound, StateExpired, StateMismatch)
 """What a model says of a state that it cannot go on from."""
 
+_REMOVE_ALL = "__remove_all__"
+"""LangGraph's `REMOVE_ALL_MESSAGES`."""
+
 
 @dataclass(frozen=True)
 class ThreadKeeping:
@@ -74,16 +77,17 @@ class ThreadKeeping:
 
     def begin(
         self, field: object, messages: Sequence[BaseMessage]
-    ) -> tuple[Coverage, list[BaseMessage], list[RemoveMessage]]:
+    ) -> tuple[Coverage, list[BaseMessage], list[BaseMessage]]:
         """Begins a turn of a thread: drops what its states stand for.
 
         Args:
             field: The thread's field, as `Coverage.of` takes it.
-            messages: The thread's messages, with ids.
+            messages: The thread's messages.
 
         Returns:
             The coverage of the messages that stay; these; and what takes the rest from the thread:
-            covered messages, those that a client sent once more, and clients' markers.
+            covered messages, those that a client sent once more, and clients' markers. Where one of
+            them has no id to be named by, it takes all, and gives these once more.
         """
         coverage = Coverage.of(field)
         talk = coverage.without_repeats(without_markers(messages))
@@ -92,7 +96,10 @@ class ThreadKeeping:
             talk = talk[dropped:]
         stay = {id(message) for message in talk}
         gone = [message for message in messages if id(message) not in stay]
-        return coverage, talk, [RemoveMessage(id=cast("str", message.id)) for message in gone]
+        ids = [message.id for message in gone]
+        if None in ids:  # deepagents gives none to ("user", "...") and {"role": ...}
+            return coverage, talk, [RemoveMessage(id=_REMOVE_ALL), *talk]
+        return coverage, talk, [RemoveMessage(id=cast("str", each)) for each in ids]
 
 
 def owner_of(config: RunnableConfig) -> str | None:

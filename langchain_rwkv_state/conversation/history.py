@@ -15,10 +15,9 @@ import uuid
 import warnings
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from langchain_core.chat_history import BaseChatMessageHistory
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 
 from langchain_rwkv_state.conversation.filings import EndedTurn, Filings, filings_of
 from langchain_rwkv_state.conversation.history_turn import (
@@ -38,17 +37,25 @@ from langchain_rwkv_state.prompt.markers import (
 )
 from langchain_rwkv_state.store import TTL, StateStore, check_session
 
+if TYPE_CHECKING:
+    from langchain_core.chat_history import BaseChatMessageHistory
+else:
+    try:
+        from langchain_core.chat_history import BaseChatMessageHistory
+    except ImportError:  # deprecated, to go in 2.0; nothing of it is needed here
+        BaseChatMessageHistory = object
+
 logger = logging.getLogger(__name__)
 
 _TURNS_REMEMBERED = 64  # more calls at once than one conversation has
 
 
 class RWKVStateHistory(BaseChatMessageHistory):
-    """The history of one session, for `RunnableWithMessageHistory`.
+    """The history of one session, for `RunnableWithMessageHistory` or for a loop of your own.
 
-    An instance for each call or one for many calls: both work, also from several threads. Of two
-    turns at once on one session, one is committed; the other is kept as text behind it, and read
-    with the next turn.
+    It is a `BaseChatMessageHistory` where langchain-core has one, and needs none. An instance for
+    each call or one for many calls: both work, also from several threads. Of two turns at once on
+    one session, one is committed; the other is kept as text behind it, and read with the next turn.
 
     Args:
         session_id: The session's name: 1 to 512 characters.
@@ -142,6 +149,18 @@ class RWKVStateHistory(BaseChatMessageHistory):
             messages: What was said in the turn, the answer last.
         """
         await arun(self._end(messages), self.store)
+
+    def add_message(self, message: BaseMessage) -> None:
+        """Ends a turn of one message; see `add_messages`."""
+        self.add_messages([message])
+
+    def add_user_message(self, message: HumanMessage | str) -> None:
+        """Ends a turn of one message that the user said; see `add_messages`."""
+        self.add_message(HumanMessage(message) if isinstance(message, str) else message)
+
+    def add_ai_message(self, message: AIMessage | str) -> None:
+        """Ends a turn of one answer; see `add_messages`."""
+        self.add_message(AIMessage(message) if isinstance(message, str) else message)
 
     def clear(self) -> None:
         """Deletes the session.

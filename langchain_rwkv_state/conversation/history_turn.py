@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from langchain_core.messages import (
     AIMessage,
@@ -20,27 +19,16 @@ from langchain_core.messages import (
 )
 
 from langchain_rwkv_state.conversation.filings import EndedTurn, Filing
-from langchain_rwkv_state.conversation.unread import readable
+from langchain_rwkv_state.conversation.unread import as_unread, readable
 from langchain_rwkv_state.prompt.markers import (
     Mark,
     hand_out,
     is_marker,
     message_digest,
-    message_to_json,
     messages_digest,
     said_digests,
     without_markers,
 )
-
-_EXTRAS: dict[str, Any] = {
-    "additional_kwargs": {},
-    "response_metadata": {},
-    "tool_calls": [],
-    "invalid_tool_calls": [],
-    "usage_metadata": None,
-    "artifact": None,
-}
-"""What messages hold besides their text, and what stands for nothing of it."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +85,7 @@ class Turn:
         rest = without_markers(rest)
         answer = rest[-1] if rest else None
         return EndedTurn(
-            messages=tuple(_to_json(message) for message in rest),
+            messages=tuple(as_unread(message) for message in rest),
             answer_digest=message_digest(answer) if isinstance(answer, AIMessage) else None,
             turn_id=self.turn_id,
             base=self.base,
@@ -155,14 +143,3 @@ def as_message(item: object) -> BaseMessage:
     if isinstance(item, BaseMessageChunk):
         return message_chunk_to_message(item)
     return item if isinstance(item, BaseMessage) else AIMessage(str(item))
-
-
-def _to_json(message: BaseMessage) -> str:
-    """Returns a message as JSON, with nothing but its text where the rest has no JSON form."""
-    try:
-        text = message_to_json(message)
-    except (TypeError, ValueError):
-        fields = type(message).model_fields
-        update = {name: empty for name, empty in _EXTRAS.items() if name in fields}
-        text = message_to_json(message.model_copy(update={**update, "content": str(message.text)}))
-    return text.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair has no UTF-8

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from langchain_core.messages import RemoveMessage, SystemMessage, convert_to_messages
+from langchain_core.messages import BaseMessage, SystemMessage, convert_to_messages
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 
 from langchain_rwkv_state.base import RWKVModel
@@ -70,14 +70,14 @@ def rwkv_node(
         )
     lead = [SystemMessage(system)] if isinstance(system, str) else [system] if system else []
 
-    def begin(state: Mapping[str, Any]) -> tuple[GraphTurn, list[RemoveMessage]]:
+    def begin(state: Mapping[str, Any]) -> tuple[GraphTurn, list[BaseMessage]]:
         messages = convert_to_messages(state["messages"])
         if state.get(FIELD) is None and any(STATE_KEY in one.response_metadata for one in messages):
             raise ValueError(_NO_FIELD)
         coverage, rest, gone = keeping.begin(state.get(FIELD), messages)
         return GraphTurn(coverage, rest, chat), gone
 
-    def end(turn: GraphTurn, answer: Any, gone: list[RemoveMessage]) -> dict[str, Any]:
+    def end(turn: GraphTurn, answer: Any, gone: list[BaseMessage]) -> dict[str, Any]:
         return {"messages": [*gone, answer], FIELD: turn.coverage.to_field()}
 
     def call(state: Mapping[str, Any], config: RunnableConfig) -> dict[str, Any]:

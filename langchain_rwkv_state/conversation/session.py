@@ -10,12 +10,12 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import RunnableConfig
 
 from langchain_rwkv_state.conversation.session_calls import SessionCalls
-from langchain_rwkv_state.conversation.session_turn import SESSION_KEY, OnConflict
+from langchain_rwkv_state.conversation.session_turn import SESSION_KEY, OnAbort, OnConflict
 from langchain_rwkv_state.conversation.waiting import WAIT_SECONDS
 from langchain_rwkv_state.store import TTL, LogEntry, StateStore, check_session
 from langchain_rwkv_state.store.base import session_html
 
-__all__ = ["SESSION_KEY", "OnConflict", "RWKVSession"]
+__all__ = ["SESSION_KEY", "OnAbort", "OnConflict", "RWKVSession"]
 
 
 class RWKVSession(SessionCalls):
@@ -39,9 +39,14 @@ class RWKVSession(SessionCalls):
             `SessionConflict` or ``fork`` the conversation under a new name, which the answer's
             ``response_metadata["rwkv_session"]`` gives.
         wait_timeout: Seconds to wait for the turns before; then `SessionConflict`.
+        on_abort: What to do about a turn that is aborted: its stream is closed before its end, its
+            task is cancelled, or Ctrl-C is pressed. ``forget`` it; or ``keep_question``, so that
+            the next turn reads what was said in this one. Asked again by then, it is read once. A
+            part of an answer is never kept, and an error of model or store is no abort.
 
     Raises:
-        ValueError: At construction: the name, the time to live or `on_conflict` is not possible.
+        ValueError: At construction: the name, the time to live, `on_conflict` or `on_abort` is not
+            possible.
         TypeError: The input is no text, messages, prompt value or ``{"messages": ...}``, or an
             empty text; at construction, `wait_timeout` is no number.
         SessionConflict: The wait was too long, or would never end; the head moved during the call
@@ -65,8 +70,16 @@ class RWKVSession(SessionCalls):
         ttl: TTL = None,
         on_conflict: OnConflict = "wait",
         wait_timeout: float = WAIT_SECONDS,
+        on_abort: OnAbort = "forget",
     ) -> None:
-        super().__init__(chat, store, ttl=ttl, on_conflict=on_conflict, wait_timeout=wait_timeout)
+        super().__init__(
+            chat,
+            store,
+            ttl=ttl,
+            on_conflict=on_conflict,
+            wait_timeout=wait_timeout,
+            on_abort=on_abort,
+        )
         check_session(session, ttl)
         self.session = session
 

@@ -9,23 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import math
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import suppress
-from queue import SimpleQueue
 from typing import Any, cast
 
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
-from langchain_core.runnables.config import get_config_list, get_executor_for_config
+from langchain_core.runnables.config import get_config_list
 from langchain_core.runnables.utils import gather_with_concurrency
 
 from langchain_rwkv_state.base import RWKVModel, seen
+from langchain_rwkv_state.conversation.lanes import answered, as_completed
 from langchain_rwkv_state.conversation.session_turn import (
     GONE,
     SESSION_KEY,
+    OnAbort,
     OnConflict,
     SessionTurn,
 )
@@ -93,6 +93,7 @@ class SessionCalls(Runnable[LanguageModelInput, AIMessage], _Answers):
         ttl: As for `RWKVSession`, and so are the others.
         on_conflict: What to do about other turns of the same session.
         wait_timeout: Seconds to wait for the turns before.
+        on_abort: What to do about a turn that is left before its answer is whole.
     """
 
     def __init__(
@@ -103,7 +104,10 @@ class SessionCalls(Runnable[LanguageModelInput, AIMessage], _Answers):
         ttl: TTL = None,
         on_conflict: OnConflict = "wait",
         wait_timeout: float = WAIT_SECONDS,
+        on_abort: OnAbort = "forget",
     ) -> None:
+        if on_abort not in ("forget", "keep_question"):
+            raise ValueError(f"on_abort is 'forget' or 'keep_question', not {on_abort!r:.100}.")
         if on_conflict not in ("wait", "raise", "fork"):
             raise ValueError(f"on_conflict is 'wait', 'raise' or 'fork', not {on_conflict!r}.")
         if isinstance(wait_timeout, bool) or not isinstance(wait_timeout, (int, float)):
@@ -121,6 +125,7 @@ class SessionCalls(Runnable[LanguageModelInput, AIMessage], _Answers):
         self.ttl = ttl
         self.on_conflict = on_conflict
         self.wait_timeout = wait_timeout
+        self.on_abort = on_abort
 
     @abstractmethod
     def _session_of(self, config: RunnableConfig | None) -> str:
@@ -154,8 +159,8 @@ class SessionCalls(Runnable[LanguageModelInput, AIMessage], _Answers):
     ) -> AIMessage:
         """Answers one turn and commits it, without blocking the event loop.
 
-        Cancelled, it commits nothing. Where the cancellation comes as the commit is being written,
-        the turn is in the session, and is returned.
+        Cancelled, it commits nothing, and does as `on_abort` says. Where the cancellation comes as
+        the commit is being written, the turn is in the session, and is returned.
         """
         return await arun(self._answer(input, config, kwargs), self.store)
 
@@ -228,6 +233,9 @@ class SessionCalls(Runnable[LanguageModelInput, AIMessage], _Answers):
             if not aside:
                 held_by = yield from turn.commit(answer.response_metadata[STATE_KEY], answer)
                 answer.response_metadata[SESSION_KEY] = held_by
+        except BaseException as error:
+            yield from turn.aborted(error)
+            raise
         finally:
             yield from turn.end()
         return answer
@@ -254,6 +262,10 @@ class SessionCalls(Runnable[LanguageModelInput, AIMessage], _Answers):
                 yield Give(chunk)
         except GONE as error:
             raise (yield from turn.lost(error)) from error
+        except BaseException as error:
+            chunks = None
+            yield from turn.aborted(error)
+            raise
         finally:
             chunks = None  # where nobody listens any more, the model stops before the next turn
             yield from turn.end()
@@ -268,7 +280,10 @@ class SessionCalls(Runnable[LanguageModelInput, AIMessage], _Answers):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[AIMessage]:
-        """Answers the inputs; those of one session as its turns, one after another."""
+        """Answers the inputs; those of one session as its turns, one after another.
+
+        Ctrl-C aborts the turns that are under way, and no other begins.
+        """
         options = {**kwargs, "return_exceptions": return_exceptions}
         found = dict(self.batch_as_completed(inputs, config, **options))
         return [found[at] for at in range(len(inputs))]
@@ -295,33 +310,17 @@ class SessionCalls(Runnable[LanguageModelInput, AIMessage], _Answers):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> Iterator[tuple[int, Any]]:
-        """As `batch`, and yields (place, answer) as the answers come."""
+        """As `batch`, and yields (place, answer) as the answers come.
+
+        Left early, it aborts the turns that are under way, and begins no other.
+        """
         configs = get_config_list(config, len(inputs))
-        lanes = self._lanes(configs)
-        done: SimpleQueue[tuple[int, Any]] = SimpleQueue()
-        over = threading.Event()
-
-        def in_turn(lane: Sequence[int]) -> None:
-            for at in lane:
-                if over.is_set():
-                    return
-                try:
-                    done.put((at, self.invoke(inputs[at], configs[at], **kwargs)))
-                except BaseException as error:  # noqa: BLE001 # it is raised where it is read
-                    done.put((at, error))
-                    if not return_exceptions:
-                        return
-
-        if not lanes:
-            return
-        with get_executor_for_config(self._lanes_at_once(configs[0])) as executor:
-            try:
-                for lane in lanes:
-                    executor.submit(in_turn, lane)
-                for _ in inputs:
-                    yield _answered(done.get(), return_exceptions=return_exceptions)
-            finally:
-                over.set()
+        return as_completed(
+            self._lanes(configs),
+            lambda at: self.invoke(inputs[at], configs[at], **kwargs),
+            self._lanes_at_once(configs[0]) if configs else {},
+            return_exceptions=return_exceptions,
+        )
 
     async def abatch_as_completed(
         self,
@@ -351,7 +350,7 @@ class SessionCalls(Runnable[LanguageModelInput, AIMessage], _Answers):
         work = asyncio.ensure_future(gather_with_concurrency(at_once, *map(in_turn, lanes)))
         try:
             for _ in inputs:
-                yield _answered(await done.get(), return_exceptions=return_exceptions)
+                yield answered(await done.get(), return_exceptions=return_exceptions)
         finally:
             work.cancel()
             with suppress(asyncio.CancelledError):
@@ -389,19 +388,10 @@ class SessionCalls(Runnable[LanguageModelInput, AIMessage], _Answers):
             to_messages(given),
             ttl=self.ttl,
             on_conflict=self.on_conflict,
+            on_abort=self.on_abort,
             wait_seconds=self.wait_timeout,
             aside=aside,
         )
-
-
-def _answered(done: tuple[int, Any], *, return_exceptions: bool) -> tuple[int, Any]:
-    """Returns what came of an input of a batch, or raises it."""
-    found = done[1]
-    if isinstance(found, BaseException) and not (
-        return_exceptions and isinstance(found, Exception)
-    ):
-        raise found
-    return done
 
 
 class BoundSession(RunnableBinding[LanguageModelInput, AIMessage], _Answers):

@@ -52,10 +52,12 @@ class RWKVSessions(SessionCalls):
         ttl: Each session's time to live from each commit on; ``None`` for the store's default.
         on_conflict: As for `RWKVSession`.
         wait_timeout: As for `RWKVSession`.
+        on_abort: As for `RWKVSession`.
 
     Raises:
-        ValueError: At construction: the time to live or `on_conflict` is not possible. At a call:
-            the configuration names no session, or two, or one with a name that cannot be.
+        ValueError: At construction: the time to live, `on_conflict` or `on_abort` is not
+            possible. At a call: the configuration names no session, or two, or one with a name that
+            cannot be.
         TypeError, SessionConflict, StoreFull: As `RWKVSession`.
 
     Example:

@@ -21,6 +21,7 @@ from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
 
 from langchain_rwkv_state.engine import RequestHandle
+from langchain_rwkv_state.engine.interruption import join, raise_if_interrupted
 from langchain_rwkv_state.store.base import StateStore
 
 T = TypeVar("T")
@@ -120,8 +121,11 @@ class Signal:
             with suppress(RuntimeError):  # the loop was closed
                 loop.call_soon_threadsafe(_settle, future)
 
+    interrupt = give
+
     def wait(self, seconds: float) -> None:
         """Sleeps in the calling thread."""
+        join(self)
         with suppress(Empty):
             self._given.get(timeout=seconds)
 
@@ -237,7 +241,8 @@ def _do(step: Step, store: StateStore) -> Any:
         case Work():
             return step.function(*step.args)
         case Sleep():
-            return (time.sleep if step.signal is None else step.signal.wait)(step.seconds)
+            (time.sleep if step.signal is None else step.signal.wait)(step.seconds)
+            return raise_if_interrupted()
     raise TypeError(f"{step!r:.100} is nothing to do here: run steps that give by `give`.")
 
 

@@ -37,7 +37,8 @@ def only_new(
     Args:
         messages: What a turn is given, without the system messages that lead it.
         log: The session's log, newest first.
-        unread: What stands behind its head and is read with this turn.
+        unread: What stands behind its head and is read with this turn. What of it still waits for
+            an answer is a matter of `without_resent`.
         session: The session's name, for messages.
         n_turns: How many turns the session has, more than a log keeps perhaps.
         answered: Whether an answer is to follow. Where not, what the session holds whole is given
@@ -83,6 +84,31 @@ def only_new(
             "they are.",
             stacklevel=2,
         )
+    return list(messages)
+
+
+def unanswered(unread: Sequence[BaseMessage]) -> list[BaseMessage]:
+    """Returns what of a session's unread messages stands behind the last answer among them."""
+    answers = [at for at, message in enumerate(unread) if isinstance(message, AIMessage)]
+    return list(unread[answers[-1] + 1 if answers else 0 :])
+
+
+def without_resent(
+    messages: Sequence[BaseMessage], waiting: Sequence[BaseMessage]
+) -> list[BaseMessage]:
+    """Leaves out what a session's unread messages end with: a question that is asked again.
+
+    A page that was reloaded asks again what nobody answered, and it is one question.
+
+    Args:
+        messages: What of a turn's input the session did not hold before.
+        waiting: The messages that wait for an answer.
+    """
+    places = [place for place, message in enumerate(messages) if message.type != "system"]
+    given, held = said_digests(messages), said_digests(waiting)
+    for count in range(min(len(given), len(held)), 0, -1):
+        if given[:count] == held[-count:]:
+            return list(messages[places[count - 1] + 1 :])
     return list(messages)
 
 

@@ -1,4 +1,4 @@
-"""Makes a session's unread messages readable for a model, whatever they hold.
+"""Makes messages texts that a session keeps unread, and makes those readable for a model.
 
 A turn that another model answered is kept as its messages, and among them may be some that RWKV
 cannot read, such as an image. None is left out: a commit counts how many it covers.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from langchain_core.messages import (
     AIMessage,
@@ -21,10 +22,32 @@ from langchain_core.messages import (
 
 from langchain_rwkv_state.errors import RWKVStateError
 from langchain_rwkv_state.prompt.content import require_readable
+from langchain_rwkv_state.prompt.markers import message_to_json
 
 logger = logging.getLogger(__name__)
 _KINDS = (SystemMessage, HumanMessage, AIMessage, ToolMessage, FunctionMessage)
 _NAME_LENGTH = 40
+
+_EXTRAS: dict[str, Any] = {
+    "additional_kwargs": {},
+    "response_metadata": {},
+    "tool_calls": [],
+    "invalid_tool_calls": [],
+    "usage_metadata": None,
+    "artifact": None,
+}
+"""What messages hold besides their text, and what stands for nothing of it."""
+
+
+def as_unread(message: BaseMessage) -> str:
+    """Returns a message as JSON, with nothing but its text where the rest has no JSON form."""
+    try:
+        text = message_to_json(message)
+    except (TypeError, ValueError):
+        fields = type(message).model_fields
+        update = {name: empty for name, empty in _EXTRAS.items() if name in fields}
+        text = message_to_json(message.model_copy(update={**update, "content": str(message.text)}))
+    return text.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair has no UTF-8
 
 
 def readable(messages: Sequence[BaseMessage], session: str) -> list[BaseMessage]:
@@ -40,7 +63,7 @@ def readable(messages: Sequence[BaseMessage], session: str) -> list[BaseMessage]
     found = [message if _is_readable(message) else _reduced(message) for message in messages]
     changed = sum(one is not other for one, other in zip(found, messages, strict=True))
     if changed:
-        _warn(
+        warn_or_log(
             f"Of the unread messages of session {session!r}, {changed} hold what RWKV cannot read "
             "(an image or a role of another kind, for example); another model answered them. Their "
             "text alone is read now, or a word such as [image] where there is none."
@@ -74,8 +97,9 @@ def _what_is_there(message: BaseMessage) -> str:
     return (", ".join(dict.fromkeys(kinds)) or message.type)[:_NAME_LENGTH]
 
 
-def _warn(text: str) -> None:
+def warn_or_log(text: str) -> None:
+    """Warns, or logs where warnings are errors: raised, it would stand in the way of a turn."""
     try:
         warnings.warn(text, stacklevel=2)
-    except Warning:  # raised, it would end the session at each of its turns, for good
+    except Warning:
         logger.warning("%s", text)

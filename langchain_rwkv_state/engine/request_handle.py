@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 
 from langchain_rwkv_state.engine.callbacks import must_not_wait
+from langchain_rwkv_state.engine.interruption import join
 from langchain_rwkv_state.engine.request import Done, Event
 from langchain_rwkv_state.errors import EngineError, RWKVStateError
 
@@ -38,6 +39,7 @@ class RequestHandle:
         self._over = False
         self._done: Done | None = None
         self._error: BaseException | None = None
+        join(self)
 
     @property
     def over(self) -> bool:
@@ -112,6 +114,10 @@ class RequestHandle:
                 self._over = True
                 self._wake()
 
+    def interrupt(self) -> None:
+        """Gives the request up, and has `KeyboardInterrupt` raised where it is waited for."""
+        self.fail(KeyboardInterrupt())
+
     def orphan(self) -> None:
         """Ends the request in a forked child, where no worker serves it."""
         self._changed = threading.Condition()  # the parent's may have been held at the fork
@@ -168,9 +174,9 @@ def _resolve(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-def _reason(error: BaseException) -> RWKVStateError:
+def _reason(error: BaseException) -> RWKVStateError | KeyboardInterrupt:
     """Returns an error of this package for whatever a request failed with."""
-    if isinstance(error, RWKVStateError):
+    if isinstance(error, (RWKVStateError, KeyboardInterrupt)):
         return error
     reason = EngineError(f"The request failed: {type(error).__name__}: {error}")
     reason.__cause__ = error

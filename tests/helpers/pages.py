@@ -109,7 +109,7 @@ class Reader:
     def _run(self, block: Block, page: str) -> None:
         if block.kind == "python":
             code = "\n" * block.line + block.code
-            exec(compile(code, page, "exec"), self.names)
+            exec(compile(code, page, "exec", dont_inherit=True), self.names)
         elif block.kind in ("sh", "bash", "console"):
             for line in block.commands:
                 self._type(line, page)

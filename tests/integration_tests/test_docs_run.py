@@ -35,6 +35,26 @@ EXPECTED = {
         "I don't know what your dog is called.\nYou live in Lisbon.",
         "Took 1 turn out of bob: 1 turn.",
     ],
+    "docs/agents.md": [
+        "approved: The result is: Sunny, 18 degrees.",
+        "one branch: You live in Lisbon.",
+        "the other: You live in Kyoto.",
+        "edited: Your name is Ottilie.",
+        "5 states let go",
+        "sent again: Your name is Marlow. 5 messages sent, 11 tokens read",
+        "deep agent: Your name is Marlow.",
+        "node: Arr! Your name is Marlow.",
+    ],
+    "docs/moving.md": [
+        *("buffer: Your name is Marlow.", "session: Your name is Marlow."),
+        *("summary: I don't know", "no summary: You live in Lisbon."),
+        *("list: Your name is Marlow.", "state: Your name is Marlow."),
+        "sessions: Your name is Marlow.",
+        *("trimmed: I don't know", "whole: Your name is Marlow."),
+        *("summarised: I don't know", "on a state: Your name is Marlow."),
+        "transcript: Your name is Marlow.",
+        "reference: Your name is Marlow. You live in Lisbon.\n2 messages in the thread",
+    ],
     "docs/run_it.md": ["4 sessions in monday", "queued 0", "StoreStats(sessions=4", "a second"],
     "docs/tutorials/first_hour.md": [
         "All is well.",
@@ -53,7 +73,12 @@ EXPECTED = {
         "aside: Your name is Marlow.",
         "503",
     ],
-    "docs/tutorials/agent.md": ["-> Sunny, 18 degrees.", "-> 391", "Person {'name': 'Ann'"],
+    "docs/tutorials/agent.md": [
+        "-> Sunny, 18 degrees.",
+        "-> 391",
+        "Person {'name': 'Ann'",
+        "'42', 'The result is: 42'",
+    ],
     "docs/tutorials/states.md": [
         "202752 bytes",
         "3 Your name is Mubon.\n4 I don't know your name.",
@@ -119,7 +144,7 @@ NOT_RUN = {
     "docs/tutorials/states.md": 1,
     "docs/tutorials/operator.md": 2,
 }
-README = ["Your name is Marlow.\nI don't know where you live.\n", ""]
+README = ["Your name is Marlow.\nI don't know where you live.\n", "Your name is Marlow.\n", ""]
 
 
 @pytest.fixture(scope="module", autouse=True)

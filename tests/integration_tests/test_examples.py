@@ -18,6 +18,14 @@ EXPECTED = {
     "llm.py": ["' Marlow.'", "' Ottilie.'"],
     "many_users.py": ["u1  Your name is Marlow. You live in Lisbon.", "Ottilie", "Ruben", "Kyoto"],
     "tools.py": ["get_weather({'city': 'Lisbon'})", "Sunny, 18 degrees", "391", "Good morning"],
+    "agent.py": [
+        "calls  get_weather({'city': 'Lisbon'})",
+        "tool   391",
+        "process 2",
+        "ai     Your name is Marlow.",
+        "bytes of checkpoint",
+    ],
+    "fork.py": ["You live in Lisbon.", "You live in Kyoto.", "Nice to meet you, Ottilie."],
     "structured.py": ["Person(name='Marlow', age=31, city='Lisbon')", "name='Tilda', age=58"],
     "demo.py": [
         "It recalled 3 of 3 facts.",
