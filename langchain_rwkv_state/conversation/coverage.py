@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ DROPPED_MAX = 32
 """How many of the dropped messages are known still."""
 
 _SHORT_BYTES = 6
+_OPEN_MAX = 256  # so many messages of a thread may be covered by nothing, and be recognised
 _EVIDENCE = 8  # so many of a long transcript's last messages tell that it is the thread's
 _EMPTY = "0" * 16
 
@@ -105,7 +107,7 @@ class Coverage:
         Args:
             messages: The thread's, with no marker among them.
         """
-        chain = _chain([said_digest(message) for message in messages])
+        chain = _chain(messages)
         for one in reversed(self.covered):
             if one.count < len(chain) and chain[one.count] == one.digest:
                 yield one
@@ -117,9 +119,9 @@ class Coverage:
 
         States that stand for something else by now are no longer in it.
         """
-        digests = [said_digest(message) for message in (*messages, answer)]
+        chain = _chain([*messages, answer])
         covered = [*reversed(list(self.standing(messages)))]
-        covered.append(Covered(len(digests), ref, _chain(digests)[-1]))
+        covered.append(Covered(len(messages) + 1, ref, chain[-1]))
         if len(covered) > COVERED_MAX:
             del covered[_least_missed(covered)]
         return replace(self, covered=tuple(covered))
@@ -134,53 +136,17 @@ class Coverage:
             UserWarning: There are turns of this thread among the new messages that do not lead to
                 its end: they are read once more.
         """
-        deepest = next(self.standing(messages))
-        held, new = list(messages[: deepest.count]), list(messages[deepest.count :])
-        return [*held, *new[self._repeated(held, new) :]]
-
-    def moved_on(self, messages: Sequence[BaseMessage], *, keep_last: int) -> tuple[Coverage, int]:
-        """Lets a thread drop messages that its states stand for.
-
-        Args:
-            messages: The thread's.
-            keep_last: How many covered messages it keeps at least.
-
-        Returns:
-            The coverage of the rest; and how many of the first messages are dropped.
-        """
-        standing = list(reversed(list(self.standing(messages))))
-        left = standing[-1].count - keep_last
-        bases = [one for one in standing if one.count <= left and not _waits(messages, one.count)]
-        bases = bases or standing[:1]
-        # A result without its call is nothing that a user, or another model, can read.
-        whole = [one for one in bases if one.count and not _is_result(messages, one.count)]
-        base = (whole if keep_last and whole else bases)[-1]
-        digests = [said_digest(message) for message in messages]
-        chain = _chain(digests[base.count :])
-        covered = tuple(
-            Covered(one.count - base.count, one.ref, chain[one.count - base.count])
-            for one in standing
-            if one.count >= base.count
-        )
-        dropped = (*self.dropped, *map(_shortened, digests[: base.count]))
-        return Coverage(covered, dropped[-DROPPED_MAX:]), base.count
-
-    def _repeated(self, held: Sequence[BaseMessage], new: Sequence[BaseMessage]) -> int:
-        """Returns how many of the first new messages were told already.
-
-        They lead up to the thread's end, so that an answer stands last among them: a prompt's
-        examples, which come back at each turn, do not. A client that shows no calls of tools
-        leaves these out.
-        """
-        shorts = [_shortened(said_digest(message)) for message in new]
-        answers = [at for at, one in enumerate(new) if isinstance(one, AIMessage)]
-        # What the thread holds stays in its place where it is sent with the ids that it has there;
-        # without them it comes once more, behind what was dropped.
-        every = [*self.dropped, *(_shortened(said_digest(message)) for message in held)]
-        for at in reversed(answers):
-            if any(self._leads_up(shorts[: at + 1], known) for known in (every, self.dropped)):
-                return at + 1
-        if any(at and shorts[at] in every and shorts[at - 1] in every for at in answers):
+        covered = next(self.standing(messages)).count
+        shorts = _recognised(messages)
+        # Behind what is covered the thread may hold a turn that failed, or that was edited.
+        places = range(covered, min(covered + _OPEN_MAX, len(messages)))
+        ends = {at: self._told_until(messages, shorts, covered, at) for at in places}
+        at = max(ends, key=lambda place: ends[place] - place, default=covered)
+        if ends.get(at, 0) > at:
+            return [*messages[:at], *messages[ends[at] :]]
+        every = [*self.dropped, *shorts[:covered]]
+        new = range(covered + 1, len(messages))
+        if any(_is_answer(messages[n]) and {shorts[n - 1], shorts[n]} <= {*every} for n in new):
             warnings.warn(
                 "Some of these messages are turns that the thread was told already, but they do "
                 "not go on from its end: all are read again, as they are given. Send only new "
@@ -188,6 +154,70 @@ class Coverage:
                 "checkpoint_id of that place.",
                 stacklevel=2,
             )
+        return list(messages)
+
+    def moved_on(
+        self, messages: Sequence[BaseMessage], *, keep_last: int, keep_turn: bool = False
+    ) -> tuple[Coverage, int]:
+        """Lets a thread drop messages that its states stand for.
+
+        Args:
+            messages: The thread's.
+            keep_last: How many covered messages it keeps at least.
+            keep_turn: Whether it keeps what was said since the last question, too.
+
+        Returns:
+            The coverage of the rest; and how many of the first messages are dropped.
+        """
+        standing = list(reversed(list(self.standing(messages))))
+        left = standing[-1].count - keep_last
+        if keep_turn:
+            asked = (n for n, one in enumerate(messages) if not _is_step(one))
+            left = min(left, max(asked, default=0))
+        bases = [one for one in standing if one.count <= left and not _waits(messages, one.count)]
+        bases = bases or standing[:1]
+        # A result without its call is nothing that a user, or another model, can read.
+        whole = [one for one in bases if one.count and not _is_result(messages, one.count)]
+        base = (whole if keep_last and whole else bases)[-1]
+        chain = _chain(messages[base.count :])
+        covered = tuple(
+            Covered(one.count - base.count, one.ref, chain[one.count - base.count])
+            for one in standing
+            if one.count >= base.count
+        )
+        dropped = (*self.dropped, *_recognised(messages[: base.count]))
+        return Coverage(covered, dropped[-DROPPED_MAX:]), base.count
+
+    def _told_until(
+        self, messages: Sequence[BaseMessage], shorts: Sequence[str], covered: int, at: int
+    ) -> int:
+        """Returns where that ends of a client's messages which was told already; 0 for nowhere.
+
+        It leads up to the thread's end, so that an answer stands last in it: a prompt's examples,
+        which come back at each turn, do not. Behind it may come what the thread holds without an
+        answer. A client that shows no calls of tools leaves these out.
+
+        Args:
+            messages: The thread's, and behind them the client's.
+            shorts: Their digests.
+            covered: How many of the thread's a state stands for.
+            at: Where the client's begin.
+        """
+        ended = next((n for n in range(covered, 0, -1) if _is_last_word(messages[n - 1])), 0)
+        answers = [n for n in range(len(messages) - 1, at - 1, -1) if _is_answer(messages[n])]
+        alone = any(map(_is_answer, messages[covered:at]))
+        # What the thread holds stays in its place where it is sent with the ids that it has there;
+        # without them it comes once more, behind what was dropped.
+        for held in dict.fromkeys((covered, ended, 0)):
+            known = [*self.dropped, *shorts[:held]]
+            for last in answers if known else ():
+                if self._leads_up(shorts[at : last + 1], known):
+                    end = _behind(messages, shorts, range(held, at), last + 1)
+                    whole = end > last + 1 or (shorts[at] == known[0] and not alone)
+                    if at == covered or (whole and _is_last_word(messages[last])):
+                        return end
+        if alone and not self.dropped and len(self.covered) > 1:  # all of it was edited
+            return _behind(messages, shorts, range(at), at)
         return 0
 
     def _leads_up(self, some: Sequence[str], known: Sequence[str]) -> bool:
@@ -215,11 +245,34 @@ def _is_sound(coverage: Coverage) -> bool:
     return (
         bool(counts)
         and counts[0] == 0
+        and coverage.covered[0].digest == _EMPTY
         and all(isinstance(count, int) for count in counts)
         and counts == sorted(counts)
         and all(one.ref is None or is_reference(one.ref) for one in coverage.covered)
         and all(isinstance(one.digest, str) for one in coverage.covered)
     )
+
+
+def _behind(messages: Sequence[BaseMessage], shorts: Sequence[str], held: range, at: int) -> int:
+    """Returns where those messages end that repeat from a place on what a thread holds."""
+    shown = [n for n in held if not _is_answer(messages[n]) or _is_last_word(messages[n])]
+    for places in (held, [n for n in shown if not isinstance(messages[n], ToolMessage)]):
+        repeated = [shorts[n] for n in places]
+        if shorts[at : at + len(repeated)] == repeated:
+            return at + len(repeated)
+    return at
+
+
+def _is_step(message: BaseMessage) -> bool:
+    return isinstance(message, (AIMessage, ToolMessage))
+
+
+def _is_answer(message: BaseMessage) -> bool:
+    return isinstance(message, AIMessage)
+
+
+def _is_last_word(message: BaseMessage) -> bool:
+    return isinstance(message, AIMessage) and not message.tool_calls
 
 
 def _is_result(messages: Sequence[BaseMessage], at: int) -> bool:
@@ -233,13 +286,23 @@ def _waits(messages: Sequence[BaseMessage], at: int) -> bool:
     return bool(calls) and not _is_result(messages, at)
 
 
-def _shortened(digest: str) -> str:
-    return digest[: 2 * _SHORT_BYTES]
+def _recognised(messages: Sequence[BaseMessage]) -> list[str]:
+    """Returns the digests by which messages are known that come back from a client."""
+    return [said_digest(message)[: 2 * _SHORT_BYTES] for message in messages]
 
 
-def _chain(digests: Sequence[str]) -> list[str]:
+def _chain(messages: Sequence[BaseMessage]) -> list[str]:
     """Returns the digest of no message, of the first, of the first two, and so on."""
     chain = [_EMPTY]
-    for digest in digests:
-        chain.append(hashlib.sha256((chain[-1] + digest).encode()).hexdigest()[: len(_EMPTY)])
+    for message in messages:
+        told = chain[-1] + said_digest(message) + _beside_the_words(message)
+        chain.append(hashlib.sha256(told.encode("utf-8", "replace")).hexdigest()[: len(_EMPTY)])
     return chain
+
+
+def _beside_the_words(message: BaseMessage) -> str:
+    """Returns what else a model reads of a message: a client may leave it out, an edit may not."""
+    broken = [[call["name"], call["args"]] for call in getattr(message, "invalid_tool_calls", ())]
+    failed = getattr(message, "status", None) == "error"
+    role = getattr(message, "role", None)
+    return json.dumps([role, failed, broken]) if role or failed or broken else ""

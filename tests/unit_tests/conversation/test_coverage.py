@@ -6,10 +6,20 @@ import warnings
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    ChatMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
 
 from langchain_rwkv_state.conversation.coverage import COVERED_MAX, DROPPED_MAX, Coverage
 from langchain_rwkv_state.errors import MarkerError
+
+CALL = {"name": "add", "args": {}, "id": "1"}
+BROKEN = {"name": "add", "args": "{", "id": "1", "error": None}
 
 
 def ref(number):
@@ -71,6 +81,21 @@ def test_a_call_of_a_tool_that_was_edited_is_not():
     assert standing(coverage, [asks, again])[0] == (2, ref(0))
 
 
+@pytest.mark.parametrize(
+    ("held", "edited"),
+    [
+        (ToolMessage("3", tool_call_id="1"), ToolMessage("3", tool_call_id="1", status="error")),
+        (ChatMessage(content="Yes.", role="user"), ChatMessage(content="Yes.", role="critic")),
+        (AIMessage("", invalid_tool_calls=[BROKEN]), AIMessage("")),
+    ],
+    ids=["a result that failed", "another speaker", "a call that was cut off"],
+)
+def test_neither_is_what_reads_otherwise_with_the_same_words(held, edited):
+    coverage = Coverage().and_answered([held], AIMessage("Fine."), ref(0))
+    assert standing(coverage, [held, AIMessage("Fine.")])[0] == (2, ref(0))
+    assert standing(coverage, [edited, AIMessage("Fine.")]) == [(0, None)]
+
+
 def test_neither_ids_nor_names_nor_metadata_count():
     coverage, held = told(1)
     other = [held[0].model_copy(update={"id": "x"}), held[1].model_copy(update={"name": "bot"})]
@@ -103,10 +128,6 @@ def test_whole_steps_are_kept(keep_last, kept):
 def _called(number, **calls):
     question = HumanMessage(f"question {number}")
     return [question, AIMessage("", **calls)]
-
-
-CALL = {"name": "add", "args": {}, "id": "1"}
-BROKEN = {"name": "add", "args": "{", "id": "1", "error": None}
 
 
 @pytest.mark.parametrize("calls", [{"tool_calls": [CALL]}, {"invalid_tool_calls": [BROKEN]}])
@@ -175,6 +196,7 @@ FIELD = told(2)[0].to_field()
         {"covered": [], "dropped": ""},
         {**FIELD, "covered": [[0, "not a reference", "0"]]},
         {**FIELD, "covered": [[1, None, "0"]]},
+        {**FIELD, "covered": [[0, None, "0"]]},
         {**FIELD, "covered": [["0", None, "0"]]},
         {**FIELD, "covered": [[0, None]]},
         {**FIELD, "covered": [[0, None, 7]]},
@@ -226,6 +248,74 @@ def test_so_is_one_without_the_calls_of_tools():
     assert coverage.without_repeats([*held, asks, says, new]) == [*held, new]
     moved, _ = coverage.moved_on(held, keep_last=0)
     assert moved.without_repeats([asks, says, new]) == [new]
+
+
+NEXT = HumanMessage("next")
+
+
+@pytest.mark.parametrize("keep_last", [0, 4])
+@pytest.mark.parametrize("n_sent", [0, 1], ids=["as it was", "with a question more"])
+def test_so_is_one_after_a_question_that_got_no_answer(keep_last, n_sent):
+    coverage, held = told(3, keep_last=keep_last)
+    coverage, dropped = coverage.moved_on(held, keep_last=keep_last)
+    held, more = [*held[dropped:], turn(3)[0]], [NEXT] * n_sent
+    assert coverage.without_repeats([*held, *resent(3), turn(3)[0], *more]) == [*held, *more]
+
+
+def test_what_got_no_answer_stays_where_it_is_sent_with_its_id():
+    coverage, held = told(3)
+    coverage, _ = coverage.moved_on(held, keep_last=0)
+    held = [turn(3)[0]]
+    assert coverage.without_repeats([*held, *resent(3), NEXT]) == [*held, NEXT]
+
+
+def test_so_is_one_whose_last_turn_ended_within_a_call():
+    coverage, held = told(2)
+    coverage, _ = coverage.moved_on(held, keep_last=0)
+    question, call = _called(2, tool_calls=[CALL])
+    coverage = coverage.and_answered([question], call, ref(2))
+    for held in ([question, call], [question, call, ToolMessage("3", tool_call_id="1")]):
+        assert coverage.without_repeats([*held, *resent(2), question, NEXT]) == [*held, NEXT]
+
+
+@pytest.mark.parametrize("place", [0, 2, 5])
+@pytest.mark.parametrize("n_dropped", [0, 2])
+def test_so_is_one_that_was_edited_in_the_thread(place, n_dropped):
+    coverage, held = told(3, keep_last=99)
+    dropped = held[:n_dropped]
+    if n_dropped:
+        coverage, _ = coverage.moved_on(held, keep_last=4)
+        held = held[n_dropped:]
+        place = min(place, 3)
+    held[place] = type(held[place])("edited")
+    sent = [copy.copy(message) for message in (*dropped, *held)]
+    assert coverage.without_repeats([*held, *sent, NEXT]) == [*held, NEXT]
+
+
+@pytest.mark.filterwarnings("ignore:Some of these messages")
+@pytest.mark.parametrize("place", range(6))
+def test_a_turn_that_was_told_twice_stays_when_another_is_edited(place):
+    asks, says = turn(0)
+    coverage, held = Coverage(), list[BaseMessage]()
+    for number in range(3):
+        held.append(asks)
+        coverage = coverage.and_answered(held, says, ref(number))
+        held.append(says)
+    held[place] = type(held[place])("edited")
+    assert coverage.without_repeats([*held, NEXT]) == [*held, NEXT]
+
+
+@pytest.mark.filterwarnings("ignore:Some of these messages")
+def test_a_call_that_was_told_twice_stays_when_its_answer_is_removed():
+    call, result = AIMessage("", tool_calls=[CALL]), ToolMessage("3", tool_call_id="1")
+    coverage, held = Coverage(), list[BaseMessage]()
+    for number in range(2):
+        for told_now, says in ((turn(0)[0], call), (result, AIMessage("It is 3."))):
+            held.append(told_now)
+            coverage = coverage.and_answered(held, says, ref(2 * number))
+            held.append(says)
+    del held[3]
+    assert coverage.without_repeats([*held, NEXT]) == [*held, NEXT]
 
 
 def test_words_that_were_said_before_are_said_again():
