@@ -213,8 +213,9 @@ class Coverage:
             for last in answers if known else ():
                 if self._leads_up(shorts[at : last + 1], known):
                     end = _behind(messages, shorts, range(held, at), last + 1)
-                    whole = end > last + 1 or (shorts[at] == known[0] and not alone)
-                    if at == covered or (whole and _is_last_word(messages[last])):
+                    whole = shorts[at] == known[0] and _is_last_word(messages[last])
+                    asks = end == len(messages) or not _is_step(messages[end])
+                    if at == covered or (asks and (end > last + 1 or (whole and not alone))):
                         return end
         if alone and not self.dropped and len(self.covered) > 1:  # all of it was edited
             return _behind(messages, shorts, range(at), at)

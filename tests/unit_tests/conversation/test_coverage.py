@@ -278,6 +278,19 @@ def test_so_is_one_whose_last_turn_ended_within_a_call():
         assert coverage.without_repeats([*held, *resent(2), question, NEXT]) == [*held, NEXT]
 
 
+def test_so_is_one_whose_turns_all_end_with_a_result():
+    coverage, held, whole = Coverage(), list[BaseMessage](), list[BaseMessage]()
+    for number in range(3):
+        asks, call = _called(number, tool_calls=[CALL])
+        result = ToolMessage("3", tool_call_id="1")
+        assert coverage.without_repeats([*held, *whole, asks]) == [*held, asks]
+        coverage, dropped = coverage.moved_on([*held, asks], keep_last=0)
+        held = [*held[dropped:], asks]
+        coverage = coverage.and_answered(held, call, ref(number))
+        held = [*held, call, result]
+        whole = [*whole, asks, call, result]
+
+
 @pytest.mark.parametrize("place", [0, 2, 5])
 @pytest.mark.parametrize("n_dropped", [0, 2])
 def test_so_is_one_that_was_edited_in_the_thread(place, n_dropped):
