@@ -28,7 +28,7 @@ COVERED_MAX = 16
 """How many states are known of the messages that a thread holds."""
 
 DROPPED_MAX = 32
-"""How many of the dropped messages are known still."""
+"""How many of the dropped messages are known still: the first, and the last."""
 
 _SHORT_BYTES = 6
 _OPEN_MAX = 256  # so many messages of a thread may be covered by nothing, and be recognised
@@ -58,7 +58,7 @@ class Coverage:
     Attributes:
         covered: From what stands for no message of the thread (the state behind what was dropped,
             if anything was) to the thread's last state.
-        dropped: Digests of the last messages that the thread holds no more, oldest first.
+        dropped: Digests of messages that the thread holds no more, the first and the last ones.
     """
 
     covered: tuple[Covered, ...] = (Covered(0, None, _EMPTY),)
@@ -141,8 +141,10 @@ class Coverage:
         # Behind what is covered the thread may hold a turn that failed, or that was edited.
         places = range(covered, min(covered + _OPEN_MAX, len(messages)))
         ends = {at: self._told_until(messages, shorts, covered, at) for at in places}
-        at = max(ends, key=lambda place: ends[place] - place, default=covered)
-        if ends.get(at, 0) > at:
+        told = [at for at, end in ends.items() if end > at]
+        if told:
+            first = self.dropped[:1]  # where it comes back, all before it is new
+            at = max(told, key=lambda place: (shorts[place] in first, ends[place] - place))
             return [*messages[:at], *messages[ends[at] :]]
         every = [*self.dropped, *shorts[:covered]]
         new = range(covered + 1, len(messages))
@@ -186,7 +188,7 @@ class Coverage:
             if one.count >= base.count
         )
         dropped = (*self.dropped, *_recognised(messages[: base.count]))
-        return Coverage(covered, dropped[-DROPPED_MAX:]), base.count
+        return Coverage(covered, (*dropped[:1], *dropped[1:][1 - DROPPED_MAX :])), base.count
 
     def _told_until(
         self, messages: Sequence[BaseMessage], shorts: Sequence[str], covered: int, at: int
@@ -204,7 +206,14 @@ class Coverage:
             at: Where the client's begin.
         """
         ended = next((n for n in range(covered, 0, -1) if _is_last_word(messages[n - 1])), 0)
-        answers = [n for n in range(len(messages) - 1, at - 1, -1) if _is_answer(messages[n])]
+        # Steps alone, with no question among them, are the rest of an edited turn of the thread's;
+        # but a lone answer is what a client's window may begin with.
+        asked = next((n for n in range(at, len(messages)) if not _is_step(messages[n])), at)
+        answers = [n for n in range(asked, len(messages)) if _is_answer(messages[n])]
+        answers = [
+            *reversed(answers),
+            *([at] if asked == at + 1 and _is_answer(messages[at]) else []),
+        ]
         alone = any(map(_is_answer, messages[covered:at]))
         # What the thread holds stays in its place where it is sent with the ids that it has there;
         # without them it comes once more, behind what was dropped.

@@ -262,11 +262,20 @@ def test_so_is_one_after_a_question_that_got_no_answer(keep_last, n_sent):
     assert coverage.without_repeats([*held, *resent(3), turn(3)[0], *more]) == [*held, *more]
 
 
-def test_what_got_no_answer_stays_where_it_is_sent_with_its_id():
-    coverage, held = told(3)
+@pytest.mark.parametrize("n_turns", [3, 60])
+def test_what_got_no_answer_stays_where_it_is_sent_with_its_id(n_turns):
+    coverage, held = told(n_turns)
     coverage, _ = coverage.moved_on(held, keep_last=0)
-    held = [turn(3)[0]]
-    assert coverage.without_repeats([*held, *resent(3), NEXT]) == [*held, NEXT]
+    held = [turn(n_turns)[0]]
+    assert coverage.without_repeats([*held, *resent(n_turns), NEXT]) == [*held, NEXT]
+
+
+@pytest.mark.parametrize("n_turns", [3, 60])
+def test_so_does_what_is_sent_in_front_of_all(n_turns):
+    coverage, held = told(n_turns)
+    note = SystemMessage("Today is Monday.")
+    sent = [note, *resent(n_turns), NEXT]
+    assert coverage.without_repeats([*held, *sent]) == [*held, note, NEXT]
 
 
 def test_so_is_one_whose_last_turn_ended_within_a_call():
@@ -316,6 +325,17 @@ def test_a_turn_that_was_told_twice_stays_when_another_is_edited(place):
         held.append(says)
     held[place] = type(held[place])("edited")
     assert coverage.without_repeats([*held, NEXT]) == [*held, NEXT]
+
+
+@pytest.mark.filterwarnings("ignore:Some of these messages")
+def test_the_rest_of_an_edited_turn_stays_though_it_ends_like_the_turn_before():
+    call, result = AIMessage("", tool_calls=[CALL]), ToolMessage("3", tool_call_id="1")
+    asks, says = turn(0)
+    coverage = Coverage().and_answered([asks], call, ref(0))
+    held = [asks, call, result, says]
+    coverage = coverage.and_answered(held[:3], says, ref(1))
+    coverage, _ = coverage.moved_on(held, keep_last=0)
+    assert coverage.without_repeats([*held[1:], NEXT]) == [*held[1:], NEXT]
 
 
 @pytest.mark.filterwarnings("ignore:Some of these messages")
