@@ -29,7 +29,7 @@ COVERED_MAX = 16
 """How many states are known of the messages that a thread holds."""
 
 DROPPED_MAX = 24
-"""How many of the dropped messages are known still."""
+"""How many of the dropped messages are known still: the first, and the last."""
 
 _SHORT_BYTES = 3  # whoever finds two messages of one digest has a message of his own dropped
 _EVIDENCE = 8  # so many of a long transcript's last messages tell that it is the thread's
@@ -58,7 +58,7 @@ class Coverage:
     Attributes:
         covered: From what stands for no message of the thread (the state behind what was dropped,
             if anything was) to the thread's last state.
-        dropped: Digests of the last messages that the thread holds no more, oldest first.
+        dropped: Digests of messages that the thread holds no more: the first, and the last ones.
         began: Id of the message that the thread's last turn began with, if it has one.
     """
 
@@ -80,8 +80,9 @@ class Coverage:
             raw = base64.b64decode(field["dropped"], validate=True)  # type: ignore[index]
             places = range(0, len(raw), _SHORT_BYTES)
             dropped = tuple(raw[at : at + _SHORT_BYTES].hex() for at in places)
-            coverage = cls(covered, dropped, field["began"])  # type: ignore[index]
-            sound = _is_sound(coverage)
+            began = field["began"]  # type: ignore[index]
+            coverage = cls(covered, dropped, began)
+            sound = _is_sound(coverage) and (began is None or isinstance(began, str))
         except (TypeError, ValueError, KeyError):
             sound = False
         if not sound:
@@ -143,7 +144,10 @@ class Coverage:
                 its end: they are read once more.
         """
         own, new = self._own(messages)
-        for start in dict.fromkeys((0, leading_system(new))):
+        starts = (0, leading_system(new))
+        if self._forgot and self.dropped[0] in _shorts(new):  # all before it is new
+            starts = (_shorts(new).index(self.dropped[0]),)
+        for start in dict.fromkeys(starts):
             for end in range(len(new), start, -1):
                 sent = new[start:end]
                 if any(map(_is_answer, sent)) and self._lead_up(sent, own):
@@ -189,8 +193,15 @@ class Coverage:
             for one in standing
             if one.count >= base.count
         )
-        dropped = (*self.dropped, *_shorts(messages[: base.count]))[-DROPPED_MAX:]
+        dropped = (*self.dropped, *_shorts(messages[: base.count]))
+        if len(dropped) > DROPPED_MAX:
+            dropped = (dropped[0], *dropped[1 - DROPPED_MAX :])
         return replace(self, covered=covered, dropped=dropped), base.count
+
+    @property
+    def _forgot(self) -> bool:
+        """Whether there may be dropped messages that are not known any more."""
+        return len(self.dropped) == DROPPED_MAX
 
     def _own(self, messages: Sequence[BaseMessage]) -> tuple[list[BaseMessage], list[BaseMessage]]:
         """Parts what the thread held before this turn from what is new.
@@ -207,7 +218,7 @@ class Coverage:
                 end = max(end, at + 1)
         known = {*self.dropped, *_shorts(messages[:end])}
         while end < len(messages) and _is_step(messages[end]):
-            if not known.isdisjoint(_shorts([messages[end]])):
+            if _is_answer(messages[end]) and not known.isdisjoint(_shorts([messages[end]])):
                 break  # a copy: the last messages that a client was shown may begin with an answer
             end += 1
         return list(messages[:end]), list(messages[end:])
@@ -220,7 +231,7 @@ class Coverage:
         # client knows the question, and maybe some steps.
         shown = range(answers[-1] + 1 if answers else 0, len(own) + 1)
         some, ours = _shorts(sent), _shorts(own)
-        evidence = some if len(self.dropped) < DROPPED_MAX else some[-_EVIDENCE:]
+        evidence = some[-_EVIDENCE:] if self._forgot else some
         for known in (self.dropped, *((*self.dropped, *ours[:count]) for count in shown)):
             rest = iter(known)
             if known and some[-1] == known[-1] and all(one in rest for one in evidence):
@@ -245,7 +256,6 @@ def _is_sound(coverage: Coverage) -> bool:
         bool(counts)
         and counts[0] == 0
         and coverage.covered[0].digest == _EMPTY
-        and isinstance(coverage.began, (str, type(None)))
         and all(isinstance(count, int) for count in counts)
         and counts == sorted(counts)
         and all(one.ref is None or is_reference(one.ref) for one in coverage.covered)

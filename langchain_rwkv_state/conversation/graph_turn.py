@@ -35,6 +35,7 @@ from langchain_rwkv_state.prompt.markers import (
 from langchain_rwkv_state.prompt.plan import is_begun
 from langchain_rwkv_state.store import TTL, StateStore
 from langchain_rwkv_state.store.clock import ttl_seconds
+from langchain_rwkv_state.store.rows import NAME_MAX
 
 T = TypeVar("T")
 
@@ -76,13 +77,14 @@ class ThreadKeeping:
         ttl_seconds(self.ttl, 1.0)
 
     def begin(
-        self, field: object, messages: Sequence[BaseMessage]
+        self, field: object, messages: Sequence[BaseMessage], *, keep_turn: bool = False
     ) -> tuple[Coverage, list[BaseMessage], list[BaseMessage]]:
         """Begins a turn of a thread: drops what its states stand for.
 
         Args:
             field: The thread's field, as `Coverage.of` takes it.
             messages: The thread's messages.
+            keep_turn: Whether the turn may be under way already: its messages stay.
 
         Returns:
             The coverage of the messages that stay; these; and what takes the rest from the thread:
@@ -92,7 +94,9 @@ class ThreadKeeping:
         coverage = Coverage.of(field)
         talk = coverage.without_repeats(without_markers(messages))
         if not self.keep_all:
-            coverage, dropped = coverage.moved_on(talk, keep_last=self.keep_last)
+            coverage, dropped = coverage.moved_on(
+                talk, keep_last=self.keep_last, keep_turn=keep_turn
+            )
             talk = talk[dropped:]
         coverage = replace(coverage, began=talk[-1].id if talk else None)
         stay = {id(message) for message in talk}
@@ -104,9 +108,19 @@ class ThreadKeeping:
 
 
 def owner_of(config: RunnableConfig) -> str | None:
-    """Returns who holds the states of a run's thread; ``None`` for a run that has none."""
+    """Returns who holds the states of a run's thread; ``None`` for a run that has none.
+
+    Raises:
+        ValueError: The thread's id is too long for a name in the store.
+    """
     thread = config.get("configurable", {}).get("thread_id")
-    return None if thread is None else f"thread:{thread}"
+    owner = f"thread:{thread}"
+    if len(owner) > NAME_MAX:
+        raise ValueError(
+            f"The thread_id {owner[7:47]!r}... has {len(owner) - 7} characters: its states are "
+            f"kept for 'thread:<thread_id>', a name of at most {NAME_MAX}. Pass a shorter one."
+        )
+    return None if thread is None else owner
 
 
 def unbound(model: Runnable[Any, Any]) -> Runnable[Any, Any]:

@@ -94,10 +94,10 @@ class RWKVStateMiddleware(AgentMiddleware[ThreadState, Any, Any]):
         handler: Callable[[ModelRequest[Any]], ModelResponse[Any]],
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         """Lets the model go on from the thread's state, and keeps the state of its answer."""
-        turn = _turn(request)
+        owner, turn = owner_of(get_config()), _turn(request)
         response = turn.ask(lambda messages: handler(_with(request, messages)))
         turn.answered(response.result)
-        turn.keep(owner_of(get_config()), self.keeping.ttl)
+        turn.keep(owner, self.keeping.ttl)
         return _with_field(response, turn)
 
     async def awrap_model_call(
@@ -106,10 +106,10 @@ class RWKVStateMiddleware(AgentMiddleware[ThreadState, Any, Any]):
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         """As `wrap_model_call`, without blocking the event loop."""
-        turn = _turn(request)
+        owner, turn = owner_of(get_config()), _turn(request)
         response = await turn.aask(lambda messages: handler(_with(request, messages)))
         turn.answered(response.result)
-        await turn.akeep(owner_of(get_config()), self.keeping.ttl)
+        await turn.akeep(owner, self.keeping.ttl)
         return _with_field(response, turn)
 
 
