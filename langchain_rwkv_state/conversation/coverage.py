@@ -13,7 +13,6 @@ import json
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
@@ -144,17 +143,18 @@ class Coverage:
                 its end: they are read once more.
         """
         own, new = self._own(messages)
-        starts = (0, leading_system(new))
-        if self._forgot and self.dropped[0] in _shorts(new):  # all before it is new
-            starts = (_shorts(new).index(self.dropped[0]),)
+        shorts, ways = _shorts(new), self._ways_up(own)
+        starts = [0, leading_system(new)]
+        if self._forgot and self.dropped[0] in shorts:  # all before it is new
+            starts = [shorts.index(self.dropped[0])]
+        answers = [at for at, message in enumerate(new) if _is_answer(message)]
         for start in dict.fromkeys(starts):
-            for end in range(len(new), start, -1):
-                sent = new[start:end]
-                if any(map(_is_answer, sent)) and self._lead_up(sent, own):
+            first = next((at for at in answers if at >= start), len(new))
+            for end in range(len(new), first, -1):
+                if any(self._leads_up(shorts[start:end], known) for known in ways):
                     return [*own, *new[:start], *new[end:]]
         known = {*self.dropped, *_shorts(own)}
-        pairs = pairwise(zip(new, _shorts(new), strict=True))
-        if any(_is_answer(two) and {first, second} <= known for (_, first), (two, second) in pairs):
+        if any(at and {shorts[at - 1], shorts[at]} <= known for at in answers):
             warnings.warn(
                 "Some of these messages are turns that the thread was told already, but they do "
                 "not go on from its end: all are read again, as they are given. Send only new "
@@ -223,20 +223,24 @@ class Coverage:
             end += 1
         return list(messages[:end]), list(messages[end:])
 
-    def _lead_up(self, sent: Sequence[BaseMessage], own: Sequence[BaseMessage]) -> bool:
-        """Says whether messages lead up to the thread's end, with others left out."""
+    def _ways_up(self, own: Sequence[BaseMessage]) -> list[Sequence[str]]:
+        """Returns what a client may be told of that leads up to the thread's end.
+
+        What the thread holds stays in its place where it is sent with the ids that it has there;
+        without them it comes once more, behind what was dropped. Of a turn that got no answer a
+        client knows the question, and maybe some steps.
+        """
+        ours = _shorts(own)
         answers = [at for at, message in enumerate(own) if _is_last_word(message)]
-        # What the thread holds stays in its place where it is sent with the ids that it has there;
-        # without them it comes once more, behind what was dropped. Of a turn that got no answer a
-        # client knows the question, and maybe some steps.
         shown = range(answers[-1] + 1 if answers else 0, len(own) + 1)
-        some, ours = _shorts(sent), _shorts(own)
-        evidence = some[-_EVIDENCE:] if self._forgot else some
-        for known in (self.dropped, *((*self.dropped, *ours[:count]) for count in shown)):
-            rest = iter(known)
-            if known and some[-1] == known[-1] and all(one in rest for one in evidence):
-                return True
-        return False
+        return [self.dropped, *((*self.dropped, *ours[:count]) for count in shown)]
+
+    def _leads_up(self, some: Sequence[str], known: Sequence[str]) -> bool:
+        """Says whether messages lead up to the last of the known ones, with others left out."""
+        if not known or some[-1] != known[-1]:
+            return False
+        rest = iter(known)
+        return all(one in rest for one in (some[-_EVIDENCE:] if self._forgot else some))
 
 
 def _least_missed(covered: Sequence[Covered]) -> int:
