@@ -46,7 +46,6 @@ TWO = '{"a": 3, "b": 4}'
 CALL_ONE = called(("add", {"a": 1, "b": 2}))
 CALL_TWO = called(("add", {"a": 3, "b": 4}))
 
-pytestmark = pytest.mark.parametrize("way", ["sync memory", "async sqlite"])
 either_order = pytest.mark.parametrize("last", [True, False], ids=["ours last", "ours first"])
 
 

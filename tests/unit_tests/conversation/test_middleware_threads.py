@@ -1,6 +1,7 @@
 """What becomes of an agent's thread: forks, time travel, edits, clients, failures, lost states.
 
-Each scenario runs sync and async, with threads in memory and in SQLite; see `tests.helpers.agents`.
+Each scenario runs sync, with threads in memory, and async, with threads in SQLite; see
+`tests.helpers.agents`.
 """
 
 from __future__ import annotations
@@ -36,14 +37,12 @@ ANN = (user("My name is Ann."), said("That was turn 1."))
 ONE = '{"a": 1, "b": 2}'
 CALL_ONE = called(("add", {"a": 1, "b": 2}))
 
-two_ways = pytest.mark.parametrize("way", ["sync memory", "async sqlite"])
 
-
-def kept(test: Any) -> Any:
-    """Runs a test with each way to keep messages; two ways to run it do, then."""
-    keeps = [{}, {"keep_last": 2}, {"keep_last": 3}, {"keep_all": True}]
-    ids = ["none kept", "two kept", "three kept", "all kept"]
-    return two_ways(pytest.mark.parametrize("keep", keeps, ids=ids)(test))
+kept = pytest.mark.parametrize(
+    "keep",
+    [{}, {"keep_last": 3}, {"keep_all": True}],
+    ids=["none kept", "three kept", "all kept"],
+)
 
 
 async def test_forks_of_one_place_know_nothing_of_each_other(make_agent: MakeAgent):
