@@ -38,7 +38,7 @@ from langchain_rwkv_state.store.clock import ttl_seconds
 
 T = TypeVar("T")
 
-OUT_OF_REACH = (StateNotFound, StateExpired, StateMismatch)
+_OUT_OF_REACH = (StateNotFound, StateExpired, StateMismatch)
 """What a model says of a state that it cannot go on from."""
 
 _REMOVE_ALL = "__remove_all__"
@@ -167,7 +167,7 @@ class GraphTurn:
         while True:
             try:
                 return model([*self._to_read])
-            except OUT_OF_REACH as error:
+            except _OUT_OF_REACH as error:
                 self._step_back(error)
 
     async def aask(self, model: Callable[[list[BaseMessage]], Awaitable[T]]) -> T:
@@ -175,7 +175,7 @@ class GraphTurn:
         while True:
             try:
                 return await model([*self._to_read])
-            except OUT_OF_REACH as error:
+            except _OUT_OF_REACH as error:
                 self._step_back(error)
 
     def answered(self, result: Sequence[BaseMessage]) -> None:
