@@ -10,7 +10,7 @@ from __future__ import annotations
 import uuid
 import warnings
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 from langchain_core.messages import AIMessage, BaseMessage, RemoveMessage
@@ -94,6 +94,7 @@ class ThreadKeeping:
         if not self.keep_all:
             coverage, dropped = coverage.moved_on(talk, keep_last=self.keep_last)
             talk = talk[dropped:]
+        coverage = replace(coverage, began=talk[-1].id if talk else None)
         stay = {id(message) for message in talk}
         gone = [message for message in messages if id(message) not in stay]
         ids = [message.id for message in gone]
