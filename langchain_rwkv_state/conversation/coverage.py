@@ -99,11 +99,6 @@ class Coverage:
             "dropped": base64.b64encode(b"".join(map(bytes.fromhex, self.dropped))).decode(),
         }
 
-    @property
-    def base(self) -> str | None:
-        """Reference of the state behind what the thread holds no more."""
-        return self.covered[0].ref
-
     def standing(self, messages: Sequence[BaseMessage]) -> Iterator[Covered]:
         """Gives the states that stand for the first of these messages, the deepest first.
 

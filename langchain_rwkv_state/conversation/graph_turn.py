@@ -39,7 +39,7 @@ from langchain_rwkv_state.store.rows import NAME_MAX
 
 T = TypeVar("T")
 
-OUT_OF_REACH = (StateNotFound, StateExpired, StateMismatch)
+_OUT_OF_REACH = (StateNotFound, StateExpired, StateMismatch)
 """What a model says of a state that it cannot go on from."""
 
 _REMOVE_ALL = "__remove_all__"
@@ -182,7 +182,7 @@ class GraphTurn:
         while True:
             try:
                 return model([*self._to_read])
-            except OUT_OF_REACH as error:
+            except _OUT_OF_REACH as error:
                 self._step_back(error)
 
     async def aask(self, model: Callable[[list[BaseMessage]], Awaitable[T]]) -> T:
@@ -190,7 +190,7 @@ class GraphTurn:
         while True:
             try:
                 return await model([*self._to_read])
-            except OUT_OF_REACH as error:
+            except _OUT_OF_REACH as error:
                 self._step_back(error)
 
     def answered(self, result: Sequence[BaseMessage]) -> None:

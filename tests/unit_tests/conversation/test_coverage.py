@@ -64,7 +64,6 @@ def standing(coverage, messages):
 
 def test_a_new_thread_is_covered_by_nothing():
     assert standing(Coverage.of(None), turn(0)) == [(0, None)]
-    assert Coverage.of(None).base is None
 
 
 def test_an_answer_is_covered_with_all_before_it():
@@ -122,16 +121,13 @@ def test_covered_messages_are_dropped_and_the_base_moves_on():
     coverage, held = told(1)
     moved, dropped = coverage.moved_on([*held, HumanMessage("next")], keep_last=0)
     assert dropped == 2
-    assert moved.base == ref(0)
     assert standing(moved, [HumanMessage("next")]) == [(0, ref(0))]
 
 
 def test_what_no_state_stands_for_is_never_dropped():
     coverage, held = told(1)
     held[1] = AIMessage("edited")
-    moved, dropped = coverage.moved_on(held, keep_last=0)
-    assert dropped == 0
-    assert moved.base is None
+    assert coverage.moved_on(held, keep_last=0)[1] == 0
 
 
 @pytest.mark.parametrize(("keep_last", "kept"), [(0, 0), (1, 2), (2, 2), (3, 4), (4, 4), (99, 10)])
@@ -185,18 +181,18 @@ def test_the_field_is_small_and_survives_json():
 
 
 def test_of_a_long_transcript_the_states_lie_the_farther_apart_the_older_they_are():
-    coverage, held = told(200, keep_last=10_000)
+    coverage, held = told(100, keep_last=10_000)
     places = [count for count, _ in standing(coverage, held)]
     assert len(places) == COVERED_MAX
-    assert places[0] == 400
+    assert places[0] == 200
     assert places[-1] == 0
     for older, newer in itertools.pairwise(places[::-1]):
-        assert newer - older <= max(2, (400 - older) * 0.6)
+        assert newer - older <= max(2, (200 - older) * 0.6)
 
 
-@pytest.mark.parametrize("keep_last", [10, 50, 150])
+@pytest.mark.parametrize("keep_last", [10, 60])
 def test_a_thread_that_keeps_much_is_bounded(keep_last):
-    _, held = told(500, keep_last=keep_last)
+    _, held = told(150, keep_last=keep_last)
     assert keep_last <= len(held) <= 2 * keep_last
 
 

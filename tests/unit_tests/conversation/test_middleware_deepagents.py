@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 from deepagents import create_deep_agent
 from langchain_core.messages import AIMessage
 from langgraph.types import Command
@@ -14,7 +13,6 @@ from tests.helpers.agents import called, result, said, user
 from tests.unit_tests.conversation.conftest import MakeAgent, MakeText
 
 # Its tools' descriptions are long, and the models of these tests read bytes.
-pytestmark = pytest.mark.parametrize("way", ["sync memory", "async sqlite"])
 CAPACITY = 1 << 16
 WRITTEN = '{"file_path": "/a.txt", "content": "My cat is Tom."}'
 PATH = '{"file_path": "/a.txt"}'

@@ -24,11 +24,15 @@ from langchain.agents.middleware import (
     TodoListMiddleware,
     ToolCallLimitMiddleware,
     ToolRetryMiddleware,
+    after_model,
+    before_model,
     dynamic_prompt,
 )
 from langchain.agents.middleware.types import AgentMiddleware
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
+from langchain.tools import ToolRuntime
 from langchain_core.language_models import FakeListChatModel
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langgraph.types import Command, interrupt
 from pydantic import BaseModel
@@ -42,7 +46,6 @@ TWO = '{"a": 3, "b": 4}'
 CALL_ONE = called(("add", {"a": 1, "b": 2}))
 CALL_TWO = called(("add", {"a": 3, "b": 4}))
 
-pytestmark = pytest.mark.parametrize("way", ["sync memory", "async sqlite"])
 either_order = pytest.mark.parametrize("last", [True, False], ids=["ours last", "ours first"])
 
 
@@ -417,6 +420,53 @@ async def test_another_selection_of_tools_is_read_behind_the_state_with_a_warnin
     assert told.index("- add(") < told.index(CALL_ONE) < told.index("- other(")
 
 
+async def test_a_tool_that_sees_the_thread_and_changes_it(make_agent: MakeAgent):
+    @tool
+    def note(text: str, runtime: ToolRuntime[Any, Any]) -> Command[Any]:
+        """Note something down."""
+        seen = f"{text}: {runtime.state['messages'][-2].text}"
+        return Command(
+            update={
+                "messages": [
+                    ToolMessage(seen, tool_call_id=runtime.tool_call_id),
+                    HumanMessage("My name is Bob."),
+                ]
+            }
+        )
+
+    agent = make_agent(tools=[note])
+    await agent.say("My name is Ann.")
+    asked = 'call note {"text": "Noted"}, then say done'
+    assert await agent.say(asked) == "That was turn 3."
+    assert await agent.say("who am I?") == "You are Bob."
+    turns = await agent.law()
+    assert turns[5:7] == [result(f"Noted: {asked}"), user("My name is Bob.")]
+
+
+@either_order
+async def test_hooks_that_add_messages_and_end_a_turn(make_agent: MakeAgent, last: bool):
+    @before_model(can_jump_to=["end"])
+    def guard(state: Any, runtime: Any) -> dict[str, Any] | None:
+        if "secret" in state["messages"][-1].text:
+            return {"messages": [AIMessage("I must not.")], "jump_to": "end"}
+        return None
+
+    @after_model
+    def sign(state: Any, runtime: Any) -> dict[str, Any] | None:
+        signed = "sign" in state["messages"][-1].text
+        return {"messages": [AIMessage("My name is Eve.")]} if signed else None
+
+    agent = make_agent(guard, sign, last=last)
+    await agent.say("My name is Ann.")
+    assert await agent.say("a secret?") == "I must not."
+    assert await agent.say("who am I?") == "You are Ann."
+    assert await agent.say("say signed") == "My name is Eve."
+    assert await agent.say("who am I?") == "You are Eve."
+    turns = await agent.law()
+    assert turns[3:5] == [user("a secret?"), said("I must not.")]
+    assert turns[-4:-2] == [said("signed"), said("My name is Eve.")]
+
+
 async def test_an_interrupt_in_a_tool_is_resumed(make_agent: MakeAgent):
     @tool
     def ask(question: str) -> str:
@@ -428,7 +478,7 @@ async def test_an_interrupt_in_a_tool_is_resumed(make_agent: MakeAgent):
     asked = await agent.run('call ask {"question": "Old?"}, then call ask {"question": "Tall?"}')
     assert asked["__interrupt__"][0].value == "Old?"
     await agent.run(Command(resume="Yes."))
-    assert await agent.run(Command(resume="No."))
+    await agent.run(Command(resume="No."))
     assert await agent.say("who am I?") == "You are Ann."
     turns = await agent.law()
     assert turns[5] == result("Old? Yes.")
