@@ -19,6 +19,7 @@ from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 from langchain_rwkv_state.base import RWKVModel
 from langchain_rwkv_state.conversation.coverage import Coverage, Covered
 from langchain_rwkv_state.conversation.filings import filings_of
+from langchain_rwkv_state.conversation.session_calls import SessionCalls
 from langchain_rwkv_state.errors import (
     RWKVStateError,
     StateExpired,
@@ -108,6 +109,13 @@ def owner_of(config: RunnableConfig) -> str | None:
     return None if thread is None else f"thread:{thread}"
 
 
+def _is_thread(config: RunnableConfig) -> bool:
+    """Says whether a graph's state outlives the run: a subgraph's may be given anew each time."""
+    settings = config.get("configurable", {})
+    is_kept = settings.get("__pregel_checkpointer") is not None  # LangGraph's own name for it
+    return is_kept and "|" not in settings.get("checkpoint_ns", "")
+
+
 def unbound(model: Runnable[Any, Any]) -> Runnable[Any, Any]:
     """Returns what options, tools or a configuration are bound to."""
     while isinstance(model, RunnableBinding):
@@ -126,6 +134,9 @@ class GraphTurn:
     Attributes:
         coverage: The thread's; once `answered`, with the answer, where a state stands for it.
         ref: The answer's state, to be kept.
+
+    Raises:
+        TypeError: The model is a session, which remembers by itself.
 
     Warns:
         UserWarning: The model is not of this package, and keeps no states.
@@ -148,12 +159,40 @@ class GraphTurn:
             standing = coverage.standing(self._messages)
             self._ways = [one for one in standing if one.count <= most]
             self._take(self._ways[0])
+        elif isinstance(chat, SessionCalls):
+            raise TypeError(
+                f"The agent's model is {type(chat).__name__}, which remembers by its own name, "
+                "whatever checkpoint the thread is at: pass the ChatRWKV itself."
+            )
         else:
             warnings.warn(
                 f"{type(chat).__name__} keeps no states: of this thread it knows the messages that "
                 "are still there, and what it answers is read by the next ChatRWKV.",
                 stacklevel=3,
             )
+
+    def lost(self, field: object, config: RunnableConfig) -> bool:
+        """Says whether the thread has lost its field.
+
+        A state that is kept for it stands behind an answer that it holds: it had a field then.
+
+        Args:
+            field: What the thread has of it.
+            config: The run's.
+        """
+        named = self._named(field, config)
+        owner = owner_of(config)
+        if not named or owner is None or self._store is None:
+            return False
+        return not named.isdisjoint(self._store.kept(owner))
+
+    async def alost(self, field: object, config: RunnableConfig) -> bool:
+        """As `lost`, on the event loop."""
+        named = self._named(field, config)
+        owner = owner_of(config)
+        if not named or owner is None or self._store is None:
+            return False
+        return not named.isdisjoint(await self._store.akept(owner))
 
     def ask(self, model: Callable[[list[BaseMessage]], T]) -> T:
         """Calls the model, once more from an earlier state where it cannot reach a later one.
@@ -227,6 +266,13 @@ class GraphTurn:
         """As `keep`, on the event loop."""
         if owner is not None and self.ref is not None and self._store is not None:
             await self._store.akeep(self.ref, owner, ttl)
+
+    def _named(self, field: object, config: RunnableConfig) -> set[str]:
+        """Returns the states that the answers of a thread without a field name."""
+        if field is not None or not _is_thread(config):
+            return set()
+        found = (message.response_metadata.get(STATE_KEY) for message in self._messages)
+        return {ref for ref in found if isinstance(ref, str)}
 
     def _step_back(self, error: RWKVStateError) -> None:
         """Goes on from an earlier state; raises the error where there is none."""

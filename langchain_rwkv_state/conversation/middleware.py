@@ -7,6 +7,7 @@ extra: ``pip install 'langchain-rwkv-state[agents]'``.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, NotRequired, cast
 
@@ -34,6 +35,12 @@ except ImportError as error:
         "older than 1.4: pip install 'langchain-rwkv-state[agents]'."
     ) from error
 
+_LOST = (
+    f"This thread has lost its field {FIELD!r}: an agent without RWKVStateMiddleware went on with "
+    "it. What the thread had dropped by then is not remembered. Its earlier checkpoints still have "
+    "the field: go on from one of those to have that memory."
+)
+
 
 class ThreadState(AgentState[Any]):
     """The state of a graph whose threads remember by RWKV's states."""
@@ -51,9 +58,10 @@ class RWKVStateMiddleware(AgentMiddleware[ThreadState, Any, Any]):
 
     States of answers are kept in the model's store, for the owner ``thread:<thread_id>``: `release`
     of that owner is the counterpart of a checkpointer's `delete_thread`, `copy_kept` that of
-    `copy_thread`. Without a checkpointer they are staged, and live for the run alone.
+    `copy_thread`. Without a ``thread_id`` they are staged, and live for the run alone.
 
     Stand it last in the list of middleware, so that it sees the messages as the others leave them.
+    The agent's model is a `ChatRWKV`. A session remembers by itself, and is a `TypeError`.
 
     Args:
         keep_last: How many messages that are in the state the thread keeps at least, for a user
@@ -94,10 +102,12 @@ class RWKVStateMiddleware(AgentMiddleware[ThreadState, Any, Any]):
         handler: Callable[[ModelRequest[Any]], ModelResponse[Any]],
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         """Lets the model go on from the thread's state, and keeps the state of its answer."""
-        turn = _turn(request)
+        turn, config = _turn(request), get_config()
+        if not self.keeping.keep_all and turn.lost(request.state.get(FIELD), config):
+            warnings.warn(_LOST, stacklevel=2)
         response = turn.ask(lambda messages: handler(_with(request, messages)))
         turn.answered(response.result)
-        turn.keep(owner_of(get_config()), self.keeping.ttl)
+        turn.keep(owner_of(config), self.keeping.ttl)
         return _with_field(response, turn)
 
     async def awrap_model_call(
@@ -106,10 +116,12 @@ class RWKVStateMiddleware(AgentMiddleware[ThreadState, Any, Any]):
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         """As `wrap_model_call`, without blocking the event loop."""
-        turn = _turn(request)
+        turn, config = _turn(request), get_config()
+        if not self.keeping.keep_all and await turn.alost(request.state.get(FIELD), config):
+            warnings.warn(_LOST, stacklevel=2)
         response = await turn.aask(lambda messages: handler(_with(request, messages)))
         turn.answered(response.result)
-        await turn.akeep(owner_of(get_config()), self.keeping.ttl)
+        await turn.akeep(owner_of(config), self.keeping.ttl)
         return _with_field(response, turn)
 
 

@@ -21,13 +21,13 @@ from langchain_rwkv_state.conversation.graph_turn import (
     owner_of,
     unbound,
 )
-from langchain_rwkv_state.prompt.markers import STATE_KEY
 from langchain_rwkv_state.store import TTL
 
 _NO_FIELD = (
-    f"An answer of this thread names a state, but the thread has no {FIELD!r}: add "
+    f"The state of an answer is kept for this thread, but the thread has no {FIELD!r}. Add "
     f"`{FIELD}: NotRequired[dict]` to the schema of the graph's state, which leaves out what it is "
-    "not told of."
+    "not told of. Where it stands there, a graph without it went on with this thread: go on from "
+    "an earlier checkpoint, or begin a new thread."
 )
 
 
@@ -72,8 +72,6 @@ def rwkv_node(
 
     def begin(state: Mapping[str, Any]) -> tuple[GraphTurn, list[BaseMessage]]:
         messages = convert_to_messages(state["messages"])
-        if state.get(FIELD) is None and any(STATE_KEY in one.response_metadata for one in messages):
-            raise ValueError(_NO_FIELD)
         coverage, rest, gone = keeping.begin(state.get(FIELD), messages)
         return GraphTurn(coverage, rest, chat), gone
 
@@ -82,6 +80,8 @@ def rwkv_node(
 
     def call(state: Mapping[str, Any], config: RunnableConfig) -> dict[str, Any]:
         turn, gone = begin(state)
+        if turn.lost(state.get(FIELD), config):
+            raise ValueError(_NO_FIELD)
         answer = turn.ask(lambda messages: chat.invoke([*lead, *messages], config))
         turn.answered([answer])
         turn.keep(owner_of(config), ttl)
@@ -89,6 +89,8 @@ def rwkv_node(
 
     async def acall(state: Mapping[str, Any], config: RunnableConfig) -> dict[str, Any]:
         turn, gone = begin(state)
+        if await turn.alost(state.get(FIELD), config):
+            raise ValueError(_NO_FIELD)
         answer = await turn.aask(lambda messages: chat.ainvoke([*lead, *messages], config))
         turn.answered([answer])
         await turn.akeep(owner_of(config), ttl)

@@ -6,7 +6,7 @@ Each scenario runs sync and async, with threads in memory and in SQLite; see `te
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from langchain.agents import create_agent
@@ -450,6 +450,34 @@ async def test_a_thread_whose_field_is_cleared_with_its_messages_begins_anew(mak
         agent.graph.update_state(as_config("t"), values)
     assert await agent.say("who am I?") == "I do not know."
     await agent.expect(user("who am I?"), said("I do not know."))
+
+
+async def test_a_thread_that_went_on_without_the_middleware_says_what_it_lost(
+    make_agent: MakeAgent, way: str
+):
+    agent = make_agent(twin=False)
+    await agent.say("My name is Ann.")
+    await agent.say("and now?")
+    whole = (await agent.state()).config
+    ours = agent.graph
+    agent.graph = create_agent(agent.chat, agent.tools, checkpointer=ours.checkpointer)
+    await agent.say("and then?")
+    agent.graph = ours
+    if way.endswith("memory"):  # this checkpointer keeps what another graph does not know of
+        assert await agent.say("who am I?") == "You are Ann."
+        return
+    with pytest.warns(UserWarning, match="lost its field 'rwkv_state'"):
+        assert await agent.say("who am I?") == "I do not know."
+    assert await agent.say("who am I?", whole) == "You are Ann."
+
+
+async def test_a_session_is_no_model_of_an_agent_that_keeps_states(
+    make_agent: MakeAgent, make_text: MakeText
+):
+    agent, session = make_agent(twin=False), cast("Any", make_text().with_session("ann"))
+    agent.graph = create_agent(session, middleware=[RWKVStateMiddleware()])
+    with pytest.raises(TypeError, match="RWKVSession, which remembers by its own name"):
+        await agent.say("My name is Ann.")
 
 
 @pytest.mark.parametrize("ttl", [None, 100.0])

@@ -157,6 +157,39 @@ def test_a_graph_without_the_field_is_told_so(chat):
         say(graph, "What is my name?")
 
 
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_a_thread_that_a_plain_node_began_moves_along(chat, is_async):
+    saver = InMemorySaver()
+    graphs: dict[str, Any] = {}
+    for name, node in (
+        ("plain", lambda state: {"messages": [chat.invoke(state["messages"])]}),
+        ("ours", rwkv_node(chat)),
+    ):
+        graph = StateGraph(Thread, input_schema=MessagesState)
+        graph.add_node("chat", node)
+        graph.add_edge(START, "chat")
+        graphs[name] = graph.compile(checkpointer=saver)
+    told = [("plain", "My name is Marlow."), ("ours", "I live in Oslo."), ("ours", "Who am I?")]
+    for name, text in [*told, ("ours", "What is my name?")]:
+        given = {"messages": [HumanMessage(text)]}
+        talk = graphs[name]
+        done = await talk.ainvoke(given, config()) if is_async else talk.invoke(given, config())
+    assert done["messages"][-1].text == "Your name is Marlow."
+    assert len(done["messages"]) == 2
+
+
+def test_whoever_keeps_the_transcript_needs_no_thread(chat):
+    graph = StateGraph(Thread, input_schema=MessagesState)
+    graph.add_node("chat", rwkv_node(chat))
+    graph.add_edge(START, "chat")
+    talk: Any = graph.compile()
+    for where in (None, config("named")):
+        said = [HumanMessage("My name is Marlow.")]
+        said = talk.invoke({"messages": said}, where)["messages"]
+        done = talk.invoke({"messages": [*said, HumanMessage("What is my name?")]}, where)
+        assert done["messages"][-1].text == "Your name is Marlow."
+
+
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
