@@ -26,10 +26,10 @@ FIELD = "rwkv_state"
 COVERED_MAX = 16
 """How many states are known of the messages that a thread holds."""
 
-DROPPED_MAX = 32
+DROPPED_MAX = 24
 """How many of the dropped messages are known still."""
 
-_SHORT_BYTES = 6
+_SHORT_BYTES = 3  # whoever finds two messages of one digest has a message of his own dropped
 _EVIDENCE = 8  # so many of a long transcript's last messages tell that it is the thread's
 _EMPTY = "0" * 16
 

@@ -107,7 +107,7 @@ def test_an_interrupt_is_resumed_by_another_process(tmp_path: Path):
         assert agent.heard() == [*ANN, *WORK, *WHO]
 
 
-def _edit(agent: Opened, kind: type, text: str) -> None:
+def _edit(agent: Opened, kind: Any, text: str) -> None:
     old = next(m for m in reversed(agent.state().values["messages"]) if isinstance(m, kind))
     config: Any = {"configurable": {"thread_id": "t"}}
     agent.graph.update_state(config, {"messages": [kind(text, id=old.id)]})

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -14,12 +15,13 @@ import pytest
 pytestmark = pytest.mark.posix
 
 _SOON_SECONDS = 1.0
+_PATIENCE_SECONDS = 120
 _BEGUN = "begun"
 
 _PREFACE = """
 import dataclasses, threading, time
 from langchain_core.prompts import ChatPromptTemplate
-from langchain_rwkv_state import ChatRWKV, MemoryStateStore
+from langchain_rwkv_state import ChatRWKV, MemoryStateStore, RWKVLLM
 from langchain_rwkv_state.engine import Engine
 
 # No text ends an answer, so that each goes on to max_tokens: for hours.
@@ -30,6 +32,9 @@ chat = ChatRWKV(
     progress=False, temperature=1.0,
 )
 texts = [f"Tell me of {{number}}." for number in range(10)]
+llm = RWKVLLM(
+    model={model!r}, store=chat.store, prefix_cache=False, max_tokens=10_000_000, slots=4
+)
 engine = chat.loaded().engine
 sessions = chat.with_sessions(on_abort="keep_question")
 of = [{{"configurable": {{"session_id": f"s{{number % 5}}"}}}} for number in range(10)]
@@ -71,6 +76,8 @@ def pressed(act: str, model: Path, *, active: int, then: str = "") -> str:
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as child:
         assert child.stdout is not None
         assert child.stderr is not None
+        late = threading.Timer(_PATIENCE_SECONDS, child.kill)
+        late.start()
         try:
             assert child.stdout.readline().strip() == _BEGUN
             time.sleep(0.2)
@@ -82,6 +89,7 @@ def pressed(act: str, model: Path, *, active: int, then: str = "") -> str:
             rest, errors = child.stdout.read(), child.stderr.read()
             child.wait(20)
         finally:
+            late.cancel()
             child.kill()
     assert errors == ""
     assert child.returncode == 0
@@ -101,6 +109,8 @@ def endless(tiny_model):
         ("chat.batch(texts)", 4, 0),
         ("list(chat.batch_as_completed(texts))", 4, 0),
         ("(ChatPromptTemplate.from_template('{x}') | chat).batch([{'x': t} for t in texts])", 4, 0),
+        ("llm.batch(texts)", 4, 0),
+        ("list(llm.batch_as_completed(texts, {'max_concurrency': 4}))", 4, 0),
         ("chat.with_session('bob').batch(texts)", 1, 0),
         ("chat.with_session('bob', on_abort='keep_question').batch(texts)", 1, 1),
         ("sessions.batch(texts, of)", 4, 4),

@@ -75,7 +75,11 @@ async def make_agent(way: str, make_text: MakeText, tmp_path: Path) -> AsyncIter
             def make_chat() -> TextRWKV:
                 return next(first, None) or make_text()
 
-            known = {"make_saver": saver, "make_chat": make_chat, "is_async": way[0] == "a"}
+            known: dict[str, Any] = {
+                "make_saver": saver,
+                "make_chat": make_chat,
+                "is_async": way[0] == "a",
+            }
             return Agent(*others, **known | settings)
 
         yield make

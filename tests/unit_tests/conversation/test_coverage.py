@@ -196,14 +196,14 @@ def resent(n_turns):
     return list(itertools.chain.from_iterable(turn(number) for number in range(n_turns)))
 
 
-@pytest.mark.parametrize("n_turns", [1, 2, 5, 15, 17, 60])
+@pytest.mark.parametrize("n_turns", [1, 2, 5, 11, 13, 60])
 def test_a_transcript_without_ids_is_recognised(n_turns):
     coverage, held = told(n_turns)
     new = HumanMessage("next")
     assert coverage.without_repeats([*held, *resent(n_turns), new]) == [*held, new]
 
 
-@pytest.mark.parametrize("n_turns", [2, 5, 15, 18, 60])
+@pytest.mark.parametrize("n_turns", [2, 5, 11, 14, 60])
 def test_so_is_one_whose_last_turn_stayed_in_its_place(n_turns):
     coverage, held = told(n_turns)
     new = HumanMessage("next")
