@@ -42,6 +42,11 @@ T = TypeVar("T")
 OUT_OF_REACH = (StateNotFound, StateExpired, StateMismatch)
 """What a model says of a state that it cannot go on from."""
 
+_NOTHING_TO_READ = (
+    "The thread has dropped the messages that this state stands for: go back to a checkpoint whose "
+    "state is kept, or begin a new thread. With keep_all=True threads keep their messages."
+)
+
 _REMOVE_ALL = "__remove_all__"
 """LangGraph's `REMOVE_ALL_MESSAGES`."""
 
@@ -277,6 +282,8 @@ class GraphTurn:
     def _step_back(self, error: RWKVStateError) -> None:
         """Goes on from an earlier state; raises the error where there is none."""
         if self._mark is None or len(self._ways) < 2:
+            if self._mark is not None and self._mark.ref is not None:
+                error.add_note(_NOTHING_TO_READ)
             raise error
         lost = self._ways.pop(0)
         self._take(self._ways[0])

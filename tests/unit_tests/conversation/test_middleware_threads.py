@@ -338,8 +338,9 @@ async def test_a_state_that_is_gone_with_its_text_is_an_error_that_says_so(make_
     await agent.say("My name is Ann.")
     await agent.say("and now?")
     agent.chat.store.release("thread:t")
-    with pytest.raises(StateNotFound):
+    with pytest.raises(StateNotFound) as raised:
         await agent.say("who am I?")
+    assert any("begin a new thread" in note for note in raised.value.__notes__)
 
 
 async def test_another_model_does_not_go_on_from_the_states_of_the_first(
