@@ -17,7 +17,7 @@ from typing import Any
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 
 from langchain_rwkv_state.errors import MarkerError
-from langchain_rwkv_state.prompt.markers import said_digest
+from langchain_rwkv_state.prompt.markers import STATE_KEY, said_digest
 from langchain_rwkv_state.state import is_reference
 
 FIELD = "rwkv_state"
@@ -134,8 +134,8 @@ class Coverage:
             UserWarning: There are turns of this thread among the new messages that do not lead to
                 its end: they are read once more.
         """
-        deepest = next(self.standing(messages))
-        held, new = list(messages[: deepest.count]), list(messages[deepest.count :])
+        own = max(next(self.standing(messages)).count, self._own(messages))
+        held, new = list(messages[:own]), list(messages[own:])
         return [*held, *new[self._repeated(held, new) :]]
 
     def moved_on(self, messages: Sequence[BaseMessage], *, keep_last: int) -> tuple[Coverage, int]:
@@ -164,6 +164,20 @@ class Coverage:
         )
         dropped = (*self.dropped, *map(_shortened, digests[: base.count]))
         return Coverage(covered, dropped[-DROPPED_MAX:]), base.count
+
+    def _own(self, messages: Sequence[BaseMessage]) -> int:
+        """Returns how many of the first messages the thread surely had before this turn.
+
+        Its own answers carry their references, and stand where they stood or, if something was
+        removed, before that; copies that a client sent stand behind. Without this, what is left of
+        a thread would look like such copies.
+        """
+        places = {one.ref: one.count for one in self.covered}
+        end = 0
+        for at, message in enumerate(messages):
+            if at < places.pop(str(message.response_metadata.get(STATE_KEY)), 0):
+                end = at + 1
+        return end
 
     def _repeated(self, held: Sequence[BaseMessage], new: Sequence[BaseMessage]) -> int:
         """Returns how many of the first new messages were told already.

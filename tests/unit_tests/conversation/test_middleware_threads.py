@@ -141,6 +141,15 @@ async def test_a_turn_that_was_removed_is_forgotten(make_agent: MakeAgent, keep:
     assert turns[1:] == [*ANN, user("who am I?"), said("You are Ann.")]
 
 
+async def test_what_is_left_of_a_thread_is_no_repeat_of_itself(make_agent: MakeAgent):
+    agent = make_agent(keep={"keep_last": 5})
+    for text in [*["My name is Ann."] * 2, *["who am I?"] * 4]:
+        await agent.say(text)
+    await agent.update(_removed(HumanMessage))
+    await agent.say("and now?")
+    await agent.law()
+
+
 @kept
 async def test_a_question_that_was_asked_twice_is_told_twice(make_agent: MakeAgent, keep: Any):
     agent = make_agent(keep=keep)
