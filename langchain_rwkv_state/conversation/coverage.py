@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 
 from langchain_rwkv_state.errors import MarkerError
-from langchain_rwkv_state.prompt.markers import STATE_KEY, said_digest
+from langchain_rwkv_state.prompt.markers import STATE_KEY, leading_system, said_digest
 from langchain_rwkv_state.state import is_reference
 
 FIELD = "rwkv_state"
@@ -27,7 +29,7 @@ COVERED_MAX = 16
 """How many states are known of the messages that a thread holds."""
 
 DROPPED_MAX = 24
-"""How many of the dropped messages are known still."""
+"""How many of the dropped messages are known still: the first, and the last."""
 
 _SHORT_BYTES = 3  # whoever finds two messages of one digest has a message of his own dropped
 _EVIDENCE = 8  # so many of a long transcript's last messages tell that it is the thread's
@@ -56,11 +58,13 @@ class Coverage:
     Attributes:
         covered: From what stands for no message of the thread (the state behind what was dropped,
             if anything was) to the thread's last state.
-        dropped: Digests of the last messages that the thread holds no more, oldest first.
+        dropped: Digests of messages that the thread holds no more: the first, and the last ones.
+        began: Id of the message that the thread's last turn began with, if it has one.
     """
 
     covered: tuple[Covered, ...] = (Covered(0, None, _EMPTY),)
     dropped: tuple[str, ...] = ()
+    began: str | None = None
 
     @classmethod
     def of(cls, field: object) -> Coverage:
@@ -76,8 +80,9 @@ class Coverage:
             raw = base64.b64decode(field["dropped"], validate=True)  # type: ignore[index]
             places = range(0, len(raw), _SHORT_BYTES)
             dropped = tuple(raw[at : at + _SHORT_BYTES].hex() for at in places)
-            coverage = cls(covered, dropped)
-            sound = _is_sound(coverage)
+            began = field["began"]  # type: ignore[index]
+            coverage = cls(covered, dropped, began)
+            sound = _is_sound(coverage) and (began is None or isinstance(began, str))
         except (TypeError, ValueError, KeyError):
             sound = False
         if not sound:
@@ -91,6 +96,7 @@ class Coverage:
         """Returns the form that a checkpoint keeps: numbers and texts alone."""
         return {
             "covered": [[one.count, one.ref, one.digest] for one in self.covered],
+            "began": self.began,
             "dropped": base64.b64encode(b"".join(map(bytes.fromhex, self.dropped))).decode(),
         }
 
@@ -105,7 +111,7 @@ class Coverage:
         Args:
             messages: The thread's, with no marker among them.
         """
-        chain = _chain([said_digest(message) for message in messages])
+        chain = _chain(messages)
         for one in reversed(self.covered):
             if one.count < len(chain) and chain[one.count] == one.digest:
                 yield one
@@ -117,15 +123,18 @@ class Coverage:
 
         States that stand for something else by now are no longer in it.
         """
-        digests = [said_digest(message) for message in (*messages, answer)]
         covered = [*reversed(list(self.standing(messages)))]
-        covered.append(Covered(len(digests), ref, _chain(digests)[-1]))
+        covered.append(Covered(len(messages) + 1, ref, _chain([*messages, answer])[-1]))
         if len(covered) > COVERED_MAX:
             del covered[_least_missed(covered)]
         return replace(self, covered=tuple(covered))
 
     def without_repeats(self, messages: Sequence[BaseMessage]) -> list[BaseMessage]:
         """Returns a thread's messages without those that a client sent once more.
+
+        They lead up to the thread's end, so that an answer is among them: a prompt's examples,
+        which come back at each turn, do not. A client that shows no calls of tools leaves these
+        out.
 
         Args:
             messages: The thread's, with no marker among them.
@@ -134,67 +143,18 @@ class Coverage:
             UserWarning: There are turns of this thread among the new messages that do not lead to
                 its end: they are read once more.
         """
-        own = max(next(self.standing(messages)).count, self._own(messages))
-        held, new = list(messages[:own]), list(messages[own:])
-        return [*held, *new[self._repeated(held, new) :]]
-
-    def moved_on(self, messages: Sequence[BaseMessage], *, keep_last: int) -> tuple[Coverage, int]:
-        """Lets a thread drop messages that its states stand for.
-
-        Args:
-            messages: The thread's.
-            keep_last: How many covered messages it keeps at least.
-
-        Returns:
-            The coverage of the rest; and how many of the first messages are dropped.
-        """
-        standing = list(reversed(list(self.standing(messages))))
-        left = standing[-1].count - keep_last
-        bases = [one for one in standing if one.count <= left and not _waits(messages, one.count)]
-        bases = bases or standing[:1]
-        # A result without its call is nothing that a user, or another model, can read.
-        whole = [one for one in bases if one.count and not _is_result(messages, one.count)]
-        base = (whole if keep_last and whole else bases)[-1]
-        digests = [said_digest(message) for message in messages]
-        chain = _chain(digests[base.count :])
-        covered = tuple(
-            Covered(one.count - base.count, one.ref, chain[one.count - base.count])
-            for one in standing
-            if one.count >= base.count
-        )
-        dropped = (*self.dropped, *map(_shortened, digests[: base.count]))
-        return Coverage(covered, dropped[-DROPPED_MAX:]), base.count
-
-    def _own(self, messages: Sequence[BaseMessage]) -> int:
-        """Returns how many of the first messages the thread surely had before this turn.
-
-        Its own answers carry their references, and stand where they stood or, if something was
-        removed, before that; copies that a client sent stand behind. Without this, what is left of
-        a thread would look like such copies.
-        """
-        places = {one.ref: one.count for one in self.covered}
-        end = 0
-        for at, message in enumerate(messages):
-            if at < places.pop(str(message.response_metadata.get(STATE_KEY)), 0):
-                end = at + 1
-        return end
-
-    def _repeated(self, held: Sequence[BaseMessage], new: Sequence[BaseMessage]) -> int:
-        """Returns how many of the first new messages were told already.
-
-        They lead up to the thread's end, so that an answer stands last among them: a prompt's
-        examples, which come back at each turn, do not. A client that shows no calls of tools
-        leaves these out.
-        """
-        shorts = [_shortened(said_digest(message)) for message in new]
-        answers = [at for at, one in enumerate(new) if isinstance(one, AIMessage)]
-        # What the thread holds stays in its place where it is sent with the ids that it has there;
-        # without them it comes once more, behind what was dropped.
-        every = [*self.dropped, *(_shortened(said_digest(message)) for message in held)]
-        for at in reversed(answers):
-            if any(self._leads_up(shorts[: at + 1], known) for known in (every, self.dropped)):
-                return at + 1
-        if any(at and shorts[at] in every and shorts[at - 1] in every for at in answers):
+        own, new = self._own(messages)
+        starts = (0, leading_system(new))
+        if self._forgot and self.dropped[0] in _shorts(new):  # all before it is new
+            starts = (_shorts(new).index(self.dropped[0]),)
+        for start in dict.fromkeys(starts):
+            for end in range(len(new), start, -1):
+                sent = new[start:end]
+                if any(map(_is_answer, sent)) and self._lead_up(sent, own):
+                    return [*own, *new[:start], *new[end:]]
+        known = {*self.dropped, *_shorts(own)}
+        pairs = pairwise(zip(new, _shorts(new), strict=True))
+        if any(_is_answer(two) and {first, second} <= known for (_, first), (two, second) in pairs):
             warnings.warn(
                 "Some of these messages are turns that the thread was told already, but they do "
                 "not go on from its end: all are read again, as they are given. Send only new "
@@ -202,15 +162,81 @@ class Coverage:
                 "checkpoint_id of that place.",
                 stacklevel=2,
             )
-        return 0
+        return list(messages)
 
-    def _leads_up(self, some: Sequence[str], known: Sequence[str]) -> bool:
-        """Says whether messages lead up to the last of the known ones, with others left out."""
-        if not known or some[-1] != known[-1]:
-            return False
-        rest = iter(known)
-        all_known = len(self.dropped) < DROPPED_MAX
-        return all(one in rest for one in (some if all_known else some[-_EVIDENCE:]))
+    def moved_on(
+        self, messages: Sequence[BaseMessage], *, keep_last: int, keep_turn: bool = False
+    ) -> tuple[Coverage, int]:
+        """Lets a thread drop messages that its states stand for.
+
+        Args:
+            messages: The thread's.
+            keep_last: How many covered messages it keeps at least.
+            keep_turn: Whether it keeps what was said since the last question, too.
+
+        Returns:
+            The coverage of the rest; and how many of the first messages are dropped.
+        """
+        standing = list(reversed(list(self.standing(messages))))
+        left = standing[-1].count - keep_last
+        if keep_turn:
+            asked = [at for at, message in enumerate(messages) if not _is_step(message)]
+            left = min(left, asked[-1] if asked else 0)
+        bases = [one for one in standing if one.count <= left and not _waits(messages, one.count)]
+        bases = bases or standing[:1]
+        # A result without its call is nothing that a user, or another model, can read.
+        whole = [one for one in bases if one.count and not _is_result(messages, one.count)]
+        base = (whole if keep_last and whole else bases)[-1]
+        chain = _chain(messages[base.count :])
+        covered = tuple(
+            Covered(one.count - base.count, one.ref, chain[one.count - base.count])
+            for one in standing
+            if one.count >= base.count
+        )
+        dropped = (*self.dropped, *_shorts(messages[: base.count]))
+        if len(dropped) > DROPPED_MAX:
+            dropped = (dropped[0], *dropped[1 - DROPPED_MAX :])
+        return replace(self, covered=covered, dropped=dropped), base.count
+
+    @property
+    def _forgot(self) -> bool:
+        """Whether there may be dropped messages that are not known any more."""
+        return len(self.dropped) == DROPPED_MAX
+
+    def _own(self, messages: Sequence[BaseMessage]) -> tuple[list[BaseMessage], list[BaseMessage]]:
+        """Parts what the thread held before this turn from what is new.
+
+        It held what a state stands for; all up to the message that its last turn began with; the
+        steps behind that; and answers that carry one of its references, which stand where they
+        stood, or before that if something was removed.
+        """
+        places = {one.ref: one.count for one in self.covered}
+        end = next(self.standing(messages)).count
+        for at, message in enumerate(messages):
+            began = message.id is not None and message.id == self.began
+            if began or at < places.pop(str(message.response_metadata.get(STATE_KEY)), 0):
+                end = max(end, at + 1)
+        known = {*self.dropped, *_shorts(messages[:end])}
+        while end < len(messages) and _is_step(messages[end]):
+            if _is_answer(messages[end]) and not known.isdisjoint(_shorts([messages[end]])):
+                break  # a copy: the last messages that a client was shown may begin with an answer
+            end += 1
+        return list(messages[:end]), list(messages[end:])
+
+    def _lead_up(self, sent: Sequence[BaseMessage], own: Sequence[BaseMessage]) -> bool:
+        """Says whether messages lead up to the thread's end, with others left out."""
+        answers = [at for at, message in enumerate(own) if _is_last_word(message)]
+        # What the thread holds stays in its place where it is sent with the ids that it has there;
+        # without them it comes once more, behind what was dropped. Of a turn that got no answer a
+        # client knows the question, and maybe some steps.
+        shown = range(answers[-1] + 1 if answers else 0, len(own) + 1)
+        some, ours = _shorts(sent), _shorts(own)
+        evidence = some[-_EVIDENCE:] if self._forgot else some
+        for known in (self.dropped, *((*self.dropped, *ours[:count]) for count in shown)):
+            rest = iter(known)
+            if known and some[-1] == known[-1] and all(one in rest for one in evidence):
+                return True
+        return False
 
 
 def _least_missed(covered: Sequence[Covered]) -> int:
@@ -229,6 +255,7 @@ def _is_sound(coverage: Coverage) -> bool:
     return (
         bool(counts)
         and counts[0] == 0
+        and coverage.covered[0].digest == _EMPTY
         and all(isinstance(count, int) for count in counts)
         and counts == sorted(counts)
         and all(one.ref is None or is_reference(one.ref) for one in coverage.covered)
@@ -247,13 +274,35 @@ def _waits(messages: Sequence[BaseMessage], at: int) -> bool:
     return bool(calls) and not _is_result(messages, at)
 
 
-def _shortened(digest: str) -> str:
-    return digest[: 2 * _SHORT_BYTES]
+def _is_answer(message: BaseMessage) -> bool:
+    return isinstance(message, AIMessage)
 
 
-def _chain(digests: Sequence[str]) -> list[str]:
+def _is_last_word(message: BaseMessage) -> bool:
+    return isinstance(message, AIMessage) and not message.tool_calls
+
+
+def _is_step(message: BaseMessage) -> bool:
+    return isinstance(message, (AIMessage, ToolMessage))
+
+
+def _shorts(messages: Sequence[BaseMessage]) -> list[str]:
+    """Returns the digests by which messages are known that come back from a client."""
+    return [said_digest(message)[: 2 * _SHORT_BYTES] for message in messages]
+
+
+def _chain(messages: Sequence[BaseMessage]) -> list[str]:
     """Returns the digest of no message, of the first, of the first two, and so on."""
     chain = [_EMPTY]
-    for digest in digests:
-        chain.append(hashlib.sha256((chain[-1] + digest).encode()).hexdigest()[: len(_EMPTY)])
+    for message in messages:
+        told = chain[-1] + said_digest(message) + _beside_the_words(message)
+        chain.append(hashlib.sha256(told.encode("utf-8", "replace")).hexdigest()[: len(_EMPTY)])
     return chain
+
+
+def _beside_the_words(message: BaseMessage) -> str:
+    """Returns what else a model reads of a message: a client may leave it out, an edit may not."""
+    broken = [[call["name"], call["args"]] for call in getattr(message, "invalid_tool_calls", ())]
+    failed = getattr(message, "status", None) == "error"
+    role = getattr(message, "role", None)
+    return json.dumps([role, failed, broken]) if role or failed or broken else ""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import uuid
 import warnings
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 from langchain_core.messages import AIMessage, BaseMessage, RemoveMessage
@@ -36,6 +36,7 @@ from langchain_rwkv_state.prompt.markers import (
 from langchain_rwkv_state.prompt.plan import is_begun
 from langchain_rwkv_state.store import TTL, StateStore
 from langchain_rwkv_state.store.clock import ttl_seconds
+from langchain_rwkv_state.store.rows import NAME_MAX
 
 T = TypeVar("T")
 
@@ -82,13 +83,14 @@ class ThreadKeeping:
         ttl_seconds(self.ttl, 1.0)
 
     def begin(
-        self, field: object, messages: Sequence[BaseMessage]
+        self, field: object, messages: Sequence[BaseMessage], *, keep_turn: bool = False
     ) -> tuple[Coverage, list[BaseMessage], list[BaseMessage]]:
         """Begins a turn of a thread: drops what its states stand for.
 
         Args:
             field: The thread's field, as `Coverage.of` takes it.
             messages: The thread's messages.
+            keep_turn: Whether the turn may be under way already: its messages stay.
 
         Returns:
             The coverage of the messages that stay; these; and what takes the rest from the thread:
@@ -98,8 +100,11 @@ class ThreadKeeping:
         coverage = Coverage.of(field)
         talk = coverage.without_repeats(without_markers(messages))
         if not self.keep_all:
-            coverage, dropped = coverage.moved_on(talk, keep_last=self.keep_last)
+            coverage, dropped = coverage.moved_on(
+                talk, keep_last=self.keep_last, keep_turn=keep_turn
+            )
             talk = talk[dropped:]
+        coverage = replace(coverage, began=talk[-1].id if talk else None)
         stay = {id(message) for message in talk}
         gone = [message for message in messages if id(message) not in stay]
         ids = [message.id for message in gone]
@@ -109,16 +114,19 @@ class ThreadKeeping:
 
 
 def owner_of(config: RunnableConfig) -> str | None:
-    """Returns who holds the states of a run's thread; ``None`` for a run that has none."""
+    """Returns who holds the states of a run's thread; ``None`` for a run that has none.
+
+    Raises:
+        ValueError: The thread's id is too long for a name in the store.
+    """
     thread = config.get("configurable", {}).get("thread_id")
-    return None if thread is None else f"thread:{thread}"
-
-
-def _is_thread(config: RunnableConfig) -> bool:
-    """Says whether a graph's state outlives the run: a subgraph's may be given anew each time."""
-    settings = config.get("configurable", {})
-    is_kept = settings.get("__pregel_checkpointer") is not None  # LangGraph's own name for it
-    return is_kept and "|" not in settings.get("checkpoint_ns", "")
+    owner = f"thread:{thread}"
+    if len(owner) > NAME_MAX:
+        raise ValueError(
+            f"The thread_id {owner[7:47]!r}... has {len(owner) - 7} characters: its states are "
+            f"kept for 'thread:<thread_id>', a name of at most {NAME_MAX}. Pass a shorter one."
+        )
+    return None if thread is None else owner
 
 
 def unbound(model: Runnable[Any, Any]) -> Runnable[Any, Any]:
@@ -175,29 +183,6 @@ class GraphTurn:
                 "are still there, and what it answers is read by the next ChatRWKV.",
                 stacklevel=3,
             )
-
-    def lost(self, field: object, config: RunnableConfig) -> bool:
-        """Says whether the thread has lost its field.
-
-        A state that is kept for it stands behind an answer that it holds: it had a field then.
-
-        Args:
-            field: What the thread has of it.
-            config: The run's.
-        """
-        named = self._named(field, config)
-        owner = owner_of(config)
-        if not named or owner is None or self._store is None:
-            return False
-        return not named.isdisjoint(self._store.kept(owner))
-
-    async def alost(self, field: object, config: RunnableConfig) -> bool:
-        """As `lost`, on the event loop."""
-        named = self._named(field, config)
-        owner = owner_of(config)
-        if not named or owner is None or self._store is None:
-            return False
-        return not named.isdisjoint(await self._store.akept(owner))
 
     def ask(self, model: Callable[[list[BaseMessage]], T]) -> T:
         """Calls the model, once more from an earlier state where it cannot reach a later one.
@@ -271,13 +256,6 @@ class GraphTurn:
         """As `keep`, on the event loop."""
         if owner is not None and self.ref is not None and self._store is not None:
             await self._store.akeep(self.ref, owner, ttl)
-
-    def _named(self, field: object, config: RunnableConfig) -> set[str]:
-        """Returns the states that the answers of a thread without a field name."""
-        if field is not None or not _is_thread(config):
-            return set()
-        found = (message.response_metadata.get(STATE_KEY) for message in self._messages)
-        return {ref for ref in found if isinstance(ref, str)}
 
     def _step_back(self, error: RWKVStateError) -> None:
         """Goes on from an earlier state; raises the error where there is none."""

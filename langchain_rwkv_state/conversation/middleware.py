@@ -7,7 +7,6 @@ extra: ``pip install 'langchain-rwkv-state[agents]'``.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, NotRequired, cast
 
@@ -34,12 +33,6 @@ except ImportError as error:
         "RWKVStateMiddleware is for agents of LangChain's own package, which is not installed, or "
         "older than 1.4: pip install 'langchain-rwkv-state[agents]'."
     ) from error
-
-_LOST = (
-    f"This thread has lost its field {FIELD!r}: an agent without RWKVStateMiddleware went on with "
-    "it. What the thread had dropped by then is not remembered. Its earlier checkpoints still have "
-    "the field: go on from one of those to have that memory."
-)
 
 
 class ThreadState(AgentState[Any]):
@@ -91,10 +84,10 @@ class RWKVStateMiddleware(AgentMiddleware[ThreadState, Any, Any]):
         self.keeping = ThreadKeeping(keep_last, keep_all, ttl)
         self.tools = []
 
-    def before_agent(self, state: ThreadState, runtime: Runtime[Any]) -> dict[str, Any] | None:  # noqa: ARG002
+    def before_agent(self, state: ThreadState, runtime: Runtime[Any]) -> dict[str, Any]:  # noqa: ARG002
         """Drops what the thread's states stand for, and what a client may not bring along."""
         coverage, _, gone = self.keeping.begin(state.get(FIELD), state["messages"])
-        return {"messages": gone, FIELD: coverage.to_field()} if gone else None
+        return {"messages": gone, FIELD: coverage.to_field()}
 
     def wrap_model_call(
         self,
@@ -102,12 +95,10 @@ class RWKVStateMiddleware(AgentMiddleware[ThreadState, Any, Any]):
         handler: Callable[[ModelRequest[Any]], ModelResponse[Any]],
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         """Lets the model go on from the thread's state, and keeps the state of its answer."""
-        turn, config = _turn(request), get_config()
-        if not self.keeping.keep_all and turn.lost(request.state.get(FIELD), config):
-            warnings.warn(_LOST, stacklevel=2)
+        owner, turn = owner_of(get_config()), _turn(request)
         response = turn.ask(lambda messages: handler(_with(request, messages)))
         turn.answered(response.result)
-        turn.keep(owner_of(config), self.keeping.ttl)
+        turn.keep(owner, self.keeping.ttl)
         return _with_field(response, turn)
 
     async def awrap_model_call(
@@ -116,12 +107,10 @@ class RWKVStateMiddleware(AgentMiddleware[ThreadState, Any, Any]):
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         """As `wrap_model_call`, without blocking the event loop."""
-        turn, config = _turn(request), get_config()
-        if not self.keeping.keep_all and await turn.alost(request.state.get(FIELD), config):
-            warnings.warn(_LOST, stacklevel=2)
+        owner, turn = owner_of(get_config()), _turn(request)
         response = await turn.aask(lambda messages: handler(_with(request, messages)))
         turn.answered(response.result)
-        await turn.akeep(owner_of(config), self.keeping.ttl)
+        await turn.akeep(owner, self.keeping.ttl)
         return _with_field(response, turn)
 
 

@@ -118,6 +118,31 @@ async def test_an_answer_that_was_edited_is_the_answer(make_agent: MakeAgent, ke
     assert turns[3:5] == [user("and now?"), said("My name is Mona.")]
 
 
+def _failed(messages: list[BaseMessage]) -> list[BaseMessage]:
+    old = next(m for m in messages if isinstance(m, ToolMessage))
+    return [ToolMessage(old.content, id=old.id, tool_call_id=old.tool_call_id, status="error")]
+
+
+async def test_a_result_that_was_edited_to_be_an_error_is_read_as_one(make_agent: MakeAgent):
+    agent = make_agent()
+    await agent.say(f"call add {ONE}, then say done")
+    await agent.update(_failed)
+    await agent.say("and now?")
+    assert result("Error: 3") in await agent.law()
+
+
+async def test_a_client_that_sends_its_whole_thread_after_a_turn_that_failed(
+    make_agent: MakeAgent,
+):
+    agent = make_agent(twin=False)
+    thread = (await agent.run("My name is Ann."))["messages"]
+    agent.fails(ConnectionError("down"))
+    with pytest.raises(ConnectionError):
+        await agent.say("and now?")
+    await agent.run([*_without_ids(thread), HumanMessage("and now?"), HumanMessage("who am I?")])
+    await agent.expect(*ANN, user("and now?"), user("who am I?"), said("You are Ann."))
+
+
 @kept
 async def test_a_question_that_was_edited_is_the_question(make_agent: MakeAgent, keep: Any):
     agent = make_agent(keep=keep)
@@ -318,6 +343,15 @@ async def test_two_threads_at_once_are_two(make_agent: MakeAgent):
         )
 
 
+async def test_a_thread_whose_name_is_too_long_is_told_so_before_it_is_answered(
+    make_agent: MakeAgent,
+):
+    agent = make_agent(twin=False)
+    with pytest.raises(ValueError, match=r"thread_id .* has 506 characters"):
+        await agent.say("My name is Ann.", "x" * 506)
+    assert not agent.chat.calls
+
+
 async def test_without_a_checkpointer_each_run_is_its_own(make_agent: MakeAgent):
     agent = make_agent(make_saver=lambda: None, twin=False)
     await agent.say("My name is Ann.")
@@ -474,25 +508,6 @@ async def test_a_thread_whose_field_is_cleared_with_its_messages_begins_anew(mak
         agent.graph.update_state(as_config("t"), values)
     assert await agent.say("who am I?") == "I do not know."
     await agent.expect(user("who am I?"), said("I do not know."))
-
-
-async def test_a_thread_that_went_on_without_the_middleware_says_what_it_lost(
-    make_agent: MakeAgent, way: str
-):
-    agent = make_agent(twin=False)
-    await agent.say("My name is Ann.")
-    await agent.say("and now?")
-    whole = (await agent.state()).config
-    ours = agent.graph
-    agent.graph = create_agent(agent.chat, agent.tools, checkpointer=ours.checkpointer)
-    await agent.say("and then?")
-    agent.graph = ours
-    if way.endswith("memory"):  # this checkpointer keeps what another graph does not know of
-        assert await agent.say("who am I?") == "You are Ann."
-        return
-    with pytest.warns(UserWarning, match="lost its field 'rwkv_state'"):
-        assert await agent.say("who am I?") == "I do not know."
-    assert await agent.say("who am I?", whole) == "You are Ann."
 
 
 async def test_a_session_is_no_model_of_an_agent_that_keeps_states(
