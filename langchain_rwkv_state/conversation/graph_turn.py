@@ -19,6 +19,7 @@ from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 from langchain_rwkv_state.base import RWKVModel
 from langchain_rwkv_state.conversation.coverage import Coverage, Covered
 from langchain_rwkv_state.conversation.filings import filings_of
+from langchain_rwkv_state.conversation.session_calls import SessionCalls
 from langchain_rwkv_state.errors import (
     RWKVStateError,
     StateExpired,
@@ -41,6 +42,11 @@ T = TypeVar("T")
 
 _OUT_OF_REACH = (StateNotFound, StateExpired, StateMismatch)
 """What a model says of a state that it cannot go on from."""
+
+_NOTHING_TO_READ = (
+    "The thread has dropped the messages that this state stands for: go back to a checkpoint whose "
+    "state is kept, or begin a new thread. With keep_all=True threads keep their messages."
+)
 
 _REMOVE_ALL = "__remove_all__"
 """LangGraph's `REMOVE_ALL_MESSAGES`."""
@@ -142,6 +148,9 @@ class GraphTurn:
         coverage: The thread's; once `answered`, with the answer, where a state stands for it.
         ref: The answer's state, to be kept.
 
+    Raises:
+        TypeError: The model is a session, which remembers by itself.
+
     Warns:
         UserWarning: The model is not of this package, and keeps no states.
     """
@@ -163,6 +172,11 @@ class GraphTurn:
             standing = coverage.standing(self._messages)
             self._ways = [one for one in standing if one.count <= most]
             self._take(self._ways[0])
+        elif isinstance(chat, SessionCalls):
+            raise TypeError(
+                f"The agent's model is {type(chat).__name__}, which remembers by its own name, "
+                "whatever checkpoint the thread is at: pass the ChatRWKV itself."
+            )
         else:
             warnings.warn(
                 f"{type(chat).__name__} keeps no states: of this thread it knows the messages that "
@@ -246,6 +260,8 @@ class GraphTurn:
     def _step_back(self, error: RWKVStateError) -> None:
         """Goes on from an earlier state; raises the error where there is none."""
         if self._mark is None or len(self._ways) < 2:
+            if self._mark is not None and self._mark.ref is not None:
+                error.add_note(_NOTHING_TO_READ)
             raise error
         lost = self._ways.pop(0)
         self._take(self._ways[0])

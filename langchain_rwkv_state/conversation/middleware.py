@@ -51,9 +51,10 @@ class RWKVStateMiddleware(AgentMiddleware[ThreadState, Any, Any]):
 
     States of answers are kept in the model's store, for the owner ``thread:<thread_id>``: `release`
     of that owner is the counterpart of a checkpointer's `delete_thread`, `copy_kept` that of
-    `copy_thread`. Without a checkpointer they are staged, and live for the run alone.
+    `copy_thread`. Without a ``thread_id`` they are staged, and live for the run alone.
 
     Stand it last in the list of middleware, so that it sees the messages as the others leave them.
+    The agent's model is a `ChatRWKV`. A session remembers by itself, and is a `TypeError`.
 
     Args:
         keep_last: How many messages that are in the state the thread keeps at least, for a user

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from deepagents import create_deep_agent
+from langchain.agents import create_agent
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph.message import add_messages
@@ -35,3 +36,16 @@ def test_a_deep_agent_lets_go_of_messages_that_were_given_as_pairs():
         done = agent.invoke({"messages": [("user", text)]}, {"configurable": {"thread_id": "deep"}})
         assert [message.text for message in done["messages"][:-1]] == [text]
     assert done["messages"][-1].text == "Your name is Marlow."
+
+
+def test_options_bound_to_an_agents_model_outlive_its_tools():
+    """LangChain's own binding hands `bind_tools` on, and drops what is bound."""
+
+    def add(a: int, b: int) -> int:
+        """Add two numbers."""
+        return a + b
+
+    chat = ChatRWKV(model="demo", temperature=0, store=MemoryStateStore())
+    agent: Any = create_agent(cast("Any", chat.bind(max_tokens=3)), [add])
+    done = agent.invoke({"messages": [("user", "My name is Marlow.")]})
+    assert done["messages"][-1].text == "Nice to meet"

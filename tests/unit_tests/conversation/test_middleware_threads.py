@@ -7,7 +7,7 @@ Each scenario runs sync, with threads in memory, and async, with threads in SQLi
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from langchain.agents import create_agent
@@ -383,8 +383,9 @@ async def test_a_state_that_is_gone_with_its_text_is_an_error_that_says_so(make_
     await agent.say("My name is Ann.")
     await agent.say("and now?")
     agent.chat.store.release("thread:t")
-    with pytest.raises(StateNotFound):
+    with pytest.raises(StateNotFound) as raised:
         await agent.say("who am I?")
+    assert any("begin a new thread" in note for note in raised.value.__notes__)
 
 
 async def test_another_model_does_not_go_on_from_the_states_of_the_first(
@@ -509,6 +510,15 @@ async def test_a_thread_whose_field_is_cleared_with_its_messages_begins_anew(mak
         agent.graph.update_state(as_config("t"), values)
     assert await agent.say("who am I?") == "I do not know."
     await agent.expect(user("who am I?"), said("I do not know."))
+
+
+async def test_a_session_is_no_model_of_an_agent_that_keeps_states(
+    make_agent: MakeAgent, make_text: MakeText
+):
+    agent, session = make_agent(twin=False), cast("Any", make_text().with_session("ann"))
+    agent.graph = create_agent(session, middleware=[RWKVStateMiddleware()])
+    with pytest.raises(TypeError, match="RWKVSession, which remembers by its own name"):
+        await agent.say("My name is Ann.")
 
 
 @pytest.mark.parametrize("ttl", [None, 100.0])
