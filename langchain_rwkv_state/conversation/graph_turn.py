@@ -161,6 +161,9 @@ class GraphTurn:
         self.coverage = coverage
         self.ref: str | None = None
         self._messages = without_markers(messages)
+        # Answers of a thread that has no field: it began without one, or has lost it.
+        refs = (one.response_metadata.get(STATE_KEY) for one in self._messages)
+        self._unaccounted = set(refs) - {None} if coverage == Coverage() else set()
         self._mark: Mark | None = None
         self._store: StateStore | None = None
         self._to_read: list[BaseMessage] = self._messages
@@ -248,14 +251,30 @@ class GraphTurn:
         Args:
             owner: The thread's, as `owner_of` gives it.
             ttl: How long it is to live.
+
+        Warns:
+            UserWarning: The thread has lost its field.
         """
         if owner is not None and self.ref is not None and self._store is not None:
+            if self._unaccounted:
+                self._warn_of_forgotten(self._store.kept(owner))
             self._store.keep(self.ref, owner, ttl)
 
     async def akeep(self, owner: str | None, ttl: TTL) -> None:
         """As `keep`, on the event loop."""
         if owner is not None and self.ref is not None and self._store is not None:
+            if self._unaccounted:
+                self._warn_of_forgotten(await self._store.akept(owner))
             await self._store.akeep(self.ref, owner, ttl)
+
+    def _warn_of_forgotten(self, kept: Sequence[str]) -> None:
+        if not self._unaccounted.isdisjoint(kept):
+            warnings.warn(
+                "This thread has states, but its field that names them is gone, as after a run of "
+                "the graph without RWKVStateMiddleware: what its messages do not hold any more is "
+                "forgotten. Go on from an earlier checkpoint, and give every run the middleware.",
+                stacklevel=4,
+            )
 
     def _step_back(self, error: RWKVStateError) -> None:
         """Goes on from an earlier state; raises the error where there is none."""

@@ -86,8 +86,11 @@ class RWKVStateMiddleware(AgentMiddleware[ThreadState, Any, Any]):
 
     def before_agent(self, state: ThreadState, runtime: Runtime[Any]) -> dict[str, Any]:  # noqa: ARG002
         """Drops what the thread's states stand for, and what a client may not bring along."""
-        coverage, _, gone = self.keeping.begin(state.get(FIELD), state["messages"])
-        return {"messages": gone, FIELD: coverage.to_field()}
+        field = state.get(FIELD)
+        coverage, _, gone = self.keeping.begin(field, state["messages"])
+        update: dict[str, Any] = {"messages": gone}
+        # A thread without a field is left so until its first answer, which looks for a lost one.
+        return update if field is None else {**update, FIELD: coverage.to_field()}
 
     def wrap_model_call(
         self,
