@@ -13,6 +13,7 @@ import json
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
@@ -209,18 +210,14 @@ class Coverage:
         # Steps alone, with no question among them, are the rest of an edited turn of the thread's;
         # but a lone answer is what a client's window may begin with.
         asked = next((n for n in range(at, len(messages)) if not _is_step(messages[n])), at)
-        answers = [n for n in range(asked, len(messages)) if _is_answer(messages[n])]
-        answers = [
-            *reversed(answers),
-            *([at] if asked == at + 1 and _is_answer(messages[at]) else []),
-        ]
         alone = any(map(_is_answer, messages[covered:at]))
         # What the thread holds stays in its place where it is sent with the ids that it has there;
         # without them it comes once more, behind what was dropped.
         for held in dict.fromkeys((covered, ended, 0)):
             known = [*self.dropped, *shorts[:held]]
-            for last in answers if known else ():
-                if self._leads_up(shorts[at : last + 1], known):
+            for last in _last_places(messages, shorts, known[-1:], at):
+                begins = last > asked or (last == at and asked == at + 1)
+                if begins and self._leads_up(shorts, range(at, last + 1), known):
                     end = _behind(messages, shorts, range(held, at), last + 1)
                     whole = shorts[at] == known[0] and _is_last_word(messages[last])
                     asks = end == len(messages) or not _is_step(messages[end])
@@ -230,13 +227,20 @@ class Coverage:
             return _behind(messages, shorts, range(at), at)
         return 0
 
-    def _leads_up(self, some: Sequence[str], known: Sequence[str]) -> bool:
-        """Says whether messages lead up to the last of the known ones, with others left out."""
-        if not known or some[-1] != known[-1]:
-            return False
+    def _leads_up(self, shorts: Sequence[str], places: range, known: Sequence[str]) -> bool:
+        """Says whether messages are known ones, in their order, with others left out."""
+        if len(self.dropped) == DROPPED_MAX:
+            places = places[-_EVIDENCE:]
         rest = iter(known)
-        all_known = len(self.dropped) < DROPPED_MAX
-        return all(one in rest for one in (some if all_known else some[-_EVIDENCE:]))
+        return len(places) <= len(known) and all(shorts[place] in rest for place in places)
+
+
+def _last_places(
+    messages: Sequence[BaseMessage], shorts: Sequence[str], known: Sequence[str], at: int
+) -> Iterator[int]:
+    """Gives the last places, from one on, where an answer of this digest stands."""
+    found = (n for n in range(len(shorts) - 1, at - 1, -1) if shorts[n] in known)
+    return islice((n for n in found if _is_answer(messages[n])), _EVIDENCE)
 
 
 def _least_missed(covered: Sequence[Covered]) -> int:
