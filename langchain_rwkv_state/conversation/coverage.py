@@ -223,7 +223,7 @@ class Coverage:
                     asks = end == len(messages) or not _is_step(messages[end])
                     if at == covered or (asks and (end > last + 1 or (whole and not alone))):
                         return end
-        if alone and not self.dropped and len(self.covered) > 1:  # all of it was edited
+        if alone and not self.dropped and at == self.covered[-1].count:  # it was edited in place
             return _behind(messages, shorts, range(at), at)
         return 0
 
