@@ -216,12 +216,13 @@ class Coverage:
         for held in dict.fromkeys((covered, ended, 0)):
             known = [*self.dropped, *shorts[:held]]
             for last in _last_places(messages, shorts, known[-1:], at):
-                begins = last > asked or (last == at and asked == at + 1)
+                begins = last > asked or (last == at == covered and asked == at + 1)
                 if begins and self._leads_up(shorts, range(at, last + 1), known):
                     end = _behind(messages, shorts, range(held, at), last + 1)
                     whole = shorts[at] == known[0] and _is_last_word(messages[last])
                     asks = end == len(messages) or not _is_step(messages[end])
-                    if at == covered or (asks and (end > last + 1 or (whole and not alone))):
+                    right_behind = at == covered and held in (covered, 0)
+                    if right_behind or (asks and (end > last + 1 or (whole and not alone))):
                         return end
         if alone and not self.dropped and at == self.covered[-1].count:  # it was edited in place
             return _behind(messages, shorts, range(at), at)

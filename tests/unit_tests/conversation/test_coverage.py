@@ -362,6 +362,22 @@ def test_a_turn_that_was_told_twice_stays_where_its_answer_was_rewritten(n_befor
         held.append(AIMessage("rewritten"))
 
 
+def test_a_turn_stays_that_was_told_before_a_call_that_was_cut_off():
+    coverage, held = told(2, keep_last=99)
+    question, call = _called(2, tool_calls=[CALL])
+    coverage = coverage.and_answered([*held, question], call, ref(2))
+    again = [*held, question, call, *turn(1), NEXT]
+    with pytest.warns(UserWarning, match="read again"):
+        assert coverage.without_repeats(again) == again
+
+
+def test_a_question_stays_that_is_asked_again_behind_the_same_answer():
+    coverage, held = told(3)
+    coverage, _ = coverage.moved_on(held, keep_last=0)
+    again = [NEXT, turn(2)[1], NEXT]
+    assert coverage.without_repeats(again) == again
+
+
 def test_words_that_were_said_before_are_said_again():
     coverage, held = told(3)
     again = HumanMessage(held[0].content)
