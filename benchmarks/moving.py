@@ -46,6 +46,7 @@ from rich.progress import track
 
 from benchmarks import common, values
 from benchmarks.common import Check, Report
+from benchmarks.conversation import tokens_read
 from langchain_rwkv_state import (
     ChatRWKV,
     DiskStateStore,
@@ -70,21 +71,17 @@ _TOLD = re.compile(
 
 
 class Counter(BaseCallbackHandler):
-    """Adds up the prompt tokens that models read, and counts their calls."""
+    """Adds up the prompt tokens that models read."""
 
     def __init__(self) -> None:
-        self.tokens = self.calls = 0
+        self.tokens = 0
 
     def on_llm_end(self, response: LLMResult, **_: Any) -> None:
         """Adds one call's."""
         [[generation]] = response.generations
         assert isinstance(generation, ChatGeneration)
         assert isinstance(generation.message, AIMessage)
-        usage = generation.message.usage_metadata
-        assert usage is not None
-        reused = usage.get("input_token_details", {}).get("cache_read", 0)
-        self.tokens += usage["input_tokens"] - reused
-        self.calls += 1
+        self.tokens += tokens_read(generation.message)
 
 
 class Notes(BaseChatModel):

@@ -17,6 +17,8 @@ from typing import Any
 import matplotlib as mpl
 
 from benchmarks import speed
+from benchmarks.agent_calls import STATE, TRANSCRIPT
+from benchmarks.agent_thread import CACHED, WAYS
 from benchmarks.cases import DISTANCES, FAR
 from benchmarks.common import IMAGES, RESULTS
 from benchmarks.endurance import SETTLED_MINUTES
@@ -143,6 +145,30 @@ def endurance(results: dict[str, Any], path: Path) -> None:
     _finish(figure, axes, path)
 
 
+_THREADS: dict[str, dict[str, Any]] = {
+    STATE: {"color": _STATE, "label": "a state's reference"},
+    TRANSCRIPT: {"color": _TRANSCRIPT, "linestyle": "--", "label": "transcript"},
+    CACHED: {"color": "black", "linestyle": ":", "label": "transcript, with a prefix cache"},
+}
+
+
+def thread_cost(
+    key: str, title: str, label: str, ways: Sequence[str]
+) -> Callable[[dict[str, Any], Path], None]:
+    """Returns a function that draws a cost of an agent's thread by its turns."""
+
+    def plot(results: dict[str, Any], path: Path) -> None:
+        figure, axes = plt.subplots(figsize=_SIZE_INCHES)
+        for way in ways:
+            found = [row[key] for row in results[way]["rows"]]
+            axes.plot(range(1, len(found) + 1), found, **_THREADS[way])
+        axes.set(xlabel="turn", ylabel=label, yscale="log")
+        axes.set_title(title, fontsize=10)
+        _finish(figure, axes, path)
+
+    return plot
+
+
 def _finish(figure: Any, axes: Any, path: Path, *, beside: bool = False) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -169,6 +195,14 @@ DRAWN: dict[str, dict[str, Callable[[dict[str, Any], Path], None]]] = {
     "speed": {"speed.png": speeds},
     "crowd": {"waiting.png": waiting},
     "endurance": {"endurance.png": endurance},
+    "agent_thread": {
+        "agent_bytes.png": thread_cost(
+            "largest_checkpoint", "A turn's largest checkpoint", "bytes", (STATE, TRANSCRIPT)
+        ),
+        "agent_tokens.png": thread_cost(
+            "tokens_read", "What the model reads in a turn of an agent", "tokens", WAYS
+        ),
+    },
     "retention": {
         "recall_distance.png": retention("distance", "facts"),
         "recall_codecs.png": retention("codecs"),

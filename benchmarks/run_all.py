@@ -16,7 +16,7 @@ from benchmarks import common, tables
 BENCHMARKS = (
     *("recall", "conversation", "store", "speed", "crowd", "int8"),
     *("sampling", "corrections", "codecs", "retention", "prefix_cache", "staging", "model_files"),
-    *("constraints", "startup", "sharing", "moving"),
+    *("constraints", "startup", "sharing", "moving", "agent_calls", "agent_thread"),
 )
 
 

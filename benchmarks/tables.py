@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import public_models
+from benchmarks import agent_thread, public_models
+from benchmarks.agent_calls import STATE, TRANSCRIPT
 from benchmarks.common import RESULTS
 from benchmarks.crowd import WAYS
 from benchmarks.recall import TARGETS
@@ -459,6 +461,52 @@ def _kilobytes(count: int) -> str:
     return f"{count / 1000:,.1f} kB" if count else ""
 
 
+def agents_right(report: dict[str, Any]) -> str:
+    """Returns how often the built-in model went rightly through an agent's loop."""
+    rows = []
+    for name in report["settings"]["samplings"]:
+        for way in (TRANSCRIPT, STATE):
+            found = report["results"][f"{name}, {way}"]
+            shares = [f"{100 * found[key] / found['n']:.1f} %" for key in ("right", "called")]
+            tools = [f"{each['right']} of {each['n']}" for each in found["by_tool"].values()]
+            rows.append([f"{name}, {way}", *shares, *tools])
+    tools = [f"`{name}`" for name in found["by_tool"]]
+    return table(["how", "right", "right call", *tools], rows)
+
+
+def thread_bytes(report: dict[str, Any]) -> str:
+    """Returns the bytes of an agent's thread, turn by turn, beside those with the transcript."""
+    ways = (STATE, TRANSCRIPT)
+    kinds = ("largest_checkpoint", "checkpoint_bytes", "database")
+    rows = [
+        [
+            str(turn + 1),
+            *(f"{report['results'][way]['rows'][turn][kind]:,}" for kind in kinds for way in ways),
+            f"{report['results'][STATE]['rows'][turn]['store']:,}",
+        ]
+        for turn in agent_thread.shown(report["settings"]["turns"])
+    ]
+    named = ("its largest checkpoint", "all its checkpoints", "the database after it")
+    heads = [f"{kind}, {way}" for kind in named for way in ("state", "transcript")]
+    return table(["turn", *heads, "store of states after it"], rows)
+
+
+def thread_tokens(report: dict[str, Any]) -> str:
+    """Returns what the turns of an agent's thread made the model read, and how long they took."""
+    ways = [report["results"][way]["rows"] for way in agent_thread.WAYS]
+    rows = []
+    for turn in agent_thread.shown(report["settings"]["turns"]):
+        near = slice(max(turn - 2, 0), turn + 3)
+        read = [
+            f"{way[turn]['tokens_read']:,} ({way[turn]['most_read_by_a_call']:,})" for way in ways
+        ]
+        took = [statistics.median(row["seconds"] for row in way[near]) for way in ways]
+        rows.append([str(turn + 1), *read, *(f"{each:.2f} s" for each in took)])
+    named = ("state", "transcript", "transcript and prefix cache")
+    heads = [f"{what}, {way}" for what in ("tokens", "time") for way in named]
+    return table(["turn", *heads], rows)
+
+
 TABLES: dict[str, tuple[str, Callable[..., str]]] = {
     "machine": ("conversation", machine),
     "recall targets": ("recall", targets),
@@ -515,6 +563,12 @@ TABLES: dict[str, tuple[str, Callable[..., str]]] = {
     **{f"recalled: {name}": ("retention", recalled(name)) for name in SECTIONS},
     "moving machine": ("moving", machine),
     "moving": ("moving", moved),
+    "agent machine": ("agent_thread", machine),
+    "agents right": ("agent_calls", agents_right),
+    "agent targets": ("agent_calls", targets),
+    "thread bytes": ("agent_thread", thread_bytes),
+    "thread tokens": ("agent_thread", thread_tokens),
+    "thread targets": ("agent_thread", targets),
     "prefix machine": ("prefix_cache", machine),
     "prefix targets": ("prefix_cache", targets),
     "prefix trace": ("prefix_cache", prefix_trace),

@@ -25,7 +25,7 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.config import ensure_config, get_config_list, merge_configs
+from langchain_core.runnables.config import ensure_config, merge_configs
 from pydantic import field_validator
 
 from langchain_rwkv_state._arguments import stop_texts
@@ -33,7 +33,7 @@ from langchain_rwkv_state._progress import LateBar
 from langchain_rwkv_state.base import CALL_OPTIONS, RWKVModel, seen
 from langchain_rwkv_state.conversation.bound_model import BoundModel
 from langchain_rwkv_state.conversation.filings import file_answer
-from langchain_rwkv_state.conversation.lanes import as_completed
+from langchain_rwkv_state.conversation.lanes import each_as_completed
 from langchain_rwkv_state.conversation.prefill import Prefill
 from langchain_rwkv_state.conversation.session import RWKVSession
 from langchain_rwkv_state.conversation.session_turn import OnAbort, OnConflict
@@ -353,7 +353,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
             options = {**kwargs, "return_exceptions": return_exceptions}
             if len(inputs) < 2:  # in the caller's own thread
                 return super().batch(inputs, batched, **options)
-            found = dict(self._as_completed(inputs, batched, **options))
+            found = dict(each_as_completed(self.invoke, inputs, batched, **options))
             return [found[at] for at in range(len(inputs))]
 
     def batch_as_completed(
@@ -370,23 +370,8 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         """
         one_or_many = cast("RunnableConfig | list[RunnableConfig] | None", config)
         batched = self._batched(one_or_many, [])
-        return self._as_completed(inputs, batched, return_exceptions=return_exceptions, **kwargs)
-
-    def _as_completed(
-        self,
-        inputs: Sequence[LanguageModelInput],
-        config: RunnableConfig | list[RunnableConfig],
-        *,
-        return_exceptions: bool,
-        **kwargs: Any,
-    ) -> Iterator[tuple[int, Any]]:
-        configs = get_config_list(config, len(inputs))
-        return as_completed(
-            [[at] for at in range(len(inputs))],
-            lambda at: self.invoke(inputs[at], configs[at], **kwargs),
-            configs[0] if configs else {},
-            return_exceptions=return_exceptions,
-        )
+        options = {**kwargs, "return_exceptions": return_exceptions}
+        return each_as_completed(self.invoke, inputs, batched, **options)
 
     async def abatch(
         self,

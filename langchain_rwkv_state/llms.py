@@ -21,6 +21,7 @@ from langchain_core.runnables import RunnableConfig
 
 from langchain_rwkv_state.base import CALL_OPTIONS, RWKVModel, seen
 from langchain_rwkv_state.conversation.filings import file_answer
+from langchain_rwkv_state.conversation.lanes import each_as_completed
 from langchain_rwkv_state.engine import Delta, Done, Event, Request, RequestHandle
 from langchain_rwkv_state.loaded import Loaded
 from langchain_rwkv_state.prompt import plan as turn
@@ -179,6 +180,18 @@ class RWKVLLM(RWKVModel, BaseLLM):
         """Streams an answer; options are handed on as they may be traced."""
         async for chunk in super().astream(input, config, stop=stop, **seen(kwargs)):
             yield chunk
+
+    def batch_as_completed(
+        self,
+        inputs: Sequence[LanguageModelInput],
+        config: RunnableConfig | Sequence[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> Iterator[tuple[int, Any]]:
+        """Yields (place, answer) as the answers come; left early, it ends those under way."""
+        options = {**kwargs, "return_exceptions": return_exceptions}
+        return each_as_completed(self.invoke, inputs, config, **options)
 
     def _past_the_cache(self) -> Self:
         """Returns this model without a cache, whose keys leave out which state a call is for."""

@@ -2,7 +2,7 @@
 
 In a terminal it prompts and streams, and a turn may have several lines; through a pipe each line of
 the input is one turn and only the answers go to standard output. During an answer Ctrl-C stops that
-answer, of which nothing is kept, and not the program.
+answer, of which nothing is kept, and not the program; what was said may be, for the next turn.
 """
 
 from __future__ import annotations
@@ -80,6 +80,12 @@ def chat(
     reasoning: ReasoningOption = None,
     system: SystemOption = None,
     ttl: TtlOption = None,
+    keep_question: Annotated[
+        bool,
+        typer.Option(
+            "--keep-question", help="Where Ctrl-C stops an answer, keep what was said for the next."
+        ),
+    ] = False,
     temperature: TemperatureOption = None,
     top_p: TopPOption = None,
     top_k: TopKOption = None,
@@ -112,7 +118,10 @@ def chat(
 
             llm = ChatRWKV(model=model, strategy=strategy, store=opened, **settings)
         llm.loaded()  # which draws a bar of its own where it takes long
-        talk = _Talk(llm.with_session(session, ttl=ttl), system, console, is_terminal)
+        bound = llm.with_session(
+            session, ttl=ttl, on_abort="keep_question" if keep_question else "forget"
+        )
+        talk = _Talk(bound, system, console, is_terminal, keeps_question=keep_question)
         try:
             talk.run()
         finally:
@@ -127,6 +136,7 @@ class _Talk:
     system: str | None
     console: Console
     is_terminal: bool
+    keeps_question: bool = False
     _over: bool = field(default=False, init=False)
     _system_told: bool = field(default=False, init=False)
     _interrupts: Interrupts = field(default_factory=Interrupts, init=False)
@@ -209,7 +219,7 @@ class _Talk:
             if not self.is_terminal:
                 self._write(Text("\n"))  # a line is an answer, also one that was cut off
                 raise
-            self._stopped(before)
+            self._stopped(before, question=self.keeps_question and not aside)
             return
         except BaseException:
             if self.is_terminal:
@@ -235,9 +245,13 @@ class _Talk:
             while (chunk := self._interrupts.during(lambda: next(stream, None))) is not None:
                 self._write(Text(output.plain(str(chunk.text))))
 
-    def _stopped(self, before: str | None) -> None:
+    def _stopped(self, before: str | None, *, question: bool) -> None:
         self.console.print()
-        if self.session.head == before:
+        if self.session.head == before and question:
+            self.console.print(
+                "[yellow]Stopped. What you said is kept, and read with the next turn.[/]"
+            )
+        elif self.session.head == before:
             self.console.print("[yellow]Stopped. Nothing of this turn is kept.[/]")
         else:
             self.console.print(

@@ -13,13 +13,12 @@ import json
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 
 from langchain_rwkv_state.errors import MarkerError
-from langchain_rwkv_state.prompt.markers import said_digest
+from langchain_rwkv_state.prompt.markers import STATE_KEY, leading_system, said_digest
 from langchain_rwkv_state.state import is_reference
 
 FIELD = "rwkv_state"
@@ -28,11 +27,10 @@ FIELD = "rwkv_state"
 COVERED_MAX = 16
 """How many states are known of the messages that a thread holds."""
 
-DROPPED_MAX = 32
+DROPPED_MAX = 24
 """How many of the dropped messages are known still: the first, and the last."""
 
-_SHORT_BYTES = 6
-_OPEN_MAX = 256  # so many messages of a thread may be covered by nothing, and be recognised
+_SHORT_BYTES = 3  # whoever finds two messages of one digest has a message of his own dropped
 _EVIDENCE = 8  # so many of a long transcript's last messages tell that it is the thread's
 _EMPTY = "0" * 16
 
@@ -59,11 +57,13 @@ class Coverage:
     Attributes:
         covered: From what stands for no message of the thread (the state behind what was dropped,
             if anything was) to the thread's last state.
-        dropped: Digests of messages that the thread holds no more, the first and the last ones.
+        dropped: Digests of messages that the thread holds no more: the first, and the last ones.
+        began: Id of the message that the thread's last turn began with, if it has one.
     """
 
     covered: tuple[Covered, ...] = (Covered(0, None, _EMPTY),)
     dropped: tuple[str, ...] = ()
+    began: str | None = None
 
     @classmethod
     def of(cls, field: object) -> Coverage:
@@ -79,8 +79,9 @@ class Coverage:
             raw = base64.b64decode(field["dropped"], validate=True)  # type: ignore[index]
             places = range(0, len(raw), _SHORT_BYTES)
             dropped = tuple(raw[at : at + _SHORT_BYTES].hex() for at in places)
-            coverage = cls(covered, dropped)
-            sound = _is_sound(coverage)
+            began = field["began"]  # type: ignore[index]
+            coverage = cls(covered, dropped, began)
+            sound = _is_sound(coverage) and (began is None or isinstance(began, str))
         except (TypeError, ValueError, KeyError):
             sound = False
         if not sound:
@@ -94,13 +95,9 @@ class Coverage:
         """Returns the form that a checkpoint keeps: numbers and texts alone."""
         return {
             "covered": [[one.count, one.ref, one.digest] for one in self.covered],
+            "began": self.began,
             "dropped": base64.b64encode(b"".join(map(bytes.fromhex, self.dropped))).decode(),
         }
-
-    @property
-    def base(self) -> str | None:
-        """Reference of the state behind what the thread holds no more."""
-        return self.covered[0].ref
 
     def standing(self, messages: Sequence[BaseMessage]) -> Iterator[Covered]:
         """Gives the states that stand for the first of these messages, the deepest first.
@@ -120,15 +117,18 @@ class Coverage:
 
         States that stand for something else by now are no longer in it.
         """
-        chain = _chain([*messages, answer])
         covered = [*reversed(list(self.standing(messages)))]
-        covered.append(Covered(len(messages) + 1, ref, chain[-1]))
+        covered.append(Covered(len(messages) + 1, ref, _chain([*messages, answer])[-1]))
         if len(covered) > COVERED_MAX:
             del covered[_least_missed(covered)]
         return replace(self, covered=tuple(covered))
 
     def without_repeats(self, messages: Sequence[BaseMessage]) -> list[BaseMessage]:
         """Returns a thread's messages without those that a client sent once more.
+
+        They lead up to the thread's end, so that an answer is among them: a prompt's examples,
+        which come back at each turn, do not. A client that shows no calls of tools leaves these
+        out.
 
         Args:
             messages: The thread's, with no marker among them.
@@ -137,19 +137,19 @@ class Coverage:
             UserWarning: There are turns of this thread among the new messages that do not lead to
                 its end: they are read once more.
         """
-        covered = next(self.standing(messages)).count
-        shorts = _recognised(messages)
-        # Behind what is covered the thread may hold a turn that failed, or that was edited.
-        places = range(covered, min(covered + _OPEN_MAX, len(messages)))
-        ends = {at: self._told_until(messages, shorts, covered, at) for at in places}
-        told = [at for at, end in ends.items() if end > at]
-        if told:
-            first = self.dropped[:1]  # where it comes back, all before it is new
-            at = max(told, key=lambda place: (shorts[place] in first, ends[place] - place))
-            return [*messages[:at], *messages[ends[at] :]]
-        every = [*self.dropped, *shorts[:covered]]
-        new = range(covered + 1, len(messages))
-        if any(_is_answer(messages[n]) and {shorts[n - 1], shorts[n]} <= {*every} for n in new):
+        own, new = self._own(messages)
+        shorts, ways = _shorts(new), self._ways_up(own)
+        starts = [0, leading_system(new)]
+        if self._forgot and self.dropped[0] in shorts:  # all before it is new
+            starts = [shorts.index(self.dropped[0])]
+        answers = [at for at, message in enumerate(new) if _is_answer(message)]
+        for start in dict.fromkeys(starts):
+            first = next((at for at in answers if at >= start), len(new))
+            for end in range(len(new), first, -1):
+                if any(self._leads_up(shorts[start:end], known) for known in ways):
+                    return [*own, *new[:start], *new[end:]]
+        known = {*self.dropped, *_shorts(own)}
+        if any(at and {shorts[at - 1], shorts[at]} <= known for at in answers):
             warnings.warn(
                 "Some of these messages are turns that the thread was told already, but they do "
                 "not go on from its end: all are read again, as they are given. Send only new "
@@ -175,8 +175,8 @@ class Coverage:
         standing = list(reversed(list(self.standing(messages))))
         left = standing[-1].count - keep_last
         if keep_turn:
-            asked = (n for n, one in enumerate(messages) if not _is_step(one))
-            left = min(left, max(asked, default=0))
+            asked = [at for at, message in enumerate(messages) if not _is_step(message)]
+            left = min(left, asked[-1] if asked else 0)
         bases = [one for one in standing if one.count <= left and not _waits(messages, one.count)]
         bases = bases or standing[:1]
         # A result without its call is nothing that a user, or another model, can read.
@@ -188,60 +188,54 @@ class Coverage:
             for one in standing
             if one.count >= base.count
         )
-        dropped = (*self.dropped, *_recognised(messages[: base.count]))
-        return Coverage(covered, (*dropped[:1], *dropped[1:][1 - DROPPED_MAX :])), base.count
+        dropped = (*self.dropped, *_shorts(messages[: base.count]))
+        if len(dropped) > DROPPED_MAX:
+            dropped = (dropped[0], *dropped[1 - DROPPED_MAX :])
+        return replace(self, covered=covered, dropped=dropped), base.count
 
-    def _told_until(
-        self, messages: Sequence[BaseMessage], shorts: Sequence[str], covered: int, at: int
-    ) -> int:
-        """Returns where that ends of a client's messages which was told already; 0 for nowhere.
+    @property
+    def _forgot(self) -> bool:
+        """Whether there may be dropped messages that are not known any more."""
+        return len(self.dropped) == DROPPED_MAX
 
-        It leads up to the thread's end, so that an answer stands last in it: a prompt's examples,
-        which come back at each turn, do not. Behind it may come what the thread holds without an
-        answer. A client that shows no calls of tools leaves these out.
+    def _own(self, messages: Sequence[BaseMessage]) -> tuple[list[BaseMessage], list[BaseMessage]]:
+        """Parts what the thread held before this turn from what is new.
 
-        Args:
-            messages: The thread's, and behind them the client's.
-            shorts: Their digests.
-            covered: How many of the thread's a state stands for.
-            at: Where the client's begin.
+        It held what a state stands for; all up to the message that its last turn began with; the
+        steps behind that; and answers that carry one of its references, which stand where they
+        stood, or before that if something was removed.
         """
-        ended = next((n for n in range(covered, 0, -1) if _is_last_word(messages[n - 1])), 0)
-        # Steps alone, with no question among them, are the rest of an edited turn of the thread's;
-        # but a lone answer is what a client's window may begin with.
-        asked = next((n for n in range(at, len(messages)) if not _is_step(messages[n])), at)
-        alone = any(map(_is_answer, messages[covered:at]))
-        # What the thread holds stays in its place where it is sent with the ids that it has there;
-        # without them it comes once more, behind what was dropped.
-        for held in dict.fromkeys((covered, ended, 0)):
-            known = [*self.dropped, *shorts[:held]]
-            for last in _last_places(messages, shorts, known[-1:], at):
-                begins = last > asked or (last == at == covered and asked == at + 1)
-                if begins and self._leads_up(shorts, range(at, last + 1), known):
-                    end = _behind(messages, shorts, range(held, at), last + 1)
-                    whole = shorts[at] == known[0] and _is_last_word(messages[last])
-                    asks = end == len(messages) or not _is_step(messages[end])
-                    right_behind = at == covered and held in (covered, 0)
-                    if right_behind or (asks and (end > last + 1 or (whole and not alone))):
-                        return end
-        if alone and not self.dropped and at == self.covered[-1].count:  # it was edited in place
-            return _behind(messages, shorts, range(at), at)
-        return 0
+        places = {one.ref: one.count for one in self.covered}
+        end = next(self.standing(messages)).count
+        for at, message in enumerate(messages):
+            began = message.id is not None and message.id == self.began
+            if began or at < places.pop(str(message.response_metadata.get(STATE_KEY)), 0):
+                end = max(end, at + 1)
+        known = {*self.dropped, *_shorts(messages[:end])}
+        while end < len(messages) and _is_step(messages[end]):
+            if _is_answer(messages[end]) and not known.isdisjoint(_shorts([messages[end]])):
+                break  # a copy: the last messages that a client was shown may begin with an answer
+            end += 1
+        return list(messages[:end]), list(messages[end:])
 
-    def _leads_up(self, shorts: Sequence[str], places: range, known: Sequence[str]) -> bool:
-        """Says whether messages are known ones, in their order, with others left out."""
-        if len(self.dropped) == DROPPED_MAX:
-            places = places[-_EVIDENCE:]
+    def _ways_up(self, own: Sequence[BaseMessage]) -> list[Sequence[str]]:
+        """Returns what a client may be told of that leads up to the thread's end.
+
+        What the thread holds stays in its place where it is sent with the ids that it has there;
+        without them it comes once more, behind what was dropped. Of a turn that got no answer a
+        client knows the question, and maybe some steps.
+        """
+        ours = _shorts(own)
+        answers = [at for at, message in enumerate(own) if _is_last_word(message)]
+        shown = range(answers[-1] + 1 if answers else 0, len(own) + 1)
+        return [self.dropped, *((*self.dropped, *ours[:count]) for count in shown)]
+
+    def _leads_up(self, some: Sequence[str], known: Sequence[str]) -> bool:
+        """Says whether messages lead up to the last of the known ones, with others left out."""
+        if not known or some[-1] != known[-1]:
+            return False
         rest = iter(known)
-        return len(places) <= len(known) and all(shorts[place] in rest for place in places)
-
-
-def _last_places(
-    messages: Sequence[BaseMessage], shorts: Sequence[str], known: Sequence[str], at: int
-) -> Iterator[int]:
-    """Gives the last places, from one on, where an answer of this digest stands."""
-    found = (n for n in range(len(shorts) - 1, at - 1, -1) if shorts[n] in known)
-    return islice((n for n in found if _is_answer(messages[n])), _EVIDENCE)
+        return all(one in rest for one in (some[-_EVIDENCE:] if self._forgot else some))
 
 
 def _least_missed(covered: Sequence[Covered]) -> int:
@@ -268,28 +262,6 @@ def _is_sound(coverage: Coverage) -> bool:
     )
 
 
-def _behind(messages: Sequence[BaseMessage], shorts: Sequence[str], held: range, at: int) -> int:
-    """Returns where those messages end that repeat from a place on what a thread holds."""
-    shown = [n for n in held if not _is_answer(messages[n]) or _is_last_word(messages[n])]
-    for places in (held, [n for n in shown if not isinstance(messages[n], ToolMessage)]):
-        repeated = [shorts[n] for n in places]
-        if shorts[at : at + len(repeated)] == repeated:
-            return at + len(repeated)
-    return at
-
-
-def _is_step(message: BaseMessage) -> bool:
-    return isinstance(message, (AIMessage, ToolMessage))
-
-
-def _is_answer(message: BaseMessage) -> bool:
-    return isinstance(message, AIMessage)
-
-
-def _is_last_word(message: BaseMessage) -> bool:
-    return isinstance(message, AIMessage) and not message.tool_calls
-
-
 def _is_result(messages: Sequence[BaseMessage], at: int) -> bool:
     return at < len(messages) and isinstance(messages[at], ToolMessage)
 
@@ -301,7 +273,19 @@ def _waits(messages: Sequence[BaseMessage], at: int) -> bool:
     return bool(calls) and not _is_result(messages, at)
 
 
-def _recognised(messages: Sequence[BaseMessage]) -> list[str]:
+def _is_answer(message: BaseMessage) -> bool:
+    return isinstance(message, AIMessage)
+
+
+def _is_last_word(message: BaseMessage) -> bool:
+    return isinstance(message, AIMessage) and not message.tool_calls
+
+
+def _is_step(message: BaseMessage) -> bool:
+    return isinstance(message, (AIMessage, ToolMessage))
+
+
+def _shorts(messages: Sequence[BaseMessage]) -> list[str]:
     """Returns the digests by which messages are known that come back from a client."""
     return [said_digest(message)[: 2 * _SHORT_BYTES] for message in messages]
 

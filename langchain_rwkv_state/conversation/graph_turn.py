@@ -10,7 +10,7 @@ from __future__ import annotations
 import uuid
 import warnings
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 from langchain_core.messages import AIMessage, BaseMessage, RemoveMessage
@@ -39,7 +39,7 @@ from langchain_rwkv_state.store.rows import NAME_MAX
 
 T = TypeVar("T")
 
-OUT_OF_REACH = (StateNotFound, StateExpired, StateMismatch)
+_OUT_OF_REACH = (StateNotFound, StateExpired, StateMismatch)
 """What a model says of a state that it cannot go on from."""
 
 _REMOVE_ALL = "__remove_all__"
@@ -98,6 +98,7 @@ class ThreadKeeping:
                 talk, keep_last=self.keep_last, keep_turn=keep_turn
             )
             talk = talk[dropped:]
+        coverage = replace(coverage, began=talk[-1].id if talk else None)
         stay = {id(message) for message in talk}
         gone = [message for message in messages if id(message) not in stay]
         ids = [message.id for message in gone]
@@ -181,7 +182,7 @@ class GraphTurn:
         while True:
             try:
                 return model([*self._to_read])
-            except OUT_OF_REACH as error:
+            except _OUT_OF_REACH as error:
                 self._step_back(error)
 
     async def aask(self, model: Callable[[list[BaseMessage]], Awaitable[T]]) -> T:
@@ -189,7 +190,7 @@ class GraphTurn:
         while True:
             try:
                 return await model([*self._to_read])
-            except OUT_OF_REACH as error:
+            except _OUT_OF_REACH as error:
                 self._step_back(error)
 
     def answered(self, result: Sequence[BaseMessage]) -> None:

@@ -13,7 +13,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
-from langchain_core.runnables.config import get_executor_for_config
+from langchain_core.runnables.config import get_config_list, get_executor_for_config
 
 from langchain_rwkv_state.engine.interruption import Interruption
 
@@ -39,14 +39,14 @@ def as_completed(
     interruption = Interruption()
 
     def in_turn(lane: Sequence[int]) -> None:
-        interruption.take_part()
-        for at in lane:
-            if over.is_set():
-                return
-            found = _outcome(call, at)
-            done.put((at, found))
-            if isinstance(found, BaseException) and not return_exceptions:
-                return
+        with interruption.part():
+            for at in lane:
+                if over.is_set():
+                    return
+                found = _outcome(call, at)
+                done.put((at, found))
+                if isinstance(found, BaseException) and not return_exceptions:
+                    return
 
     if not lanes:
         return
@@ -61,6 +61,32 @@ def as_completed(
             if not isinstance(error, Exception):
                 interruption.interrupt()
             raise
+
+
+def each_as_completed(
+    invoke: Callable[..., Any],
+    inputs: Sequence[Any],
+    config: RunnableConfig | Sequence[RunnableConfig] | None,
+    *,
+    return_exceptions: bool,
+    **options: Any,
+) -> Iterator[tuple[int, Any]]:
+    """Invokes a model with each of many inputs, as `Runnable.batch_as_completed` does.
+
+    Args:
+        invoke: The model's own.
+        inputs: One for each call.
+        config: One for each call, or for all.
+        return_exceptions: As for `as_completed`.
+        **options: Of each call.
+    """
+    configs = get_config_list(config, len(inputs))
+    return as_completed(
+        [[at] for at in range(len(inputs))],
+        lambda at: invoke(inputs[at], configs[at], **options),
+        configs[0] if configs else {},
+        return_exceptions=return_exceptions,
+    )
 
 
 def _outcome(call: Callable[[int], Any], at: int) -> Any:

@@ -83,10 +83,10 @@ class RWKVStateMiddleware(AgentMiddleware[ThreadState, Any, Any]):
         self.keeping = ThreadKeeping(keep_last, keep_all, ttl)
         self.tools = []
 
-    def before_agent(self, state: ThreadState, runtime: Runtime[Any]) -> dict[str, Any] | None:  # noqa: ARG002
+    def before_agent(self, state: ThreadState, runtime: Runtime[Any]) -> dict[str, Any]:  # noqa: ARG002
         """Drops what the thread's states stand for, and what a client may not bring along."""
         coverage, _, gone = self.keeping.begin(state.get(FIELD), state["messages"])
-        return {"messages": gone, FIELD: coverage.to_field()} if gone else None
+        return {"messages": gone, FIELD: coverage.to_field()}
 
     def wrap_model_call(
         self,

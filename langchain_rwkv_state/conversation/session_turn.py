@@ -8,6 +8,7 @@ queue, so that its head may be another's by now.
 from __future__ import annotations
 
 import logging
+import os
 import uuid
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
@@ -94,6 +95,7 @@ class SessionTurn:
         self._said: tuple[str, ...] = ()
         self._ref: str | None = None
         self._is_committed = False
+        self._process = os.getpid()
 
     def begin(self) -> Steps[list[BaseMessage]]:
         """Waits for its turn where it is to, and returns what the model is to read.
@@ -200,6 +202,8 @@ class SessionTurn:
             error: What ended the turn. An `Exception`, of the model or the store, is no abort.
         """
         if isinstance(error, Exception) or not self._keeps_question or self._is_committed:
+            return
+        if self._process != os.getpid():  # a forked child's copy: the turn is the parent's
             return
         try:
             question = yield from self._question()

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Protocol
 
@@ -30,9 +32,19 @@ class Interruption:
         self.happened = False
         join(self)
 
-    def take_part(self) -> None:
-        """Has all that is waited for in the caller's context, from now on, end with this."""
-        _current.set(self)
+    @contextmanager
+    def part(self) -> Iterator[None]:
+        """Has all that is waited for within, and in contexts copied there, end with this.
+
+        Only as long as the block runs: a copied context may outlive it.
+        """
+        part = _Part(self)
+        token = _current.set(part)
+        try:
+            yield
+        finally:
+            part.over = True
+            _current.reset(token)
 
     def interrupt(self) -> None:
         """Ends every wait of those who take part, also of waits to come."""
@@ -51,14 +63,27 @@ class Interruption:
             waiting.interrupt()
 
 
-_current: ContextVar[Interruption | None] = ContextVar("rwkv_interruption", default=None)
+class _Part:
+    """One thread's part in a work."""
+
+    def __init__(self, work: Interruption) -> None:
+        self.work = work
+        self.over = False
+
+
+_current: ContextVar[_Part | None] = ContextVar("rwkv_interruption", default=None)
+
+
+def _work() -> Interruption | None:
+    part = _current.get()
+    return None if part is None or part.over else part.work
 
 
 def join(waiting: Waiting) -> None:
     """Has a wait end with the work that the caller takes part in, if there is one."""
-    current = _current.get()
-    if current is not None:
-        current.add(waiting)
+    work = _work()
+    if work is not None:
+        work.add(waiting)
 
 
 def raise_if_interrupted() -> None:
@@ -67,6 +92,6 @@ def raise_if_interrupted() -> None:
     Raises:
         KeyboardInterrupt: It was.
     """
-    current = _current.get()
-    if current is not None and current.happened:
+    work = _work()
+    if work is not None and work.happened:
         raise KeyboardInterrupt

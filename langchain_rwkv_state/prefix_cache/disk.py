@@ -208,7 +208,7 @@ class DiskSide:
         Raises:
             StoreError, StoreFull: It could not be done: unlike all else, that must be known.
         """
-        if not self.is_written:
+        if not self.is_written or self._closed:
             return 0
         tier = self._open()
         if tier is None:

@@ -497,8 +497,7 @@ def _happen(
 ) -> Redaction:
     """Changes everything, in the transaction."""
     found = _survey(changes, session, line, cuts)
-    for plan in plans:
-        _require_unmoved(changes, plan.row)
+    standing = [_unmoved(changes, plan.row) for plan in plans]
     for name in found.sessions.keys() - {plan.row.name for plan in plans}:
         raise _moved(name)
     for row in files:
@@ -508,16 +507,17 @@ def _happen(
     for name in found.expired:
         changes.remove_session(name, expired=True)
     head = None
-    for plan in plans:
-        new = _put(store, changes, plan)
-        if plan.row.name == session:
+    for plan, now in zip(plans, standing, strict=True):
+        new = _put(store, changes, plan, now)
+        if now.name == session:
             head = new.head
     kept = {ref for plan in plans for ref in plan.states}
     doomed = found.doomed - kept
     owners: set[str] = set()
     for ref in sorted(doomed):
         owners |= {hold.owner for hold in changes.erase_state(ref) if hold.kind == Holder.OWNER}
-    changes.note(_SCRUB, json.dumps(sorted(ref[-64:] for ref in doomed)).encode())
+    digests = {ref[-64:] for ref in doomed} | set(json.loads(changes.meta(_SCRUB) or b"[]"))
+    changes.note(_SCRUB, json.dumps(sorted(digests)).encode())
     return Redaction(
         session,
         tuple(cut.turn.seq for cut in cuts),
@@ -529,9 +529,15 @@ def _happen(
     )
 
 
-def _put(store: TableStore, changes: Changes, plan: _Rewritten) -> SessionRow:
-    """Gives a session its new log and states, and lets go of the old ones."""
-    row = plan.row
+def _put(store: TableStore, changes: Changes, plan: _Rewritten, row: SessionRow) -> SessionRow:
+    """Gives a session its new log and states, and lets go of the old ones.
+
+    Args:
+        store: The store.
+        changes: The transaction.
+        plan: The session as it will be.
+        row: As it stands, with what was appended to it meanwhile.
+    """
     changes.cut_log(row.name, plan.first - 1)
     changes.put_turns(row.name, plan.turns)
     log = changes.log(row.name)
@@ -559,12 +565,17 @@ def _put(store: TableStore, changes: Changes, plan: _Rewritten) -> SessionRow:
     return new
 
 
-def _require_unmoved(changes: Changes, row: SessionRow) -> None:
-    """Checks that a session is as it was when it was read again; a renewal changes no turn."""
+def _unmoved(changes: Changes, row: SessionRow) -> SessionRow:
+    """Returns a session as it stands; a renewal or an unread message changes no turn.
+
+    Raises:
+        SessionConflict: It is not where it was when it was read again, or a turn is under way.
+    """
     now = changes.session(row.name)
     if now is None or (now.head, now.turns, now.kept) != (row.head, row.turns, row.kept):
         raise _moved(row.name)
     turns.require_empty(changes, row.name)
+    return now
 
 
 def _moved(session: str) -> SessionConflict:

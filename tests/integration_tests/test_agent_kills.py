@@ -1,6 +1,5 @@
 """An agent that is killed (SIGKILL) at any point of a turn is told nothing twice."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,6 @@ TOLD = [
 
 @pytest.mark.slow
 @pytest.mark.posix
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 def test_a_thread_goes_on_after_a_kill_at_any_point_and_is_told_nothing_twice(tmp_path: Path):
     killed = kill_everywhere(tmp_path)
     # The checkpointer writes on a thread of its own, so that the points come in any order.

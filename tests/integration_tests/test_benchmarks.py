@@ -11,8 +11,12 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from langchain_core.messages import AIMessage
+from langchain_core.messages.tool import tool_call
 
 from benchmarks import cases, run_all, speed, tables, values
+from benchmarks.agent_calls import SAMPLINGS, STATE, TRANSCRIPT, judged
+from benchmarks.agent_thread import COSTS
 from benchmarks.common import Check
 from benchmarks.conversation import THINGS, question
 from examples.demo_training import words
@@ -109,6 +113,46 @@ def test_a_crowd_answers_as_each_conversation_alone(results):
     assert found["talks"]["answers_as_the_engine_alone"]["sessions"] == 100
 
 
+@pytest.mark.slow
+def test_an_agent_goes_through_its_loop_as_well_with_the_middleware_as_without(results):
+    found = results.of("agent_calls")["results"]
+    for sampling in SAMPLINGS:
+        ours, theirs = (found[f"{sampling}, {way}"] for way in (STATE, TRANSCRIPT))
+        assert ours["right"] == theirs["right"] >= 0.8 * ours["n"]
+        assert found[f"{sampling}, same answers"] == ours["n"]
+
+
+@pytest.mark.slow
+def test_an_agents_thread_stays_as_small_as_it_was_where_a_transcript_grows(results):
+    found = results.of("agent_thread")["results"]
+    ours, theirs = found[STATE], found[TRANSCRIPT]
+    for cost in COSTS:
+        # A few turns' words are longer than others'; a thread that grows does so by a fifth here.
+        assert ours["settled_growth"][cost] < 1.06 < 1.15 < theirs["settled_growth"][cost]
+        assert ours["growth"][cost] < 1.25 < 3 < theirs["growth"][cost]
+    assert ours["right"] == theirs["right"] >= 0.8 * len(ours["rows"])
+
+
+@pytest.mark.parametrize(
+    ("ran", "answer", "called", "used"),
+    [
+        ([("add", {"a": 1, "b": 2}, "3")], "The result is: 3", True, True),
+        ([("add", {"a": 1, "b": 2}, "3")], "The result is: 4", True, False),
+        ([("add", {"a": 2, "b": 1}, "3")], "The result is: 3", False, True),
+        ([("multiply", {"a": 1, "b": 2}, "2")], "The result is: 2", False, True),
+        ([("add", {"a": 1, "b": 2}, "3")] * 2, "The result is: 3", False, True),
+        ([], "The result is: 3", False, False),
+    ],
+)
+def test_an_agents_case_is_right_only_where_all_of_its_loop_is(ran, answer, called, used):
+    calls = [
+        tool_call(name=name, args=given, id=str(at)) for at, (name, given, _) in enumerate(ran)
+    ]
+    said = [AIMessage("", tool_calls=calls), AIMessage(answer)]
+    found = judged("add", {"a": 1, "b": 2}, "What is 1 plus 2?", ran, said)
+    assert (found.called, found.used, found.right) == (called, used, called and used)
+
+
 def test_answers_that_are_held_fit_their_schemas(results):
     checks = {check["name"]: check for check in results.of("constraints")["checks"]}
     assert checks["finished answers that parse and fit"]["passed"]
@@ -130,17 +174,20 @@ def test_the_page_takes_its_tables_from_the_json(results):
     assert f"| decode B=1 / {speed.PACKAGE} |" in page
     assert "| next-token KL, nats |" in page
     assert "| ChatRWKV | 3 |" in page
+    assert "| turns that went right |" in page
 
 
 def test_pictures_are_drawn_from_results(results, tmp_path):
     pytest.importorskip("matplotlib")
     from benchmarks import plots
 
-    for name in ("speed", "crowd"):
+    small = ("speed", "crowd", "agent_thread")
+    for name in small:
         results.of(name)
     drawn = plots.draw(images=tmp_path / "committed")
-    drawn += plots.draw(results.directory, tmp_path / "small", only=("speed", "crowd"))
-    assert {path.name for path in drawn} >= {"recall.png", "speed.png", "waiting.png"}
+    drawn += plots.draw(results.directory, tmp_path / "small", only=small)
+    names = {path.name for path in drawn}
+    assert names >= {"recall.png", "speed.png", "waiting.png", "agent_bytes.png"}
     assert all(path.stat().st_size > 1000 for path in drawn)
 
 

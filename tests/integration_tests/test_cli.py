@@ -97,7 +97,14 @@ def test_a_conversation_at_a_terminal(tmp_path):
     assert "Traceback" not in terminal.seen
 
 
-def test_ctrl_c_stops_an_answer_and_nothing_of_it_is_kept(tmp_path):
+@pytest.mark.parametrize(
+    ("option", "told", "sessions"),
+    [
+        ((), "Stopped. Nothing of this turn is kept.", []),
+        (("--keep-question",), "Stopped. What you said is kept, and read with", ["bob"]),
+    ],
+)
+def test_ctrl_c_stops_an_answer_and_nothing_of_that_is_kept(tmp_path, option, told, sessions):
     script = (
         "import time\n"
         "from langchain_rwkv_state.engine import request_handle\n"
@@ -111,7 +118,7 @@ def test_ctrl_c_stops_an_answer_and_nothing_of_it_is_kept(tmp_path):
         "main()"
     )
     store = tmp_path / "store"
-    words = ("chat", "-s", "bob", "--temperature", "0", "--store", str(store))
+    words = ("chat", "-s", "bob", "--temperature", "0", "--store", str(store), *option)
     terminal = Terminal(*words, program=[sys.executable, "-c", script])
     try:
         terminal.until("\u203a")
@@ -119,13 +126,18 @@ def test_ctrl_c_stops_an_answer_and_nothing_of_it_is_kept(tmp_path):
         terminal.until("rwkv")
         terminal.until("Nice")
         os.kill(terminal.pid, signal.SIGINT)
-        terminal.until("Stopped. Nothing of this turn is kept.")
+        terminal.until(told)
         terminal.type("/quit\n")
         assert terminal.wait() == 0
     finally:
         terminal.close()
     with DiskStateStore(store) as opened:
-        assert opened.sessions() == []
+        assert opened.sessions() == sessions
+        for session in sessions:
+            info = opened.session(session)
+            assert info is not None
+            assert ["Marlow" in text for text in info.unread] == [True]
+            assert info.head is None
 
 
 def test_doctor_finds_a_sound_installation_and_a_damaged_store(tmp_path):

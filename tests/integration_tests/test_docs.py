@@ -124,6 +124,21 @@ def test_the_oldest_langchain_core_that_is_tested_is_the_oldest_that_is_allowed(
     assert f"the oldest that is allowed, {oldest[1]}" in page
 
 
+def test_every_scenario_of_agents_is_a_test_that_runs_as_the_table_says():
+    page = (ROOT / "docs/agents.md").read_text()
+    rows = re.findall(r"^\| .+ \| (yes|no) \| (yes|no) \| `(test_\w+)` \|$", page, re.M)
+    assert len({name for *_, name in rows}) == len(rows) >= 24
+    found: dict[str, set[tuple[str, str]]] = {}
+    for file in ROOT.glob("tests/unit_tests/conversation/test_middleware_*.py"):
+        code = file.read_text()
+        for test in re.split(r"^(?=async def test_)", code, flags=re.M)[1:]:
+            assert "make_agent: MakeAgent" in test  # which runs in ways of both kinds
+            is_sync = "no" if "if not agent.is_async:\n        pytest.skip" in test else "yes"
+            found.setdefault(test.split("(")[0].split()[-1], set()).add((is_sync, "yes"))
+    for *ways, name in rows:
+        assert found.get(name) == {tuple(ways)}, name
+
+
 def test_the_readme_is_one_screen():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 90
 

@@ -29,6 +29,12 @@ EXPECTED = {
         "1 message is left",
         " Marlow.",
     ],
+    "docs/correcting.md": [
+        "Your dog is called Rex.",
+        "2 User: My dog is called Rex.",
+        "I don't know what your dog is called.\nYou live in Lisbon.",
+        "Took 1 turn out of bob: 1 turn.",
+    ],
     "docs/agents.md": [
         "approved: The result is: Sunny, 18 degrees.",
         "one branch: You live in Lisbon.",

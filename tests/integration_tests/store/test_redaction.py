@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import time
+import warnings
+from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from langchain_core.messages import HumanMessage, SystemMessage
 
 from langchain_rwkv_state import ChatRWKV, DiskStateStore, PrefixStateCache
+from langchain_rwkv_state.messages import marker
 from langchain_rwkv_state.store.records import unpack_tokens
 from langchain_rwkv_state.toolbox.recall.values import FACTS, KINDS, holds, values
 from tests.helpers.found import forms_of_ids, forms_of_ref, found_in
 from tests.helpers.states import Reader, chat
-from tests.integration_tests.store.test_processes import start
+from tests.integration_tests.store.test_processes import finish, start
 
 FACTS_TOLD = 100
 IN_A_SESSION = 4
@@ -46,18 +52,22 @@ def test_100_of_100_redacted_facts_are_gone_and_the_others_are_kept(tmp_path):
             _each(model, list(told), texts)
         known = _recalled(model, told)
         ids = {session: _ids(store, session) for session in told}
-        everything = [tuple(turn) for turns in ids.values() for turn in turns]
+        said = [tuple(turn[1:]) for turns in ids.values() for turn in turns]
+        refs = Counter(entry.ref for session in told for entry in store.log(session))
         wanted: dict[str, bytes] = {}
         gone: dict[str, str] = {}
         for number, (session, facts) in enumerate(told.items()):
             turn = number % IN_A_SESSION
             gone[session] = list(facts)[turn]
             own = ids[session][turn]
-            if everything.count(tuple(own)) == 1:  # else another session was told the same
-                wanted |= {f"{session}: {what}": form for what, form in forms_of_ids(own).items()}
+            # Whoever was told the same keeps it: what only this session said is to be gone.
+            if said.count(tuple(own[1:])) == 1:
+                forms = forms_of_ids(own[1:])
+                wanted |= {f"{session}: {what}": form for what, form in forms.items()}
             for entry in store.log(session)[: IN_A_SESSION - turn]:
-                of = f"turn {entry.seq} of {session}: "
-                wanted |= {of + what: form for what, form in forms_of_ref(entry.ref).items()}
+                if refs[entry.ref] == 1:
+                    of = f"turn {entry.seq} of {session}: "
+                    wanted |= {of + what: form for what, form in forms_of_ref(entry.ref).items()}
             text = FACTS[gone[session]][0].format(v=facts[gone[session]])
             wanted[f"{session}: its text"] = text.encode()
             store.redact(session, turns=[turn + 1])
@@ -76,11 +86,29 @@ def test_100_of_100_redacted_facts_are_gone_and_the_others_are_kept(tmp_path):
         assert len(still) >= 0.99 * len(kept), "the others are kept"
         assert store.check().problems == ()
         cache.flush()
-        assert len(wanted) > 7 * FACTS_TOLD
+        assert len(wanted) > 5 * FACTS_TOLD
         assert found_in(path, wanted) == []
         assert found_in(cached, wanted) == []
     model.unload()
     cache.close()
+
+
+@pytest.mark.parametrize("system", [[], [SystemMessage("You are kind.")]], ids=["bare", "system"])
+@pytest.mark.parametrize("gone", [1, 2, 3])
+def test_a_session_has_the_head_of_one_that_was_never_told(tmp_path, system, gone):
+    texts = ["My name is Marlow.", "My dog is called Rex.", "I live in Lisbon."]
+    with DiskStateStore(tmp_path / "store", log="tokens") as store:
+        model = ChatRWKV(model="demo", store=store, temperature=0, max_tokens=24)
+        for name, said in (("bob", texts), ("al", texts[: gone - 1] + texts[gone:])):
+            for text in said:
+                model.with_session(name).invoke([*system, HumanMessage(text)])
+        store.redact("bob", turns=[gone])
+        assert [t.text for t in store.transcript("bob")] == [t.text for t in store.transcript("al")]
+        assert store.head("bob") == store.head("al")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # as where the system prompt were taken for a new one
+            model.with_session("bob").invoke([*system, HumanMessage("What is my name?")])
+        model.unload()
 
 
 def _ids(store: DiskStateStore, session: str) -> list[list[int]]:
@@ -89,7 +117,7 @@ def _ids(store: DiskStateStore, session: str) -> list[list[int]]:
     return [unpack_tokens(origin.tokens) for origin in origins if origin is not None]
 
 
-def _each(model: ChatRWKV, sessions: list[str], texts: list[str]) -> list[str]:
+def _each(model: ChatRWKV, sessions: list[str], texts: list[Any]) -> list[str]:
     """Says one text in each session, all at the same time."""
     talk = model.with_sessions()
     configs: Any = [{"configurable": {"session_id": session}} for session in sessions]
@@ -97,43 +125,58 @@ def _each(model: ChatRWKV, sessions: list[str], texts: list[str]) -> list[str]:
 
 
 def _recalled(model: ChatRWKV, told: dict[str, dict[str, str]]) -> dict[str, dict[str, bool]]:
-    """Asks each session aside for each fact; says whether the answer holds it."""
-    return {
-        session: {
-            kind: holds(str(model.with_session(session).ask_aside(FACTS[kind][1]).text), value)
-            for kind, value in facts.items()
-        }
-        for session, facts in told.items()
-    }
+    """Asks for each fact from each session's head; says whether the answer holds it."""
+    asked = [(session, kind) for session, facts in told.items() for kind in facts]
+    answers = model.batch(
+        [[marker(model.store.head(s)), HumanMessage(FACTS[kind][1])] for s, kind in asked]
+    )
+    found: dict[str, dict[str, bool]] = {session: {} for session in told}
+    for (session, kind), answer in zip(asked, answers, strict=True):
+        found[session][kind] = holds(str(answer.text), told[session][kind])
+    return found
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+@pytest.mark.posix
 def test_a_redaction_that_is_killed_has_happened_or_not(tmp_path):
     code = """
-        import sys
+        import os, sys
         from langchain_rwkv_state.store import DiskStateStore
         from tests.helpers.states import Reader
 
-        with DiskStateStore(sys.argv[1], log="tokens", history=2) as store:
-            print("open", flush=True)
-            store.redact("bob", [2], Reader())
-            print("done", flush=True)
+        for line in sys.stdin:  # a fork has all imported
+            pid = os.fork()
+            if pid:
+                os.waitpid(pid, 0)
+                print("over", flush=True)
+                continue
+            try:
+                with DiskStateStore(line.strip(), log="tokens", history=2) as store:
+                    print(os.getpid(), flush=True)
+                    store.redact("bob", [2], Reader())
+                    print("done", flush=True)
+            finally:
+                os._exit(0)
     """
     dice, runtime = random.Random(3), Reader()
     happened = cut_short = 0
+    patience = 0.08  # seconds; a machine at work takes longer than an idle one
+    forking = start(code)
+    assert forking.stdin is not None
+    assert forking.stdout is not None
     for attempt in range(12):
         path = tmp_path / f"store {attempt}"
         with DiskStateStore(path, log="tokens", history=2) as store:
             refs, texts = chat(store, runtime, "bob", 4)
             store.fork("bob", "al")
             store.keep(refs[3], "thread")
-        process = start(code, path)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "open\n"
-        time.sleep(dice.random() * 0.08)
-        process.kill()
-        done = "done" in process.communicate()[0]
+        forking.stdin.write(f"{path}\n")
+        forking.stdin.flush()
+        pid = int(forking.stdout.readline())
+        time.sleep(dice.random() * patience)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        done = forking.stdout.readline() == "done\n" and forking.stdout.readline() == "over\n"
         with DiskStateStore(path, log="tokens", history=2) as store:
             numbers = {len(store.log(name)) for name in ("bob", "al")}
             assert numbers in ({3}, {4}), "in both sessions, or in none"
@@ -141,6 +184,7 @@ def test_a_redaction_that_is_killed_has_happened_or_not(tmp_path):
             assert left == 3 or not done
             happened += left == 3
             cut_short += left == 4
+            patience *= 1.5 if left == 4 else 0.7
             kept = store.kept("thread")
             assert kept == ([refs[3]] if left == 4 else [])
             ids = texts[3] if left == 4 else [*texts[0], *texts[3][8:]]
@@ -152,5 +196,6 @@ def test_a_redaction_that_is_killed_has_happened_or_not(tmp_path):
                 os.utime(file, (time.time() - 120, time.time() - 120))
             store.check(fix=True)
             assert store.check().problems == ()
+    finish(forking)
     assert happened
     assert cut_short

@@ -1,8 +1,7 @@
-"""Agents over models that remember every word: sync and async, with either checkpointer."""
+"""Agents over models that remember every word: sync in memory, and async in SQLite."""
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import aiosqlite
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
 from langchain_rwkv_state import MemoryStateStore
@@ -43,31 +41,24 @@ async def make_text(tiny_tokenizer_file: Path) -> AsyncIterator[MakeText]:
         chat.store.close()
 
 
-@pytest.fixture(params=["sync memory", "async memory", "sync sqlite", "async sqlite"])
-async def way(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=["sync memory", "async sqlite"])
+def way(request: pytest.FixtureRequest) -> str:
     """How an agent is called, and where its threads are kept."""
     return str(request.param)
 
 
 @pytest.fixture
 async def make_agent(way: str, make_text: MakeText, tmp_path: Path) -> AsyncIterator[MakeAgent]:
-    """Makes agents with twins, as `Agent` takes them; ``saver=None`` is one without."""
-    databases = (tmp_path / f"threads-{number}.sqlite" for number in range(100))
+    """Makes agents with twins, as `Agent` takes them."""
+    is_async = way == "async sqlite"
     async with AsyncExitStack() as stack:
-        if way == "async sqlite":
-            connections = [
-                await stack.enter_async_context(aiosqlite.connect(next(databases)))
-                for _ in range(4)
-            ]
+        connections = [
+            await stack.enter_async_context(aiosqlite.connect(tmp_path / f"threads-{n}.sqlite"))
+            for n in range(4 if is_async else 0)
+        ]
 
         def saver() -> Any:
-            if way.endswith("memory"):
-                return InMemorySaver()
-            if way == "async sqlite":
-                return AsyncSqliteSaver(connections.pop())
-            connection = sqlite3.connect(next(databases), check_same_thread=False)
-            stack.callback(connection.close)
-            return SqliteSaver(connection)
+            return AsyncSqliteSaver(connections.pop()) if is_async else InMemorySaver()
 
         def make(*others: Any, chat: TextRWKV | None = None, **settings: Any) -> Agent:
             first = iter([chat] if chat is not None else [])
@@ -75,7 +66,11 @@ async def make_agent(way: str, make_text: MakeText, tmp_path: Path) -> AsyncIter
             def make_chat() -> TextRWKV:
                 return next(first, None) or make_text()
 
-            known = {"make_saver": saver, "make_chat": make_chat, "is_async": way[0] == "a"}
+            known: dict[str, Any] = {
+                "make_saver": saver,
+                "make_chat": make_chat,
+                "is_async": is_async,
+            }
             return Agent(*others, **known | settings)
 
         yield make

@@ -22,7 +22,7 @@ def test_messages_without_ids_are_dropped_as_others_are():
     new = HumanMessage("How are you?", id="b")
     held: list[Any] = [question, answer, new]
     coverage, talk, gone = ThreadKeeping().begin(field, held)
-    assert (coverage.base, talk) == (REF, [new])
+    assert (coverage.covered[0].ref, talk) == (REF, [new])
     assert add_messages(held, cast("Any", gone)) == [new]
 
 

@@ -14,12 +14,11 @@ from langchain_rwkv_state import RWKVStateHistory
 
 _GONE = {
     "as it is": "",
-    "without the class": "sys.modules['langchain_core.chat_history'] = types.ModuleType('gone')",
-    "without its module": "sys.modules['langchain_core.chat_history'] = None",
+    "without the class": "sys.modules['langchain_core.chat_history'] = None",
 }
 
 _USE = """
-import asyncio, sys, types, warnings
+import asyncio, sys, warnings
 warnings.simplefilter("error")
 {gone}
 from langchain_core.messages import AIMessage, HumanMessage

@@ -14,7 +14,6 @@ from tests.helpers.agents import called, result, said, user
 from tests.unit_tests.conversation.conftest import MakeAgent, MakeText
 
 # Its tools' descriptions are long, and the models of these tests read bytes.
-pytestmark = pytest.mark.parametrize("way", ["sync memory", "async sqlite"])
 CAPACITY = 1 << 16
 WRITTEN = '{"file_path": "/a.txt", "content": "My cat is Tom."}'
 PATH = '{"file_path": "/a.txt"}'
@@ -99,3 +98,29 @@ async def test_an_answer_that_was_edited_is_the_answer(make_agent: MakeAgent, ma
     await agent.update(lambda messages: [AIMessage("My name is Mona.", id=messages[-1].id)])
     assert await agent.say("who am I?") == "You are Mona."
     await agent.law()
+
+
+@pytest.mark.filterwarnings("ignore:The feature `forked subagents` is in beta")
+@pytest.mark.parametrize("keep_all", [False, True])
+async def test_a_forked_subagent_knows_what_the_thread_still_holds(
+    make_agent: MakeAgent, make_text: MakeText, keep_all: bool
+):
+    spec: Any = {
+        "name": "helper",
+        "description": "Helps.",
+        "system_prompt": "Help.",
+        "mode": "fork",
+    }
+    agent = make_agent(
+        create=create_deep_agent,
+        make_chat=lambda: make_text(capacity=CAPACITY),
+        tools=[],
+        subagents=[spec],
+        keep={"keep_all": keep_all},
+        twin=False,
+    )
+    await agent.say("My name is Ann.")
+    who = '{"description": "who am I?", "subagent_type": "helper"}'
+    assert await agent.say(f"call task {who}, then who am I?") == "You are Ann."
+    inner = agent.chat.calls[-2]
+    assert ("My name is Ann." in inner.before + inner.read) == keep_all

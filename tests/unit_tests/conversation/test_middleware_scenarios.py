@@ -6,6 +6,7 @@ Each scenario runs sync, with threads in memory, and async, with threads in SQLi
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import Any
 
@@ -23,11 +24,15 @@ from langchain.agents.middleware import (
     TodoListMiddleware,
     ToolCallLimitMiddleware,
     ToolRetryMiddleware,
+    after_model,
+    before_model,
     dynamic_prompt,
 )
 from langchain.agents.middleware.types import AgentMiddleware
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
+from langchain.tools import ToolRuntime
 from langchain_core.language_models import FakeListChatModel
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langgraph.types import Command, interrupt
 from pydantic import BaseModel
@@ -41,7 +46,6 @@ TWO = '{"a": 3, "b": 4}'
 CALL_ONE = called(("add", {"a": 1, "b": 2}))
 CALL_TWO = called(("add", {"a": 3, "b": 4}))
 
-pytestmark = pytest.mark.parametrize("way", ["sync memory", "async sqlite"])
 either_order = pytest.mark.parametrize("last", [True, False], ids=["ours last", "ours first"])
 
 
@@ -65,6 +69,25 @@ class _Rewrite(AgentMiddleware[Any, Any, Any]):
         for message in response.result:
             message.content = str(message.content).replace("turn", "round")
         return response
+
+
+class _MadeAnew(_Rewrite):
+    """Makes answers anew, which then carry no reference."""
+
+    def _rewritten(self, response: Any) -> Any:
+        for message in response.result:
+            message.response_metadata = {}
+        return response
+
+
+class _FirstOfTwo(AgentMiddleware[Any, Any, Any]):
+    """Asks twice, and takes the first answer."""
+
+    def wrap_model_call(self, request: Any, handler: Any) -> Any:
+        return [handler(request), handler(request)][0]
+
+    async def awrap_model_call(self, request: Any, handler: Any) -> Any:
+        return [await handler(request), await handler(request)][0]
 
 
 class _Route(AgentMiddleware[Any, Any, Any]):
@@ -397,6 +420,53 @@ async def test_another_selection_of_tools_is_read_behind_the_state_with_a_warnin
     assert told.index("- add(") < told.index(CALL_ONE) < told.index("- other(")
 
 
+async def test_a_tool_that_sees_the_thread_and_changes_it(make_agent: MakeAgent):
+    @tool
+    def note(text: str, runtime: ToolRuntime[Any, Any]) -> Command[Any]:
+        """Note something down."""
+        seen = f"{text}: {runtime.state['messages'][-2].text}"
+        return Command(
+            update={
+                "messages": [
+                    ToolMessage(seen, tool_call_id=runtime.tool_call_id),
+                    HumanMessage("My name is Bob."),
+                ]
+            }
+        )
+
+    agent = make_agent(tools=[note])
+    await agent.say("My name is Ann.")
+    asked = 'call note {"text": "Noted"}, then say done'
+    assert await agent.say(asked) == "That was turn 3."
+    assert await agent.say("who am I?") == "You are Bob."
+    turns = await agent.law()
+    assert turns[5:7] == [result(f"Noted: {asked}"), user("My name is Bob.")]
+
+
+@either_order
+async def test_hooks_that_add_messages_and_end_a_turn(make_agent: MakeAgent, last: bool):
+    @before_model(can_jump_to=["end"])
+    def guard(state: Any, runtime: Any) -> dict[str, Any] | None:
+        if "secret" in state["messages"][-1].text:
+            return {"messages": [AIMessage("I must not.")], "jump_to": "end"}
+        return None
+
+    @after_model
+    def sign(state: Any, runtime: Any) -> dict[str, Any] | None:
+        signed = "sign" in state["messages"][-1].text
+        return {"messages": [AIMessage("My name is Eve.")]} if signed else None
+
+    agent = make_agent(guard, sign, last=last)
+    await agent.say("My name is Ann.")
+    assert await agent.say("a secret?") == "I must not."
+    assert await agent.say("who am I?") == "You are Ann."
+    assert await agent.say("say signed") == "My name is Eve."
+    assert await agent.say("who am I?") == "You are Eve."
+    turns = await agent.law()
+    assert turns[3:5] == [user("a secret?"), said("I must not.")]
+    assert turns[-4:-2] == [said("signed"), said("My name is Eve.")]
+
+
 async def test_an_interrupt_in_a_tool_is_resumed(make_agent: MakeAgent):
     @tool
     def ask(question: str) -> str:
@@ -408,7 +478,7 @@ async def test_an_interrupt_in_a_tool_is_resumed(make_agent: MakeAgent):
     asked = await agent.run('call ask {"question": "Old?"}, then call ask {"question": "Tall?"}')
     assert asked["__interrupt__"][0].value == "Old?"
     await agent.run(Command(resume="Yes."))
-    assert await agent.run(Command(resume="No."))
+    await agent.run(Command(resume="No."))
     assert await agent.say("who am I?") == "You are Ann."
     turns = await agent.law()
     assert turns[5] == result("Old? Yes.")
@@ -487,26 +557,54 @@ async def test_an_answer_that_a_middleware_rewrites_is_read_as_rewritten(
     assert turns[2] == said("That was round 1.")
 
 
+async def test_an_answer_that_lost_its_reference_behind_ours_is_read_as_a_message(
+    make_agent: MakeAgent,
+):
+    agent = make_agent(_MadeAnew(), last=False, twin=False)
+    await agent.say("My name is Ann.")
+    assert await agent.say("who am I?") == "You are Ann."
+    assert await agent.ref() is None
+    assert agent.reads()[-1] == "\n\n".join(
+        [
+            str(agent.block()),
+            user("My name is Ann."),
+            said("That was turn 1."),
+            user("who am I?"),
+            "Assistant:",
+        ]
+    )
+
+
+@either_order
+async def test_the_first_of_two_answers(make_agent: MakeAgent, last: bool):
+    agent = make_agent(_FirstOfTwo(), last=last)
+    await agent.say("My name is Ann.")
+    assert await agent.say("who am I?") == "You are Ann."
+    turns = await agent.law()
+    assert len(turns) == 5
+
+
 @pytest.mark.parametrize("keep", [{"keep_last": 0}, {"keep_all": True}], ids=["dropped", "kept"])
 async def test_a_call_that_was_cut_off_is_answered_by_the_graph_and_told_once(
     make_agent: MakeAgent, make_text: MakeText, keep: dict[str, Any]
 ):
-    agent = make_agent(make_chat=lambda: make_text(max_tokens=40), keep=keep, twin=False)
+    agent = make_agent(make_chat=lambda: make_text(max_tokens=40), keep=keep)
     await agent.say("My name is Ann.")
     await agent.say('call add {"a": 333333333333333, "b": 4}')
     assert await agent.say("who am I?") == "You are Ann."
     await agent.say("and now?")
-    turns = await agent.heard()
-    assert turns[3] == said('```json\n{"name":"add","arguments":{"a":3')
-    assert turns[4].startswith(result("Error: Tool call add with id call_"))
-    assert turns[5:] == [
-        user("who am I?"),
-        said("You are Ann."),
-        user("and now?"),
-        said("That was turn 4."),
-    ]
+    assert agent.twin is not None
+    _, *plain, _ = _without_call_ids(agent.twin.reads()[-1]).split("\n\n")
+    told = _without_call_ids("\n\n".join(await agent.heard())).split("\n\n")
+    assert told == [*plain, said("That was turn 4.")]
+    assert told[3] == said('```json\n{"name":"add","arguments":{"a":3')
     if "keep_all" not in keep:
         assert len((await agent.state()).values["messages"]) == 2
+
+
+def _without_call_ids(text: str) -> str:
+    """LangChain tells the model the id of a call that was cut off."""
+    return re.sub("call_[0-9a-f]+", "call", text)
 
 
 async def test_a_system_prompt_that_changes_is_read_behind_the_state_with_a_warning(

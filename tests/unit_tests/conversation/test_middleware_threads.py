@@ -1,6 +1,7 @@
 """What becomes of an agent's thread: forks, time travel, edits, clients, failures, lost states.
 
-Each scenario runs sync and async, with threads in memory and in SQLite; see `tests.helpers.agents`.
+Each scenario runs sync, with threads in memory, and async, with threads in SQLite; see
+`tests.helpers.agents`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from langchain_core.messages import (
 from langchain_core.tools import tool
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.graph.message import REMOVE_ALL_MESSAGES
+from langgraph.types import Command, interrupt
 
 from langchain_rwkv_state import MemoryStateStore, RWKVStateMiddleware, marker
 from langchain_rwkv_state.conversation.coverage import FIELD
@@ -35,10 +37,11 @@ ANN = (user("My name is Ann."), said("That was turn 1."))
 ONE = '{"a": 1, "b": 2}'
 CALL_ONE = called(("add", {"a": 1, "b": 2}))
 
+
 kept = pytest.mark.parametrize(
     "keep",
-    [{}, {"keep_last": 2}, {"keep_last": 3}, {"keep_all": True}],
-    ids=["none kept", "two kept", "three kept", "all kept"],
+    [{}, {"keep_last": 3}, {"keep_all": True}],
+    ids=["none kept", "three kept", "all kept"],
 )
 
 
@@ -78,12 +81,16 @@ async def test_time_travel_to_any_step_goes_on_from_what_was_told_by_then(make_a
 async def test_a_replay_has_the_same_references(make_agent: MakeAgent):
     agent = make_agent(twin=False)
     await agent.say("My name is Ann.")
+    before = await agent.ref()
     await agent.say(f"call add {ONE}, then say done")
     ref = await agent.ref()
-    for place in await agent.history():
-        if place.next and place.metadata["step"] > 3:
-            await agent.run(None, place.config)
-            assert await agent.ref() == ref
+    steps = [
+        place for place in await agent.history() if place.next and await agent.ref(place.config)
+    ]
+    for place in steps:
+        await agent.run(None, place.config)
+        assert await agent.ref() == ref
+    assert {await agent.ref(place.config) for place in steps} > {before}
 
 
 def _replaced(kind: type[BaseMessage], text: str) -> Any:
@@ -162,6 +169,15 @@ async def test_a_turn_that_was_removed_is_forgotten(make_agent: MakeAgent, keep:
     assert turns[1:] == [*ANN, user("who am I?"), said("You are Ann.")]
 
 
+async def test_what_is_left_of_a_thread_is_no_repeat_of_itself(make_agent: MakeAgent):
+    agent = make_agent(keep={"keep_last": 5})
+    for text in [*["My name is Ann."] * 2, *["who am I?"] * 4]:
+        await agent.say(text)
+    await agent.update(_removed(HumanMessage))
+    await agent.say("and now?")
+    await agent.law()
+
+
 @kept
 async def test_a_question_that_was_asked_twice_is_told_twice(make_agent: MakeAgent, keep: Any):
     agent = make_agent(keep=keep)
@@ -233,11 +249,20 @@ async def _secret(agent: Agent) -> str:
 async def test_a_marker_of_a_client_is_dropped(make_agent: MakeAgent):
     agent = make_agent(twin=False)
     ref = await _secret(agent)
-    assert await agent.run([marker(ref), HumanMessage("who am I?")])
+    await agent.run([marker(ref), HumanMessage("who am I?")])
     await agent.expect(user("who am I?"), said("I do not know."))
-    assert all(
-        STATE_KEY not in m.additional_kwargs for m in (await agent.state()).values["messages"]
-    )
+    held = (await agent.state()).values["messages"]
+    assert [message.text for message in held] == ["who am I?", "I do not know."]
+
+
+async def test_a_marker_that_comes_in_amid_a_turn_opens_nothing(make_agent: MakeAgent):
+    agent = make_agent(twin=False)
+    ref = await _secret(agent)
+    agent = make_agent(chat=agent.chat, twin=False, interrupt_before=["model"])
+    await agent.run("Hi.")
+    await agent.update(lambda _: [marker(ref), HumanMessage("who am I?")])
+    await agent.run(None)
+    await agent.expect(user("Hi."), user("who am I?"), said("I do not know."))
 
 
 async def test_a_reference_on_an_answer_of_a_client_opens_nothing(make_agent: MakeAgent):
@@ -502,6 +527,80 @@ async def test_a_thread_in_use_outlives_its_time_to_live(
     clock.advance(101)
     with pytest.raises(StateExpired):
         await agent.say("who am I?")
+
+
+async def test_a_thread_in_use_can_be_gone_back_in_for_as_long_as_it_lives(
+    make_agent: MakeAgent, make_text: MakeText
+):
+    clock = SetClock()
+    agent = make_agent(chat=make_text(MemoryStateStore(ttl=100.0, clock=clock)), twin=False)
+    await agent.say("My name is Ann.")
+    first = (await agent.state()).config
+    for _ in range(4):
+        clock.advance(60)
+        await agent.say("and now?")
+    assert await agent.say("who am I?", first) == "You are Ann."
+    await agent.expect(*ANN, user("who am I?"), said("You are Ann."))
+
+
+@kept
+async def test_messages_that_an_application_appends_are_read_once(make_agent: MakeAgent, keep: Any):
+    agent = make_agent(keep=keep)
+    await agent.say("My name is Ann.")
+    await agent.update(lambda _: [HumanMessage("My name is Mona."), AIMessage("Hello, Mona.")])
+    assert await agent.say("who am I?") == "You are Mona."
+    assert await agent.say("and now?") == "That was turn 4."
+    turns = await agent.law()
+    assert turns[3:5] == [user("My name is Mona."), said("Hello, Mona.")]
+
+
+@kept
+async def test_a_user_who_does_not_answer_an_interrupt_goes_on(make_agent: MakeAgent, keep: Any):
+    agent = make_agent(keep=keep, interrupt_before=["tools"])
+    await agent.say("My name is Ann.")
+    await agent.run(f"call add {ONE}, then say done")
+    assert (await agent.state()).next == ("tools",)
+    assert await agent.say("who am I?") == "You are Ann."
+    assert await agent.say("and now?") == "That was turn 4."
+    turns = await agent.law()
+    assert turns[3:6] == [user(f"call add {ONE}, then say done"), CALL_ONE, user("who am I?")]
+
+
+async def test_of_parallel_calls_one_waits_for_a_person(make_agent: MakeAgent):
+    ran: list[str] = []
+
+    @tool
+    def ask(question: str) -> str:
+        """Ask a person."""
+        return str(interrupt(question))
+
+    @tool
+    def work(a: int) -> str:
+        """Works."""
+        ran.append(str(a))
+        return str(a)
+
+    agent = make_agent(tools=[ask, work])
+    await agent.say("My name is Ann.")
+    await agent.run('call work {"a": 5} and ask {"question": "Old?"}, then say done')
+    await agent.run(Command(resume="Yes."))
+    assert ran == ["5", "5"]  # of the agent, and of its twin
+    assert await agent.say("who am I?") == "You are Ann."
+    turns = await agent.law()
+    assert turns[5:8] == [result("5"), result("Yes."), said("done")]
+
+
+async def test_a_batch_is_as_many_threads(make_agent: MakeAgent):
+    agent = make_agent(twin=False)
+    names = ["Ann", "Bob", "Cid"]
+    for texts in ([f"My name is {name}." for name in names], ["who am I?"] * 3):
+        inputs = [{"messages": [HumanMessage(text)]} for text in texts]
+        configs = [as_config(name) for name in names]
+        if agent.is_async:
+            found = await agent.graph.abatch(inputs, configs)
+        else:
+            found = await asyncio.to_thread(agent.graph.batch, inputs, configs)
+    assert [each["messages"][-1].text for each in found] == [f"You are {name}." for name in names]
 
 
 async def test_a_run_that_was_cancelled_is_gone_on_with(make_agent: MakeAgent):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable
 from contextlib import aclosing
@@ -221,6 +222,40 @@ class TestAnAbortedTurn:
         stream.close()
         assert len(bob.log()) == 1
         assert unread(store) == []
+
+    @pytest.mark.posix
+    @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+    def test_in_a_forked_child_is_the_parents(self, disk_store):
+        stream: Any = keeping(FakeChat(store=disk_store)).stream("One.")
+        next(stream)
+        child = os.fork()
+        if not child:
+            stream.close()
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert unread(disk_store) == []
+        stream.close()
+        assert unread(disk_store) == ["One."]
+
+    def test_by_the_end_of_the_process_leaves_its_question(self, bob, fake, store):
+        def end() -> None:
+            raise SystemExit
+
+        fake.before_answer = end
+        with pytest.raises(SystemExit):
+            bob.invoke("One.")
+        assert unread(store) == ["One."]
+
+    async def test_is_read_as_if_it_had_been_said_with_the_next_one(self, make_chat, store):
+        """The state knows both questions, as one that read them together does."""
+        chat = make_chat(7, temperature=0)
+        bob = chat.with_session("bob", on_abort="keep_question")
+        bob.invoke("One.")
+        store.fork("bob", "rob")
+        leave(chat.bind(max_tokens=500).with_session("bob", on_abort="keep_question"), "Two.")
+        kept = bob.invoke("Three.")
+        told = chat.with_session("rob").invoke([h("Two."), h("Three.")])
+        assert kept.response_metadata["rwkv_state"] == told.response_metadata["rwkv_state"]
 
     def test_that_was_never_begun_leaves_nothing(self, bob, store):
         bob.stream("One.").close()
@@ -512,6 +547,33 @@ class TestAnAbortAtTheCommit:
         await task
         assert len(bob.log()) == 1
         assert unread(store) == []
+
+    @pytest.mark.parametrize("verb", ["session", "append_unread"])
+    async def test_that_is_cancelled_once_more_as_it_is_kept_is_kept(
+        self, bob, fake, store, monkeypatch, verb
+    ):
+        bob.invoke("One.")
+        held = Held(fake)
+        task = asyncio.create_task(bob.ainvoke("Two."))
+        await asyncio.to_thread(held.asked.wait, 20)
+        began, go_on = threading.Event(), threading.Event()
+        real = getattr(store, verb)
+
+        def slow(*args: Any, **options: Any) -> Any:
+            began.set()
+            assert go_on.wait(20)
+            return real(*args, **options)
+
+        monkeypatch.setattr(store, verb, slow)
+        task.cancel()
+        await asyncio.to_thread(began.wait, 20)
+        task.cancel()
+        await asyncio.sleep(0.02)
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        held.go_on.set()
+        assert unread(store) == ["Two."]
 
 
 class TestAStoreThatFailsThen:

@@ -93,7 +93,7 @@ class TestAnAside:
         next(stream)
         assert bob.invoke("Three.").content == "heard 3"
 
-    def test_renews_no_time_to_live(self):
+    async def test_renews_no_time_to_live(self):
         now = [1_000_000.0]
         store = MemoryStateStore(ttl=3600, clock=lambda: now[0])
         bob = RWKVSession(FakeChat(store=store), store, "bob")
@@ -102,7 +102,11 @@ class TestAnAside:
         now[0] += 1800
         bob.ask_aside("Two?")
         list(bob.stream_aside("Two?"))
+        await bob.aask_aside("Two?")
+        assert [chunk async for chunk in bob.astream_aside("Two?")]
         assert expiry(store) == expires
+        now[0] += 1801
+        assert store.sessions() == []
 
     def test_drops_markers_like_a_turn(self, bob, store):
         bob.invoke("One.")

@@ -16,11 +16,9 @@ from langchain_rwkv_state.engine.request_handle import RequestHandle
 def test_requests_of_its_context_end_and_others_do_not():
     interruption = Interruption()
 
-    def inside() -> RequestHandle:
-        interruption.take_part()
-        return RequestHandle()
-
-    mine, other = copy_context().run(inside), RequestHandle()
+    with interruption.part():
+        mine = RequestHandle()
+    other = RequestHandle()
     interruption.interrupt()
     assert (mine.over, other.over) == (True, False)
     with pytest.raises(KeyboardInterrupt):
@@ -33,30 +31,31 @@ def test_what_begins_after_it_ends_at_once():
     interruption = Interruption()
     interruption.interrupt()
 
-    def inside() -> None:
-        interruption.take_part()
+    with interruption.part():
         with pytest.raises(KeyboardInterrupt):
             RequestHandle().result()
         with pytest.raises(KeyboardInterrupt):
             raise_if_interrupted()
-
-    copy_context().run(inside)
     raise_if_interrupted()
+
+
+def test_a_context_that_outlives_its_part_is_left_alone():
+    interruption = Interruption()
+    with interruption.part():
+        context = copy_context()
+    interruption.interrupt()
+    context.run(raise_if_interrupted)
+    assert not context.run(RequestHandle).over
 
 
 def test_of_one_work_within_another_both_end():
     outer = Interruption()
-
-    def inside() -> RequestHandle:
-        outer.take_part()
+    with outer.part():
         inner = Interruption()
-        inner.take_part()
-        kept.append(inner)
-        return RequestHandle()
-
-    kept: list[Interruption] = []
-    handle = copy_context().run(inside)
+        with inner.part():
+            handle = RequestHandle()
     outer.interrupt()
+    assert inner.happened
     assert handle.over
 
 
@@ -65,13 +64,13 @@ def test_a_wait_in_another_thread_ends():
     ended: list[BaseException] = []
 
     def wait() -> None:
-        interruption.take_part()
-        handle = RequestHandle()
-        begun.set()
-        try:
-            handle.result()
-        except KeyboardInterrupt as error:
-            ended.append(error)
+        with interruption.part():
+            handle = RequestHandle()
+            begun.set()
+            try:
+                handle.result()
+            except KeyboardInterrupt as error:
+                ended.append(error)
 
     thread = threading.Thread(target=wait)
     thread.start()
@@ -83,13 +82,10 @@ def test_a_wait_in_another_thread_ends():
 
 def test_it_keeps_no_request():
     interruption = Interruption()
-
-    def inside() -> weakref.ref[RequestHandle]:
-        interruption.take_part()
+    with interruption.part():
         handle = RequestHandle()
         join(handle)
-        return weakref.ref(handle)
-
-    found = copy_context().run(inside)
+    found = weakref.ref(handle)
+    del handle
     gc.collect()
     assert found() is None

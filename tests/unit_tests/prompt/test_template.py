@@ -28,6 +28,7 @@ from langchain_rwkv_state.prompt.template import (
     G1Template,
     Segment,
     WorldTemplate,
+    block_digest,
 )
 from langchain_rwkv_state.tokenizer import JsonTokenizer, Tokenizer, WorldTokenizer
 from tests.helpers.checkpoints import write_tokenizer
@@ -157,6 +158,28 @@ def test_no_message_holds_a_boundary(template, tokenizer, messages):
 def test_a_conversation_has_as_many_boundaries_as_turns(template, tokenizer, messages):
     text = tokenizer.decode(ids_of(template.segments(messages, start=True)))
     assert text.count("\n\n") == max(len(messages) - 1, 0)
+
+
+def test_a_turn_has_the_ids_of_a_conversation_that_begins_with_it(template):
+    first, second = [HumanMessage("Hi."), AIMessage("Yes?")], [HumanMessage("Why?")]
+    later = ids_of(template.segments([*first, *second], start=True))
+    later = later[len(ids_of(template.segments(first, start=True))) :]
+    alone = ids_of(template.segments(second, start=True))
+    assert later != alone
+    assert list(template.opening_ids(later)) == alone
+    assert list(template.opening_ids(alone)) == alone
+
+
+@pytest.mark.parametrize("start", [True, False])
+def test_the_system_block_that_a_turn_begins_with_is_found_by_its_digest(template, start):
+    block = [SystemMessage("Be kind."), HumanMessage("2+2?"), AIMessage("4")]
+    said = [HumanMessage("3+3?"), AIMessage("6")]
+    digest = block_digest(segment.ids for segment in template.segments(block, start=True))
+    ids = ids_of(template.segments([*block, *said], start=start))
+    length = len(ids_of(template.segments(block, start=start)))
+    assert template.block_length(ids, digest) == length
+    assert template.block_length(ids, "another") is None
+    assert template.block_length(ids[:length], digest) == length
 
 
 @given(text=TEXTS)

@@ -494,6 +494,23 @@ def test_a_session_that_moves_meanwhile_is_not_lost(store, runtime, moved):
     assert store.check().problems == ()
 
 
+def test_a_message_that_comes_meanwhile_stays_unread(store, runtime):
+    chat(store, runtime, "bob", 3)
+
+    class Slow(Reader):
+        came = False
+
+        def forward(self, tokens: Any, state: Any) -> Any:
+            if state.n_tokens and not self.came:
+                self.came = True
+                store.append_unread("bob", ['"later"'])
+            return super().forward(tokens, state)
+
+    store.redact("bob", [2], Slow())
+    assert store.session("bob").unread == ('"later"',)
+    assert store.session("bob").n_turns == 2
+
+
 def test_a_fork_that_comes_meanwhile_is_seen(store, runtime):
     chat(store, runtime, "bob", 3)
 
