@@ -415,7 +415,7 @@ def _rewritten(
         )
     state = _base_state(store, view, first, model)
     head, seq = origin_of(first).base, first.seq - 1
-    block, lost = state.system_digest, None
+    told_block = block = state.system_digest  # as it was, and as it will be
     stayed: tuple[int, ...] = ()  # a system block of turns that go
     begins = False  # whether it is what the conversation begins with
     made: list[LogEntry] = []
@@ -429,16 +429,18 @@ def _rewritten(
         at = turn.n_tokens - len(tokens)
         stays = tuple(token for n, token in enumerate(tokens, at) if not _is_cut(n, cuts))
         begins = begins or (at == 0 and not _is_cut(0, cuts))
-        if any(cut.turn.ref == turn.ref for cut in cuts):
-            if origin.block != block and not stays:
-                lost = origin.block  # it was read there, and cannot be told from what goes
+        goes = any(cut.turn.ref == turn.ref for cut in cuts)
+        if origin.block != told_block:
+            told_block = origin.block
+            if stays or not goes:  # else it cannot be told from what goes
+                block = told_block
+        if goes:
             stayed += stays
             continue
         read = stayed + stays
         if state.n_tokens == 0 and not begins:
             read = _template(model).opening_ids(read)
         stayed = ()
-        block = block if origin.block == lost else origin.block
         state = read_tokens(model.runtime, state, read).with_system_digest(block)
         told = Origin(head, pack_tokens(read), origin.fingerprint, block)
         head, parent, seq = reference(state.derivation, store._key), head, seq + 1
