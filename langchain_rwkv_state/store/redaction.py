@@ -9,6 +9,7 @@ Two sessions that were told the same words have one state: whoever said them him
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -286,14 +287,22 @@ def finish(backend: Backend, now: float) -> None:
     Raises:
         StoreError: Somebody reads what was there before.
     """
-    note = Tables(backend.sql, now).meta(_SCRUB)
-    if note is None:
+    while (note := Tables(backend.sql, now).meta(_SCRUB)) is not None:
+        backend.scrub(frozenset(json.loads(note)))
+        change(backend, now, functools.partial(_scrubbed, note=note), freeing=True)
+
+
+def _scrubbed(changes: Changes, note: bytes) -> None:
+    """Notes that the disk was scrubbed, unless another redaction has asked for that meanwhile.
+
+    The note names states too: it goes in two steps, so that the log is empty behind the first.
+    """
+    if changes.meta(_SCRUB) != note:
         return
-    backend.scrub(frozenset(json.loads(note)))
-    # The note names states too: it goes in two steps, so that the log is empty behind the first.
-    change(backend, now, lambda changes: changes.note(_SCRUB, b"[]"), freeing=True)
-    backend.scrub(frozenset())
-    change(backend, now, lambda changes: changes.forget_note(_SCRUB), freeing=True)
+    if json.loads(note):
+        changes.note(_SCRUB, b"[]")
+    else:
+        changes.forget_note(_SCRUB)
 
 
 def finish_if_due(backend: Backend, now: float) -> None:

@@ -616,6 +616,30 @@ def test_what_a_killed_program_left_is_scrubbed_as_the_store_is_opened(
         assert store.check().problems == ()
 
 
+@pytest.mark.parametrize("nth", [1, 2])
+def test_two_redactions_at_once_are_both_scrubbed(tmp_path, runtime, monkeypatch, nth):
+    path = tmp_path / "store"
+    with DiskStateStore(path, log="tokens") as store:
+        chat(store, runtime, "bob", 2)
+        store.commit("al", store.stage(runtime.read([99]), tokens=[99]), None)
+        refs, _ = chat(store, runtime, "al", 1)
+        scrub, asked = store._backend.scrub, []
+
+        def beside(digests: Any) -> None:
+            scrub(digests)
+            asked.append(digests)
+            if len(asked) == nth:  # the other has committed, and its scrubbing is to come
+                with monkeypatch.context() as patch:
+                    patch.setattr(redaction, "finish", lambda *_: None)
+                    store.redact("al", [2], runtime)
+
+        monkeypatch.setattr(store._backend, "scrub", beside)
+        store.redact("bob", [2], runtime)
+        assert refs[0][-64:] in set().union(*asked)
+        assert found_in(path, forms_of_ref(refs[0])) == []
+        assert store._view().meta("scrub") is None
+
+
 def test_a_store_that_cannot_be_scrubbed_opens_and_says_so(tmp_path, runtime, monkeypatch, caplog):
     path = tmp_path / "store"
     with DiskStateStore(path, log="tokens") as store:
