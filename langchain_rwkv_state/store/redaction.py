@@ -21,6 +21,8 @@ from langchain_rwkv_state.errors import (
     SessionConflict,
     StateCorrupt,
     StateNotFound,
+    StoreError,
+    StoreFull,
 )
 from langchain_rwkv_state.state import Derivation, reference
 from langchain_rwkv_state.store import turns
@@ -272,13 +274,23 @@ def redact(store: TableStore, session: str, numbers: Sequence[int], given: Any) 
     finally:
         for row in files:
             store._tidy(row)
-    store._staging.forget(store._staging.after(found.doomed))
     try:
-        redacted = line.redacted(cuts)
-        cached = sum(listener(redacted) for listener in list(listeners))
+        cached = _forgotten_elsewhere(store, found.doomed, line.redacted(cuts))
+    except (StoreError, StoreFull) as error:
+        raise StoreError(
+            f"The turns are out of the session {session!r}, but not all that was deleted is off "
+            f"the disk yet. {error}"
+        ) from error
+    return replace(result, cached=cached)
+
+
+def _forgotten_elsewhere(store: TableStore, doomed: set[str], redacted: RedactedIds) -> int:
+    """Has it forgotten outside the tables, too; returns how much caches dropped."""
+    try:
+        store._staging.forget(store._staging.after(doomed))
+        return sum(listener(redacted) for listener in list(listeners))
     finally:
         finish(store._backend, store._clock.now())
-    return replace(result, cached=cached)
 
 
 def finish(backend: Backend, now: float) -> None:

@@ -13,7 +13,7 @@ from langchain_rwkv_state.prefix_cache import CachedState, Namespace
 from langchain_rwkv_state.prefix_cache.redacted import StandsOn
 from langchain_rwkv_state.prompt.plan import ids_of
 from langchain_rwkv_state.state import Derivation, StateLayout
-from langchain_rwkv_state.store.redaction import RedactedIds
+from langchain_rwkv_state.store.redaction import RedactedIds, listeners
 from tests.helpers.found import forms_of_ids, found_in
 from tests.helpers.states import random_state
 
@@ -128,6 +128,22 @@ def test_a_directory_that_cannot_be_used_is_told_of(tmp_path, caplog):
         cache.forget(REDACTED)
     path.unlink()
     cache.close()
+
+
+def test_one_cache_that_cannot_be_used_keeps_no_other_from_forgetting(monkeypatch):
+    ids = (*BEFORE, *TURN)
+    caches = [PrefixStateCache() for _ in range(3)]
+    for cache in caches:
+        cache.insert(ZERO, ids, kept(ids))
+
+    def forget(_: RedactedIds) -> int:
+        raise StoreError("The directory cannot be used.")
+
+    monkeypatch.setattr(caches[0], "forget", forget)
+    monkeypatch.setattr("langchain_rwkv_state.prefix_cache.cache._caches", caches)
+    with pytest.raises(StoreError, match="cannot be used"):
+        sum(listener(REDACTED) for listener in listeners)
+    assert [cache.stats().entries for cache in caches] == [1, 0, 0]
 
 
 def test_a_session_that_lost_a_turn_left_none_of_it_in_the_caches(tmp_path):

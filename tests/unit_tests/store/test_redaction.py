@@ -599,6 +599,22 @@ def test_somebody_who_reads_what_was_there_before_is_told_of(tmp_path, runtime):
         assert store.check().problems == ()
 
 
+@pytest.mark.parametrize("error", [StoreFull("No room."), StoreError("It is locked.")], ids=str)
+def test_where_it_cannot_be_scrubbed_the_error_says_that_it_is_done(
+    tmp_path, runtime, monkeypatch, error
+):
+    with DiskStateStore(tmp_path / "store", log="tokens") as store:
+        chat(store, runtime, "bob", 2)
+
+        def scrub(_: object) -> None:
+            raise error
+
+        monkeypatch.setattr(store._backend, "scrub", scrub)
+        with pytest.raises(StoreError, match=f"The turns are out of the session 'bob', .*{error}"):
+            store.redact("bob", [2], runtime)
+        assert len(store.log("bob")) == 1
+
+
 def test_what_a_killed_program_left_is_scrubbed_as_the_store_is_opened(
     tmp_path, runtime, monkeypatch
 ):
