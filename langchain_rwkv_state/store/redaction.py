@@ -274,8 +274,9 @@ def redact(store: TableStore, session: str, numbers: Sequence[int], given: Any) 
     finally:
         for row in files:
             store._tidy(row)
+    stays = {turn.ref for plan in plans for turn in plan.turns}
     try:
-        cached = _forgotten_elsewhere(store, found.doomed, line.redacted(cuts))
+        cached = _forgotten_elsewhere(store, found.doomed - stays, line.redacted(cuts))
     except (StoreError, StoreFull) as error:
         raise StoreError(
             f"The turns are out of the session {session!r}, but not all that was deleted is off "
@@ -287,7 +288,7 @@ def redact(store: TableStore, session: str, numbers: Sequence[int], given: Any) 
 def _forgotten_elsewhere(store: TableStore, doomed: set[str], redacted: RedactedIds) -> int:
     """Has it forgotten outside the tables, too; returns how much caches dropped."""
     try:
-        store._staging.forget(store._staging.after(doomed))
+        store._staging.forget(doomed | store._staging.after(doomed))
         return sum(listener(redacted) for listener in list(listeners))
     finally:
         finish(store._backend, store._clock.now())

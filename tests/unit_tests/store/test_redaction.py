@@ -379,6 +379,29 @@ def test_what_is_staged_on_the_turn_is_dropped(store, runtime):
     store.get(elsewhere)
 
 
+def test_what_was_being_read_on_from_it_is_staged_no_more(store, runtime):
+    """An answer under way, which else would be committed as a fork or kept by an owner."""
+    refs, _ = chat(store, runtime, "bob", 2)
+    under_way = runtime.read([*all_of(told(store, "bob")), 5])
+    store.redact("bob", [2], runtime)
+    with pytest.raises(StateNotFound, match="was redacted while an answer was read on"):
+        store.stage(under_way, parent=refs[1], tokens=[5])
+    chat(store, runtime, "bob", 1)
+    store.stage(runtime.read([*all_of(told(store, "bob")), 5]), parent=store.head("bob"))
+
+
+def test_a_turn_that_was_said_twice_stays_once_and_goes_on(store, runtime):
+    head, state = None, runtime.zero_state()
+    for ids in ([1, 2], [3, 4], [3, 4]):
+        _, state = runtime.forward(ids, state)
+        ref = store.stage(state, parent=head, tokens=ids)
+        store.commit("bob", ref, head)
+        head = ref
+    store.redact("bob", [2], runtime)
+    require_as_if(store, "bob", [1, 2, 3, 4], runtime)
+    chat(store, runtime, "bob", 1)
+
+
 def test_an_expired_fork_goes_as_a_whole(store, clock, runtime):
     chat(store, runtime, "bob", 2)
     store.fork("bob", "al")
