@@ -121,11 +121,13 @@ class Engine:
         _engines.add(self)
 
     def _begin_anew(self) -> None:
-        self._wake = threading.Condition()
+        # Taken itself, and never through the condition, which Ctrl-C may leave as it has it.
+        self._lock = threading.RLock()
+        self._wake = threading.Condition(self._lock)
         self._worker = threading.local()
         self._thread: threading.Thread | None = None
         self._slots = SlotPool(self._runtime, self._limits.slots)
-        self._scheduler = Scheduler(self._wake, self._slots)
+        self._scheduler = Scheduler(self._lock, self._slots)
         self._logged = time.monotonic()
 
     def submit(self, request: Request) -> RequestHandle:
@@ -149,7 +151,7 @@ class Engine:
             )
         handle = RequestHandle(self._worker)
         sequence = TokenSequence(request, tokenizer, handle, self._slots, known, guide)
-        with self._wake:
+        with self._lock:
             if self._closed:
                 raise EngineError("The engine is closed: load the model again.")
             most, scheduler = self._limits.max_queue, self._scheduler
@@ -189,7 +191,7 @@ class Engine:
 
     def _grammars_of(self, tokenizer: Tokenizer) -> Grammars:
         name = tokenizer.identity
-        with self._wake:
+        with self._lock:
             found = self._grammars.get(name)
             if found is None:
                 found = self._grammars[name] = Grammars(tokenizer, self._runtime.vocab_size)
@@ -197,7 +199,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Returns what the engine did, and what it has to do."""
-        with self._wake:
+        with self._lock:
             waiting, running = self._scheduler.waiting, self._scheduler.running
             prefill_rate, decode_rate = self._meter.rates()
             return EngineStats(
@@ -228,13 +230,13 @@ class Engine:
 
     @limits.setter
     def limits(self, limits: Limits) -> None:
-        with self._wake:
+        with self._lock:
             self._limits = limits
             self._slots.limit(limits.slots)
 
     def close(self) -> None:
         """Ends all requests with an `EngineError`, and waits until the runtime is not used."""
-        with self._wake:
+        with self._lock:
             self._closed = True
             pending = [*self._scheduler.waiting, *self._scheduler.running]
             thread = self._thread
@@ -250,6 +252,9 @@ class Engine:
 
     def _work(self) -> None:
         begin_work(self._worker)
+        with self._lock:
+            if self._thread is not threading.current_thread():
+                return  # Ctrl-C came as it was started, and another may be
         while self._await_work():
             # The worker outlives whatever the device does; a Rust panic is no Exception.
             try:
@@ -307,7 +312,7 @@ class Engine:
 
     def _await_work(self) -> bool:
         """Retires what has ended, and waits for a request; ``False`` ends the worker."""
-        with self._wake:
+        with self._lock:
             self._retire()
             while not (self._scheduler.running or self._scheduler.waiting):
                 if self._closed or self._idle():
@@ -354,11 +359,11 @@ class Engine:
 
     def _note_first_token(self, sequence: TokenSequence) -> None:
         if not sequence.n_sampled:
-            with self._wake:
+            with self._lock:
                 self._meter.first_token(time.monotonic() - sequence.submitted)
 
     def _note_step(self, seconds: float, prompt_ids: int, sampled: int) -> None:
-        with self._wake:
+        with self._lock:
             self._meter.step(seconds, prompt_ids, sampled)
         now = time.monotonic()
         if now - self._logged >= _LOG_SECONDS:

@@ -33,13 +33,18 @@ class RequestHandle:
 
     def __init__(self, worker: threading.local | None = None) -> None:
         self._worker = worker
-        self._changed = threading.Condition()
+        self._new_lock()
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self._events: deque[Event] = deque()
         self._over = False
         self._done: Done | None = None
         self._error: BaseException | None = None
         join(self)
+
+    def _new_lock(self) -> None:
+        # Taken itself, and never through the condition, which Ctrl-C may leave as it has it.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
 
     @property
     def over(self) -> bool:
@@ -48,7 +53,7 @@ class RequestHandle:
 
     def cancel(self) -> None:
         """Gives the request up: it is left within one step. After the end, does nothing."""
-        with self._changed:
+        with self._lock:
             if not self._over:
                 self._over = True
                 self._events.clear()
@@ -62,7 +67,7 @@ class RequestHandle:
         """
         try:
             self._refuse_worker()
-            with self._changed:
+            with self._lock:
                 self._changed.wait_for(lambda: self._over)
                 return self._outcome()
         finally:
@@ -97,7 +102,7 @@ class RequestHandle:
 
     def put(self, event: Event) -> None:
         """Hands an event to the caller; the worker's side. After the end, does nothing."""
-        with self._changed:
+        with self._lock:
             if self._over:
                 return
             self._events.append(event)
@@ -108,7 +113,7 @@ class RequestHandle:
 
     def fail(self, error: BaseException) -> None:
         """Ends the request with an error; the worker's side. After the end, does nothing."""
-        with self._changed:
+        with self._lock:
             if not self._over:
                 self._error = error
                 self._over = True
@@ -120,7 +125,7 @@ class RequestHandle:
 
     def orphan(self) -> None:
         """Ends the request in a forked child, where no worker serves it."""
-        self._changed = threading.Condition()  # the parent's may have been held at the fork
+        self._new_lock()  # the parent's may have been held at the fork
         self._waiters = []
         self.fail(EngineError("The process was forked, and requests stay with the parent."))
 
@@ -134,7 +139,7 @@ class RequestHandle:
 
     def _next(self) -> Event | None:
         self._refuse_worker()
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: self._events or self._over)
             if self._events:
                 return self._events.popleft()
@@ -161,7 +166,7 @@ class RequestHandle:
         self._refuse_worker()
         loop = asyncio.get_running_loop()
         while True:
-            with self._changed:
+            with self._lock:
                 if ready():
                     return
                 future: asyncio.Future[None] = loop.create_future()

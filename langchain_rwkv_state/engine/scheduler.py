@@ -9,9 +9,9 @@ bounded, and what one may take is bounded by how many others want to read.
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar
 
 from langchain_rwkv_state.engine.sequence import TokenSequence
@@ -34,7 +34,7 @@ class Scheduler:
         slots: What sequences run in.
     """
 
-    def __init__(self, lock: threading.Condition, slots: SlotPool) -> None:
+    def __init__(self, lock: AbstractContextManager[object], slots: SlotPool) -> None:
         self._lock = lock
         self._slots = slots
         self.waiting: deque[TokenSequence] = deque()

@@ -482,8 +482,20 @@ def _reading_or_none(directory: Path) -> PrefixStateCache:
 
 
 def _forget(redacted: RedactedIds) -> int:
-    """Drops what the caches of this process keep of turns that were taken out of a session."""
-    return sum(cache.forget(redacted) for cache in list(_caches))
+    """Drops what the caches of this process keep of turns that were taken out of a session.
+
+    Raises:
+        StoreError, StoreFull: One of them could not; all others have.
+    """
+    dropped, failed = 0, None
+    for cache in list(_caches):
+        try:
+            dropped += cache.forget(redacted)
+        except (StoreError, StoreFull) as error:
+            failed = error
+    if failed is not None:
+        raise failed
+    return dropped
 
 
 listeners.append(_forget)

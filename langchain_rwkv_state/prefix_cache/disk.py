@@ -324,7 +324,8 @@ class BackgroundWriter:
     def __init__(self, begin: Callable[[], None], write: Callable[[Entry], None]) -> None:
         self._begin = begin
         self._write = write
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # taken itself, as the engine's is
+        self._changed = threading.Condition(self._lock)
         self._queue: deque[Entry] = deque()
         self._thread: threading.Thread | None = None
         self._writing = False
@@ -332,7 +333,7 @@ class BackgroundWriter:
 
     def put(self, entry: Entry) -> None:
         """Queues an entry; where too many wait, it is not written this time."""
-        with self._changed:
+        with self._lock:
             if entry in self._queue or len(self._queue) >= _MOST_WAITING or self._closed:
                 return
             self._queue.append(entry)
@@ -345,14 +346,14 @@ class BackgroundWriter:
 
     def clear(self) -> None:
         """Forgets what is queued."""
-        with self._changed:
+        with self._lock:
             self._queue.clear()
             self._changed.notify_all()
 
     def flush(self, seconds: float) -> bool:
         """Waits until all is written; says whether it is."""
         until = time.monotonic() + seconds
-        with self._changed:
+        with self._lock:
             while self._queue or self._writing:
                 left = until - time.monotonic()
                 if left <= 0:
@@ -362,7 +363,7 @@ class BackgroundWriter:
 
     def close(self) -> None:
         """Ends the thread once the entry under way is written."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._changed.notify_all()
             thread = self._thread
@@ -372,7 +373,7 @@ class BackgroundWriter:
     def _work(self) -> None:
         self._begin()
         while True:
-            with self._changed:
+            with self._lock:
                 while not self._queue and not self._closed:
                     self._changed.wait()
                 if self._closed:
@@ -384,6 +385,6 @@ class BackgroundWriter:
             except Exception:
                 logger.warning("An entry of the prefix cache was not written", exc_info=True)
             finally:
-                with self._changed:
+                with self._lock:
                     self._writing = False
                     self._changed.notify_all()

@@ -2,13 +2,15 @@
 
 Values in, yes or no out. An entry says what it was read from by a digest alone, so the digests of
 all states along the conversation are made and compared. A cache may forget anything, so where it
-is not certain an entry goes; but not a pinned one, which somebody wants.
+is not certain an entry goes, as behind a state that is not on the way: it may be a fork's. But not
+a pinned one, which somebody wants.
 """
 
 from __future__ import annotations
 
 from langchain_rwkv_state.prefix_cache.entries import Namespace, base_name
 from langchain_rwkv_state.prefix_cache.radix_tree import common_ids, pack
+from langchain_rwkv_state.state import ZERO_ROOT
 from langchain_rwkv_state.store.redaction import RedactedIds
 
 _WIDTH = 4  # bytes of an id in a key
@@ -38,8 +40,9 @@ class StandsOn:
         if namespace.fingerprint != self._fingerprint:
             return False
         at = self._bases.get(namespace.base)
-        if at is None:
-            return not pinned and any(_holds(key, run) for run in self._runs)
+        if at is None:  # of another conversation, or of a fork that went on from here
+            known = namespace.base == ZERO_ROOT  # then the key holds all that was read
+            return not pinned and (not known or any(_holds(key, run) for run in self._runs))
         shared = at + common_ids(key, self._line[at * _WIDTH :])
         on_the_line = shared == at + len(key) // _WIDTH
         for start, end in self._cuts:

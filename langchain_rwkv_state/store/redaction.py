@@ -9,6 +9,7 @@ Two sessions that were told the same words have one state: whoever said them him
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +21,8 @@ from langchain_rwkv_state.errors import (
     SessionConflict,
     StateCorrupt,
     StateNotFound,
+    StoreError,
+    StoreFull,
 )
 from langchain_rwkv_state.state import Derivation, reference
 from langchain_rwkv_state.store import turns
@@ -271,13 +274,24 @@ def redact(store: TableStore, session: str, numbers: Sequence[int], given: Any) 
     finally:
         for row in files:
             store._tidy(row)
-    store._staging.forget(store._staging.after(found.doomed))
+    stays = {turn.ref for plan in plans for turn in plan.turns}
     try:
-        redacted = line.redacted(cuts)
-        cached = sum(listener(redacted) for listener in list(listeners))
+        cached = _forgotten_elsewhere(store, found.doomed - stays, line.redacted(cuts))
+    except (StoreError, StoreFull) as error:
+        raise StoreError(
+            f"The turns are out of the session {session!r}, but not all that was deleted is off "
+            f"the disk yet. {error}"
+        ) from error
+    return replace(result, cached=cached)
+
+
+def _forgotten_elsewhere(store: TableStore, doomed: set[str], redacted: RedactedIds) -> int:
+    """Has it forgotten outside the tables, too; returns how much caches dropped."""
+    try:
+        store._staging.forget(doomed | store._staging.after(doomed))
+        return sum(listener(redacted) for listener in list(listeners))
     finally:
         finish(store._backend, store._clock.now())
-    return replace(result, cached=cached)
 
 
 def finish(backend: Backend, now: float) -> None:
@@ -286,14 +300,22 @@ def finish(backend: Backend, now: float) -> None:
     Raises:
         StoreError: Somebody reads what was there before.
     """
-    note = Tables(backend.sql, now).meta(_SCRUB)
-    if note is None:
+    while (note := Tables(backend.sql, now).meta(_SCRUB)) is not None:
+        backend.scrub(frozenset(json.loads(note)))
+        change(backend, now, functools.partial(_scrubbed, note=note), freeing=True)
+
+
+def _scrubbed(changes: Changes, note: bytes) -> None:
+    """Notes that the disk was scrubbed, unless another redaction has asked for that meanwhile.
+
+    The note names states too: it goes in two steps, so that the log is empty behind the first.
+    """
+    if changes.meta(_SCRUB) != note:
         return
-    backend.scrub(frozenset(json.loads(note)))
-    # The note names states too: it goes in two steps, so that the log is empty behind the first.
-    change(backend, now, lambda changes: changes.note(_SCRUB, b"[]"), freeing=True)
-    backend.scrub(frozenset())
-    change(backend, now, lambda changes: changes.forget_note(_SCRUB), freeing=True)
+    if json.loads(note):
+        changes.note(_SCRUB, b"[]")
+    else:
+        changes.forget_note(_SCRUB)
 
 
 def finish_if_due(backend: Backend, now: float) -> None:
@@ -415,7 +437,7 @@ def _rewritten(
         )
     state = _base_state(store, view, first, model)
     head, seq = origin_of(first).base, first.seq - 1
-    block, lost = state.system_digest, None
+    told_block = block = state.system_digest  # as it was, and as it will be
     stayed: tuple[int, ...] = ()  # a system block of turns that go
     begins = False  # whether it is what the conversation begins with
     made: list[LogEntry] = []
@@ -429,16 +451,18 @@ def _rewritten(
         at = turn.n_tokens - len(tokens)
         stays = tuple(token for n, token in enumerate(tokens, at) if not _is_cut(n, cuts))
         begins = begins or (at == 0 and not _is_cut(0, cuts))
-        if any(cut.turn.ref == turn.ref for cut in cuts):
-            if origin.block != block and not stays:
-                lost = origin.block  # it was read there, and cannot be told from what goes
+        goes = any(cut.turn.ref == turn.ref for cut in cuts)
+        if origin.block != told_block:
+            told_block = origin.block
+            if stays or not goes:  # else it cannot be told from what goes
+                block = told_block
+        if goes:
             stayed += stays
             continue
         read = stayed + stays
         if state.n_tokens == 0 and not begins:
             read = _template(model).opening_ids(read)
         stayed = ()
-        block = block if origin.block == lost else origin.block
         state = read_tokens(model.runtime, state, read).with_system_digest(block)
         told = Origin(head, pack_tokens(read), origin.fingerprint, block)
         head, parent, seq = reference(state.derivation, store._key), head, seq + 1

@@ -114,6 +114,7 @@ class Staging:
         self._last = -math.inf
         self._dead: list[Path] = []
         self._expired: OrderedDict[str, float] = OrderedDict()
+        self._redacted: OrderedDict[str, None] = OrderedDict()
 
     @property
     def holds_states(self) -> bool:
@@ -131,6 +132,7 @@ class Staging:
     ) -> None:
         """Holds a state; the first one staged under a reference stays."""
         with self._lock:
+            self._redacted.pop(ref, None)  # it was said anew
             self._forget_old(now)
             self._expired.pop(ref, None)
             self._last = time.monotonic()
@@ -223,10 +225,18 @@ class Staging:
         """Drops states, whoever staged them, and that they ever were."""
         with self._lock:
             for ref in refs:
+                self._redacted[ref] = None
                 if ref in self._states:
                     self._drop(ref)
                 self._expired.pop(ref, None)
+            while len(self._redacted) > _EXPIRED_MAX:
+                self._redacted.popitem(last=False)
         self._delete_dead()
+
+    def is_redacted(self, ref: str) -> bool:
+        """Says whether a state was dropped by `forget`, and was not staged again."""
+        with self._lock:
+            return ref in self._redacted
 
     def expired_at(self, ref: str, *, now: float) -> float | None:
         """Returns when a staged state's time was up; ``None`` for one that never was staged."""

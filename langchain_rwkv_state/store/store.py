@@ -108,6 +108,11 @@ class TableStore(OpenStore):
         self._check_open()
         if parent is not None:
             _check_ref(parent, "parent")
+            if self._staging.is_redacted(parent) and not self._view().lives(parent):
+                raise StateNotFound(
+                    f"The state {parent} was redacted while an answer was read on from it: begin "
+                    "again from where its session is now."
+                )
         _check_state(state)
         states.require_finite(state)
         ref, state = self._as_kept(state)

@@ -65,6 +65,7 @@ class StoreVerbs(ABC):
 
         Raises:
             StateCorrupt: It holds NaN or infinity: the model that made it overflowed.
+            StateNotFound: `parent` was redacted meanwhile.
         """
 
     @abstractmethod

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 import weakref
+from collections.abc import Callable
+from contextlib import suppress
 from contextvars import copy_context
+from types import CodeType
+from typing import Any
 
 import pytest
 
 from langchain_rwkv_state.engine.interruption import Interruption, join, raise_if_interrupted
 from langchain_rwkv_state.engine.request_handle import RequestHandle
+from tests.helpers.scripted import scripted
 
 
 def test_requests_of_its_context_end_and_others_do_not():
@@ -89,3 +95,48 @@ def test_it_keeps_no_request():
     del handle
     gc.collect()
     assert found() is None
+
+
+def interrupted_after(code: CodeType, work: Callable[[], Any]) -> None:
+    """Does work, in which Ctrl-C comes whenever this code returns, if it ever does."""
+
+    def come(frame: Any, event: str, _: Any) -> None:
+        if event == "return" and frame.f_code is code:
+            raise KeyboardInterrupt
+
+    sys.setprofile(come)
+    try:
+        with suppress(KeyboardInterrupt):
+            work()
+    finally:
+        sys.setprofile(None)
+
+
+def others_can(work: Callable[[], object]) -> bool:
+    """Says whether another thread can do something, and need not wait for a lock for good."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(10)
+    return not thread.is_alive()
+
+
+def test_ctrl_c_as_a_lock_is_taken_leaves_it_free(engine):
+    """A condition is entered in Python, so that Ctrl-C may come once it has its lock."""
+    handle = RequestHandle()
+    handle.interrupt()
+    entering = threading.Condition.__enter__.__code__
+    interrupted_after(entering, handle.result)
+    assert others_can(handle.cancel), "the engine would wait for it, and everybody for the engine"
+    interrupted_after(entering, engine.stats)
+    assert others_can(engine.stats)
+
+
+def test_ctrl_c_as_the_worker_starts_leaves_one_worker(engine, runtime):
+    request = scripted(runtime, [1, 2], [33])
+    before = threading.enumerate()
+    interrupted_after(threading.Thread.start.__code__, lambda: engine.submit(request))
+    lone = [each for each in threading.enumerate() if each not in before]
+    assert engine.submit(request).result().text
+    for each in lone:
+        each.join(10)
+        assert not each.is_alive(), "two would run the same sequences"

@@ -7,13 +7,13 @@ import logging
 import pytest
 from langchain_core.messages import BaseMessage, HumanMessage
 
-from langchain_rwkv_state import ChatRWKV, DiskStateStore, PrefixStateCache
+from langchain_rwkv_state import ChatRWKV, DiskStateStore, MemoryStateStore, PrefixStateCache
 from langchain_rwkv_state.errors import StoreError
 from langchain_rwkv_state.prefix_cache import CachedState, Namespace
 from langchain_rwkv_state.prefix_cache.redacted import StandsOn
 from langchain_rwkv_state.prompt.plan import ids_of
 from langchain_rwkv_state.state import Derivation, StateLayout
-from langchain_rwkv_state.store.redaction import RedactedIds
+from langchain_rwkv_state.store.redaction import RedactedIds, listeners
 from tests.helpers.found import forms_of_ids, found_in
 from tests.helpers.states import random_state
 
@@ -61,13 +61,27 @@ def test_what_stands_on_the_turn_goes(ids, goes, goes_pinned):
         ((*BEFORE, *TURN), (1, 2), True),
         ((*BEFORE, *TURN[:5]), (1, 2), True),
         (OTHER, (1, *TURN, 2), True),
-        (OTHER, (1, *TURN[:30], 2), False),
+        ((*BEFORE, *TURN, *OTHER), (1, 2), True),
     ],
 )
 def test_so_does_what_was_read_from_a_state_along_the_way(read, ids, goes):
     base = Namespace.of(random_state(read, layout=LAYOUT))
     key = b"".join(token.to_bytes(4, "little") for token in ids)
     assert StandsOn(REDACTED)(base, key, pinned=False) == goes
+    assert not StandsOn(REDACTED)(
+        Namespace.of(random_state(OTHER, layout=LAYOUT)), key, pinned=True
+    )
+
+
+@pytest.mark.parametrize(("ids", "goes"), [((1, *TURN, 2), True), ((1, *TURN[:30], 2), False)])
+def test_a_transcript_goes_by_the_turn_where_the_beginning_is_not_known(ids, goes):
+    later = RedactedIds(
+        random_state(BEFORE, layout=LAYOUT).derivation, (*TURN, *BEHIND), ((0, 40),)
+    )
+    key = b"".join(token.to_bytes(4, "little") for token in ids)
+    assert StandsOn(later)(ZERO, key, pinned=False) == goes
+    other = Namespace.of(random_state(OTHER, layout=LAYOUT))
+    assert not StandsOn(later)(other, key, pinned=True), "somebody wants it"
 
 
 def test_entries_go_from_memory_and_from_every_byte_on_disk(tmp_path):
@@ -116,6 +130,22 @@ def test_a_directory_that_cannot_be_used_is_told_of(tmp_path, caplog):
     cache.close()
 
 
+def test_one_cache_that_cannot_be_used_keeps_no_other_from_forgetting(monkeypatch):
+    ids = (*BEFORE, *TURN)
+    caches = [PrefixStateCache() for _ in range(3)]
+    for cache in caches:
+        cache.insert(ZERO, ids, kept(ids))
+
+    def forget(_: RedactedIds) -> int:
+        raise StoreError("The directory cannot be used.")
+
+    monkeypatch.setattr(caches[0], "forget", forget)
+    monkeypatch.setattr("langchain_rwkv_state.prefix_cache.cache._caches", caches)
+    with pytest.raises(StoreError, match="cannot be used"):
+        sum(listener(REDACTED) for listener in listeners)
+    assert [cache.stats().entries for cache in caches] == [1, 0, 0]
+
+
 def test_a_session_that_lost_a_turn_left_none_of_it_in_the_caches(tmp_path):
     """What was read as a transcript lies on disk; a document in a session, in memory."""
     cache = PrefixStateCache(disk=tmp_path / "prefixes")
@@ -137,5 +167,21 @@ def test_a_session_that_lost_a_turn_left_none_of_it_in_the_caches(tmp_path):
         assert cache.stats().entries < before
         assert found_in(tmp_path, ids) == []
         assert "Marlow" in chat.invoke(question).text, "what it does not know is read again"
+    chat.unload()
+    cache.close()
+
+
+def test_nothing_is_left_of_a_document_that_a_fork_read_behind_the_turn():
+    cache = PrefixStateCache()
+    with MemoryStateStore(log="tokens") as store:
+        chat = ChatRWKV(model="demo", store=store, prefix_cache=cache, temperature=0, max_tokens=8)
+        for text in ("My name is Marlow.", "My dog is called Rex.", "I like tea."):
+            chat.with_session("bob").invoke(text)
+        store.fork("bob", "al")
+        for text in ("I live in Lisbon.", "A document says many things. " * 20):
+            chat.with_session("al").invoke(text)
+        assert cache.stats().entries > 0
+        done = store.redact("bob", turns=[2])
+        assert (done.sessions, cache.stats().entries) == (("al",), 0)
     chat.unload()
     cache.close()

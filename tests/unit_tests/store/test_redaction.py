@@ -222,6 +222,19 @@ def test_the_system_block_that_it_began_with_stays(store, runtime):
     require_as_if(store, "bob", [1, 2, 5, 6], runtime)
 
 
+def test_what_stays_of_two_turns_is_still_known_as_the_system_block(store, runtime):
+    head, state = None, runtime.zero_state()
+    for ids in ([1, 2, 3, 4], [5, 6], [7, 8]):
+        _, state = runtime.forward(ids, state)
+        state = state.with_system_digest("2")
+        ref = store.stage(state, parent=head, tokens=ids)
+        store.commit("bob", ref, head)
+        head = ref
+    store.redact("bob", [1, 2], Written(runtime))
+    assert store.get(store.head("bob")).system_digest == "2", "else it would be read again"
+    require_as_if(store, "bob", [1, 2, 7, 8], runtime)
+
+
 def test_a_system_block_that_cannot_be_told_from_the_turn_goes_and_is_read_anew(store, runtime):
     head, state = None, runtime.zero_state()
     for ids in ([1, 2, 3, 4], [5, 6]):
@@ -364,6 +377,29 @@ def test_what_is_staged_on_the_turn_is_dropped(store, runtime):
         with pytest.raises(StateNotFound):
             store.get(ref)
     store.get(elsewhere)
+
+
+def test_what_was_being_read_on_from_it_is_staged_no_more(store, runtime):
+    """An answer under way, which else would be committed as a fork or kept by an owner."""
+    refs, _ = chat(store, runtime, "bob", 2)
+    under_way = runtime.read([*all_of(told(store, "bob")), 5])
+    store.redact("bob", [2], runtime)
+    with pytest.raises(StateNotFound, match="was redacted while an answer was read on"):
+        store.stage(under_way, parent=refs[1], tokens=[5])
+    chat(store, runtime, "bob", 1)
+    store.stage(runtime.read([*all_of(told(store, "bob")), 5]), parent=store.head("bob"))
+
+
+def test_a_turn_that_was_said_twice_stays_once_and_goes_on(store, runtime):
+    head, state = None, runtime.zero_state()
+    for ids in ([1, 2], [3, 4], [3, 4]):
+        _, state = runtime.forward(ids, state)
+        ref = store.stage(state, parent=head, tokens=ids)
+        store.commit("bob", ref, head)
+        head = ref
+    store.redact("bob", [2], runtime)
+    require_as_if(store, "bob", [1, 2, 3, 4], runtime)
+    chat(store, runtime, "bob", 1)
 
 
 def test_an_expired_fork_goes_as_a_whole(store, clock, runtime):
@@ -586,6 +622,22 @@ def test_somebody_who_reads_what_was_there_before_is_told_of(tmp_path, runtime):
         assert store.check().problems == ()
 
 
+@pytest.mark.parametrize("error", [StoreFull("No room."), StoreError("It is locked.")], ids=str)
+def test_where_it_cannot_be_scrubbed_the_error_says_that_it_is_done(
+    tmp_path, runtime, monkeypatch, error
+):
+    with DiskStateStore(tmp_path / "store", log="tokens") as store:
+        chat(store, runtime, "bob", 2)
+
+        def scrub(_: object) -> None:
+            raise error
+
+        monkeypatch.setattr(store._backend, "scrub", scrub)
+        with pytest.raises(StoreError, match=f"The turns are out of the session 'bob', .*{error}"):
+            store.redact("bob", [2], runtime)
+        assert len(store.log("bob")) == 1
+
+
 def test_what_a_killed_program_left_is_scrubbed_as_the_store_is_opened(
     tmp_path, runtime, monkeypatch
 ):
@@ -601,6 +653,30 @@ def test_what_a_killed_program_left_is_scrubbed_as_the_store_is_opened(
     with DiskStateStore(path) as store:
         assert found_in(path, wanted) == []
         assert store.check().problems == ()
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_two_redactions_at_once_are_both_scrubbed(tmp_path, runtime, monkeypatch, nth):
+    path = tmp_path / "store"
+    with DiskStateStore(path, log="tokens") as store:
+        chat(store, runtime, "bob", 2)
+        store.commit("al", store.stage(runtime.read([99]), tokens=[99]), None)
+        refs, _ = chat(store, runtime, "al", 1)
+        scrub, asked = store._backend.scrub, []
+
+        def beside(digests: Any) -> None:
+            scrub(digests)
+            asked.append(digests)
+            if len(asked) == nth:  # the other has committed, and its scrubbing is to come
+                with monkeypatch.context() as patch:
+                    patch.setattr(redaction, "finish", lambda *_: None)
+                    store.redact("al", [2], runtime)
+
+        monkeypatch.setattr(store._backend, "scrub", beside)
+        store.redact("bob", [2], runtime)
+        assert refs[0][-64:] in set().union(*asked)
+        assert found_in(path, forms_of_ref(refs[0])) == []
+        assert store._view().meta("scrub") is None
 
 
 def test_a_store_that_cannot_be_scrubbed_opens_and_says_so(tmp_path, runtime, monkeypatch, caplog):
