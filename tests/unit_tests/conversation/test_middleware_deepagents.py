@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from deepagents import create_deep_agent
 from langchain_core.messages import AIMessage
 from langgraph.types import Command
