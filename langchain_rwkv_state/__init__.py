@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 from importlib import import_module
+from importlib.machinery import PathFinder
 
 from langchain_rwkv_state._version import __version__
 
@@ -47,6 +48,8 @@ __all__ = [
     "rwkv_node",
     "without_markers",
 ]
+if PathFinder.find_spec("langchain") is None:  # an extra: `import *` takes what there is
+    del __all__[__all__.index("RWKVStateMiddleware")]  # type checkers know all names
 
 _HOMES = {
     "ChatRWKV": "chat_models",

@@ -5,11 +5,12 @@ LangChain's own binding knows no sessions: what it hands on is the model's metho
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage
-from langchain_core.runnables import RunnableBinding
+from langchain_core.runnables import Runnable, RunnableBinding
 
 from langchain_rwkv_state.base import RWKVModel
 from langchain_rwkv_state.conversation.session_calls import BoundSession, SessionCalls
@@ -38,6 +39,13 @@ class BoundModel(RunnableBinding[LanguageModelInput, AIMessage]):
             TypeError: What the options are bound to is no model alone, as after `with_retry`.
         """
         return self._bind_to(self._chat.with_sessions(*args, **kwargs))
+
+    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Runnable[Any, AIMessage]:
+        """Returns `ChatRWKV.bind_tools` of the model, with the same options.
+
+        LangChain's own binding would hand the call on, and drop them.
+        """
+        return self.bind(**cast("Any", self.bound).bind_tools(tools, **kwargs).kwargs)
 
     def _bind_to(self, calls: SessionCalls) -> BoundSession:
         """Binds to a session what is bound here."""

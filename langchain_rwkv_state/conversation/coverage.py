@@ -13,7 +13,6 @@ import json
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
@@ -29,7 +28,7 @@ COVERED_MAX = 16
 """How many states are known of the messages that a thread holds."""
 
 DROPPED_MAX = 24
-"""How many of the dropped messages are known still."""
+"""How many of the dropped messages are known still: the first, and the last."""
 
 _SHORT_BYTES = 3  # whoever finds two messages of one digest has a message of his own dropped
 _EVIDENCE = 8  # so many of a long transcript's last messages tell that it is the thread's
@@ -58,7 +57,7 @@ class Coverage:
     Attributes:
         covered: From what stands for no message of the thread (the state behind what was dropped,
             if anything was) to the thread's last state.
-        dropped: Digests of the last messages that the thread holds no more, oldest first.
+        dropped: Digests of messages that the thread holds no more: the first, and the last ones.
         began: Id of the message that the thread's last turn began with, if it has one.
     """
 
@@ -80,8 +79,9 @@ class Coverage:
             raw = base64.b64decode(field["dropped"], validate=True)  # type: ignore[index]
             places = range(0, len(raw), _SHORT_BYTES)
             dropped = tuple(raw[at : at + _SHORT_BYTES].hex() for at in places)
-            coverage = cls(covered, dropped, field["began"])  # type: ignore[index]
-            sound = _is_sound(coverage)
+            began = field["began"]  # type: ignore[index]
+            coverage = cls(covered, dropped, began)
+            sound = _is_sound(coverage) and (began is None or isinstance(began, str))
         except (TypeError, ValueError, KeyError):
             sound = False
         if not sound:
@@ -138,14 +138,18 @@ class Coverage:
                 its end: they are read once more.
         """
         own, new = self._own(messages)
-        for start in dict.fromkeys((0, leading_system(new))):
-            for end in range(len(new), start, -1):
-                sent = new[start:end]
-                if any(map(_is_answer, sent)) and self._lead_up(sent, own):
+        shorts, ways = _shorts(new), self._ways_up(own)
+        starts = [0, leading_system(new)]
+        if self._forgot and self.dropped[0] in shorts:  # all before it is new
+            starts = [shorts.index(self.dropped[0])]
+        answers = [at for at, message in enumerate(new) if _is_answer(message)]
+        for start in dict.fromkeys(starts):
+            first = next((at for at in answers if at >= start), len(new))
+            for end in range(len(new), first, -1):
+                if any(self._leads_up(shorts[start:end], known) for known in ways):
                     return [*own, *new[:start], *new[end:]]
         known = {*self.dropped, *_shorts(own)}
-        pairs = pairwise(zip(new, _shorts(new), strict=True))
-        if any(_is_answer(two) and {first, second} <= known for (_, first), (two, second) in pairs):
+        if any(at and {shorts[at - 1], shorts[at]} <= known for at in answers):
             warnings.warn(
                 "Some of these messages are turns that the thread was told already, but they do "
                 "not go on from its end: all are read again, as they are given. Send only new "
@@ -184,8 +188,15 @@ class Coverage:
             for one in standing
             if one.count >= base.count
         )
-        dropped = (*self.dropped, *_shorts(messages[: base.count]))[-DROPPED_MAX:]
+        dropped = (*self.dropped, *_shorts(messages[: base.count]))
+        if len(dropped) > DROPPED_MAX:
+            dropped = (dropped[0], *dropped[1 - DROPPED_MAX :])
         return replace(self, covered=covered, dropped=dropped), base.count
+
+    @property
+    def _forgot(self) -> bool:
+        """Whether there may be dropped messages that are not known any more."""
+        return len(self.dropped) == DROPPED_MAX
 
     def _own(self, messages: Sequence[BaseMessage]) -> tuple[list[BaseMessage], list[BaseMessage]]:
         """Parts what the thread held before this turn from what is new.
@@ -202,25 +213,29 @@ class Coverage:
                 end = max(end, at + 1)
         known = {*self.dropped, *_shorts(messages[:end])}
         while end < len(messages) and _is_step(messages[end]):
-            if not known.isdisjoint(_shorts([messages[end]])):
+            if _is_answer(messages[end]) and not known.isdisjoint(_shorts([messages[end]])):
                 break  # a copy: the last messages that a client was shown may begin with an answer
             end += 1
         return list(messages[:end]), list(messages[end:])
 
-    def _lead_up(self, sent: Sequence[BaseMessage], own: Sequence[BaseMessage]) -> bool:
-        """Says whether messages lead up to the thread's end, with others left out."""
+    def _ways_up(self, own: Sequence[BaseMessage]) -> list[Sequence[str]]:
+        """Returns what a client may be told of that leads up to the thread's end.
+
+        What the thread holds stays in its place where it is sent with the ids that it has there;
+        without them it comes once more, behind what was dropped. Of a turn that got no answer a
+        client knows the question, and maybe some steps.
+        """
+        ours = _shorts(own)
         answers = [at for at, message in enumerate(own) if _is_last_word(message)]
-        # What the thread holds stays in its place where it is sent with the ids that it has there;
-        # without them it comes once more, behind what was dropped. Of a turn that got no answer a
-        # client knows the question, and maybe some steps.
         shown = range(answers[-1] + 1 if answers else 0, len(own) + 1)
-        some, ours = _shorts(sent), _shorts(own)
-        evidence = some if len(self.dropped) < DROPPED_MAX else some[-_EVIDENCE:]
-        for known in (self.dropped, *((*self.dropped, *ours[:count]) for count in shown)):
-            rest = iter(known)
-            if known and some[-1] == known[-1] and all(one in rest for one in evidence):
-                return True
-        return False
+        return [self.dropped, *((*self.dropped, *ours[:count]) for count in shown)]
+
+    def _leads_up(self, some: Sequence[str], known: Sequence[str]) -> bool:
+        """Says whether messages lead up to the last of the known ones, with others left out."""
+        if not known or some[-1] != known[-1]:
+            return False
+        rest = iter(known)
+        return all(one in rest for one in (some[-_EVIDENCE:] if self._forgot else some))
 
 
 def _least_missed(covered: Sequence[Covered]) -> int:
@@ -240,7 +255,6 @@ def _is_sound(coverage: Coverage) -> bool:
         bool(counts)
         and counts[0] == 0
         and coverage.covered[0].digest == _EMPTY
-        and isinstance(coverage.began, (str, type(None)))
         and all(isinstance(count, int) for count in counts)
         and counts == sorted(counts)
         and all(one.ref is None or is_reference(one.ref) for one in coverage.covered)

@@ -19,6 +19,7 @@ from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 from langchain_rwkv_state.base import RWKVModel
 from langchain_rwkv_state.conversation.coverage import Coverage, Covered
 from langchain_rwkv_state.conversation.filings import filings_of
+from langchain_rwkv_state.conversation.session_calls import SessionCalls
 from langchain_rwkv_state.errors import (
     RWKVStateError,
     StateExpired,
@@ -35,11 +36,17 @@ from langchain_rwkv_state.prompt.markers import (
 from langchain_rwkv_state.prompt.plan import is_begun
 from langchain_rwkv_state.store import TTL, StateStore
 from langchain_rwkv_state.store.clock import ttl_seconds
+from langchain_rwkv_state.store.rows import NAME_MAX
 
 T = TypeVar("T")
 
 _OUT_OF_REACH = (StateNotFound, StateExpired, StateMismatch)
 """What a model says of a state that it cannot go on from."""
+
+_NOTHING_TO_READ = (
+    "The thread has dropped the messages that this state stands for: go back to a checkpoint whose "
+    "state is kept, or begin a new thread. With keep_all=True threads keep their messages."
+)
 
 _REMOVE_ALL = "__remove_all__"
 """LangGraph's `REMOVE_ALL_MESSAGES`."""
@@ -76,13 +83,14 @@ class ThreadKeeping:
         ttl_seconds(self.ttl, 1.0)
 
     def begin(
-        self, field: object, messages: Sequence[BaseMessage]
+        self, field: object, messages: Sequence[BaseMessage], *, keep_turn: bool = False
     ) -> tuple[Coverage, list[BaseMessage], list[BaseMessage]]:
         """Begins a turn of a thread: drops what its states stand for.
 
         Args:
             field: The thread's field, as `Coverage.of` takes it.
             messages: The thread's messages.
+            keep_turn: Whether the turn may be under way already: its messages stay.
 
         Returns:
             The coverage of the messages that stay; these; and what takes the rest from the thread:
@@ -92,7 +100,9 @@ class ThreadKeeping:
         coverage = Coverage.of(field)
         talk = coverage.without_repeats(without_markers(messages))
         if not self.keep_all:
-            coverage, dropped = coverage.moved_on(talk, keep_last=self.keep_last)
+            coverage, dropped = coverage.moved_on(
+                talk, keep_last=self.keep_last, keep_turn=keep_turn
+            )
             talk = talk[dropped:]
         coverage = replace(coverage, began=talk[-1].id if talk else None)
         stay = {id(message) for message in talk}
@@ -104,9 +114,19 @@ class ThreadKeeping:
 
 
 def owner_of(config: RunnableConfig) -> str | None:
-    """Returns who holds the states of a run's thread; ``None`` for a run that has none."""
+    """Returns who holds the states of a run's thread; ``None`` for a run that has none.
+
+    Raises:
+        ValueError: The thread's id is too long for a name in the store.
+    """
     thread = config.get("configurable", {}).get("thread_id")
-    return None if thread is None else f"thread:{thread}"
+    owner = f"thread:{thread}"
+    if len(owner) > NAME_MAX:
+        raise ValueError(
+            f"The thread_id {owner[7:47]!r}... has {len(owner) - 7} characters: its states are "
+            f"kept for 'thread:<thread_id>', a name of at most {NAME_MAX}. Pass a shorter one."
+        )
+    return None if thread is None else owner
 
 
 def unbound(model: Runnable[Any, Any]) -> Runnable[Any, Any]:
@@ -128,6 +148,9 @@ class GraphTurn:
         coverage: The thread's; once `answered`, with the answer, where a state stands for it.
         ref: The answer's state, to be kept.
 
+    Raises:
+        TypeError: The model is a session, which remembers by itself.
+
     Warns:
         UserWarning: The model is not of this package, and keeps no states.
     """
@@ -138,6 +161,9 @@ class GraphTurn:
         self.coverage = coverage
         self.ref: str | None = None
         self._messages = without_markers(messages)
+        # Answers of a thread that has no field: it began without one, or has lost it.
+        refs = (one.response_metadata.get(STATE_KEY) for one in self._messages)
+        self._unaccounted = set(refs) - {None} if coverage == Coverage() else set()
         self._mark: Mark | None = None
         self._store: StateStore | None = None
         self._to_read: list[BaseMessage] = self._messages
@@ -149,6 +175,11 @@ class GraphTurn:
             standing = coverage.standing(self._messages)
             self._ways = [one for one in standing if one.count <= most]
             self._take(self._ways[0])
+        elif isinstance(chat, SessionCalls):
+            raise TypeError(
+                f"The agent's model is {type(chat).__name__}, which remembers by its own name, "
+                "whatever checkpoint the thread is at: pass the ChatRWKV itself."
+            )
         else:
             warnings.warn(
                 f"{type(chat).__name__} keeps no states: of this thread it knows the messages that "
@@ -220,18 +251,36 @@ class GraphTurn:
         Args:
             owner: The thread's, as `owner_of` gives it.
             ttl: How long it is to live.
+
+        Warns:
+            UserWarning: The thread has lost its field.
         """
         if owner is not None and self.ref is not None and self._store is not None:
+            if self._unaccounted:
+                self._warn_of_forgotten(self._store.kept(owner))
             self._store.keep(self.ref, owner, ttl)
 
     async def akeep(self, owner: str | None, ttl: TTL) -> None:
         """As `keep`, on the event loop."""
         if owner is not None and self.ref is not None and self._store is not None:
+            if self._unaccounted:
+                self._warn_of_forgotten(await self._store.akept(owner))
             await self._store.akeep(self.ref, owner, ttl)
+
+    def _warn_of_forgotten(self, kept: Sequence[str]) -> None:
+        if not self._unaccounted.isdisjoint(kept):
+            warnings.warn(
+                "This thread has states, but its field that names them is gone, as after a run of "
+                "the graph without RWKVStateMiddleware: what its messages do not hold any more is "
+                "forgotten. Go on from an earlier checkpoint, and give every run the middleware.",
+                stacklevel=4,
+            )
 
     def _step_back(self, error: RWKVStateError) -> None:
         """Goes on from an earlier state; raises the error where there is none."""
         if self._mark is None or len(self._ways) < 2:
+            if self._mark is not None and self._mark.ref is not None:
+                error.add_note(_NOTHING_TO_READ)
             raise error
         lost = self._ways.pop(0)
         self._take(self._ways[0])

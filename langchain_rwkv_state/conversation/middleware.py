@@ -51,9 +51,10 @@ class RWKVStateMiddleware(AgentMiddleware[ThreadState, Any, Any]):
 
     States of answers are kept in the model's store, for the owner ``thread:<thread_id>``: `release`
     of that owner is the counterpart of a checkpointer's `delete_thread`, `copy_kept` that of
-    `copy_thread`. Without a checkpointer they are staged, and live for the run alone.
+    `copy_thread`. Without a ``thread_id`` they are staged, and live for the run alone.
 
     Stand it last in the list of middleware, so that it sees the messages as the others leave them.
+    The agent's model is a `ChatRWKV`. A session remembers by itself, and is a `TypeError`.
 
     Args:
         keep_last: How many messages that are in the state the thread keeps at least, for a user
@@ -85,8 +86,11 @@ class RWKVStateMiddleware(AgentMiddleware[ThreadState, Any, Any]):
 
     def before_agent(self, state: ThreadState, runtime: Runtime[Any]) -> dict[str, Any]:  # noqa: ARG002
         """Drops what the thread's states stand for, and what a client may not bring along."""
-        coverage, _, gone = self.keeping.begin(state.get(FIELD), state["messages"])
-        return {"messages": gone, FIELD: coverage.to_field()}
+        field = state.get(FIELD)
+        coverage, _, gone = self.keeping.begin(field, state["messages"])
+        update: dict[str, Any] = {"messages": gone}
+        # A thread without a field is left so until its first answer, which looks for a lost one.
+        return update if field is None else {**update, FIELD: coverage.to_field()}
 
     def wrap_model_call(
         self,
@@ -94,10 +98,10 @@ class RWKVStateMiddleware(AgentMiddleware[ThreadState, Any, Any]):
         handler: Callable[[ModelRequest[Any]], ModelResponse[Any]],
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         """Lets the model go on from the thread's state, and keeps the state of its answer."""
-        turn = _turn(request)
+        owner, turn = owner_of(get_config()), _turn(request)
         response = turn.ask(lambda messages: handler(_with(request, messages)))
         turn.answered(response.result)
-        turn.keep(owner_of(get_config()), self.keeping.ttl)
+        turn.keep(owner, self.keeping.ttl)
         return _with_field(response, turn)
 
     async def awrap_model_call(
@@ -106,10 +110,10 @@ class RWKVStateMiddleware(AgentMiddleware[ThreadState, Any, Any]):
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         """As `wrap_model_call`, without blocking the event loop."""
-        turn = _turn(request)
+        owner, turn = owner_of(get_config()), _turn(request)
         response = await turn.aask(lambda messages: handler(_with(request, messages)))
         turn.answered(response.result)
-        await turn.akeep(owner_of(get_config()), self.keeping.ttl)
+        await turn.akeep(owner, self.keeping.ttl)
         return _with_field(response, turn)
 
 

@@ -7,10 +7,17 @@ right: a session by its name would be told the same turn once more.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from langchain_core.messages import BaseMessage, SystemMessage, convert_to_messages
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import (
+    BaseMessage,
+    RemoveMessage,
+    SystemMessage,
+    convert_to_messages,
+)
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 
 from langchain_rwkv_state.base import RWKVModel
@@ -25,9 +32,14 @@ from langchain_rwkv_state.prompt.markers import STATE_KEY
 from langchain_rwkv_state.store import TTL
 
 _NO_FIELD = (
-    f"An answer of this thread names a state, but the thread has no {FIELD!r}: add "
+    f"Answers of this thread name states, but the thread has no {FIELD!r}: all its messages are "
+    "read. That is right once, for a thread that began without rwkv_node. If it comes back, add "
     f"`{FIELD}: NotRequired[dict]` to the schema of the graph's state, which leaves out what it is "
     "not told of."
+)
+_NO_REDUCER = (
+    "A RemoveMessage stands among the thread's messages: their reducer is none that removes. Take "
+    "`messages: Annotated[list, add_messages]`, as in LangGraph's MessagesState."
 )
 
 
@@ -53,7 +65,7 @@ def rwkv_node(
         ttl: How long states live after the thread's last use.
 
     Raises:
-        TypeError: `chat` is no model of this package; `keep_last` is no integer.
+        TypeError: `chat` is no chat model of this package; `keep_last` is no integer.
         ValueError: `keep_last` or the time to live is not possible.
 
     Example:
@@ -63,35 +75,39 @@ def rwkv_node(
         >>> graph.add_node("chat", rwkv_node(ChatRWKV(model="demo")))  # doctest: +SKIP
     """
     keeping = ThreadKeeping(keep_last, keep_all, ttl)
-    if not isinstance(unbound(chat), RWKVModel):
+    model: Any = unbound(chat)
+    if not (isinstance(model, RWKVModel) and isinstance(model, BaseChatModel)):
         raise TypeError(
-            f"rwkv_node is given {type(unbound(chat)).__name__}: pass a ChatRWKV, also with tools "
+            f"rwkv_node is given {type(model).__name__}: pass a ChatRWKV, also with tools "
             "or options bound to it."
         )
     lead = [SystemMessage(system)] if isinstance(system, str) else [system] if system else []
 
-    def begin(state: Mapping[str, Any]) -> tuple[GraphTurn, list[BaseMessage]]:
-        messages = convert_to_messages(state["messages"])
-        if state.get(FIELD) is None and any(STATE_KEY in one.response_metadata for one in messages):
-            raise ValueError(_NO_FIELD)
-        coverage, rest, gone = keeping.begin(state.get(FIELD), messages)
+    def begin(state: Any) -> tuple[GraphTurn, list[BaseMessage]]:
+        values = state if isinstance(state, Mapping) else vars(state)  # pydantic, a dataclass
+        messages, field = convert_to_messages(values["messages"]), values.get(FIELD)
+        if any(isinstance(one, RemoveMessage) for one in messages):
+            raise ValueError(_NO_REDUCER)
+        if field is None and any(STATE_KEY in one.response_metadata for one in messages):
+            warnings.warn(_NO_FIELD, stacklevel=2)
+        coverage, rest, gone = keeping.begin(field, messages, keep_turn=True)
         return GraphTurn(coverage, rest, chat), gone
 
     def end(turn: GraphTurn, answer: Any, gone: list[BaseMessage]) -> dict[str, Any]:
         return {"messages": [*gone, answer], FIELD: turn.coverage.to_field()}
 
-    def call(state: Mapping[str, Any], config: RunnableConfig) -> dict[str, Any]:
-        turn, gone = begin(state)
+    def call(state: Any, config: RunnableConfig) -> dict[str, Any]:
+        owner, (turn, gone) = owner_of(config), begin(state)
         answer = turn.ask(lambda messages: chat.invoke([*lead, *messages], config))
         turn.answered([answer])
-        turn.keep(owner_of(config), ttl)
+        turn.keep(owner, ttl)
         return end(turn, answer, gone)
 
-    async def acall(state: Mapping[str, Any], config: RunnableConfig) -> dict[str, Any]:
-        turn, gone = begin(state)
+    async def acall(state: Any, config: RunnableConfig) -> dict[str, Any]:
+        owner, (turn, gone) = owner_of(config), begin(state)
         answer = await turn.aask(lambda messages: chat.ainvoke([*lead, *messages], config))
         turn.answered([answer])
-        await turn.akeep(owner_of(config), ttl)
+        await turn.akeep(owner, ttl)
         return end(turn, answer, gone)
 
     return RunnableLambda(call, acall, name="rwkv_node")

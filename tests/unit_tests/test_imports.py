@@ -50,6 +50,26 @@ def test_importing_the_package_neither_loads_torch_nor_prints():
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
+def test_without_langchain_all_else_can_be_imported():
+    code = (
+        "import sys\n"
+        "from importlib.machinery import PathFinder\n"
+        "find = PathFinder.find_spec\n"
+        "PathFinder.find_spec = lambda name, *where: (\n"
+        "    None if name.partition('.')[0] == 'langchain' else find(name, *where))\n"
+        "from langchain_rwkv_state import *\n"
+        "assert ChatRWKV and rwkv_node and 'RWKVStateMiddleware' not in globals()\n"
+        "try:\n"
+        "    from langchain_rwkv_state import RWKVStateMiddleware\n"
+        "except ImportError as error:\n"
+        "    assert '[agents]' in str(error)\n"
+        "else:\n"
+        "    sys.exit('imported')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.slow
 def test_an_answer_waits_for_no_import_that_it_does_not_need():
     code = (

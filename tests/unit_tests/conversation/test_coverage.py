@@ -2,14 +2,26 @@ import copy
 import itertools
 import json
 import warnings
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    ChatMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
 
 from langchain_rwkv_state.conversation.coverage import COVERED_MAX, DROPPED_MAX, Coverage
 from langchain_rwkv_state.errors import MarkerError
+from langchain_rwkv_state.prompt.markers import STATE_KEY
+
+CALL = {"name": "add", "args": {}, "id": "1"}
+BROKEN = {"name": "add", "args": "{", "id": "1", "error": None}
 
 
 def ref(number):
@@ -20,6 +32,20 @@ def turn(number):
     return [HumanMessage(f"question {number}"), AIMessage(f"answer {number}")]
 
 
+def began(coverage, held):
+    """A turn of a thread begins with the last of its messages, which then has an id."""
+    held[-1] = held[-1].model_copy(update={"id": f"id {len(held)} of {held[-1].text}"})
+    return replace(coverage, began=held[-1].id)
+
+
+def answered(coverage, held, answer, number):
+    """A thread's answer names its state, which a client's copy of it does not."""
+    answer = answer.model_copy(update={"response_metadata": {STATE_KEY: ref(number)}})
+    coverage = coverage.and_answered(held, answer, ref(number))
+    held.append(answer)
+    return coverage
+
+
 def told(n_turns, *, keep_last=0):
     """A thread that was told turns, and dropped what it may at the beginning of each."""
     coverage, held = Coverage(), list[BaseMessage]()
@@ -27,8 +53,8 @@ def told(n_turns, *, keep_last=0):
         coverage, dropped = coverage.moved_on(held, keep_last=keep_last)
         question, answer = turn(number)
         held = [*held[dropped:], question]
-        coverage = coverage.and_answered(held, answer, ref(number))
-        held.append(answer)
+        coverage = began(coverage, held)
+        coverage = answered(coverage, held, answer, number)
     return coverage, held
 
 
@@ -70,6 +96,21 @@ def test_a_call_of_a_tool_that_was_edited_is_not():
     assert standing(coverage, [asks, again])[0] == (2, ref(0))
 
 
+@pytest.mark.parametrize(
+    ("held", "edited"),
+    [
+        (ToolMessage("3", tool_call_id="1"), ToolMessage("3", tool_call_id="1", status="error")),
+        (ChatMessage(content="Yes.", role="user"), ChatMessage(content="Yes.", role="critic")),
+        (AIMessage("", invalid_tool_calls=[BROKEN]), AIMessage("")),
+    ],
+    ids=["a result that failed", "another speaker", "a call that was cut off"],
+)
+def test_neither_is_what_reads_otherwise_with_the_same_words(held, edited):
+    coverage = Coverage().and_answered([held], AIMessage("Fine."), ref(0))
+    assert standing(coverage, [held, AIMessage("Fine.")])[0] == (2, ref(0))
+    assert standing(coverage, [edited, AIMessage("Fine.")]) == [(0, None)]
+
+
 def test_neither_ids_nor_names_nor_metadata_count():
     coverage, held = told(1)
     other = [held[0].model_copy(update={"id": "x"}), held[1].model_copy(update={"name": "bot"})]
@@ -99,10 +140,6 @@ def test_whole_steps_are_kept(keep_last, kept):
 def _called(number, **calls):
     question = HumanMessage(f"question {number}")
     return [question, AIMessage("", **calls)]
-
-
-CALL = {"name": "add", "args": {}, "id": "1"}
-BROKEN = {"name": "add", "args": "{", "id": "1", "error": None}
 
 
 @pytest.mark.parametrize("calls", [{"tool_calls": [CALL]}, {"invalid_tool_calls": [BROKEN]}])
@@ -171,6 +208,7 @@ FIELD = told(2)[0].to_field()
         {"covered": [], "dropped": ""},
         {**FIELD, "covered": [[0, "not a reference", "0"]]},
         {**FIELD, "covered": [[1, None, "0"]]},
+        {**FIELD, "covered": [[0, None, "0"]]},
         {**FIELD, "covered": [["0", None, "0"]]},
         {**FIELD, "covered": [[0, None]]},
         {**FIELD, "covered": [[0, None, 7]]},
@@ -178,6 +216,8 @@ FIELD = told(2)[0].to_field()
         {**FIELD, "dropped": 3},
         {**FIELD, "dropped": "not base64"},
         {**FIELD, "dropped": None},
+        {**FIELD, "began": 3},
+        {name: FIELD[name] for name in ("covered", "dropped")},
     ],
 )
 def test_a_field_that_somebody_else_wrote_is_refused(field):
@@ -222,6 +262,112 @@ def test_so_is_one_without_the_calls_of_tools():
     assert coverage.without_repeats([*held, asks, says, new]) == [*held, new]
     moved, _ = coverage.moved_on(held, keep_last=0)
     assert moved.without_repeats([asks, says, new]) == [new]
+
+
+NEXT = HumanMessage("next")
+
+
+@pytest.mark.parametrize("keep_last", [0, 4])
+@pytest.mark.parametrize("n_sent", [0, 1], ids=["as it was", "with a question more"])
+def test_so_is_one_after_a_question_that_got_no_answer(keep_last, n_sent):
+    coverage, held = told(3, keep_last=keep_last)
+    coverage, dropped = coverage.moved_on(held, keep_last=keep_last)
+    held, more = [*held[dropped:], turn(3)[0]], [NEXT] * n_sent
+    coverage = began(coverage, held)
+    assert coverage.without_repeats([*held, *resent(3), turn(3)[0], *more]) == [*held, *more]
+
+
+@pytest.mark.parametrize("n_turns", [3, 60])
+def test_what_got_no_answer_stays_where_it_is_sent_with_its_id(n_turns):
+    coverage, held = told(n_turns)
+    coverage, _ = coverage.moved_on(held, keep_last=0)
+    held = [turn(n_turns)[0]]
+    coverage = began(coverage, held)
+    assert coverage.without_repeats([*held, *resent(n_turns), NEXT]) == [*held, NEXT]
+
+
+@pytest.mark.parametrize("n_turns", [3, 60])
+def test_so_does_what_is_sent_in_front_of_all(n_turns):
+    coverage, held = told(n_turns)
+    note = SystemMessage("Today is Monday.")
+    sent = [note, *resent(n_turns), NEXT]
+    assert coverage.without_repeats([*held, *sent]) == [*held, note, NEXT]
+
+
+def test_so_is_one_whose_last_turn_ended_within_a_call():
+    coverage, held = told(2)
+    coverage, _ = coverage.moved_on(held, keep_last=0)
+    question, call = _called(2, tool_calls=[CALL])
+    coverage = coverage.and_answered([question], call, ref(2))
+    for held in ([question, call], [question, call, ToolMessage("3", tool_call_id="1")]):
+        assert coverage.without_repeats([*held, *resent(2), question, NEXT]) == [*held, NEXT]
+
+
+def test_so_is_one_whose_turns_all_end_with_a_result():
+    coverage, held, whole = Coverage(), list[BaseMessage](), list[BaseMessage]()
+    for number in range(3):
+        asks, call = _called(number, tool_calls=[CALL])
+        result = ToolMessage("3", tool_call_id="1")
+        assert coverage.without_repeats([*held, *whole, asks]) == [*held, asks]
+        coverage, dropped = coverage.moved_on([*held, asks], keep_last=0)
+        held = [*held[dropped:], asks]
+        coverage = began(coverage, held)
+        coverage = answered(coverage, held, call, number)
+        held.append(result)
+        whole = [*whole, asks, call, result]
+
+
+@pytest.mark.parametrize("place", [0, 2, 5])
+@pytest.mark.parametrize("n_dropped", [0, 2])
+def test_so_is_one_that_was_edited_in_the_thread(place, n_dropped):
+    coverage, held = told(3, keep_last=99)
+    dropped = held[:n_dropped]
+    if n_dropped:
+        coverage, _ = coverage.moved_on(held, keep_last=4)
+        held = held[n_dropped:]
+        place = min(place, 3)
+    held[place] = held[place].model_copy(update={"content": "edited"})
+    sent = [type(message)(message.content) for message in (*dropped, *held)]
+    assert coverage.without_repeats([*held, *sent, NEXT]) == [*held, NEXT]
+
+
+@pytest.mark.filterwarnings("ignore:Some of these messages")
+@pytest.mark.parametrize("place", range(6))
+def test_a_turn_that_was_told_twice_stays_when_another_is_edited(place):
+    asks, says = turn(0)
+    coverage, held = Coverage(), list[BaseMessage]()
+    for number in range(3):
+        held.append(asks)
+        coverage = answered(began(coverage, held), held, says, number)
+    held[place] = held[place].model_copy(update={"content": "edited"})
+    assert coverage.without_repeats([*held, NEXT]) == [*held, NEXT]
+
+
+@pytest.mark.filterwarnings("ignore:Some of these messages")
+def test_the_rest_of_an_edited_turn_stays_though_it_ends_like_the_turn_before():
+    call, result = AIMessage("", tool_calls=[CALL]), ToolMessage("3", tool_call_id="1")
+    asks, says = turn(0)
+    coverage, held = Coverage(), list[BaseMessage]()
+    for number in range(2):
+        coverage, dropped = coverage.moved_on(held, keep_last=0)
+        held = [*held[dropped:], asks]
+        coverage = answered(began(coverage, held), held, call, 2 * number)
+        held.append(result)
+        coverage = answered(coverage, held, says, 2 * number + 1)
+    assert coverage.without_repeats([*held[1:], NEXT]) == [*held[1:], NEXT]
+
+
+@pytest.mark.filterwarnings("ignore:Some of these messages")
+def test_a_call_that_was_told_twice_stays_when_its_answer_is_removed():
+    call, result = AIMessage("", tool_calls=[CALL]), ToolMessage("3", tool_call_id="1")
+    coverage, held = Coverage(), list[BaseMessage]()
+    for number in range(2):
+        held.append(turn(0)[0])
+        coverage = answered(began(coverage, held), held, call, 2 * number)
+        held.append(result)
+        coverage = answered(coverage, held, AIMessage("It is 3."), 2 * number + 1)
+    del held[3]
+    assert coverage.without_repeats([*held, NEXT]) == [*held, NEXT]
 
 
 def test_words_that_were_said_before_are_said_again():

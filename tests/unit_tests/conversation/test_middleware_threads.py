@@ -7,7 +7,7 @@ Each scenario runs sync, with threads in memory, and async, with threads in SQLi
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from langchain.agents import create_agent
@@ -119,6 +119,31 @@ async def test_an_answer_that_was_edited_is_the_answer(make_agent: MakeAgent, ke
     assert await agent.say("who am I?") == "You are Mona."
     turns = await agent.law()
     assert turns[3:5] == [user("and now?"), said("My name is Mona.")]
+
+
+def _failed(messages: list[BaseMessage]) -> list[BaseMessage]:
+    old = next(m for m in messages if isinstance(m, ToolMessage))
+    return [ToolMessage(old.content, id=old.id, tool_call_id=old.tool_call_id, status="error")]
+
+
+async def test_a_result_that_was_edited_to_be_an_error_is_read_as_one(make_agent: MakeAgent):
+    agent = make_agent()
+    await agent.say(f"call add {ONE}, then say done")
+    await agent.update(_failed)
+    await agent.say("and now?")
+    assert result("Error: 3") in await agent.law()
+
+
+async def test_a_client_that_sends_its_whole_thread_after_a_turn_that_failed(
+    make_agent: MakeAgent,
+):
+    agent = make_agent(twin=False)
+    thread = (await agent.run("My name is Ann."))["messages"]
+    agent.fails(ConnectionError("down"))
+    with pytest.raises(ConnectionError):
+        await agent.say("and now?")
+    await agent.run([*_without_ids(thread), HumanMessage("and now?"), HumanMessage("who am I?")])
+    await agent.expect(*ANN, user("and now?"), user("who am I?"), said("You are Ann."))
 
 
 @kept
@@ -320,6 +345,15 @@ async def test_two_threads_at_once_are_two(make_agent: MakeAgent):
         )
 
 
+async def test_a_thread_whose_name_is_too_long_is_told_so_before_it_is_answered(
+    make_agent: MakeAgent,
+):
+    agent = make_agent(twin=False)
+    with pytest.raises(ValueError, match=r"thread_id .* has 506 characters"):
+        await agent.say("My name is Ann.", "x" * 506)
+    assert not agent.chat.calls
+
+
 async def test_without_a_checkpointer_each_run_is_its_own(make_agent: MakeAgent):
     agent = make_agent(make_saver=lambda: None, twin=False)
     await agent.say("My name is Ann.")
@@ -349,8 +383,9 @@ async def test_a_state_that_is_gone_with_its_text_is_an_error_that_says_so(make_
     await agent.say("My name is Ann.")
     await agent.say("and now?")
     agent.chat.store.release("thread:t")
-    with pytest.raises(StateNotFound):
+    with pytest.raises(StateNotFound) as raised:
         await agent.say("who am I?")
+    assert any("begin a new thread" in note for note in raised.value.__notes__)
 
 
 async def test_another_model_does_not_go_on_from_the_states_of_the_first(
@@ -475,6 +510,15 @@ async def test_a_thread_whose_field_is_cleared_with_its_messages_begins_anew(mak
         agent.graph.update_state(as_config("t"), values)
     assert await agent.say("who am I?") == "I do not know."
     await agent.expect(user("who am I?"), said("I do not know."))
+
+
+async def test_a_session_is_no_model_of_an_agent_that_keeps_states(
+    make_agent: MakeAgent, make_text: MakeText
+):
+    agent, session = make_agent(twin=False), cast("Any", make_text().with_session("ann"))
+    agent.graph = create_agent(session, middleware=[RWKVStateMiddleware()])
+    with pytest.raises(TypeError, match="RWKVSession, which remembers by its own name"):
+        await agent.say("My name is Ann.")
 
 
 @pytest.mark.parametrize("ttl", [None, 100.0])

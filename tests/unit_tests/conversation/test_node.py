@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, NotRequired
+import operator
+from dataclasses import dataclass
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.graph.message import add_messages
 from langgraph.prebuilt import ToolNode, tools_condition
+from pydantic import BaseModel
 
-from langchain_rwkv_state import ChatRWKV, MemoryStateStore, marker, rwkv_node
+from langchain_rwkv_state import RWKVLLM, ChatRWKV, MemoryStateStore, marker, rwkv_node
 from langchain_rwkv_state.conversation.filings import filings_of
 from langchain_rwkv_state.prompt.markers import STATE_KEY
 from tests.helpers.fake_chat import FakeChat
@@ -25,11 +29,11 @@ def chat():
     return ChatRWKV(model="demo", temperature=0, store=MemoryStateStore())
 
 
-def graph_of(node, schema=Thread):
-    graph = StateGraph(schema, input_schema=MessagesState)
+def graph_of(node, schema=Thread, saver=None, given=MessagesState):
+    graph = StateGraph(schema, input_schema=given)
     graph.add_node("chat", node)
     graph.add_edge(START, "chat")
-    return graph.compile(checkpointer=InMemorySaver())
+    return graph.compile(checkpointer=saver or InMemorySaver())
 
 
 def config(thread="1"):
@@ -130,9 +134,11 @@ def test_tools_are_called_in_a_graph_of_ones_own(chat):
     graph.add_edge("tools", "chat")
     agent = graph.compile(checkpointer=InMemorySaver())
     say(agent, "My name is Marlow.")
-    answer = say(agent, "What is 17 plus 25?")[-1]
-    assert answer.content == "The result is: 42"
-    assert say(agent, "What is my name?")[-1].content == "Your name is Marlow."
+    held = say(agent, "What is 17 plus 25?")
+    assert [message.type for message in held] == ["human", "ai", "tool", "ai"]
+    assert held[-1].content == "The result is: 42"
+    held = say(agent, "What is my name?")
+    assert [message.content for message in held] == ["What is my name?", "Your name is Marlow."]
 
 
 def test_markers_of_a_client_are_dropped(chat):
@@ -156,8 +162,60 @@ def test_so_is_a_field_of_a_client(chat):
 def test_a_graph_without_the_field_is_told_so(chat):
     graph = graph_of(rwkv_node(chat), MessagesState)
     say(graph, "My name is Marlow.")
-    with pytest.raises(ValueError, match="rwkv_state: NotRequired"):
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="rwkv_state: NotRequired"):
+            held = say(graph, "What is my name?")
+    assert held[-1].content == "Your name is Marlow."
+    assert ref_of(held[-1]) == told(chat, *held)
+
+
+def test_a_thread_that_began_without_the_node_goes_on_with_it(chat):
+    saver = InMemorySaver()
+    plain = graph_of(lambda state: {"messages": [chat.invoke(state["messages"])]}, saver=saver)
+    say(plain, "My name is Marlow.")
+    graph = graph_of(rwkv_node(chat, keep_all=True), saver=saver)
+    with pytest.warns(UserWarning, match="right once"):
+        held = say(graph, "What is my name?")
+    assert held[-1].content == "Your name is Marlow."
+    held = say(graph, "What is my name?")  # without a warning
+    assert ref_of(held[-1]) == told(chat, *held)
+
+
+class Model(BaseModel):
+    messages: Annotated[list[Any], add_messages]
+    rwkv_state: dict[str, Any] | None = None
+
+
+@dataclass
+class Record:
+    messages: Annotated[list[Any], add_messages]
+    rwkv_state: dict[str, Any] | None = None
+
+
+@pytest.mark.parametrize("schema", [Model, Record])
+def test_a_state_may_be_an_object(chat, schema):
+    graph = graph_of(rwkv_node(chat), schema)
+    say(graph, "My name is Marlow.")
+    assert [m.content for m in say(graph, "What is my name?")][1:] == ["Your name is Marlow."]
+
+
+def test_messages_that_cannot_be_removed_are_told_of(chat):
+    class Added(TypedDict):
+        messages: Annotated[list[Any], operator.add]
+        rwkv_state: NotRequired[dict[str, Any]]
+
+    graph = graph_of(rwkv_node(chat), Added, given=Added)
+    say(graph, "My name is Marlow.")
+    say(graph, "I live in Oslo.")
+    with pytest.raises(ValueError, match="add_messages"):
         say(graph, "What is my name?")
+
+
+def test_a_thread_whose_name_is_too_long_is_told_so_before_it_is_answered(chat):
+    graph = graph_of(rwkv_node(chat))
+    say(graph, "Hello.", config("x" * 505))
+    with pytest.raises(ValueError, match=r"thread_id 'xxx.* has 506 characters.* at most 512"):
+        say(graph, "Hello.", config("x" * 506))
 
 
 @pytest.mark.parametrize(
@@ -178,6 +236,8 @@ def test_what_cannot_be_is_refused(chat, options, error, match):
 def test_so_is_another_model():
     with pytest.raises(TypeError, match="FakeChat"):
         rwkv_node(FakeChat(store=MemoryStateStore()))
+    with pytest.raises(TypeError, match="RWKVLLM"):  # its answers would be read as questions
+        rwkv_node(RWKVLLM(model="demo", store=MemoryStateStore()))
 
 
 def test_a_result_of_a_tool_alone_is_read(chat):
