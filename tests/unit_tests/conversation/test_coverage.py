@@ -370,6 +370,24 @@ def test_a_call_that_was_told_twice_stays_when_its_answer_is_removed():
     assert coverage.without_repeats([*held, NEXT]) == [*held, NEXT]
 
 
+@pytest.mark.parametrize("n_before", [0, 1])
+def test_a_turn_that_was_told_twice_stays_where_its_answer_was_rewritten(n_before):
+    coverage, held = told(n_before)
+    for number in range(9, 13):
+        coverage, dropped = coverage.moved_on(held, keep_last=0)
+        held = [*held[dropped:], HumanMessage("ask")]
+        assert coverage.without_repeats(held) == held
+        coverage = coverage.and_answered(held, AIMessage("raw"), ref(number))
+        held.append(AIMessage("rewritten"))
+
+
+def test_a_question_stays_that_is_asked_again_behind_the_same_answer():
+    coverage, held = told(3)
+    coverage, _ = coverage.moved_on(held, keep_last=0)
+    again = [NEXT, turn(2)[1], NEXT]
+    assert coverage.without_repeats(again) == again
+
+
 def test_words_that_were_said_before_are_said_again():
     coverage, held = told(3)
     again = HumanMessage(held[0].content)
