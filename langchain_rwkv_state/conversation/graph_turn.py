@@ -113,7 +113,7 @@ class ThreadKeeping:
         return coverage, talk, [RemoveMessage(id=cast("str", each)) for each in ids]
 
 
-def owner_of(config: RunnableConfig) -> str | None:
+def _owner_of(config: RunnableConfig) -> str | None:
     """Returns who holds the states of a run's thread; ``None`` for a run that has none.
 
     Raises:
@@ -143,6 +143,7 @@ class GraphTurn:
         coverage: The thread's.
         messages: What the model is to have read before it answers, without the system prompt.
         model: The model, also with options bound to it.
+        config: The run's.
 
     Attributes:
         coverage: The thread's; once `answered`, with the answer, where a state stands for it.
@@ -156,14 +157,21 @@ class GraphTurn:
     """
 
     def __init__(
-        self, coverage: Coverage, messages: Sequence[BaseMessage], model: Runnable[Any, Any]
+        self,
+        coverage: Coverage,
+        messages: Sequence[BaseMessage],
+        model: Runnable[Any, Any],
+        config: RunnableConfig,
     ) -> None:
         self.coverage = coverage
         self.ref: str | None = None
         self._messages = without_markers(messages)
-        # Answers of a thread that has no field: it began without one, or has lost it.
+        self._owner = _owner_of(config)
+        # Answers of a thread that has no field: it began without one, or has lost it. Within
+        # another graph they are that one's, which holds them.
         refs = (one.response_metadata.get(STATE_KEY) for one in self._messages)
-        self._unaccounted = set(refs) - {None} if coverage == Coverage() else set()
+        is_own = coverage == Coverage() and not _is_within_another(config)
+        self._unaccounted = set(refs) - {None} if is_own else set()
         self._mark: Mark | None = None
         self._store: StateStore | None = None
         self._to_read: list[BaseMessage] = self._messages
@@ -245,27 +253,26 @@ class GraphTurn:
             self.ref = str(ref)
             self.coverage = self.coverage.and_answered(self._messages, answer, self.ref)
 
-    def keep(self, owner: str | None, ttl: TTL) -> None:
+    def keep(self, ttl: TTL) -> None:
         """Keeps the answer's state, if there is one, for the thread.
 
         Args:
-            owner: The thread's, as `owner_of` gives it.
             ttl: How long it is to live.
 
         Warns:
             UserWarning: The thread has lost its field.
         """
-        if owner is not None and self.ref is not None and self._store is not None:
+        if self._owner is not None and self.ref is not None and self._store is not None:
             if self._unaccounted:
-                self._warn_of_forgotten(self._store.kept(owner))
-            self._store.keep(self.ref, owner, ttl)
+                self._warn_of_forgotten(self._store.kept(self._owner))
+            self._store.keep(self.ref, self._owner, ttl)
 
-    async def akeep(self, owner: str | None, ttl: TTL) -> None:
+    async def akeep(self, ttl: TTL) -> None:
         """As `keep`, on the event loop."""
-        if owner is not None and self.ref is not None and self._store is not None:
+        if self._owner is not None and self.ref is not None and self._store is not None:
             if self._unaccounted:
-                self._warn_of_forgotten(await self._store.akept(owner))
-            await self._store.akeep(self.ref, owner, ttl)
+                self._warn_of_forgotten(await self._store.akept(self._owner))
+            await self._store.akeep(self.ref, self._owner, ttl)
 
     def _warn_of_forgotten(self, kept: Sequence[str]) -> None:
         if not self._unaccounted.isdisjoint(kept):
@@ -292,3 +299,8 @@ class GraphTurn:
     def _take(self, base: Covered) -> None:
         self._mark = Mark(base.ref, uuid.uuid4().hex)
         self._to_read = [hand_out(self._mark), *self._messages[base.count :]]
+
+
+def _is_within_another(config: RunnableConfig) -> bool:
+    """Says whether a graph runs within another, which may hand it that one's messages."""
+    return "|" in config.get("configurable", {}).get("checkpoint_ns", "")

@@ -13,7 +13,7 @@ from typing import Annotated, Any, NotRequired, cast
 from langchain_core.messages import AnyMessage, BaseMessage
 
 from langchain_rwkv_state.conversation.coverage import FIELD, Coverage
-from langchain_rwkv_state.conversation.graph_turn import GraphTurn, ThreadKeeping, owner_of
+from langchain_rwkv_state.conversation.graph_turn import GraphTurn, ThreadKeeping
 from langchain_rwkv_state.store import TTL
 
 try:
@@ -98,10 +98,10 @@ class RWKVStateMiddleware(AgentMiddleware[ThreadState, Any, Any]):
         handler: Callable[[ModelRequest[Any]], ModelResponse[Any]],
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         """Lets the model go on from the thread's state, and keeps the state of its answer."""
-        owner, turn = owner_of(get_config()), _turn(request)
+        turn = _turn(request)
         response = turn.ask(lambda messages: handler(_with(request, messages)))
         turn.answered(response.result)
-        turn.keep(owner, self.keeping.ttl)
+        turn.keep(self.keeping.ttl)
         return _with_field(response, turn)
 
     async def awrap_model_call(
@@ -110,16 +110,16 @@ class RWKVStateMiddleware(AgentMiddleware[ThreadState, Any, Any]):
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         """As `wrap_model_call`, without blocking the event loop."""
-        owner, turn = owner_of(get_config()), _turn(request)
+        turn = _turn(request)
         response = await turn.aask(lambda messages: handler(_with(request, messages)))
         turn.answered(response.result)
-        await turn.akeep(owner, self.keeping.ttl)
+        await turn.akeep(self.keeping.ttl)
         return _with_field(response, turn)
 
 
 def _turn(request: ModelRequest[Any]) -> GraphTurn:
     coverage = Coverage.of(request.state.get(FIELD))
-    return GraphTurn(coverage, request.messages, request.model)
+    return GraphTurn(coverage, request.messages, request.model, get_config())
 
 
 def _with(request: ModelRequest[Any], messages: list[BaseMessage]) -> ModelRequest[Any]:

@@ -25,7 +25,6 @@ from langchain_rwkv_state.conversation.coverage import FIELD
 from langchain_rwkv_state.conversation.graph_turn import (
     GraphTurn,
     ThreadKeeping,
-    owner_of,
     unbound,
 )
 from langchain_rwkv_state.prompt.markers import STATE_KEY
@@ -83,7 +82,7 @@ def rwkv_node(
         )
     lead = [SystemMessage(system)] if isinstance(system, str) else [system] if system else []
 
-    def begin(state: Any) -> tuple[GraphTurn, list[BaseMessage]]:
+    def begin(state: Any, config: RunnableConfig) -> tuple[GraphTurn, list[BaseMessage]]:
         values = state if isinstance(state, Mapping) else vars(state)  # pydantic, a dataclass
         messages, field = convert_to_messages(values["messages"]), values.get(FIELD)
         if any(isinstance(one, RemoveMessage) for one in messages):
@@ -91,23 +90,23 @@ def rwkv_node(
         if field is None and any(STATE_KEY in one.response_metadata for one in messages):
             warnings.warn(_NO_FIELD, stacklevel=2)
         coverage, rest, gone = keeping.begin(field, messages, keep_turn=True)
-        return GraphTurn(coverage, rest, chat), gone
+        return GraphTurn(coverage, rest, chat, config), gone
 
     def end(turn: GraphTurn, answer: Any, gone: list[BaseMessage]) -> dict[str, Any]:
         return {"messages": [*gone, answer], FIELD: turn.coverage.to_field()}
 
     def call(state: Any, config: RunnableConfig) -> dict[str, Any]:
-        owner, (turn, gone) = owner_of(config), begin(state)
+        turn, gone = begin(state, config)
         answer = turn.ask(lambda messages: chat.invoke([*lead, *messages], config))
         turn.answered([answer])
-        turn.keep(owner, ttl)
+        turn.keep(ttl)
         return end(turn, answer, gone)
 
     async def acall(state: Any, config: RunnableConfig) -> dict[str, Any]:
-        owner, (turn, gone) = owner_of(config), begin(state)
+        turn, gone = begin(state, config)
         answer = await turn.aask(lambda messages: chat.ainvoke([*lead, *messages], config))
         turn.answered([answer])
-        await turn.akeep(owner, ttl)
+        await turn.akeep(ttl)
         return end(turn, answer, gone)
 
     return RunnableLambda(call, acall, name="rwkv_node")

@@ -42,6 +42,18 @@ def test_an_error_is_raised_once_what_is_under_way_has_ended():
     assert ended.is_set()
 
 
+def test_a_lane_whose_call_failed_goes_no_further():
+    begun = list[int]()
+
+    def call(at: int) -> None:
+        begun.append(at)
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        list(completed([[0, 1, 2]], call))
+    assert begun == [0]
+
+
 def test_errors_are_yielded_where_asked_and_the_lane_goes_on():
     def call(at: int) -> int:
         if at == 0:

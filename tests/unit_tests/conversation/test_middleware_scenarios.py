@@ -467,6 +467,29 @@ async def test_hooks_that_add_messages_and_end_a_turn(make_agent: MakeAgent, las
     assert turns[-4:-2] == [said("signed"), said("My name is Eve.")]
 
 
+@either_order
+async def test_a_hook_that_has_the_model_go_on_with_its_answer(make_agent: MakeAgent, last: bool):
+    @after_model(can_jump_to=["model"])
+    def again(state: Any, runtime: Any) -> dict[str, Any] | None:
+        *_, before, answer = state["messages"]
+        is_first = before.type == "human" and answer.text == "That was turn 2."
+        return {"jump_to": "model"} if is_first else None
+
+    agent = make_agent(again, last=last, twin=False)
+    await agent.say("My name is Ann.")
+    assert await agent.say("and now?") == "That was turn 2."
+    assert len(agent.chat.calls) == 3
+    await agent.say("who am I?")
+    await agent.expect(
+        user("My name is Ann."),
+        said("That was turn 1."),
+        user("and now?"),
+        said("That was turn 2."),
+        user("who am I?"),
+        said("You are Ann."),
+    )
+
+
 async def test_an_interrupt_in_a_tool_is_resumed(make_agent: MakeAgent):
     @tool
     def ask(question: str) -> str:

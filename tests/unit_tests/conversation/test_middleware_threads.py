@@ -600,6 +600,17 @@ async def test_of_parallel_calls_one_waits_for_a_person(make_agent: MakeAgent):
     assert turns[5:8] == [result("5"), result("Yes."), said("done")]
 
 
+async def test_an_answer_that_was_begun_is_gone_on_with_and_read_as_it_stands(
+    make_agent: MakeAgent,
+):
+    agent = make_agent(tools=[])
+    await agent.say("My name is Ann.")
+    await agent.run([HumanMessage("say two words"), AIMessage("two ")])
+    assert await agent.say("who am I?") == "You are Ann."
+    read = await agent.law()
+    assert read[3] == user("say two words")
+
+
 async def test_a_batch_is_as_many_threads(make_agent: MakeAgent):
     agent = make_agent(twin=False)
     names = ["Ann", "Bob", "Cid"]

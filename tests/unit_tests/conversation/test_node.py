@@ -15,6 +15,7 @@ from langgraph.prebuilt import ToolNode, tools_condition
 from pydantic import BaseModel
 
 from langchain_rwkv_state import RWKVLLM, ChatRWKV, MemoryStateStore, marker, rwkv_node
+from langchain_rwkv_state.conversation.filings import filings_of
 from langchain_rwkv_state.prompt.markers import STATE_KEY
 from tests.helpers.fake_chat import FakeChat
 
@@ -61,6 +62,8 @@ def test_the_state_is_that_of_the_whole_conversation(chat):
         whole += held
     assert held[-1].content == "Your name is Marlow."
     assert ref_of(held[-1]) == told(chat, *whole)
+    assert ref_of(held[-1]) in chat.store.kept("thread:1")
+    assert not filings_of(chat.store)._turns, "what was filed for a turn goes with it"
 
 
 async def test_so_it_is_without_blocking(chat):
