@@ -58,12 +58,12 @@ class Coverage:
         covered: From what stands for no message of the thread (the state behind what was dropped,
             if anything was) to the thread's last state.
         dropped: Digests of messages that the thread holds no more: the first, and the last ones.
-        began: Id of the message that the thread's last turn began with, if it has one.
+        ids: Ids of the message that the thread's last turn began with, and of the last answer.
     """
 
     covered: tuple[Covered, ...] = (Covered(0, None, _EMPTY),)
     dropped: tuple[str, ...] = ()
-    began: str | None = None
+    ids: tuple[str | None, ...] = ()
 
     @classmethod
     def of(cls, field: object) -> Coverage:
@@ -79,9 +79,8 @@ class Coverage:
             raw = base64.b64decode(field["dropped"], validate=True)  # type: ignore[index]
             places = range(0, len(raw), _SHORT_BYTES)
             dropped = tuple(raw[at : at + _SHORT_BYTES].hex() for at in places)
-            began = field["began"]  # type: ignore[index]
-            coverage = cls(covered, dropped, began)
-            sound = _is_sound(coverage) and (began is None or isinstance(began, str))
+            coverage = cls(covered, dropped, tuple(field["ids"]))  # type: ignore[index]
+            sound = _is_sound(coverage)
         except (TypeError, ValueError, KeyError):
             sound = False
         if not sound:
@@ -95,7 +94,7 @@ class Coverage:
         """Returns the form that a checkpoint keeps: numbers and texts alone."""
         return {
             "covered": [[one.count, one.ref, one.digest] for one in self.covered],
-            "began": self.began,
+            "ids": [*self.ids],
             "dropped": base64.b64encode(b"".join(map(bytes.fromhex, self.dropped))).decode(),
         }
 
@@ -121,7 +120,7 @@ class Coverage:
         covered.append(Covered(len(messages) + 1, ref, _chain([*messages, answer])[-1]))
         if len(covered) > COVERED_MAX:
             del covered[_least_missed(covered)]
-        return replace(self, covered=tuple(covered))
+        return replace(self, covered=tuple(covered), ids=(*self.ids[:1], answer.id))
 
     def without_repeats(self, messages: Sequence[BaseMessage]) -> list[BaseMessage]:
         """Returns a thread's messages without those that a client sent once more.
@@ -201,15 +200,15 @@ class Coverage:
     def _own(self, messages: Sequence[BaseMessage]) -> tuple[list[BaseMessage], list[BaseMessage]]:
         """Parts what the thread held before this turn from what is new.
 
-        It held what a state stands for; all up to the message that its last turn began with; the
-        steps behind that; and answers that carry one of its references, which stand where they
-        stood, or before that if something was removed.
+        It held what a state stands for; all up to the message that its last turn began with, or to
+        its last answer; the steps behind that; and answers that carry one of its references, which
+        stand where they stood, or before that if something was removed.
         """
         places = {one.ref: one.count for one in self.covered}
         end = next(self.standing(messages)).count
         for at, message in enumerate(messages):
-            began = message.id is not None and message.id == self.began
-            if began or at < places.pop(str(message.response_metadata.get(STATE_KEY)), 0):
+            known_id = message.id is not None and message.id in self.ids
+            if known_id or at < places.pop(str(message.response_metadata.get(STATE_KEY)), 0):
                 end = max(end, at + 1)
         known = {*self.dropped, *_shorts(messages[:end])}
         while end < len(messages) and _is_step(messages[end]):
@@ -257,6 +256,7 @@ def _is_sound(coverage: Coverage) -> bool:
         and coverage.covered[0].digest == _EMPTY
         and all(isinstance(count, int) for count in counts)
         and counts == sorted(counts)
+        and all(one is None or isinstance(one, str) for one in coverage.ids)
         and all(one.ref is None or is_reference(one.ref) for one in coverage.covered)
         and all(isinstance(one.digest, str) for one in coverage.covered)
     )

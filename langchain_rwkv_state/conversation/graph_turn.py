@@ -104,7 +104,7 @@ class ThreadKeeping:
                 talk, keep_last=self.keep_last, keep_turn=keep_turn
             )
             talk = talk[dropped:]
-        coverage = replace(coverage, began=talk[-1].id if talk else None)
+        coverage = replace(coverage, ids=(talk[-1].id,) if talk else ())
         stay = {id(message) for message in talk}
         gone = [message for message in messages if id(message) not in stay]
         ids = [message.id for message in gone]

@@ -35,7 +35,7 @@ def turn(number):
 def began(coverage, held):
     """A turn of a thread begins with the last of its messages, which then has an id."""
     held[-1] = held[-1].model_copy(update={"id": f"id {len(held)} of {held[-1].text}"})
-    return replace(coverage, began=held[-1].id)
+    return replace(coverage, ids=(held[-1].id,))
 
 
 def answered(coverage, held, answer, number):
@@ -216,7 +216,8 @@ FIELD = told(2)[0].to_field()
         {**FIELD, "dropped": 3},
         {**FIELD, "dropped": "not base64"},
         {**FIELD, "dropped": None},
-        {**FIELD, "began": 3},
+        {**FIELD, "ids": 3},
+        {**FIELD, "ids": [3]},
         {name: FIELD[name] for name in ("covered", "dropped")},
     ],
 )
@@ -340,6 +341,18 @@ def test_a_turn_that_was_told_twice_stays_when_another_is_edited(place):
         held.append(asks)
         coverage = answered(began(coverage, held), held, says, number)
     held[place] = held[place].model_copy(update={"content": "edited"})
+    assert coverage.without_repeats([*held, NEXT]) == [*held, NEXT]
+
+
+def test_an_answer_that_was_edited_to_say_what_one_before_it_says_stays():
+    coverage, held = Coverage(), list[BaseMessage]()
+    for number in range(2):
+        question, answer = turn(number)
+        held.append(question)
+        coverage = began(coverage, held)
+        answer.id = f"answer {number}"
+        coverage = answered(coverage, held, answer, number)
+        held[-1] = AIMessage("edited", id=answer.id)
     assert coverage.without_repeats([*held, NEXT]) == [*held, NEXT]
 
 
