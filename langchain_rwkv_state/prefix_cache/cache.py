@@ -38,7 +38,7 @@ from langchain_rwkv_state.prefix_cache.stats import (
     sentence,
 )
 from langchain_rwkv_state.store.clock import TTL, ttl_seconds
-from langchain_rwkv_state.store.redaction import RedactedIds, listeners
+from langchain_rwkv_state.store.redacted_ids import RedactedIds, listeners
 from langchain_rwkv_state.store.schema import DATABASE
 
 DIRECTORY_VARIABLE = "RWKV_PREFIX_CACHE_DIR"

@@ -11,7 +11,7 @@ from __future__ import annotations
 from langchain_rwkv_state.prefix_cache.entries import Namespace, base_name
 from langchain_rwkv_state.prefix_cache.radix_tree import common_ids, pack
 from langchain_rwkv_state.state import ZERO_ROOT
-from langchain_rwkv_state.store.redaction import RedactedIds
+from langchain_rwkv_state.store.redacted_ids import RedactedIds
 
 _WIDTH = 4  # bytes of an id in a key
 _SHARE = 2  # an entry goes that shares a half of a turn's ids and goes on otherwise

@@ -12,19 +12,18 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from langchain_rwkv_state.errors import (
     RWKVStateError,
     SessionConflict,
-    StateCorrupt,
     StateNotFound,
     StoreError,
     StoreFull,
 )
-from langchain_rwkv_state.state import Derivation, reference
+from langchain_rwkv_state.state import reference
 from langchain_rwkv_state.store import turns
 from langchain_rwkv_state.store.backend import Backend, change
 from langchain_rwkv_state.store.rebuild import read_tokens, rebuild
@@ -36,6 +35,7 @@ from langchain_rwkv_state.store.records import (
     pack_tokens,
     unpack_tokens,
 )
+from langchain_rwkv_state.store.redacted_ids import Cut, Line, RedactedIds, listeners
 from langchain_rwkv_state.store.rows import Holder, SessionRow, StateRow
 from langchain_rwkv_state.store.settings import is_whole
 from langchain_rwkv_state.store.tables import LOG_ENTRIES, Changes, Tables
@@ -58,124 +58,6 @@ _SCRUB = "scrub"
 
 
 @dataclass(frozen=True)
-class Cut:
-    """A turn that is taken out. Positions are numbers of ids read since the zero state.
-
-    Attributes:
-        turn: The turn, as the session's log has it.
-        start: Where what goes begins: the system block that the turn began with stays.
-        end: Where it ends.
-    """
-
-    turn: LogEntry
-    start: int
-    end: int
-
-
-@dataclass(frozen=True)
-class RedactedIds:
-    """Where in a conversation turns were taken out, for whoever else keeps what was read there.
-
-    Attributes:
-        base: What the first of `tokens` was read from.
-        tokens: The ids of the conversation from there on, as they were.
-        cuts: Where in `tokens` what was taken out begins and ends.
-    """
-
-    base: Derivation
-    tokens: tuple[int, ...]
-    cuts: tuple[tuple[int, int], ...]
-
-
-listeners: list[Callable[[RedactedIds], int]] = []
-"""Called after a redaction; each drops what it keeps of those ids, and returns how much it was."""
-
-
-class _Line:
-    """The ids of the session that turns are taken out of, and the states along them.
-
-    Args:
-        log: Its log, oldest turn first.
-        first: The first turn that is taken out.
-        base: What that was read from.
-        key: The store's secret.
-
-    Raises:
-        StateCorrupt: The ids of a turn do not lead to its state.
-    """
-
-    def __init__(self, log: Sequence[LogEntry], first: int, base: Derivation, key: bytes) -> None:
-        self.at = base.n_tokens
-        self.base = base
-        self.known: dict[str | None, int] = {}
-        told = [turn for turn in log if turn.seq >= first]
-        later: list[int] = []
-        for turn in told:
-            for token in unpack_tokens(origin_of(turn).tokens):
-                base = base.read([token])
-                later.append(token)
-                self.known[reference(base, key)] = base.n_tokens
-            if self.known.get(turn.ref) != base.n_tokens:
-                raise StateCorrupt(
-                    f"The token ids of turn {turn.seq} do not lead to its state {turn.ref}: it was "
-                    "not read from them alone, as after a blend or a decay, so the turn cannot be "
-                    "taken out of it."
-                )
-        earlier: list[int] = []
-        needs = origin_of(told[0]).base
-        self.known[needs] = self.at
-        for turn in reversed([turn for turn in log if turn.seq < first]):
-            if turn.origin is None or turn.ref != needs:
-                break
-            needs = turn.origin.base
-            earlier[:0] = unpack_tokens(turn.origin.tokens)
-            self.known[needs] = self.at - len(earlier)
-        self.tokens = (*earlier, *later)
-        self.start = self.at - len(earlier)
-
-    def reach(self, turn: LogEntry) -> int:
-        """Returns up to where a turn of some session goes along the line, 0 for nowhere."""
-        reach = self.known.get(turn.ref, 0)
-        if turn.origin is not None and turn.origin.base in self.known:
-            at = self.known[turn.origin.base]
-            mine = self.tokens[at - self.start :]
-            theirs = unpack_tokens(turn.origin.tokens)
-            pairs = enumerate(zip(mine, theirs, strict=False))
-            least = min(len(mine), len(theirs))
-            reach = max(reach, at + next((n for n, (a, b) in pairs if a != b), least))
-        return reach
-
-    def cuts_of(self, log: Sequence[LogEntry], cuts: Sequence[Cut]) -> list[Cut]:
-        """Returns which of the turns that go a session has too, because it took them over."""
-        found = []
-        for cut in cuts:
-            own = next((turn for turn in log if turn.ref == cut.turn.ref), None)
-            if own is not None:
-                if own.created_seconds == cut.turn.created_seconds:
-                    found.append(cut)
-                continue
-            # A turn that goes on behind it took it over in one piece; one that began within it
-            # took over a part.
-            reach = max((self.reach(turn) for turn in log), default=0)
-            began = max((self.known.get(_base(turn), 0) for turn in log), default=0)
-            if reach >= cut.end or cut.start < began:
-                found.append(replace(cut, end=min(cut.end, max(reach, began))))
-        return found
-
-    def redacted(self, cuts: Sequence[Cut]) -> RedactedIds:
-        """Returns the ids as others may know them."""
-        base, tokens, start = self.base, self.tokens[self.at - self.start :], self.at
-        if self.start == 0 and None in self.known:
-            base, tokens, start = Derivation(base.fingerprint), self.tokens, 0
-        places = tuple((cut.start - start, cut.end - start) for cut in cuts)
-        return RedactedIds(base, tokens, places)
-
-
-def _base(turn: LogEntry) -> str | None:
-    return turn.parent if turn.origin is None else turn.origin.base
-
-
-@dataclass(frozen=True)
 class _Found:
     """Who has the turns, and which states stand on them.
 
@@ -190,7 +72,7 @@ class _Found:
     doomed: set[str]
 
 
-def _survey(view: Tables, name: str, line: _Line, cuts: Sequence[Cut]) -> _Found:
+def _survey(view: Tables, name: str, line: Line, cuts: Sequence[Cut]) -> _Found:
     """Finds all that has the turns, in the tables as they stand."""
     start = min(cut.start for cut in cuts)
     path = {ref for ref, at in line.known.items() if ref is not None and at > start}
@@ -257,7 +139,7 @@ def redact(store: TableStore, session: str, numbers: Sequence[int], given: Any) 
     first = gone[0].seq
     model = model_for(origin_of(gone[0]).fingerprint, given, reads=True)
     base = _base_state(store, view, gone[0], model)
-    line = _Line(log, first, base.derivation, store._key)
+    line = Line(log, first, base.derivation, store._key)
     cuts = _cuts(log, gone, model)
     found = store._look(lambda tables: _survey(tables, session, line, cuts))
     if session not in found.sessions or found.sessions[session][1] != log:
@@ -514,7 +396,7 @@ def _happen(
     store: TableStore,
     changes: Changes,
     session: str,
-    line: _Line,
+    line: Line,
     cuts: Sequence[Cut],
     plans: Sequence[_Rewritten],
     files: Sequence[StateRow],

@@ -13,7 +13,7 @@ from langchain_rwkv_state.prefix_cache import CachedState, Namespace
 from langchain_rwkv_state.prefix_cache.redacted import StandsOn
 from langchain_rwkv_state.prompt.plan import ids_of
 from langchain_rwkv_state.state import Derivation, StateLayout
-from langchain_rwkv_state.store.redaction import RedactedIds, listeners
+from langchain_rwkv_state.store.redacted_ids import RedactedIds, listeners
 from tests.helpers.found import forms_of_ids, found_in
 from tests.helpers.states import random_state
 
