@@ -164,8 +164,10 @@ class TestWaiting:
 
     def test_a_long_prompt_among_decoding_requests_is_read_bit_by_bit(self, runtime, serve):
         engine = serve(prefill_budget=64)
-        handles = [engine.submit(long_answer(runtime, f"{n}", 150)) for n in range(15)]
-        wait_until(lambda: engine.stats().decoded_tokens >= 15)
+        handles = [engine.submit(long_answer(runtime, f"{n}", 400)) for n in range(15)]
+        wait_until(lambda: engine.stats().active == 15)
+        read = engine.stats().decoded_tokens
+        wait_until(lambda: engine.stats().decoded_tokens >= read + 30)  # all 15 decode by then
         done = engine.submit(Request(runtime.zero_state(), [7] * 2000)).result()
         assert not any(handle.over for handle in handles)
         mixed = [batch for batch in runtime.batches if (7,) * 16 in {ids[:16] for ids in batch}]
