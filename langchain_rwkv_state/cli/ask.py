@@ -36,7 +36,9 @@ from langchain_rwkv_state.cli.options import (
     TopPOption,
     TtlOption,
     given,
+    is_store,
     open_store,
+    store_directory,
 )
 from langchain_rwkv_state.cli.sessions import existing_store, unknown_session
 from langchain_rwkv_state.cli.streams import is_piped, piped_text
@@ -54,7 +56,10 @@ def ask(
     context: typer.Context,
     question: Annotated[
         list[str] | None,
-        typer.Argument(help="The question.", show_default="standard input"),
+        typer.Argument(
+            help='The question; or, to ask it aside, a session and a quoted question: bob "Who?"',
+            show_default="standard input",
+        ),
     ] = None,
     model: ModelOption = "demo",
     session: Annotated[
@@ -95,11 +100,17 @@ def ask(
 
     What is piped in belongs to it: the question, a blank line, and the whole text are one turn.
     """
+    words = question or []
+    if session is None and _begin_with_a_session(words, store, aside=aside):
+        session, *words = words
+        if not aside:
+            output.note(f"Asked aside of {session!r}: nothing is kept. --session makes it a turn.")
+        aside = True
     if session is None:
         _require_session(context)
     if aside and ttl is not None:
         raise typer.BadParameter("--aside keeps nothing: leave --ttl.")
-    turns = _turns(" ".join(question or ()), lines=lines)
+    turns = _turns(" ".join(words), lines=lines)
     first = next(turns, None)
     if first is None:
         raise typer.BadParameter(
@@ -131,6 +142,21 @@ def ask(
                         _print(stream)
         finally:
             llm.unload()
+
+
+def _begin_with_a_session(words: list[str], directory: Path | None, *, aside: bool) -> bool:
+    """Says whether a session's name stands before the question.
+
+    With ``--aside`` it must, if no option names one. Without it only before a question in quotes,
+    which words of a question that are typed one by one never are, and where there is that session.
+    """
+    if aside:
+        return len(words) > 1
+    quoted = len(words) == 2 and len(words[1].split()) > 1
+    if not quoted or not is_store(store_directory(directory)):
+        return False
+    with existing_store(directory) as found:
+        return found is not None and found.session(words[0], renew=False) is not None
 
 
 @contextmanager

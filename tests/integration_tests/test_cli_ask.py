@@ -99,6 +99,20 @@ def test_aside_is_answered_by_the_session_as_aside(run, monkeypatch, tmp_path):
         assert len(opened.log("bob")) == 1
 
 
+def test_a_session_before_a_question_in_quotes_is_asked_aside(run, tmp_path):
+    run("-s", "bob", "My name is Marlow.")
+    asked = CliRunner().invoke(app, ["ask", "bob", "What is my name?", "--temperature", "0"])
+    assert (asked.exit_code, asked.stdout) == (0, "Your name is Marlow.\n")
+    assert "Asked aside of 'bob'" in asked.stderr
+    assert run("ask", "--aside", "bob", "What", "is", "my", "name?") == "Your name is Marlow.\n"
+    assert run("ask", "ann", "What is my name?") == "I don't know your name.\n"  # all a question
+    with DiskStateStore(tmp_path / "store") as opened:
+        assert len(opened.log("bob")) == 1
+    nobody = CliRunner().invoke(app, ["ask", "--aside", "ann", "What is my name?"])
+    assert (nobody.exit_code, nobody.stdout) == (1, "")
+    assert "There is no session 'ann'" in nobody.stderr
+
+
 def test_thinking_and_a_tokenizer_are_the_models():
     result = CliRunner().invoke(app, ["ask", "--reasoning", "low", "Why?"])
     assert (result.exit_code, result.stdout) == (1, "")
