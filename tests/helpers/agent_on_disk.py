@@ -13,6 +13,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -138,12 +139,14 @@ class _Points:
     def __init__(self, at: int, note: Path) -> None:
         self._left = at
         self._note = note
+        self._lock = threading.Lock()  # the checkpointer writes on a thread of its own
 
     def __call__(self, name: str) -> None:
-        if self._left == 0:
-            self._note.write_text(name)
-            os.kill(os.getpid(), signal.SIGKILL)
-        self._left -= 1
+        with self._lock:
+            if self._left == 0:
+                self._note.write_text(name)
+                os.kill(os.getpid(), signal.SIGKILL)
+            self._left -= 1
 
     def around(self, owner: Any, name: str) -> None:
         """Puts a point before and behind each call of a method."""
