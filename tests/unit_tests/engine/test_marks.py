@@ -99,7 +99,7 @@ def test_in_pieces_each_mark_comes_in_its_turn_and_no_spare_slot_stays_taken(run
         checkpoints=(7,),
     )
     sequence.begin()
-    steps = []
+    steps: list[tuple[int, bool]] = []
     while not (steps and steps[-1][1]):
         steps.append(advance(pool, sequence, min(sequence.wanted, 9)))
     assert steps == [(9, False), (9, False), (9, False), (3, True)]
