@@ -129,7 +129,8 @@ def known_rows(
     logits: torch.Tensor, samplers: Mapping[int, Sampler] | None = None
 ) -> list[LogitsRow]:
     """Stands in for `scan_rows` where the ids are known."""
-    rows = [LogitsRow(logits[0].numpy(), next(_words), True) for _ in range(len(logits))]
+    scores = logits[0].numpy()
+    rows = [LogitsRow(scores, next(_words), True) for _ in range(len(logits))]
     for row, sampler in (samplers or {}).items():
         sampler.chose(rows[row], None, rows[row].best)
     return rows

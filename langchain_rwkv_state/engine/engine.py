@@ -30,6 +30,7 @@ from langchain_rwkv_state.engine.scheduler import LEAST_SHARE, Scheduler
 from langchain_rwkv_state.engine.sequence import TokenSequence
 from langchain_rwkv_state.engine.slots import NoDeviceMemory, SlotPool
 from langchain_rwkv_state.engine.stats import EngineStats, Meter
+from langchain_rwkv_state.engine.wakeups import gathered
 from langchain_rwkv_state.errors import EngineBusy, EngineError
 from langchain_rwkv_state.grammar.constraint import Constraint
 from langchain_rwkv_state.runtime.base import Runtime
@@ -260,7 +261,8 @@ class Engine:
         while self._await_work():
             # The worker outlives whatever the device does; a Rust panic is no Exception.
             try:
-                self._step()
+                with gathered(self._worker):
+                    self._step()
             except BaseException as error:  # noqa: BLE001
                 self._lose_device(error)
         if self._on_idle is not None:
