@@ -163,6 +163,28 @@ class TokenSequence:
             end = min([end, *(at for at in self.snapshots if at > self._at)])
         return end - self._at
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Turns its ids into text."""
+        return self._tokenizer
+
+    @property
+    def runs_on(self) -> bool:
+        """Whether another id is sure to be sampled behind the next one, unless that ends it."""
+        if self._guide is not None or self.handle.over:
+            return False
+        return self.n_sampled + 1 < self._request.max_tokens
+
+    def samples_after(self, count: int) -> bool:
+        """Says whether the next id is to be sampled once so many ids are read."""
+        ends = self._at + count == len(self._unread) and self._phase is not _Phase.SETTLE
+        return ends and self._request.max_tokens > 0
+
+    @property
+    def may_want_logits(self) -> bool:
+        """Whether the next logits may be asked for though the next id is chosen without."""
+        return self._guide is not None or (self.prefills and self.prefix is not None)
+
     def keeps_later(self, at: int) -> bool:
         """Says whether the prefix cache is still to get the state at a position."""
         return at in self.snapshots and not self.handle.over
