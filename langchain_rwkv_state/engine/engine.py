@@ -300,13 +300,18 @@ class Engine:
         ready = [
             row for row, (each, count) in enumerate(reads) if self._alone(each, each.advance, count)
         ]
-        samplers = {row: reads[row][0].sampler for row in ready if reads[row][0].chooses_freely}
-        rows = scan_rows(logits, samplers) if ready else []
+        samplers, allowed = {}, {}
+        for row in ready:
+            sequence, _ = reads[row]
+            ahead = self._alone(sequence, lambda one: one.choice_ahead(), sequence)
+            if ahead is not None:
+                samplers[row], allowed[row] = ahead
+        rows = scan_rows(logits, samplers, allowed) if ready else []
         sampled = 0
         for row in ready:
             sequence, _ = reads[row]
             self._note_first_token(sequence)
-            self._alone(sequence, sequence.see_logits, logits[row])
+            self._alone(sequence, sequence.see_logits, rows[row])
             sampled += self._alone(sequence, sequence.sample, rows[row]) or 0
         return sampled
 

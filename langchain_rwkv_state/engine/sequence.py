@@ -31,6 +31,7 @@ from langchain_rwkv_state.engine.slots import SlotPool, Snapshot
 from langchain_rwkv_state.errors import DeadlineExceeded
 from langchain_rwkv_state.prefix_cache import Hit
 from langchain_rwkv_state.prefix_cache.prefix import Prefix
+from langchain_rwkv_state.runtime.native.sampling import Words
 from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.tokenizer import StreamDecoder, Tokenizer
 
@@ -127,15 +128,16 @@ class TokenSequence:
             raise RuntimeError("The request has no slot.")
         return self._slot
 
-    @property
-    def sampler(self) -> Sampler:
-        """Who chooses the next id, by the next logits and nothing else."""
-        return self._sampler
+    def choice_ahead(self) -> tuple[Sampler, Words | None] | None:
+        """Returns who chooses the next id, by the next logits alone, and among which ids.
 
-    @property
-    def chooses_freely(self) -> bool:
-        """Whether the sampler chooses among all ids, as far as is known now."""
-        return self._guide is None or not self._guide.holds
+        ``None`` where it is not chosen, or nobody knows by now; `sample` says what comes then.
+        """
+        guide = self._guide
+        if guide is None or not guide.holds:
+            return self._sampler, None
+        mask = guide.mask()
+        return None if mask is None else (self._sampler, mask)
 
     @property
     def n_prompt_read(self) -> int:
@@ -236,11 +238,11 @@ class TokenSequence:
         """The logits to sample from before anything is read, where the cache had them."""
         return self._logits if self._at == len(self._request.prompt) else None
 
-    def see_logits(self, logits: torch.Tensor) -> None:
+    def see_logits(self, row: LogitsRow) -> None:
         """Shows the next token's logits, which the cache keeps with the state behind a prompt."""
         state, self._end_state = self._end_state, None
         if state is not None and self.prefix is not None:
-            copied = torch.from_numpy(logits.detach().numpy().copy())
+            copied = torch.from_numpy(row.scores.copy())
             self.prefix.keep(len(self._request.prompt), state, copied)
 
     def sample(self, row: LogitsRow) -> int:
