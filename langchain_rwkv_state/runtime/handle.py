@@ -111,8 +111,13 @@ class RuntimeHandle:
         return self._about
 
     @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """What runs slower than it could: what and why, and behind the last colon what to do."""
+        return tuple(getattr(self._model, "fallbacks", ()))
+
+    @property
     def strategy(self) -> str:
-        """How it runs: ``native <device> <dtype>``, or a strategy of the `rwkv` package."""
+        """How it runs, such as ``native cuda fp16`` or ``package cpu fp32``."""
         return self._strategy
 
     @property

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.nn import functional
 
+from langchain_rwkv_state.errors import ModelLoadError
 from langchain_rwkv_state.runtime.checkpoint import Checkpoint
 from langchain_rwkv_state.runtime.held import Held
 from langchain_rwkv_state.runtime.native import build
@@ -33,6 +34,12 @@ if TYPE_CHECKING:
 MAX_ROWS = 512
 """Most ids read in one pass: more is no faster, and takes more memory."""
 
+NO_COMPILER = (
+    "no compiler built the pass for this processor, so PyTorch alone runs it: install g++ or "
+    "clang++ (RWKV_STATE_COMPILED=0 says that this is meant)"
+)
+"""The fallback of a CPU."""
+
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -48,10 +55,11 @@ class NativeModel:
     Attributes:
         layout: Names, shapes and dtypes of its states.
         weights: First part of its fingerprint.
-        compute: Second part: the compute dtype.
+        compute: Second part: the arithmetic, as `Stage.compute` names it.
         vocab_size: Number of logits, V.
         is_compiled: Whether the compiled pass is used.
         about: What runs it, in words.
+        fallbacks: What runs slower than it could; behind a colon, what to do.
     """
 
     def __init__(
@@ -62,6 +70,11 @@ class NativeModel:
         *,
         compiled: bool | None = None,
     ) -> None:
+        if stage.on_cuda and stage.compute != stage.dtype:
+            raise ModelLoadError(
+                f"{stage.compute!r} is not to be had on {stage.device!r}: use "
+                f"'{stage.device} {stage.dtype}'."
+            )
         sorted_weights = Weights.of(tensors, checkpoint.n_layer)
         tensors.clear()
         self._dtype = _DTYPES[stage.dtype]
@@ -74,7 +87,7 @@ class NativeModel:
             shift_dtype=stage.dtype,
         )
         self.weights = checkpoint.weights
-        self.compute = "int8" if stage.int8 else stage.dtype
+        self.compute = stage.compute
         self.vocab_size = checkpoint.vocab_size
         self._emb = sorted_weights.emb
         norm = sorted_weights.emb_norm
@@ -90,6 +103,8 @@ class NativeModel:
         self.is_compiled = library is not None
         by = "compiled for this processor" if self.is_compiled else "on PyTorch alone"
         self.about = f"the native runtime, {by}"
+        missing = fits and library is None and compiled is None and build.enabled()
+        self.fallbacks = (NO_COMPILER,) if missing else ()
         self._pass: CompiledPass | PlainPass
         if library is not None:
             self._pass = CompiledPass(
