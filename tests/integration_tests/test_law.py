@@ -25,7 +25,7 @@ from tests.helpers.law import (
 
 EVERY_MODEL = [
     *((model, "auto") for model in (4, 5.2, 6, 7, "demo")),  # RWKV-7 on the native runtime
-    (7, "cpu fp32"),  # and on the package
+    (7, "package cpu fp32"),  # and on the package
 ]
 seeds = st.integers(0, 2**32)
 

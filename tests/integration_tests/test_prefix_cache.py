@@ -24,7 +24,7 @@ from langchain_rwkv_state.prompt.markers import STATE_KEY, marker
 from tests.helpers.law import TOLERANCE, assert_same, ids, read_once, turns
 from tests.helpers.watch import watch
 
-EVERY_MODEL = [(4, "auto"), (5.2, "auto"), (6, "auto"), (7, "auto"), (7, "cpu fp32")]
+EVERY_MODEL = [(4, "auto"), (5.2, "auto"), (6, "auto"), (7, "auto"), (7, "package cpu fp32")]
 SYSTEM = SystemMessage("You are a careful assistant who answers in one sentence. " * 4)
 
 

@@ -35,7 +35,13 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> JsonTokenizer:
 
 @pytest.fixture(
     scope="module",
-    params=[(4, "cpu fp32"), (5.2, "cpu fp32"), (6, "cpu fp32"), (7, "cpu fp32"), (7, "auto")],
+    params=[
+        (4, "cpu fp32"),
+        (5.2, "cpu fp32"),
+        (6, "cpu fp32"),
+        (7, "package cpu fp32"),
+        (7, "auto"),
+    ],
     ids=lambda param: f"rwkv-{param[0]}-{param[1]}",
 )
 def runtime(
