@@ -31,6 +31,7 @@ from langchain_rwkv_state.engine.slots import SlotPool, Snapshot
 from langchain_rwkv_state.errors import DeadlineExceeded
 from langchain_rwkv_state.prefix_cache import Hit
 from langchain_rwkv_state.prefix_cache.prefix import Prefix
+from langchain_rwkv_state.runtime.native.sampling import Words
 from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.tokenizer import StreamDecoder, Tokenizer
 
@@ -127,15 +128,16 @@ class TokenSequence:
             raise RuntimeError("The request has no slot.")
         return self._slot
 
-    @property
-    def sampler(self) -> Sampler:
-        """Who chooses the next id, by the next logits and nothing else."""
-        return self._sampler
+    def choice_ahead(self) -> tuple[Sampler, Words | None] | None:
+        """Returns who chooses the next id, by the next logits alone, and among which ids.
 
-    @property
-    def chooses_freely(self) -> bool:
-        """Whether the sampler chooses among all ids, as far as is known now."""
-        return self._guide is None or not self._guide.holds
+        ``None`` where it is not chosen, or nobody knows by now; `sample` says what comes then.
+        """
+        guide = self._guide
+        if guide is None or not guide.holds:
+            return self._sampler, None
+        mask = guide.mask()
+        return None if mask is None else (self._sampler, mask)
 
     @property
     def n_prompt_read(self) -> int:
@@ -160,6 +162,28 @@ class TokenSequence:
         if self._phase is _Phase.PREFILL:
             end = min([end, *(at for at in self.snapshots if at > self._at)])
         return end - self._at
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Turns its ids into text."""
+        return self._tokenizer
+
+    @property
+    def runs_on(self) -> bool:
+        """Whether another id is sure to be sampled behind the next one, unless that ends it."""
+        if self._guide is not None or self.handle.over:
+            return False
+        return self.n_sampled + 1 < self._request.max_tokens
+
+    def samples_after(self, count: int) -> bool:
+        """Says whether the next id is to be sampled once so many ids are read."""
+        ends = self._at + count == len(self._unread) and self._phase is not _Phase.SETTLE
+        return ends and self._request.max_tokens > 0
+
+    @property
+    def may_want_logits(self) -> bool:
+        """Whether the next logits may be asked for though the next id is chosen without."""
+        return self._guide is not None or (self.prefills and self.prefix is not None)
 
     def keeps_later(self, at: int) -> bool:
         """Says whether the prefix cache is still to get the state at a position."""
@@ -236,11 +260,11 @@ class TokenSequence:
         """The logits to sample from before anything is read, where the cache had them."""
         return self._logits if self._at == len(self._request.prompt) else None
 
-    def see_logits(self, logits: torch.Tensor) -> None:
+    def see_logits(self, row: LogitsRow) -> None:
         """Shows the next token's logits, which the cache keeps with the state behind a prompt."""
         state, self._end_state = self._end_state, None
         if state is not None and self.prefix is not None:
-            copied = torch.from_numpy(logits.detach().numpy().copy())
+            copied = torch.from_numpy(row.scores.copy())
             self.prefix.keep(len(self._request.prompt), state, copied)
 
     def sample(self, row: LogitsRow) -> int:

@@ -26,7 +26,7 @@ from tests.helpers.law import (
 
 EVERY_MODEL = [
     *((model, ON_CPU) for model in (4, 5.2, 6, 7, "demo")),  # RWKV-7 on the native runtime
-    (7, "cpu fp32"),  # and on the package
+    (7, "package cpu fp32"),  # and on the package
     on_card((7, ON_CARD)),
 ]
 seeds = st.integers(0, 2**32)

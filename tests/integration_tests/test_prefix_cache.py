@@ -27,7 +27,7 @@ from tests.helpers.watch import watch
 
 EVERY_MODEL = [
     *((version, ON_CPU) for version in (4, 5.2, 6, 7)),
-    (7, "cpu fp32"),
+    (7, "package cpu fp32"),
     on_card((7, ON_CARD)),
 ]
 SYSTEM = SystemMessage("You are a careful assistant who answers in one sentence. " * 4)

@@ -76,7 +76,7 @@ class Spans:
         whole = torch.tensor(numbers, dtype=torch.int32)
         if device.type == "cuda":
             whole = whole.pin_memory().to(device, non_blocking=True)
-        sizes = (total, total, len(start), len(part), len(end))
+        sizes = [total, total, len(start), len(part), len(end)]
         before_at, after_at, start_at, part_at, end_at = torch.split(whole, sizes)
         longest = max(segment.length for segment in segments)
         last = start_at[1:].long() - 1

@@ -37,7 +37,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> JsonTokenizer:
 @pytest.fixture(
     scope="module",
     params=[
-        *((version, "cpu fp32") for version in (4, 5.2, 6, 7)),
+        *((version, "cpu fp32") for version in (4, 5.2, 6)),
+        (7, "package cpu fp32"),
         (7, ON_CPU),
         on_card((7, ON_CARD)),
     ],
