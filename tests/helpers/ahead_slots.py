@@ -43,7 +43,7 @@ class AheadSlots(StateSlots):
     def launch(self, reads: Sequence[Read]) -> _Launched:
         check_reads(read.slot for read in reads)
         assert len(reads) <= self.served
-        ids = [[self._last[r.slot]] if r.ids is None else [*r.ids] for r in reads]
+        ids = [[self._last.get(r.slot, 0)] if r.ids is None else [*r.ids] for r in reads]
         before = [self.get(read.slot) for read in reads]
         for read, given, state in zip(reads, ids, before, strict=True):
             assert read.slot not in self._ahead, "what was read ahead is neither taken nor dropped"

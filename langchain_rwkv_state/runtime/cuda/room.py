@@ -286,7 +286,8 @@ class Room:
     def _prefill(
         self, jobs: Sequence[Job], numbers: Sequence[int], masks: Sequence[int], step: Step
     ) -> None:
-        segments, ids = [], []
+        segments: list[Segment] = []
+        ids: list[int] = []
         for number in numbers:
             job = jobs[number]
             given = job.ids or ()
