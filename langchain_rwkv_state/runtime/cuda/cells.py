@@ -56,8 +56,12 @@ class Cells:
         self.ffn_x = torch.zeros_like(self.att_x)
         shape = (layers, count + 1, heads, size, size)
         self.wkv = torch.zeros(shape, dtype=state_dtype, device=device)
-        self._free = list(reversed(range(count)))
-        self._holders = [0] * count
+        self.clear()
+
+    def clear(self) -> None:
+        """Takes all cells back, whoever held them."""
+        self._free = list(reversed(range(self.count)))
+        self._holders = [0] * self.count
 
     @property
     def nbytes_each(self) -> int:

@@ -306,32 +306,73 @@ def test_idle_and_other_work_leave_recordings_alone(cards: StandIn) -> None:
 # -- what a step may do ------------------------------------------------------------------------
 
 
-def test_one_layer_of_the_pass_neither_waits_nor_copies() -> None:
-    layout = StateLayout.of(7, n_layer=1, n_embd=64, head_size=32, shift_dtype="fp16")
-    meta = torch.device("meta")
-    cells = Cells(layout, 8, meta)
-    size, width = 4, 64
+class Layer:
+    """A time-mix in plain PyTorch over one id in each of 4 slots.
 
-    def half(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.float16, device=meta)
+    Args:
+        device: Where; on the CPU its numbers are random.
+    """
 
-    norm = Norm(half(width), half(width))
-    lora = Lora(half(8, width), half(width, 8), half(width))
-    heads = Heads(half(width), half(width), half(width), norm)
-    kernels = PlainKernels()
-    products = kernels.products(*(half(width, width) for _ in range(3)))
-    low_rank = kernels.low_rank(lora, lora, lora, lora)
-    number = torch.empty(size, dtype=torch.int32, device=meta)
-    at = Spans.of_each(number, number)
+    def __init__(self, device: str) -> None:
+        layout = StateLayout.of(7, n_layer=1, n_embd=64, head_size=32)
+        random = torch.Generator().manual_seed(0)
 
-    def step() -> None:
-        x = kernels.embed(half(300, width), number, number, number)
-        x, mixed = kernels.mix(x, None, norm, half(6, width), cells.att_x[0], at)
-        kernels.time_mix(
-            products(mixed[:3]), low_rank(mixed), half(size, width), heads, cells.wkv[0], at
+        def some(*shape: int) -> Tensor:
+            return (torch.randn(shape, generator=random) * 0.3).to(device)
+
+        norm = Norm(some(64), some(64))
+        lora = Lora(some(8, 64), some(64, 8), some(64))
+        heads = Heads(some(64), some(64), some(64), norm)
+        kernels = PlainKernels()
+        products = kernels.products(some(64, 64), some(64, 64), some(64, 64))
+        low_rank = kernels.low_rank(lora, lora, lora, lora)
+        emb, lerp, v_first = some(300, 64), some(6, 64), some(4, 64)
+        self.cells = Cells(layout, 8, torch.device(device))
+        self.before, self.after, self.ids, self.slot, self.last = (
+            torch.zeros(4, dtype=torch.int32, device=device) for _ in range(5)
         )
+        at = Spans.of_each(self.before, self.after)
+        self.out = torch.zeros(4, 64, device=device)
 
-    assert lint(step)
+        def step() -> None:
+            x = kernels.embed(emb, self.ids, self.slot, self.last)
+            x, mixed = kernels.mix(x, None, norm, lerp, self.cells.att_x[0], at)
+            wkv = self.cells.wkv[0]
+            found = kernels.time_mix(products(mixed[:3]), low_rank(mixed), v_first, heads, wkv, at)
+            self.out.copy_(found)
+
+        self.step = step
+
+
+def test_a_layer_of_the_pass_neither_waits_nor_copies() -> None:
+    assert len(lint(Layer("meta").step)) > 20
+
+
+def test_a_layer_of_the_pass_is_recorded(cards: StandIn) -> None:
+    recorded, eager = Layer("cpu"), Layer("cpu")
+    cells = recorded.cells
+    cards.holds(cells.att_x, cells.ffn_x, cells.wkv, recorded.out, recorded.before, recorded.after)
+    capture = captures(torch.device("cuda"))
+    assert capture is not None
+    recorded.before[:] = torch.arange(4)
+    recorded.after[:] = cells.spare
+    recordings = Recordings(
+        capture, lambda size: recorded.step, most=4, outputs=lambda size: [recorded.out]
+    )
+    assert recordings.prepare(4) == 4
+    for turn in range(3):
+        for layer in (recorded, eager):
+            layer.before[:] = torch.tensor([0, 3, 4, 7])[torch.arange(4) - turn]
+            layer.after[:] = torch.tensor([1, 2, 5, 6])[torch.arange(4) - 2 * turn]
+            layer.ids[:] = torch.arange(4) + 10 * turn
+        recordings.replay(4)
+        eager.step()
+        assert torch.equal(recorded.out, eager.out)
+        for cell in range(8):
+            assert torch.equal(cells.wkv[:, cell], eager.cells.wkv[:, cell])
+            assert torch.equal(cells.att_x[:, cell], eager.cells.att_x[:, cell])
+    assert cells.wkv[0, 1].any()
+    assert recordings.recorded == [4]
 
 
 @pytest.mark.parametrize(

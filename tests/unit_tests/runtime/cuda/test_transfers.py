@@ -1,4 +1,4 @@
-"""Cells, and copies of states into them and out of them, on a card that a stand-in plays.
+"""Copies of states into cells and out of them, on a card that a stand-in plays.
 
 The stand-in does everything at once and fails where a card might not have been done.
 """
@@ -6,30 +6,19 @@ The stand-in does everything at once and fails where a card might not have been 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
-from langchain_rwkv_state.runtime.cuda.cells import Cells, cell_bytes
-from langchain_rwkv_state.runtime.cuda.staging import Ring
+from langchain_rwkv_state.runtime.cuda.cells import Cells
 from langchain_rwkv_state.runtime.cuda.transfers import AT_ONCE, Transfers
 from langchain_rwkv_state.state import StateLayout
 from tests.helpers.cuda_stand_in import RaceError, StandIn
 
 LAYOUT = StateLayout.of(7, n_layer=3, n_embd=64, head_size=32, shift_dtype="fp16")
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    """A card, and an eye on what this thread does with it."""
-    cards = StandIn(monkeypatch)
-    with cards.watch():
-        yield cards
 
 
 def open_cells(card: StandIn, count: int = 6, dtype: torch.dtype = torch.float32) -> Cells:
@@ -51,59 +40,6 @@ def advance(cells: Cells, source: int, target: int) -> None:
     """Does a pass's work: reads one cell, and writes another."""
     for array in (cells.att_x, cells.ffn_x, cells.wkv):
         array[:, target] = array[:, source] * 2
-
-
-# -- cells -------------------------------------------------------------------------------------
-
-
-def test_cells_are_zero_and_one_is_spare() -> None:
-    cells = Cells(LAYOUT, 2, CPU, torch.float16)
-    assert (cells.count, cells.spare, cells.free) == (2, 2, 2)
-    assert cells.att_x.shape == cells.ffn_x.shape == (3, 3, 64)
-    assert cells.wkv.shape == (3, 3, 2, 32, 32)
-    assert (cells.att_x.dtype, cells.wkv.dtype) == (torch.float16, torch.float16)
-    assert not cells.wkv.any()
-    arrays = (cells.att_x, cells.ffn_x, cells.wkv)
-    assert cells.nbytes_each == cell_bytes(LAYOUT, torch.float16)
-    assert sum(array.nbytes for array in arrays) == 3 * cells.nbytes_each
-
-
-def test_cells_that_are_not_taken_are_refused() -> None:
-    cells = Cells(LAYOUT, 2, CPU)
-    first = cells.take()
-    for cell in (1 - first, cells.spare, -1, 9):
-        for verb in (cells.share, cells.give_back):
-            with pytest.raises(ValueError, match=f"Cell {cell} is not taken"):
-                verb(cell)
-    cells.take()
-    with pytest.raises(RuntimeError, match="All 2 cells"):
-        cells.take()
-    with pytest.raises(ValueError, match="at least one cell, got 0"):
-        Cells(LAYOUT, 0, CPU)
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["take", "share", "give"]), st.integers(0, 3))))
-def test_a_cell_is_free_when_its_last_holder_gives_it_back(
-    steps: list[tuple[str, int]],
-) -> None:
-    cells = Cells(StateLayout.of(7, n_layer=1, n_embd=32, head_size=32), 4, CPU)
-    held = dict.fromkeys(range(4), 0)
-    for step, cell in steps:
-        if step == "take" and cells.free:
-            taken = cells.take()
-            assert held[taken] == 0
-            held[taken] = 1
-        elif step == "share" and held[cell]:
-            assert cells.share(cell) == cell
-            held[cell] += 1
-        elif step == "give" and held[cell]:
-            held[cell] -= 1
-            assert cells.give_back(cell) == (held[cell] == 0)
-        assert cells.free == sum(count == 0 for count in held.values())
-
-
-# -- transfers ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -231,43 +167,3 @@ def test_a_buffer_that_is_not_waited_for_is_found_out(
         transfers.put(cell, some_state(cell))
     with pytest.raises(RaceError, match=r"writes pinned memory that .* may still be reading"):
         transfers.put(AT_ONCE, some_state(0))
-
-
-# -- a step's inputs and results ---------------------------------------------------------------
-
-
-def test_numbers_go_through_a_ring_and_back(card: StandIn) -> None:
-    ring = Ring(4 * 8, depth=3)
-    inputs, results = torch.zeros(2, 4, dtype=torch.int32), torch.zeros(4, dtype=torch.int32)
-    card.holds(inputs, results)
-    pending = []
-    for step in range(10):
-        ring.send([step, step + 1, step + 2], inputs)
-        results.copy_(inputs.view(-1)[:4] * 2)
-        pending.append(ring.fetch(results[:3]))
-    # A result that was not taken in time was copied out before its buffer served again.
-    for step, wait in enumerate(pending):
-        assert wait().tolist() == [2 * step, 2 * step + 2, 2 * step + 4]
-    assert pending[0]().tolist() == [0, 2, 4]
-
-
-def test_numbers_do_not_overtake_each_other(card: StandIn) -> None:
-    ring, inputs = Ring(16, depth=2), [torch.zeros(4, dtype=torch.int32) for _ in range(6)]
-    card.holds(*inputs)
-    for step, one in enumerate(inputs):
-        ring.send([step] * 4, one)
-    assert [one[3].item() for one in inputs] == [*range(6)]
-
-
-def test_a_result_does_not_wait_for_later_work(card: StandIn) -> None:
-    ring = Ring(16)
-    results = torch.ones(4, dtype=torch.int32)
-    later = torch.ones(4, dtype=torch.int32)
-    card.holds(results, later)
-    work = card.current_stream()
-    wait = ring.fetch(results)
-    at = card.clock(work.name)[work.name]
-    later.mul_(2)
-    wait()
-    assert card.clock(card.host)[work.name] == at < card.clock(work.name)[work.name]
-    assert card.syncs == 0
