@@ -336,14 +336,28 @@ def test_peers_take_turns_with_ours_and_those_that_lack_are_named(bench, tmp_pat
     made = bench("speed 1.5B", albatross=str(tmp_path), quick=True, seconds=300)
     speed.measure(made, "1.5B")
     names = {cell.name for cell in speed.cells(made)}
-    assert set(made.results["alone"]) == names == {"B=1", "B=2", "prefill 8"}
+    assert set(made.results["alone"]["fp32"]) == names == {"B=1", "B=2", "prefill 8"}
     beside = made.results["beside"]
-    assert set(beside) >= {speed.ALBATROSS_16, speed.PACKAGE}
+    assert set(beside) >= {f"{peer}, fp32" for peer in (speed.ALBATROSS, speed.PACKAGE)}
     assert all(set(each) == names for each in beside.values())
     assert all(
         pair["ours"] > 0 < pair["peer"] for each in beside.values() for pair in each.values()
     )
-    assert speed.FLA in beside or made.cut == ["1.5B, fla: fla is not installed"]
+    assert "fla, fp32" in beside or made.cut == ["1.5B, states in fp32, fla: fla is not installed"]
+
+
+def test_peers_are_set_beside_ours_with_states_like_theirs(bench):
+    made = bench("speed 1.5B", albatross="there")
+    found = {states: list(speed.peers(made, "model", states)) for states in ("fp32", "fp16")}
+    assert [peer.name for peer in found["fp32"]] == [speed.ALBATROSS, speed.PACKAGE, speed.FLA]
+    assert [peer.name for peer in found["fp16"]] == [speed.ALBATROSS]
+    assert all(found[states][0].command[-1] == states for states in found)
+
+
+def test_without_a_checkout_albatross_is_left_out_by_name(bench):
+    made = bench("speed 1.5B")
+    assert list(speed.peers(made, "model", "fp16")) == []
+    assert made.cut == ["Albatross: no checkout was named (--albatross PATH)"]
 
 
 def test_no_cell_is_begun_with_little_time_left(bench):
@@ -379,8 +393,8 @@ def test_the_page_takes_what_was_found(tmp_path):
         "what runs": ran,
         "correct 7.2B": {"fp16": numbers},
         "speed 7.2B": {
-            "alone": {"B=1": 140.0},
-            "beside": {"fla": {"B=1": {"ours": 3.0, "peer": 2.0}}},
+            "alone": {"fp32": {"B=1": 140.0}},
+            "beside": {"fla, fp32": {"B=1": {"ours": 3.0, "peer": 2.0}}},
         },
         "chat 7.2B": {"tokens a second": {"B=64": speeds}},
         "cut": ["two cards: this machine has fewer"],
@@ -393,8 +407,8 @@ def test_the_page_takes_what_was_found(tmp_path):
         "| cards | H100, 80 GiB, sm_90 |",
         "| left out | two cards: this machine has fewer |",
         "| 7.2B, fp16 | 1e-05 |",
-        "| 7.2B | 140 |",
-        "| 7.2B | fla | 2 (1.50) |",
+        "| 7.2B, states in fp32 | 140 |",
+        "| 7.2B | fla, fp32 | 2 (1.50) |",
         "| 7.2B | 64 | 1,000 | 950 | 900 |",
     ):
         assert row in page
