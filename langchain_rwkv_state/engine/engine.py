@@ -14,19 +14,20 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
 from langchain_rwkv_state._fork import in_forked_child
+from langchain_rwkv_state._free_memory import is_out_of_memory
 from langchain_rwkv_state.engine.callbacks import begin_work
 from langchain_rwkv_state.engine.constraints import Grammars
 from langchain_rwkv_state.engine.request import Request, check_ids
 from langchain_rwkv_state.engine.request_handle import RequestHandle
 from langchain_rwkv_state.engine.sampler import scan_rows
-from langchain_rwkv_state.engine.scheduler import Scheduler
+from langchain_rwkv_state.engine.scheduler import LEAST_SHARE, Scheduler
 from langchain_rwkv_state.engine.sequence import TokenSequence
-from langchain_rwkv_state.engine.slots import SlotPool
+from langchain_rwkv_state.engine.slots import NoDeviceMemory, SlotPool
 from langchain_rwkv_state.engine.stats import EngineStats, Meter
 from langchain_rwkv_state.engine.steps import Row, Step, Steps, steps_on
 from langchain_rwkv_state.errors import EngineBusy, EngineError
@@ -107,7 +108,7 @@ class Engine:
     ) -> None:
         self._runtime = runtime
         self._tokenizer = tokenizer
-        self._chunk = prefill_chunk
+        self._chunk = self._pass = prefill_chunk
         self._limits = Limits(slots, prefill_budget, max_queue)
         if prefill_chunk < 1:
             raise ValueError(f"prefill_chunk must be 1 or more, got {prefill_chunk}.")
@@ -158,7 +159,7 @@ class Engine:
                 raise EngineError("The engine is closed: load the model again.")
             most, scheduler = self._limits.max_queue, self._scheduler
             if len(scheduler.waiting) >= most:
-                scheduler.forget_ended()
+                self._count(scheduler.forget_ended())
             if len(scheduler.waiting) >= most:
                 raise EngineBusy(
                     f"{len(scheduler.waiting)} requests wait behind "
@@ -203,14 +204,15 @@ class Engine:
         """Returns what the engine did, and what it has to do."""
         with self._lock:
             waiting, running = self._scheduler.waiting, self._scheduler.running
+            known = [*running, *waiting]  # who waits may have run before
             prefill_rate, decode_rate = self._meter.rates()
             return EngineStats(
                 queued=sum(not each.handle.over for each in waiting),
                 active=sum(not each.handle.over for each in running),
-                prompt_tokens=self._prompt_tokens + sum(each.n_prompt_read for each in running),
-                decoded_tokens=self._decoded_tokens + sum(each.n_sampled for each in running),
-                forced_tokens=self._forced_tokens + sum(each.n_forced for each in running),
-                rereads=self._rereads + sum(each.reread for each in running),
+                prompt_tokens=self._prompt_tokens + sum(each.n_prompt_read for each in known),
+                decoded_tokens=self._decoded_tokens + sum(each.n_sampled for each in known),
+                forced_tokens=self._forced_tokens + sum(each.n_forced for each in known),
+                rereads=self._rereads + sum(each.reread for each in known),
                 steps=self._meter.steps,
                 slots=self._slots.count,
                 max_slots=self._limits.slots,
@@ -317,9 +319,9 @@ class Engine:
                 self._alone(sequence, sequence.sample, scan_rows(sequence.given_logits[None])[0])
         if admitted:
             logger.debug("Admitted %d requests, %d wait", admitted, len(scheduler.waiting))
-        budget = min(limits.prefill_budget, self._chunk)
+        budget = min(limits.prefill_budget, self._pass)
         busy = () if flying is None else [row.sequence for row in flying.rows]
-        idle_budget = budget if decoding else self._chunk
+        idle_budget = budget if decoding else self._pass
         return scheduler.schedule(
             self._meter.steps, budget=budget, idle_budget=idle_budget, busy=busy
         )
@@ -368,6 +370,7 @@ class Engine:
                 self._flying = None  # whose rows are all over
                 if self._closed or self._idle():
                     self._slots.close()
+                    self._pass = self._chunk
                     self._thread = None
                     logger.debug("The worker ends")
                     return False
@@ -381,27 +384,52 @@ class Engine:
     def _retire(self) -> None:
         """Frees the slots of requests that ended, and counts what they did."""
         ended = self._scheduler.retire(time.monotonic())
+        self._count(ended)
+        if ended:
+            logger.debug("Retired %d requests, %d go on", len(ended), len(self._scheduler.running))
+
+    def _count(self, ended: Iterable[TokenSequence]) -> None:
         for sequence in ended:
             self._prompt_tokens += sequence.n_prompt_read
             self._decoded_tokens += sequence.n_sampled
             self._forced_tokens += sequence.n_forced
             self._rereads += sequence.reread
             sequence.leave()
-        if ended:
-            logger.debug("Retired %d requests, %d go on", len(ended), len(self._scheduler.running))
 
     def _alone(self, sequence: TokenSequence, act: Callable[[T], R], argument: T) -> R | None:
         """Does something for one request; if that fails, it alone ends."""
         try:
             return act(argument)
+        except NoDeviceMemory:
+            raise
         # A Rust panic is no Exception.
         except BaseException as error:  # noqa: BLE001
             sequence.handle.fail(error)
             return None
 
     def _lose_device(self, error: BaseException) -> None:
-        """Ends all that are running; those that wait go on in slots of their own."""
+        """Ends all that are running; those that wait go on in slots of their own.
+
+        Where it was memory alone that was not enough, all that are running are read again, fewer at
+        once; where less cannot be done at once, the one that is running ends.
+        """
         running, self._flying = self._scheduler.running, None
+        if is_out_of_memory(error):
+            root = _root(error)
+            for each in (error, root):  # their frames may hold what is to be given back
+                traceback.clear_frames(each.__traceback__)
+            with self._lock:
+                fewer = self._slots.shrink(sum(not each.handle.over for each in running))
+                if not fewer and self._pass > LEAST_SHARE:
+                    self._pass, fewer = max(self._pass // 2, LEAST_SHARE), True
+                requeued = self._scheduler.requeue() if fewer else 0
+            if fewer:
+                logger.warning(
+                    "Out of memory: %d requests are read again, %d at once, up to %d ids (%s)",
+                    *(requeued, self._slots.most, self._pass, root),
+                )
+                return
+            error = _no_memory(root)
         logger.error("The model failed, and %d requests with it: %r", len(running), error)
         for sequence in running:
             sequence.handle.fail(error)
@@ -429,6 +457,22 @@ class Engine:
             grammars.renew_lock()
         for sequence in lost:
             sequence.handle.orphan()
+
+
+def _root(error: BaseException) -> BaseException:
+    return error if error.__cause__ is None else _root(error.__cause__)
+
+
+def _no_memory(error: BaseException) -> EngineError:
+    """Returns what is said to who asked for what does not fit, even alone."""
+    reason = EngineError(
+        "There is not enough memory to serve the request, though it was served alone, and few ids "
+        f"of its prompt at a time ({type(error).__name__}: {error}). Free memory that other "
+        "programs hold, or load weights that take less (strategy='cuda int8', or a smaller model); "
+        "with a smaller prefill_budget or fewer slots the engine takes less from the start."
+    )
+    reason.__cause__ = error
+    return reason
 
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()

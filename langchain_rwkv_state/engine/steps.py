@@ -17,7 +17,7 @@ import torch
 
 from langchain_rwkv_state.engine.sampler import LogitsRow, Sampler, scan_rows
 from langchain_rwkv_state.engine.sequence import TokenSequence
-from langchain_rwkv_state.engine.slots import SlotPool, Snapshot
+from langchain_rwkv_state.engine.slots import SlotPool
 from langchain_rwkv_state.runtime import Slots
 from langchain_rwkv_state.runtime.native.sampling import Words
 from langchain_rwkv_state.runtime.sampling import increment
@@ -211,7 +211,7 @@ class CardSteps:
                     self._pool.free(slot)
             raise
         for sequence, count, marks in advanced:
-            marked = {at: Snapshot(self._pool, slot) for at, slot in marks.items()}
+            marked = {at: self._pool.reserved(slot) for at, slot in marks.items()}
             self._alone(sequence, partial(sequence.advance, count), marked)
         return _CardStep(rows, step)
 
