@@ -1,7 +1,7 @@
 """Times the engine and chat with sessions on a card, both with the template's default sampling.
 
 What is said a second, all conversations together, from the first request to the last answer. It is
-set beside the runtime alone, whose decode steps choose nothing that the host looks at.
+set beside the runtime alone, whose card chooses with the same settings.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from langchain_core.messages import HumanMessage
 from benchmarks.common import Check
 from benchmarks.crowd_talks import question
 from benchmarks.cuda.bench import Bench
+from benchmarks.cuda.ours import Ours
 from benchmarks.peers.served import Run
-from benchmarks.runtime_speed import RuntimeSpeed
 from langchain_rwkv_state import ChatRWKV, DiskStateStore
 from langchain_rwkv_state.engine import Request, Sampling
 from langchain_rwkv_state.prompt.plan import ids_of
@@ -44,7 +44,7 @@ def measure(bench: Bench, name: str) -> None:
         slots=max(bench.rows),
         prefix_cache=False,
     )
-    alone = RuntimeSpeed(chat.loaded().runtime)
+    alone = Ours(chat.loaded().runtime)
     names = itertools.count()
     found: dict[str, dict[str, float]] = {}
     for rows in map(int, bench.within_time(map(str, bench.rows))):
