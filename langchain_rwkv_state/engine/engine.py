@@ -1,6 +1,7 @@
 """Owns a runtime on one thread, and answers many requests in one pass at a time.
 
-Each step schedules, runs the model and postprocesses. Who runs and how much each reads is the
+Each step schedules, runs the model and postprocesses; on a card, what the step before gave is
+postprocessed while it runs. Who runs and how much each reads is the
 `Scheduler`'s affair; what becomes of a request is its `TokenSequence`'s. The worker alone uses the
 runtime, and its owner closes that after `close`.
 """
@@ -17,8 +18,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
-import torch
-
 from langchain_rwkv_state._fork import in_forked_child
 from langchain_rwkv_state._free_memory import is_out_of_memory
 from langchain_rwkv_state.engine.callbacks import begin_work
@@ -30,6 +29,7 @@ from langchain_rwkv_state.engine.scheduler import LEAST_SHARE, Scheduler
 from langchain_rwkv_state.engine.sequence import TokenSequence
 from langchain_rwkv_state.engine.slots import NoDeviceMemory, SlotPool
 from langchain_rwkv_state.engine.stats import EngineStats, Meter
+from langchain_rwkv_state.engine.steps import Row, Step, Steps, steps_on
 from langchain_rwkv_state.engine.wakeups import gathered
 from langchain_rwkv_state.errors import EngineBusy, EngineError
 from langchain_rwkv_state.grammar.constraint import Constraint
@@ -130,6 +130,8 @@ class Engine:
         self._thread: threading.Thread | None = None
         self._slots = SlotPool(self._runtime, self._limits.slots)
         self._scheduler = Scheduler(self._lock, self._slots)
+        self._steps: Steps | None = None  # in the slots that are open
+        self._flying: Step | None = None  # launched, and not postprocessed
         self._logged = time.monotonic()
 
     def submit(self, request: Request) -> RequestHandle:
@@ -261,24 +263,53 @@ class Engine:
         while self._await_work():
             # The worker outlives whatever the device does; a Rust panic is no Exception.
             try:
-                with gathered(self._worker):
-                    self._step()
+                self._step()
             except BaseException as error:  # noqa: BLE001
                 self._lose_device(error)
         if self._on_idle is not None:
             self._on_idle()
 
     def _step(self) -> None:
-        """Schedules, runs the model once, and postprocesses."""
+        """Schedules, launches a step, and postprocesses what was launched before."""
         started = time.monotonic()
-        reads = self._schedule()
-        if reads:
+        flying, self._flying = self._flying, None
+        ahead = self._ahead(flying)
+        sampled = 0
+        if flying is not None and not ahead:  # the next step needs to know
+            sampled, flying = self._postprocess(flying), None
+        reads = self._schedule(flying, decoding=bool(ahead))
+        if reads or ahead:
             prompt_ids = sum(count for sequence, count in reads if sequence.prefills)
-            sampled = self._postprocess(reads, self._run(reads))
+            launched = self._launch(reads, ahead)
+            if flying is not None:
+                sampled += self._postprocess(flying, launched)
+            if any(map(self._stepper.run_on, launched.rows)):
+                self._flying = launched
+            else:
+                sampled += self._postprocess(launched)
             self._note_step(time.monotonic() - started, prompt_ids, sampled)
 
-    def _schedule(self) -> list[tuple[TokenSequence, int]]:
-        """Lets run those that need not wait; returns who reads how many ids in this step."""
+    @property
+    def _stepper(self) -> Steps:
+        """How steps are run in the slots that are open."""
+        slots = self._slots.slots
+        if self._steps is None or not self._steps.serves(slots):
+            self._steps = steps_on(slots, self._slots, self._alone, self._tokenizer)
+        return self._steps
+
+    def _ahead(self, flying: Step | None) -> list[Row]:
+        """Returns who may read what a step gives before it is known here."""
+        if flying is None:
+            return []
+        return [row for row in flying.rows if self._stepper.run_on(row)]
+
+    def _schedule(self, flying: Step | None, *, decoding: bool) -> list[tuple[TokenSequence, int]]:
+        """Lets run those that need not wait; returns who reads how many ids in this step.
+
+        Args:
+            flying: A step whose rows' next ids are not known yet.
+            decoding: Whether some of those read on all the same.
+        """
         scheduler, limits = self._scheduler, self._limits
         admitted = 0
         for sequence, hit in scheduler.admit(limits.slots, self._meter.steps):
@@ -290,38 +321,62 @@ class Engine:
         if admitted:
             logger.debug("Admitted %d requests, %d wait", admitted, len(scheduler.waiting))
         budget = min(limits.prefill_budget, self._pass)
-        return scheduler.schedule(self._meter.steps, budget=budget, idle_budget=self._pass)
+        busy = () if flying is None else [row.sequence for row in flying.rows]
+        idle_budget = budget if decoding else self._pass
+        return scheduler.schedule(
+            self._meter.steps, budget=budget, idle_budget=idle_budget, busy=busy
+        )
 
-    def _run(self, reads: list[tuple[TokenSequence, int]]) -> torch.Tensor:
-        """Reads ids into slots in one pass; returns logits ``[len(reads), V]``."""
-        return self._slots.slots.read([(each.slot, each.next_ids(count)) for each, count in reads])
+    def _launch(self, reads: list[tuple[TokenSequence, int]], ahead: list[Row]) -> Step:
+        """Begins a step."""
+        with gathered(self._worker):
+            return self._stepper.launch(reads, ahead)
 
-    def _postprocess(self, reads: list[tuple[TokenSequence, int]], logits: torch.Tensor) -> int:
-        """Notes what was read, samples and emits; returns how many ids answers grew by.
+    def _postprocess(self, step: Step, later: Step | None = None) -> int:
+        """Samples and emits; returns how many ids answers grew by.
 
         What has ended by then is retired before the next step.
+
+        Args:
+            step: What was launched.
+            later: The step that was launched behind it: who read ahead in that learns what.
         """
-        ready = [
-            row for row, (each, count) in enumerate(reads) if self._alone(each, each.advance, count)
-        ]
-        samplers = {row: reads[row][0].sampler for row in ready if reads[row][0].chooses_freely}
-        rows = scan_rows(logits, samplers) if ready else []
+        with gathered(self._worker):
+            return self._choose(step, later)
+
+    def _choose(self, step: Step, later: Step | None) -> int:
+        ahead = {} if later is None else {row.sequence: row for row in later.rows}
         sampled = 0
-        for row in ready:
-            sequence, _ = reads[row]
+        for row, found in zip(step.rows, step.results(), strict=True):
+            sequence = row.sequence
+            if sequence.handle.over:
+                continue
             self._note_first_token(sequence)
-            self._alone(sequence, sequence.see_logits, logits[row])
-            sampled += self._alone(sequence, sequence.sample, rows[row]) or 0
+            self._alone(sequence, sequence.see_logits, found)
+            sampled += self._alone(sequence, sequence.sample, found) or 0
+            if sequence in ahead and later is not None and not sequence.handle.over:
+                self._settle(ahead[sequence], later)
         return sampled
+
+    def _settle(self, row: Row, later: Step) -> None:
+        """Has a sequence take on what it read ahead, or drop it if its answer ended before."""
+        sequence = row.sequence
+        if sequence.decodes:
+            self._stepper.settle(sequence, sequence.next_ids(1)[0])
+            self._alone(sequence, sequence.advance, 1)
+        else:
+            self._stepper.settle(sequence, None)
+            later.rows.remove(row)
 
     def _await_work(self) -> bool:
         """Retires what has ended, and waits for a request; ``False`` ends the worker."""
         with self._lock:
             self._retire()
             while not (self._scheduler.running or self._scheduler.waiting):
+                self._flying = None  # whose rows are all over
                 if self._closed or self._idle():
                     self._slots.close()
-                    self._pass = self._chunk
+                    self._steps, self._pass = None, self._chunk
                     self._thread = None
                     logger.debug("The worker ends")
                     return False
@@ -365,6 +420,7 @@ class Engine:
         once; where less cannot be done at once, the one that is running ends.
         """
         running = self._scheduler.running
+        self._flying = self._steps = None  # they hold the slots
         if is_out_of_memory(error):
             root = _root(error)
             for each in (error, root):  # their frames may hold what is to be given back

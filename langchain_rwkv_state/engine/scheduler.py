@@ -10,7 +10,7 @@ bounded, and what one may take is bounded by how many others want to read.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar
 
@@ -106,10 +106,18 @@ class Scheduler:
             self._ask(sequence)
 
     def schedule(
-        self, step: int, *, budget: int, idle_budget: int
+        self, step: int, *, budget: int, idle_budget: int, busy: Iterable[TokenSequence] = ()
     ) -> list[tuple[TokenSequence, int]]:
-        """Returns which sequences read how many ids in this step, see `share_step`."""
-        live = [sequence for sequence in self.running if not sequence.handle.over]
+        """Returns which sequences read how many ids in this step, see `share_step`.
+
+        Args:
+            step: As for `share_step`, and so are the budgets.
+            budget: Likewise.
+            idle_budget: Likewise.
+            busy: Who cannot read, since what they read last is not known yet.
+        """
+        out = set(busy)
+        live = [one for one in self.running if not one.handle.over and one not in out]
         return share_step(live, step, budget=budget, idle_budget=idle_budget)
 
     def _waits(self, sequence: TokenSequence) -> bool:

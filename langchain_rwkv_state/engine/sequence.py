@@ -32,6 +32,7 @@ from langchain_rwkv_state.engine.slots import SlotPool, Snapshot
 from langchain_rwkv_state.errors import DeadlineExceeded
 from langchain_rwkv_state.prefix_cache import Hit
 from langchain_rwkv_state.prefix_cache.prefix import Prefix
+from langchain_rwkv_state.runtime.native.sampling import Words
 from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.tokenizer import StreamDecoder, Tokenizer
 
@@ -138,15 +139,16 @@ class TokenSequence:
             raise RuntimeError("The request has no slot.")
         return self._slot
 
-    @property
-    def sampler(self) -> Sampler:
-        """Who chooses the next id, by the next logits and nothing else."""
-        return self._sampler
+    def choice_ahead(self) -> tuple[Sampler, Words | None] | None:
+        """Returns who chooses the next id, by the next logits alone, and among which ids.
 
-    @property
-    def chooses_freely(self) -> bool:
-        """Whether the sampler chooses among all ids, as far as is known now."""
-        return self._guide is None or not self._guide.holds
+        ``None`` where it is not chosen, or nobody knows by now; `sample` says what comes then.
+        """
+        guide = self._guide
+        if guide is None or not guide.holds:
+            return self._sampler, None
+        mask = guide.mask()
+        return None if mask is None else (self._sampler, mask)
 
     @property
     def prefills(self) -> bool:
@@ -165,6 +167,29 @@ class TokenSequence:
         if self._phase is _Phase.PREFILL and self.snapshots and not self._slots.can_mark:
             end = min([end, *(at for at in self.snapshots if at > self._at)])
         return end - self._at
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Turns its ids into text."""
+        return self._tokenizer
+
+    @property
+    def runs_on(self) -> bool:
+        """Whether another id is sure to be sampled behind the next one, unless that ends it."""
+        if self._guide is not None or self.handle.over:
+            return False
+        return self.n_sampled + 1 < self._request.max_tokens
+
+    def samples_after(self, count: int) -> bool:
+        """Says whether the next id is to be sampled once so many ids are read."""
+        ends = self._at + count == len(self._unread) and self._phase is not _Phase.SETTLE
+        replays = self.prefills and bool(self._ids)
+        return ends and not replays and self._request.max_tokens > 0
+
+    @property
+    def may_want_logits(self) -> bool:
+        """Whether the next logits may be asked for though the next id is chosen without."""
+        return self._guide is not None or (self.prefills and self.prefix is not None)
 
     def marks(self, count: int) -> tuple[int, ...]:
         """Returns after how many of the next `count` ids the state is to be kept."""
@@ -285,11 +310,11 @@ class TokenSequence:
         """The logits to sample from before anything is read, where the cache had them."""
         return self._logits if self.prefills and self._at == len(self._unread) else None
 
-    def see_logits(self, logits: torch.Tensor) -> None:
+    def see_logits(self, row: LogitsRow) -> None:
         """Shows the next token's logits, which the cache keeps with the state behind a prompt."""
         state, self._end_state = self._end_state, None
         if state is not None and self.prefix is not None:
-            copied = torch.from_numpy(logits.detach().numpy().copy())
+            copied = torch.from_numpy(row.scores.copy())
             self.prefix.keep(len(self._request.prompt), state, copied)
 
     def sample(self, row: LogitsRow) -> int:
@@ -342,9 +367,10 @@ class TokenSequence:
         if request.on_progress is not None and at > self._progress:
             self._progress = at
             request.on_progress(at, end)
-        copy = None
+        copy = None  # of the state here
         for place in sorted({*marked, *({at} & self.snapshots)}):
-            copy = self._snapshot_prompt(place, marked.get(place))
+            found = self._snapshot_prompt(place, marked.get(place))
+            copy = found if place == at else None
         passed = [place for place in self.snapshots if place <= at]
         if passed:
             raise RuntimeError(f"The state behind {min(passed)} ids was wanted, and is past.")

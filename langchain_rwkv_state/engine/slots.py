@@ -12,6 +12,8 @@ from collections.abc import Iterator
 
 from langchain_rwkv_state._free_memory import is_out_of_memory
 from langchain_rwkv_state.runtime import Runtime, Slots, open_slots
+from langchain_rwkv_state.runtime.base import budgets_of
+from langchain_rwkv_state.runtime.slots import ChoosingSlots
 from langchain_rwkv_state.state import RWKVState
 
 logger = logging.getLogger("langchain_rwkv_state.engine")
@@ -86,8 +88,10 @@ class SlotPool:
 
     @property
     def count(self) -> int:
-        """Number of slots that are open."""
-        return 0 if self._slots is None else self._slots.count
+        """How many requests can run: slots that are open, without those that are for copies."""
+        if self._slots is None:
+            return 0
+        return self._slots.served if isinstance(self._slots, ChoosingSlots) else self._slots.count
 
     @property
     def most(self) -> int:
@@ -115,10 +119,10 @@ class SlotPool:
 
         Where there is no memory for more, the number stays, and is not raised again.
         """
-        wanted = min(wanted, self._most)
-        if wanted <= self.count:
+        wanted, grows = min(wanted, self._most), budgets_of(self._runtime).grows
+        if wanted <= self.count or (self._slots is not None and not grows):
             return
-        number = 1
+        number = 1 if grows else self._most
         while number < wanted:
             number *= _GROWTH
         try:
@@ -204,7 +208,8 @@ class SlotPool:
     def _open(self, number: int) -> None:
         """Opens so many slots, and moves what is in the old ones to the same places."""
         opened = open_slots(self._runtime, number)
-        taken = set(range(self.count)) - self._free
+        old = 0 if self._slots is None else self._slots.count
+        taken = set(range(old)) - self._free
         for slot in taken:
             opened.put(slot, self.slots.get(slot))
-        self._slots, self._free = opened, set(range(number)) - taken
+        self._slots, self._free = opened, set(range(opened.count)) - taken
