@@ -20,7 +20,7 @@ PLAIN = ChosenKernels(PlainKernels(), sampling.sample, recordable=False)
 
 
 def card_runtime(
-    stage: Stage | None = None, *, kernels: ChosenKernels = PLAIN, **shape: int
+    stage: Stage | None = None, *, kernels: ChosenKernels | None = PLAIN, **shape: int
 ) -> RuntimeHandle:
     """Returns a random RWKV-7 as a card runs it, on the CPU's memory; `StandIn` must be there."""
     tensors, checkpoint = _random(shape)
