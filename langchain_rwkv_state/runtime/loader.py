@@ -22,6 +22,7 @@ from langchain_rwkv_state.errors import ModelLoadError
 from langchain_rwkv_state.runtime.base import Runtime
 from langchain_rwkv_state.runtime.change import Change
 from langchain_rwkv_state.runtime.checkpoint import SUFFIXES, Checkpoint, find, read_tensors
+from langchain_rwkv_state.runtime.cuda.model import CudaModel
 from langchain_rwkv_state.runtime.handle import Model, RuntimeHandle
 from langchain_rwkv_state.runtime.native.model import NativeModel
 from langchain_rwkv_state.runtime.needed_memory import ran_out, too_large
@@ -215,7 +216,7 @@ def _share(
         found = _on_a_thread(functools.partial(_load, path, chosen, kernels, change, on_progress))
         for fallback in getattr(found, "fallbacks", ()):
             logger.warning("%s runs, but slower than it could: %s", path, fallback)
-        return SharedModel(found, chosen.as_run(native=isinstance(found, NativeModel)))
+        return SharedModel(found, chosen.as_run(native=isinstance(found, (CudaModel, NativeModel))))
 
     return path, *MODELS.hold(_key(path, chosen, change), load)
 
@@ -311,7 +312,8 @@ def _read(
         tensors |= change.of(tensors, checkpoint)
         checkpoint = checkpoint.changed(tensors, change.name)
     if strategy.is_native_for(checkpoint.version, deep_embed=checkpoint.deep_embed):
-        return NativeModel(tensors, checkpoint, strategy.stages[0])
+        native = CudaModel if strategy.on_cuda else NativeModel
+        return native(tensors, checkpoint, strategy.stages[0])
     strategy.require_for(checkpoint.version)
     fits = checkpoint.version != "7" or checkpoint.head_size == _KERNEL_HEAD_SIZE
     try:

@@ -26,9 +26,7 @@ class _Nvml:
     def nvmlInit_v2(self) -> int:  # its name
         return 0
 
-    def nvmlSystemGetDriverVersion(
-        self, said: ctypes.Array[ctypes.c_char], size: int
-    ) -> int:
+    def nvmlSystemGetDriverVersion(self, said: ctypes.Array[ctypes.c_char], size: int) -> int:
         assert size == len(said)
         said.value = b"570.86.15"
         return 0

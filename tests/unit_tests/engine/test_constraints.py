@@ -12,9 +12,8 @@ import pytest
 import torch
 from jsonschema import Draft202012Validator
 
-from langchain_rwkv_state.engine import Delta, Done, Engine, Request, Sampling, Thought
+from langchain_rwkv_state.engine import Delta, Done, Engine, Request, Sampling, Thought, steps
 from langchain_rwkv_state.engine import constraints as module
-from langchain_rwkv_state.engine import engine as engine_module
 from langchain_rwkv_state.engine.constraints import Grammars
 from langchain_rwkv_state.engine.sampler import LogitsRow, Sampler, scan_rows
 from langchain_rwkv_state.errors import EngineError, SchemaError
@@ -388,7 +387,7 @@ class TestAhead:
             given.extend(mask for mask in (allowed or {}).values() if mask is not None)
             return scan_rows(logits, samplers, allowed)
 
-        monkeypatch.setattr(engine_module, "scan_rows", spied)
+        monkeypatch.setattr(steps, "scan_rows", spied)
         request = ask(runtime, JSON, sampling=Sampling(seed=1))
         check(runtime, request, list(engine.submit(request)))
         assert len(given) > 3
