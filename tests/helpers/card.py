@@ -19,10 +19,12 @@ from tests.helpers.checkpoints import random_checkpoint
 PLAIN = ChosenKernels(PlainKernels(), sampling.sample, recordable=False)
 
 
-def card_runtime(stage: Stage | None = None, **shape: int) -> RuntimeHandle:
+def card_runtime(
+    stage: Stage | None = None, *, kernels: ChosenKernels = PLAIN, **shape: int
+) -> RuntimeHandle:
     """Returns a random RWKV-7 as a card runs it, on the CPU's memory; `StandIn` must be there."""
     tensors, checkpoint = _random(shape)
-    model = CudaModel(tensors, checkpoint, stage or Stage("cpu", "fp32"), kernels=PLAIN)
+    model = CudaModel(tensors, checkpoint, stage or Stage("cpu", "fp32"), kernels=kernels)
     return RuntimeHandle(model, lambda: None, name="random")
 
 

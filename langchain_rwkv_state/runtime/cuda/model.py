@@ -24,7 +24,6 @@ from langchain_rwkv_state.runtime.cuda.room import Job, Room
 from langchain_rwkv_state.runtime.cuda.sampling import SamplerArrays
 from langchain_rwkv_state.runtime.cuda.sizing import PassShape, cells_that_fit
 from langchain_rwkv_state.runtime.cuda.slots import CudaSlots
-from langchain_rwkv_state.runtime.cuda.transfers import Transfers
 from langchain_rwkv_state.runtime.native import build
 from langchain_rwkv_state.runtime.native.weights import Weights
 from langchain_rwkv_state.runtime.strategy import Stage
@@ -133,11 +132,10 @@ class CudaModel:
             Logits ``[B, V]`` and the new tensors of each state, on the CPU.
         """
         room = self._made(len(states), 2 * len(states), record=False)
-        transfers = Transfers(room.cells)
+        transfers = room.transfers
         logits = torch.empty(len(states), self.vocab_size)
         for cell, given in enumerate(states):
             transfers.put(cell, given)
-        transfers.settle(range(len(states)))
         taken = []
         for number, ids in enumerate(tokens):
             cells = number, len(states) + number

@@ -36,6 +36,7 @@ class Transfers:
         self._ring = Ring(cells.layout.nbytes, depth=AT_ONCE)
         self._aside = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]  # torch
         self._moving: dict[int, torch.cuda.Event] = {}
+        self._written: dict[int, torch.cuda.Event] = {}
         for array in self._arrays:
             # Their memory is not to serve others while a copy is on its way.
             array.record_stream(self._aside)
@@ -47,6 +48,7 @@ class Transfers:
         """
         buffer = self._ring.next()
         staged = self._parts(buffer)
+        self._written.pop(cell, None)
         for number, part in enumerate(staged):
             for kept, tensor in zip(part, tensors[number::3], strict=True):
                 as_bytes(kept)[...] = as_bytes(tensor.contiguous())
@@ -61,6 +63,8 @@ class Transfers:
     def begin_get(self, cell: int) -> Callable[[], list[Tensor]]:
         """Begins to copy a cell's state out, as it is behind the work given so far.
 
+        Where that work `wrote` it, the copy waits for that and for nothing given since.
+
         Returns:
             A function that waits for this copy alone, and returns the state's tensors in the
             layout's order, in ordinary memory: states are kept for long, and pinned memory is
@@ -68,7 +72,11 @@ class Transfers:
         """
         buffer = self._ring.next()
         staged = self._parts(buffer)
-        self._after_work()
+        written = self._written.get(cell)
+        if written is None:
+            self._after_work()
+        else:
+            self._aside.wait_event(written)
         with torch.cuda.stream(self._aside):
             for array, part in zip(self._arrays, staged, strict=True):
                 part.copy_(array[:, cell].to(part.dtype).contiguous(), non_blocking=True)
@@ -85,6 +93,11 @@ class Transfers:
             event = self._moving.pop(cell, None)
             if event is not None:
                 event.wait(torch.cuda.current_stream(self._device))
+
+    def wrote(self, cells: Iterable[int]) -> None:
+        """Notes that these cells' states stand behind the work given so far."""
+        event = torch.cuda.current_stream(self._device).record_event()
+        self._written.update(dict.fromkeys(cells, event))
 
     def _after_work(self) -> None:
         self._aside.wait_stream(torch.cuda.current_stream(self._device))
