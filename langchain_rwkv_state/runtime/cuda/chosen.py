@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import logging
 from dataclasses import dataclass
 
 import torch
 
-from langchain_rwkv_state.runtime.cuda import sampling
+from langchain_rwkv_state.runtime.cuda import fallbacks, sampling
 from langchain_rwkv_state.runtime.cuda.kernels import Kernels, PlainKernels
 from langchain_rwkv_state.runtime.cuda.room import Sample
-from langchain_rwkv_state.runtime.native import build
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -23,7 +18,7 @@ class ChosenKernels:
     Attributes:
         layer: The parts of a pass.
         sample: Chooses ids.
-        fallbacks: What could not be had, in words.
+        fallbacks: What could not be had, in the words of `fallbacks`.
         recordable: Whether steps can be recorded: nothing in them waits for the device.
     """
 
@@ -36,7 +31,7 @@ class ChosenKernels:
     def of(
         cls, device: torch.device, head_size: int, dtype: torch.dtype, state_dtype: torch.dtype
     ) -> ChosenKernels:
-        """Returns the fastest kernels that are right on a device; warns of what it lacks."""
+        """Returns the fastest kernels that are right on a device."""
         why = _missing(device)
         if why is None:
             # Slow to import, and not installed everywhere.
@@ -46,18 +41,12 @@ class ChosenKernels:
             wrong = recurrence_kernels.works(device, head_size, dtype, state_dtype)
             if wrong is None:
                 return cls(TritonKernels(), sampling_kernels.sample)
-            why = f"The Triton kernels are not used on {device}: {wrong}"
-        if device.type == "cuda":
-            logger.warning("%s PyTorch alone runs the model, many times slower.", why)
+            why = fallbacks.refused(wrong)
         return cls(PlainKernels(), sampling.sample, (why,), recordable=False)
 
 
 def _missing(device: torch.device) -> str | None:
     """Returns why there are no fast kernels for a device, ``None`` where there may be some."""
     if device.type != "cuda":
-        return f"There are no Triton kernels for {device}."
-    if not build.enabled():
-        return "RWKV_STATE_COMPILED=0 is set: no Triton kernels are used."
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed (the extra 'cuda' brings it)."
-    return None
+        return f"there are no Triton kernels for {device}, only PyTorch's own: load it on a card"
+    return next(iter(fallbacks.expected()), None)

@@ -16,7 +16,7 @@ import torch
 
 from langchain_rwkv_state.runtime.base import Budgets
 from langchain_rwkv_state.runtime.checkpoint import Checkpoint
-from langchain_rwkv_state.runtime.cuda import recordings
+from langchain_rwkv_state.runtime.cuda import fallbacks, recordings
 from langchain_rwkv_state.runtime.cuda.cells import Cells, cell_bytes
 from langchain_rwkv_state.runtime.cuda.chosen import ChosenKernels
 from langchain_rwkv_state.runtime.cuda.fused_pass import FusedPass
@@ -24,7 +24,6 @@ from langchain_rwkv_state.runtime.cuda.room import Job, Room
 from langchain_rwkv_state.runtime.cuda.sampling import SamplerArrays
 from langchain_rwkv_state.runtime.cuda.sizing import PassShape, cells_that_fit
 from langchain_rwkv_state.runtime.cuda.slots import CudaSlots
-from langchain_rwkv_state.runtime.native import build
 from langchain_rwkv_state.runtime.native.weights import Weights
 from langchain_rwkv_state.runtime.strategy import Stage
 from langchain_rwkv_state.state import StateLayout
@@ -192,11 +191,8 @@ class CudaModel:
         )
 
     def _unrecorded(self) -> tuple[str, ...]:
-        if self._device.type == "cuda" and not build.enabled():
-            return ("RWKV_STATE_COMPILED=0 is set: steps are not recorded.",)
         if self._room is None or self._room.recordings is None:
             return ()
         return tuple(
-            f"Steps of {size} tokens are not recorded: {why}"
-            for size, why in self._room.recordings.failed.items()
+            fallbacks.not_recorded(size, why) for size, why in self._room.recordings.failed.items()
         )

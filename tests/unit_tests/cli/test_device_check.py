@@ -110,10 +110,10 @@ def test_a_card_that_pytorch_cannot_use_is_told(
 
 def test_what_a_loaded_runtime_says_is_shown() -> None:
     class Loaded:
-        fallbacks = (fallbacks.refused("CompilationError: sm_52"), fallbacks.not_recorded("why"))
+        fallbacks = (fallbacks.refused("CompilationError: sm_52"), fallbacks.not_recorded(8, "why"))
 
     first, second = slower_of(Loaded())
-    assert "(CompilationError: sm_52), but PyTorch's own" in first.value
+    assert "(CompilationError: sm_52), so PyTorch's own" in first.value
     assert first.advice.startswith("install the Triton that belongs to this PyTorch")
     assert second.advice.startswith("free memory")
     assert not list(slower_of(object()))
