@@ -8,7 +8,7 @@ the same bits, wherever it runs and whoever else draws beside it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,49 @@ CHOICE = 0xD1342543DE82EF95
 DRAW = 0x9E3779B97F4A7C15
 """What is added for each draw of one choice."""
 
+Floats: TypeAlias = npt.NDArray[np.float32]
+Ids: TypeAlias = npt.NDArray[np.int64]
+Words: TypeAlias = npt.NDArray[np.int32]
+
 _WORD = 2**64
 _UNCOUNTED = b" \t0123456789"
+
+
+class Draw(NamedTuple):
+    """How to choose from one row of logits, ``[V]``.
+
+    Attributes:
+        temperature: 0 takes the highest; else within fp32's normal numbers.
+        top_p: Smallest set of tokens whose probabilities reach this sum; 1 takes all.
+        top_k: Number of most likely tokens to choose from, V at most; 0 takes all.
+        bits: 64 random bits.
+        ids: Penalised tokens, each once.
+        penalties: What is subtracted from their logits, fp32.
+        allowed: A bit for each id that may be chosen, bit ``i % 32`` of word ``i // 32``,
+            ``[ceil(V / 32)]``; ``None`` for all.
+    """
+
+    temperature: float
+    top_p: float
+    top_k: int
+    bits: int
+    ids: Ids
+    penalties: Floats
+    allowed: Words | None = None
+
+
+class Found(NamedTuple):
+    """What was found in one row.
+
+    Attributes:
+        best: The id of the highest logit, the first of equals; of no meaning if not all are finite.
+        finite: Whether all are finite numbers.
+        chosen: The token; ``None`` where nothing was to be chosen, or could be.
+    """
+
+    best: int
+    finite: bool
+    chosen: int | None
 
 
 class SamplerState(NamedTuple):
