@@ -240,7 +240,8 @@ class StandIn:
                 known.accesses = [
                     other
                     for other in known.accesses
-                    if (other.who, other.writes, other.runs) != (who, writes, access.runs)
+                    if other.runs != access.runs
+                    or not (writes or (other.who, other.writes) == (who, False))
                 ]
                 known.accesses.append(access)
 
