@@ -14,7 +14,7 @@ BIN := $(VENV)/$(BINARIES)
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 .PHONY: demo test tests integration_tests test-oldest lint typing docs docs-serve unit integration \
-	browser gpu bench dist format clean
+	browser gpu gpu-quick bench dist format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -77,10 +77,9 @@ browser:
 			--no-install-recommends chromium fonts-dejavu-core) >/dev/null 2>&1 && exit 0; fi; \
 	echo "No chromium here: the test of the report page will be skipped"
 
-gpu: $(VENV)/.dev
-	$(BIN)/python -c "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 'make gpu needs a CUDA device')"
-	$(BIN)/python -m pytest tests -q -m cuda
-	for each in conversation speed crowd; do $(BIN)/python -m benchmarks.$$each --device cuda || exit 1; done
+# On a machine with a CUDA card; ALBATROSS=PATH names a checkout to compare with.
+gpu gpu-quick: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.cuda $(if $(filter gpu-quick,$@),--quick) $(if $(ALBATROSS),--albatross "$(ALBATROSS)")
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.run_all

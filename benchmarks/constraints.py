@@ -32,6 +32,7 @@ from langchain_rwkv_state.engine import Done, Engine, Request, Sampling
 from langchain_rwkv_state.engine import constraints as engine_constraints
 from langchain_rwkv_state.engine.constraints import Choice, Grammars, Guide
 from langchain_rwkv_state.engine.sampler import LogitsRow, Sampler
+from langchain_rwkv_state.engine.sequence import TokenSequence
 from langchain_rwkv_state.grammar.constraint import (
     Constraint,
     calls_constraint,
@@ -322,12 +323,16 @@ def watched(engine: Engine) -> Iterator[list[Step]]:
 
     guides: Any = Guide
     samplers: Any = Sampler
+    sequences: Any = TokenSequence
     one: Any = engine
+    ahead = TokenSequence.choice_ahead
     guides.choose, samplers.choose, one._step = timed_choice, timed_draw, timed_step
+    # Masks and draws happen in the guide then, where their time can be told from the others'.
+    sequences.choice_ahead = lambda _: None
     try:
         yield steps
     finally:
-        guides.choose, samplers.choose = choose, draw
+        guides.choose, samplers.choose, sequences.choice_ahead = choose, draw, ahead
 
 
 def measure_share(report: Report, runtime: Runtime, batches: list[int], rounds: int) -> None:

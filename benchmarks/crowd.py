@@ -351,7 +351,7 @@ def run(arguments: argparse.Namespace, directory: Path, report: Report) -> None:
         write_apart(directory / "small.pth", quick=True) if not arguments.quick else model,
         directory,
         "native cuda fp16" if cuda else "auto",
-        "cuda fp16" if cuda else "cpu fp32",
+        "package cuda fp16" if cuda else "package cpu fp32",
         arguments.threads,
         report,
     )

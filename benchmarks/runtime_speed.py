@@ -67,10 +67,15 @@ def load(arguments: list[str]) -> RuntimeSpeed:
     torch.set_grad_enabled(False)
     if strategy != "plain":
         return RuntimeSpeed(load_runtime(model, strategy))
+    return RuntimeSpeed(load_plain(model))
+
+
+def load_plain(model: str) -> Runtime:
+    """Loads the native runtime without its compiled part, on the CPU in fp32."""
     tensors = read_tensors(Path(model))
     checkpoint = Checkpoint.of(tensors, Path(model))
     plain = NativeModel(tensors, checkpoint, Stage("cpu", "fp32"), compiled=False)
-    return RuntimeSpeed(RuntimeHandle(plain, lambda: None, name="plain"))
+    return RuntimeHandle(plain, lambda: None, name="plain")
 
 
 if __name__ == "__main__":

@@ -193,14 +193,14 @@ def contenders(
     missing: dict[str, str] = {}
     if arguments.device == "cuda":
         commands[CUDA] = [*own, str(model), threads, "native cuda fp16"]
-        commands[CUDA_PACKAGE] = [*own, str(model), threads, "cuda fp16"]
+        commands[CUDA_PACKAGE] = [*own, str(model), threads, "package cuda fp16"]
         commands[CUDA_PRODUCTS] = [*products, "cuda"]
     else:
         commands[FP32] = [*own, str(wide), threads, "native cpu fp32"]
         commands[FP16] = [*own, str(model), threads, "native cpu fp32"]
         commands[INT8] = [*own, str(model), threads, "cpu int8"]
         commands[PLAIN] = [*own, str(model), threads, "plain"]
-        commands[PACKAGE] = [*own, str(model), threads, "cpu fp32"]
+        commands[PACKAGE] = [*own, str(model), threads, "package cpu fp32"]
         serve = [peer_python, "-m", "benchmarks.peers.rwkvserve_speed", str(model), threads]
         commands[RWKVSERVE] = serve
         for name, kind in ((LLAMA, "f32"), (LLAMA_Q8, "q8")):

@@ -20,6 +20,7 @@ from benchmarks import agent_thread, public_models
 from benchmarks.agent_calls import STATE, TRANSCRIPT
 from benchmarks.common import RESULTS
 from benchmarks.crowd import WAYS
+from benchmarks.cuda import pages
 from benchmarks.recall import TARGETS
 from benchmarks.sampling import GREEDY
 from benchmarks.state_tables import (
@@ -519,8 +520,13 @@ TABLES: dict[str, tuple[str, Callable[..., str]]] = {
     "store targets": ("store", targets),
     "speed machine": ("speed", machine),
     "speeds": ("speed", speeds),
-    "speeds on a GPU": ("speed_cuda", speeds),
     "speed targets": ("speed", speed_targets),
+    "card": ("cuda", pages.machine),
+    "correct on a card": ("cuda", pages.correct),
+    "speeds on a card": ("cuda", pages.alone),
+    "peers on a card": ("cuda", pages.beside),
+    "chat on a card": ("cuda", pages.chat),
+    "card targets": ("cuda", targets),
     "crowd machine": ("crowd", machine),
     "talks": ("crowd", talks),
     "gaps": ("crowd", gaps),

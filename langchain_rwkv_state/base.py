@@ -66,7 +66,8 @@ class RWKVModel(BaseModel):
     model: str = "demo"
     """``demo``, a path to a ``.pth`` or ``.safetensors`` file, or ``org/repo[/file.pth]``."""
     strategy: str = "auto"
-    """``auto``, ``cpu int8``, ``native <device> <dtype>``, or one of the `rwkv` package."""
+    """``auto``, ``<device> <dtype>`` such as ``cuda fp16`` or ``cpu int8``, or another that
+    `load_runtime` names."""
     tokenizer: Any = None
     """``world``, the path of a ``tokenizer.json`` or a vocabulary in the format of World's, a
     `Tokenizer`, or ``None`` to find it."""

@@ -70,8 +70,8 @@ class ChatRWKV(RWKVModel, BaseChatModel):
     Key init args:
         model: ``demo``, a path to a ``.pth`` or ``.safetensors`` file, or
             ``org/repo[/file.pth]`` on a hub.
-        strategy: ``auto``, ``cpu int8``, ``native <device> <dtype>``, or any strategy of the
-            `rwkv` package, such as ``cuda fp16``.
+        strategy: ``auto``, or a device and a dtype, such as ``cuda fp16``, ``cuda int8`` or
+            ``cpu fp32``; ``package`` before it takes the `rwkv` package for RWKV-7, too.
         store: A `StateStore`, a directory, or ``None`` for the user's default store.
         prefix_cache: A `PrefixStateCache`, ``None`` for the process's own, ``False`` for none.
         cache_salt: Keeps a tenant apart in the prefix cache; also an option of a call.

@@ -32,6 +32,7 @@ import torch  # noqa: E402
 from hypothesis import HealthCheck, Phase, settings  # noqa: E402
 
 from tests.helpers.checkpoints import write_checkpoint, write_tokenizer  # noqa: E402
+from tests.helpers.devices import EACH_STRATEGY, ON_CPU  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -52,6 +53,14 @@ settings.load_profile("quick")
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if os.name == "nt" and item.get_closest_marker("posix"):
         pytest.skip("needs symbolic links, pipes or fork")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Runs a test marked ``each_device`` that uses a model on the CPU and on a card."""
+    if metafunc.definition.get_closest_marker("each_device"):
+        if "model_strategy" not in metafunc.fixturenames:
+            raise ValueError(f"{metafunc.function.__name__} is each_device and makes no chat model")
+        metafunc.parametrize("model_strategy", EACH_STRATEGY, indirect=True)
 
 
 TinyModel = Callable[..., Path]
@@ -95,9 +104,9 @@ def disk_store(tmp_path: Path) -> Iterator[DiskStateStore]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _held_models(tiny_model: TinyModel) -> Iterator[dict[str, ChatRWKV]]:
+def _held_models(tiny_model: TinyModel) -> Iterator[dict[tuple[str, str], ChatRWKV]]:
     """Holds each model's weights from its first use to the end, so that they load once."""
-    held: dict[str, ChatRWKV] = {}
+    held: dict[tuple[str, str], ChatRWKV] = {}
     yield held
     for chat in held.values():
         chat.unload()
@@ -114,11 +123,23 @@ def prefix_cache() -> Iterator[PrefixStateCache]:
 
 
 @pytest.fixture
+def model_strategy(request: pytest.FixtureRequest) -> str:
+    """Where RWKV-7 runs: on the CPU, and for tests marked ``each_device`` on a card too."""
+    return str(getattr(request, "param", ON_CPU))
+
+
+def _strategy(model: str, model_strategy: str) -> str:
+    """Returns where a model runs: what is on a card is RWKV-7's alone."""
+    return model_strategy if model == "demo" or "rwkv-7" in model else ON_CPU
+
+
+@pytest.fixture
 def make_chat(
     store: MemoryStateStore,
     prefix_cache: PrefixStateCache,
     tiny_model: TinyModel,
-    _held_models: dict[str, ChatRWKV],
+    model_strategy: str,
+    _held_models: dict[tuple[str, str], ChatRWKV],
 ) -> Iterator[MakeChat]:
     """Makes greedy chat models over `store`: ``make_chat("demo")``, ``make_chat(7, seed=1)``.
 
@@ -130,12 +151,17 @@ def make_chat(
 
     def make(model: float | str | Path = 7, **settings: Any) -> ChatRWKV:
         name = str(tiny_model(model) if isinstance(model, int | float) else model)
-        if name not in _held_models:
-            _held_models[name] = ChatRWKV(model=name, store=MemoryStateStore(), prefix_cache=False)
-            _held_models[name].loaded()
+        strategy = _strategy(name, model_strategy)
+        if (name, strategy) not in _held_models:
+            held = ChatRWKV(
+                model=name, strategy=strategy, store=MemoryStateStore(), prefix_cache=False
+            )
+            _held_models[name, strategy] = held
+            held.loaded()
         chat = ChatRWKV(
             **{
                 "model": name,
+                "strategy": strategy,
                 "store": store,
                 "prefix_cache": prefix_cache,
                 "temperature": 0,
@@ -156,7 +182,8 @@ def make_llm(
     store: MemoryStateStore,
     prefix_cache: PrefixStateCache,
     tiny_model: TinyModel,
-    _held_models: dict[str, ChatRWKV],
+    model_strategy: str,
+    _held_models: dict[tuple[str, str], ChatRWKV],
 ) -> Iterator[MakeLLM]:
     """Makes greedy completion models over `store`, as `make_chat` does."""
     from langchain_rwkv_state import RWKVLLM
@@ -168,6 +195,7 @@ def make_llm(
         llm = RWKVLLM(
             **{
                 "model": name,
+                "strategy": _strategy(name, model_strategy),
                 "store": store,
                 "prefix_cache": prefix_cache,
                 "temperature": 0,

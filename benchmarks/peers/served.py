@@ -61,7 +61,7 @@ def serve(load: Callable[[list[str]], Contender]) -> None:
     try:
         contender = load(sys.argv[1:])
     except ImportError as error:
-        say({"missing": f"{error.name or error} is not installed"})
+        say({"missing": f"{error.name} is not installed" if error.name else str(error)})
         return
     say({"version": contender.version})
     prepared: tuple[tuple[str, int], Run] | None = None

@@ -53,7 +53,7 @@ PlotOption = Annotated[
     typer.Option("--plot", metavar="FILE", help="A new picture: .png, .svg or .pdf."),
 ]
 StrategyOption = Annotated[
-    str, typer.Option("--strategy", help="auto, 'cpu int8', or one of the rwkv package.")
+    str, typer.Option("--strategy", help="auto, 'cuda fp16', 'cpu int8', 'package cpu fp32', ...")
 ]
 
 SystemOption = Annotated[

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from langchain_rwkv_state.runtime.native.sampling import Draw, Floats, Ids, Words
+from langchain_rwkv_state.runtime.sampling import DRAW, mixed
 
 Weights: TypeAlias = npt.NDArray[np.int64]
 Marks: TypeAlias = npt.NDArray[np.bool_]
@@ -74,8 +75,8 @@ def _draw(scores: Floats, draw: Draw) -> int:
     left, bits = Candidates.of(scores, draw), draw.bits
     ids: Ids | None = None
     while True:
-        bits = (bits + 0x9E3779B97F4A7C15) % _WORD
-        place = left.at(_mixed(bits))
+        bits = (bits + DRAW) % _WORD
+        place = left.at(mixed(bits))
         better = left.better(place)
         if better is None:
             return place if ids is None else int(ids[place])
@@ -160,10 +161,3 @@ def _exponential(below: Floats) -> Floats:
         p += np.float32(coefficient)
     power = ((p * f) * f + f) + np.float32(1)
     return (power.view(np.int32) - (n.astype(np.int32) << 23)).view(np.float32)
-
-
-def _mixed(bits: int) -> int:
-    """Returns splitmix64's number behind a state: random bits, all of them for drawing anew."""
-    bits = (bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9 % _WORD
-    bits = (bits ^ (bits >> 27)) * 0x94D049BB133111EB % _WORD
-    return bits ^ (bits >> 31)

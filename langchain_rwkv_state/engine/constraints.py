@@ -166,6 +166,18 @@ class Guide:
         """Whether what comes next is held to the grammar."""
         return self._held is not None
 
+    def mask(self) -> Mask | None:
+        """Returns what the next id may be, before there are logits; ``None`` where none is chosen.
+
+        It is what `choose` asks the sampler for first, the same array: who has chosen among it by
+        then (`Sampler.chose`) has chosen for `choose`. ``None`` also where nothing is held to the
+        grammar yet (`holds`), and all ids may be chosen.
+
+        Raises:
+            EngineError: The grammar grew beyond bounds, or allows no id.
+        """
+        return None if self._held is None else self._held.mask()
+
     def choose(self, row: LogitsRow, sampler: Sampler) -> Choice:
         """Chooses what comes next.
 
@@ -184,8 +196,7 @@ class Guide:
             choice = self._free_choice(token)
             if choice is not None:
                 return choice
-            allowed = self._vocabulary.all_ids() if allowed is None else allowed
-            _ban(allowed, token)
+            allowed = _without(self._vocabulary.all_ids() if allowed is None else allowed, token)
 
     def _free_choice(self, token: int) -> Choice | None:
         """Takes an id of free text; ``None`` where it must not come."""
@@ -304,22 +315,35 @@ class _Held:
         # The last ids, which are canonical on their own, and their bytes.
         self._recent = _Recent(list(before), b"".join(self._pieces[token] for token in before))
         self._mask: bytes | None = None
+        self._offered: Mask | None = None
         self._begun = bool(before)
+        self._forced: list[int] = []  # ids that are said, and were not told yet
 
     @property
     def ended(self) -> bool:
         """Whether nothing more can be said."""
         return self._matcher.is_stopped()
 
+    def mask(self) -> Mask | None:
+        """Returns what the next id may be; ``None`` where it is forced, or the answer over."""
+        if not self._begun:
+            self._forced = self.forced()
+        if self._forced:
+            return None
+        if self._offered is None:
+            allowed = self._allowed()
+            if allowed != self._vocabulary.nothing:
+                self._offered = np.frombuffer(allowed, dtype=np.int32)
+            elif not self._matcher.is_accepting():  # where no id of the model's ends a text
+                raise EngineError("The grammar allows no id of the model's here.")
+        return self._offered
+
     def choose(self, row: LogitsRow, sampler: Sampler) -> Choice:
         """Chooses an id, and those that are forced behind it."""
-        if not self._begun and (forced := self.forced()):
-            return Choice(tuple(forced), chosen=0, ended=self.ended)
-        if self._allowed() == self._vocabulary.nothing:  # where no id of the model's ends a text
-            if self._matcher.is_accepting():
-                return Choice((), chosen=0, ended=True)
-            raise EngineError("The grammar allows no id of the model's here.")
-        allowed = np.frombuffer(self._allowed(), dtype=np.int32).copy()
+        allowed, self._offered = self.mask(), None
+        if allowed is None:
+            forced, self._forced = self._forced, []
+            return Choice(tuple(forced), chosen=0, ended=self.ended or not forced)
         first: int | None = None
         while first is None or allowed.any():
             token = sampler.choose(row, allowed)
@@ -329,7 +353,7 @@ class _Held:
             ids = self._try(token)
             if ids is not None:
                 return Choice(tuple(ids), ended=self.ended)
-            _ban(allowed, token)
+            allowed = _without(allowed, token)
         # Nothing is canonical here: the answer will be read again, and goes on nevertheless.
         self._consume([first])
         self._recent = _Recent([], b"")
@@ -648,5 +672,8 @@ def _last(text: bytes, count: int) -> bytes:
     return text[max(len(text) - count, 0) :]
 
 
-def _ban(mask: Mask, token: int) -> None:
-    mask.view(np.uint32)[token >> 5] &= np.uint32(~(1 << (token & 31)) & 0xFFFFFFFF)
+def _without(mask: Mask, token: int) -> Mask:
+    """Returns a copy of a mask that does not allow an id."""
+    left = mask.copy()
+    left.view(np.uint32)[token >> 5] &= np.uint32(~(1 << (token & 31)) & 0xFFFFFFFF)
+    return left

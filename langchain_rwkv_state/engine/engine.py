@@ -1,6 +1,7 @@
 """Owns a runtime on one thread, and answers many requests in one pass at a time.
 
-Each step schedules, runs the model and postprocesses. Who runs and how much each reads is the
+Each step schedules, runs the model and postprocesses; on a card, what the step before gave is
+postprocessed while it runs. Who runs and how much each reads is the
 `Scheduler`'s affair; what becomes of a request is its `TokenSequence`'s. The worker alone uses the
 runtime, and its owner closes that after `close`.
 """
@@ -13,22 +14,22 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
-import torch
-
 from langchain_rwkv_state._fork import in_forked_child
+from langchain_rwkv_state._free_memory import is_out_of_memory
 from langchain_rwkv_state.engine.callbacks import begin_work
 from langchain_rwkv_state.engine.constraints import Grammars
 from langchain_rwkv_state.engine.request import Request, check_ids
 from langchain_rwkv_state.engine.request_handle import RequestHandle
 from langchain_rwkv_state.engine.sampler import scan_rows
-from langchain_rwkv_state.engine.scheduler import Scheduler
+from langchain_rwkv_state.engine.scheduler import LEAST_SHARE, Scheduler
 from langchain_rwkv_state.engine.sequence import TokenSequence
-from langchain_rwkv_state.engine.slots import SlotPool
+from langchain_rwkv_state.engine.slots import NoDeviceMemory, SlotPool
 from langchain_rwkv_state.engine.stats import EngineStats, Meter
+from langchain_rwkv_state.engine.steps import Row, Step, Steps, steps_on
 from langchain_rwkv_state.errors import EngineBusy, EngineError
 from langchain_rwkv_state.grammar.constraint import Constraint
 from langchain_rwkv_state.runtime.base import Runtime
@@ -107,7 +108,7 @@ class Engine:
     ) -> None:
         self._runtime = runtime
         self._tokenizer = tokenizer
-        self._chunk = prefill_chunk
+        self._chunk = self._pass = prefill_chunk
         self._limits = Limits(slots, prefill_budget, max_queue)
         if prefill_chunk < 1:
             raise ValueError(f"prefill_chunk must be 1 or more, got {prefill_chunk}.")
@@ -128,6 +129,8 @@ class Engine:
         self._thread: threading.Thread | None = None
         self._slots = SlotPool(self._runtime, self._limits.slots)
         self._scheduler = Scheduler(self._lock, self._slots)
+        self._steps: Steps | None = None  # in the slots that are open
+        self._flying: Step | None = None  # launched, and not postprocessed
         self._logged = time.monotonic()
 
     def submit(self, request: Request) -> RequestHandle:
@@ -156,7 +159,7 @@ class Engine:
                 raise EngineError("The engine is closed: load the model again.")
             most, scheduler = self._limits.max_queue, self._scheduler
             if len(scheduler.waiting) >= most:
-                scheduler.forget_ended()
+                self._count(scheduler.forget_ended())
             if len(scheduler.waiting) >= most:
                 raise EngineBusy(
                     f"{len(scheduler.waiting)} requests wait behind "
@@ -201,14 +204,15 @@ class Engine:
         """Returns what the engine did, and what it has to do."""
         with self._lock:
             waiting, running = self._scheduler.waiting, self._scheduler.running
+            known = [*running, *waiting]  # who waits may have run before
             prefill_rate, decode_rate = self._meter.rates()
             return EngineStats(
                 queued=sum(not each.handle.over for each in waiting),
                 active=sum(not each.handle.over for each in running),
-                prompt_tokens=self._prompt_tokens + sum(each.n_prompt_read for each in running),
-                decoded_tokens=self._decoded_tokens + sum(each.n_sampled for each in running),
-                forced_tokens=self._forced_tokens + sum(each.n_forced for each in running),
-                rereads=self._rereads + sum(each.reread for each in running),
+                prompt_tokens=self._prompt_tokens + sum(each.n_prompt_read for each in known),
+                decoded_tokens=self._decoded_tokens + sum(each.n_sampled for each in known),
+                forced_tokens=self._forced_tokens + sum(each.n_forced for each in known),
+                rereads=self._rereads + sum(each.reread for each in known),
                 steps=self._meter.steps,
                 slots=self._slots.count,
                 max_slots=self._limits.slots,
@@ -265,16 +269,46 @@ class Engine:
             self._on_idle()
 
     def _step(self) -> None:
-        """Schedules, runs the model once, and postprocesses."""
+        """Schedules, launches a step, and postprocesses what was launched before."""
         started = time.monotonic()
-        reads = self._schedule()
-        if reads:
+        flying, self._flying = self._flying, None
+        ahead = self._ahead(flying)
+        sampled = 0
+        if flying is not None and not ahead:  # the next step needs to know
+            sampled, flying = self._postprocess(flying), None
+        reads = self._schedule(flying, decoding=bool(ahead))
+        if reads or ahead:
             prompt_ids = sum(count for sequence, count in reads if sequence.prefills)
-            sampled = self._postprocess(reads, self._run(reads))
+            launched = self._launch(reads, ahead)
+            if flying is not None:
+                sampled += self._postprocess(flying, launched)
+            if any(map(self._stepper.run_on, launched.rows)):
+                self._flying = launched
+            else:
+                sampled += self._postprocess(launched)
             self._note_step(time.monotonic() - started, prompt_ids, sampled)
 
-    def _schedule(self) -> list[tuple[TokenSequence, int]]:
-        """Lets run those that need not wait; returns who reads how many ids in this step."""
+    @property
+    def _stepper(self) -> Steps:
+        """How steps are run in the slots that are open."""
+        slots = self._slots.slots
+        if self._steps is None or not self._steps.serves(slots):
+            self._steps = steps_on(slots, self._slots, self._alone, self._tokenizer)
+        return self._steps
+
+    def _ahead(self, flying: Step | None) -> list[Row]:
+        """Returns who may read what a step gives before it is known here."""
+        if flying is None:
+            return []
+        return [row for row in flying.rows if self._stepper.run_on(row)]
+
+    def _schedule(self, flying: Step | None, *, decoding: bool) -> list[tuple[TokenSequence, int]]:
+        """Lets run those that need not wait; returns who reads how many ids in this step.
+
+        Args:
+            flying: A step whose rows' next ids are not known yet.
+            decoding: Whether some of those read on all the same.
+        """
         scheduler, limits = self._scheduler, self._limits
         admitted = 0
         for sequence, hit in scheduler.admit(limits.slots, self._meter.steps):
@@ -285,38 +319,58 @@ class Engine:
                 self._alone(sequence, sequence.sample, scan_rows(sequence.given_logits[None])[0])
         if admitted:
             logger.debug("Admitted %d requests, %d wait", admitted, len(scheduler.waiting))
-        budget = min(limits.prefill_budget, self._chunk)
-        return scheduler.schedule(self._meter.steps, budget=budget, idle_budget=self._chunk)
+        budget = min(limits.prefill_budget, self._pass)
+        busy = () if flying is None else [row.sequence for row in flying.rows]
+        idle_budget = budget if decoding else self._pass
+        return scheduler.schedule(
+            self._meter.steps, budget=budget, idle_budget=idle_budget, busy=busy
+        )
 
-    def _run(self, reads: list[tuple[TokenSequence, int]]) -> torch.Tensor:
-        """Reads ids into slots in one pass; returns logits ``[len(reads), V]``."""
-        return self._slots.slots.read([(each.slot, each.next_ids(count)) for each, count in reads])
+    def _launch(self, reads: list[tuple[TokenSequence, int]], ahead: list[Row]) -> Step:
+        """Begins a step."""
+        return self._stepper.launch(reads, ahead)
 
-    def _postprocess(self, reads: list[tuple[TokenSequence, int]], logits: torch.Tensor) -> int:
-        """Notes what was read, samples and emits; returns how many ids answers grew by.
+    def _postprocess(self, step: Step, later: Step | None = None) -> int:
+        """Samples and emits; returns how many ids answers grew by.
 
         What has ended by then is retired before the next step.
+
+        Args:
+            step: What was launched.
+            later: The step that was launched behind it: who read ahead in that learns what.
         """
-        ready = [
-            row for row, (each, count) in enumerate(reads) if self._alone(each, each.advance, count)
-        ]
-        samplers = {row: reads[row][0].sampler for row in ready if reads[row][0].chooses_freely}
-        rows = scan_rows(logits, samplers) if ready else []
+        ahead = {} if later is None else {row.sequence: row for row in later.rows}
         sampled = 0
-        for row in ready:
-            sequence, _ = reads[row]
+        for row, found in zip(step.rows, step.results(), strict=True):
+            sequence = row.sequence
+            if sequence.handle.over:
+                continue
             self._note_first_token(sequence)
-            self._alone(sequence, sequence.see_logits, logits[row])
-            sampled += self._alone(sequence, sequence.sample, rows[row]) or 0
+            self._alone(sequence, sequence.see_logits, found)
+            sampled += self._alone(sequence, sequence.sample, found) or 0
+            if sequence in ahead and later is not None and not sequence.handle.over:
+                self._settle(ahead[sequence], later)
         return sampled
+
+    def _settle(self, row: Row, later: Step) -> None:
+        """Has a sequence take on what it read ahead, or drop it if its answer ended before."""
+        sequence = row.sequence
+        if sequence.decodes:
+            self._stepper.settle(sequence, sequence.next_ids(1)[0])
+            self._alone(sequence, sequence.advance, 1)
+        else:
+            self._stepper.settle(sequence, None)
+            later.rows.remove(row)
 
     def _await_work(self) -> bool:
         """Retires what has ended, and waits for a request; ``False`` ends the worker."""
         with self._lock:
             self._retire()
             while not (self._scheduler.running or self._scheduler.waiting):
+                self._flying = None  # whose rows are all over
                 if self._closed or self._idle():
                     self._slots.close()
+                    self._pass = self._chunk
                     self._thread = None
                     logger.debug("The worker ends")
                     return False
@@ -330,27 +384,52 @@ class Engine:
     def _retire(self) -> None:
         """Frees the slots of requests that ended, and counts what they did."""
         ended = self._scheduler.retire(time.monotonic())
+        self._count(ended)
+        if ended:
+            logger.debug("Retired %d requests, %d go on", len(ended), len(self._scheduler.running))
+
+    def _count(self, ended: Iterable[TokenSequence]) -> None:
         for sequence in ended:
             self._prompt_tokens += sequence.n_prompt_read
             self._decoded_tokens += sequence.n_sampled
             self._forced_tokens += sequence.n_forced
             self._rereads += sequence.reread
             sequence.leave()
-        if ended:
-            logger.debug("Retired %d requests, %d go on", len(ended), len(self._scheduler.running))
 
     def _alone(self, sequence: TokenSequence, act: Callable[[T], R], argument: T) -> R | None:
         """Does something for one request; if that fails, it alone ends."""
         try:
             return act(argument)
+        except NoDeviceMemory:
+            raise
         # A Rust panic is no Exception.
         except BaseException as error:  # noqa: BLE001
             sequence.handle.fail(error)
             return None
 
     def _lose_device(self, error: BaseException) -> None:
-        """Ends all that are running; those that wait go on in slots of their own."""
-        running = self._scheduler.running
+        """Ends all that are running; those that wait go on in slots of their own.
+
+        Where it was memory alone that was not enough, all that are running are read again, fewer at
+        once; where less cannot be done at once, the one that is running ends.
+        """
+        running, self._flying = self._scheduler.running, None
+        if is_out_of_memory(error):
+            root = _root(error)
+            for each in (error, root):  # their frames may hold what is to be given back
+                traceback.clear_frames(each.__traceback__)
+            with self._lock:
+                fewer = self._slots.shrink(sum(not each.handle.over for each in running))
+                if not fewer and self._pass > LEAST_SHARE:
+                    self._pass, fewer = max(self._pass // 2, LEAST_SHARE), True
+                requeued = self._scheduler.requeue() if fewer else 0
+            if fewer:
+                logger.warning(
+                    "Out of memory: %d requests are read again, %d at once, up to %d ids (%s)",
+                    *(requeued, self._slots.most, self._pass, root),
+                )
+                return
+            error = _no_memory(root)
         logger.error("The model failed, and %d requests with it: %r", len(running), error)
         for sequence in running:
             sequence.handle.fail(error)
@@ -378,6 +457,22 @@ class Engine:
             grammars.renew_lock()
         for sequence in lost:
             sequence.handle.orphan()
+
+
+def _root(error: BaseException) -> BaseException:
+    return error if error.__cause__ is None else _root(error.__cause__)
+
+
+def _no_memory(error: BaseException) -> EngineError:
+    """Returns what is said to who asked for what does not fit, even alone."""
+    reason = EngineError(
+        "There is not enough memory to serve the request, though it was served alone, and few ids "
+        f"of its prompt at a time ({type(error).__name__}: {error}). Free memory that other "
+        "programs hold, or load weights that take less (strategy='cuda int8', or a smaller model); "
+        "with a smaller prefill_budget or fewer slots the engine takes less from the start."
+    )
+    reason.__cause__ = error
+    return reason
 
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()

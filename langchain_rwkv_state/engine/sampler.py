@@ -5,13 +5,16 @@ looked over at once, and those whose choice needs nothing else are chosen from o
 by compiled code where there is a compiler (`runtime/native/sampling.py`). Both ways give the same
 token, and what is computed of a row never depends on the others: a seeded answer is the same in any
 crowd. A choice takes one random number, however often its row is looked at.
+
+Where a card has chosen from a row already, by the state that `Sampler.handed_over` gives, the
+sampler takes note of that token and reads no logits: it chooses itself only where somebody wants
+another one.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -20,8 +23,8 @@ from langchain_rwkv_state.engine import choices
 from langchain_rwkv_state.engine.request import Sampling
 from langchain_rwkv_state.errors import EngineError
 from langchain_rwkv_state.runtime.native.sampling import Draw, Floats, Words, compiled
+from langchain_rwkv_state.runtime.sampling import SamplerState, bits_of, increment
 
-_UNCOUNTED = b" \t0123456789"
 # Logits lie within some hundreds: a penalty of this says never again (or nothing else), as a larger
 # one does, and sums of such stay finite in fp32.
 _MOST_PENALTY = 1e6
@@ -29,24 +32,39 @@ _MOST_PENALTY = 1e6
 _LEAST, _MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
-class LogitsRow(NamedTuple):
+class LogitsRow:
     """One row of logits, and what a pass over all rows found of it.
 
+    Args:
+        scores: The logits, ``[V]``, or what fetches them, which is called at most once: logits on a
+            card stay there unless somebody wants them.
+        best: As the attribute.
+        finite: As the attribute.
+
     Attributes:
-        scores: The logits, ``[V]``.
         best: The id of the highest, the first of equals; of no meaning if not all are finite.
         finite: Whether all are finite numbers.
     """
 
-    scores: Floats
-    best: int
-    finite: bool
+    __slots__ = ("_scores", "best", "finite")
+
+    def __init__(self, scores: Floats | Callable[[], Floats], best: int, finite: bool) -> None:
+        self._scores = scores
+        self.best = best
+        self.finite = finite
+
+    @property
+    def scores(self) -> Floats:
+        """The logits, ``[V]``, fp32, on the host."""
+        if callable(self._scores):
+            self._scores = self._scores()
+        return self._scores
 
 
 def scan_rows(
     logits: torch.Tensor,
     samplers: Mapping[int, Sampler] | None = None,
-    allowed: Mapping[int, Words] | None = None,
+    allowed: Mapping[int, Words | None] | None = None,
 ) -> list[LogitsRow]:
     """Looks over the logits of many requests at once.
 
@@ -56,7 +74,7 @@ def scan_rows(
             them choose at once, and `Sampler.choose` hands over what came of it. It saves time and
             changes nothing.
         allowed: By row, what those may choose from, as `Sampler.choose` will be told: the same
-            array, unchanged.
+            array, unchanged; ``None``, or no entry, for all ids.
     """
     scores = logits.detach().numpy()
     choose, samplers, allowed = compiled(), samplers or {}, allowed or {}
@@ -86,6 +104,9 @@ class Sampler:
         sampling: The settings. One seed gives one sequence of choices for one sequence of logits,
             whatever else runs in the process.
 
+    Attributes:
+        n_chosen: Number of choices made.
+
     Example:
         >>> sampler = Sampler(Sampling(temperature=0))
         >>> sampler.pick(torch.tensor([0.1, 2.0, 0.3]))
@@ -94,9 +115,9 @@ class Sampler:
 
     def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling
+        self.n_chosen = 0
         # Repeatable choices, not secrets; None takes fresh entropy.
-        self._random = random.Random(_seed(sampling.seed))  # noqa: S311
-        self._bits: int | None = None  # of the next choice, once they are known
+        self._key = random.Random(_seed(sampling.seed)).getrandbits(64)  # noqa: S311
         self._chosen: tuple[LogitsRow, Words | None, int] | None = None
         temperature = sampling.temperature
         self._temperature = temperature and min(max(temperature, _LEAST), _MOST)
@@ -122,7 +143,8 @@ class Sampler:
         """Returns the next token for a row that was scanned.
 
         It may be asked again for the same row, with another mask or without one: each is a choice
-        of its own.
+        of its own. The row's scores are read only if they are needed: not for a token that was
+        chosen ahead (`chose`), nor for the highest of all.
 
         Args:
             row: The row.
@@ -150,7 +172,7 @@ class Sampler:
                 token = choices.choose(row.scores, draw)
             else:
                 token = choose(row.scores[None], [draw])[0].chosen
-        self._bits = None
+        self.n_chosen += 1
         if token is None:
             raise EngineError(
                 f"None of the {len(row.scores)} ids is allowed here, so nothing can be chosen: "
@@ -159,7 +181,7 @@ class Sampler:
         return token
 
     def draw(self, vocab_size: int, allowed: Words | None) -> Draw:
-        """Returns how the next token is chosen: the same until it is chosen, or `saw` one.
+        """Returns how the next token is chosen: the same until one is, or `saw` one.
 
         Args:
             vocab_size: Number of logits.
@@ -170,42 +192,68 @@ class Sampler:
         """
         if allowed is not None:
             _check(allowed, vocab_size)
-        if self._bits is None:
-            self._bits = self._random.getrandbits(64) if self._temperature else 0
         known, sampling = len(self._places), self._sampling
         return Draw(
             self._temperature,
             sampling.top_p,
             min(sampling.top_k, vocab_size),
-            self._bits,
+            bits_of(self._key, self.n_chosen),
             self._ids[:known],
             self._presence + self._frequency * self._counts[:known],
             allowed,
         )
 
     def chose(self, row: LogitsRow, allowed: Words | None, token: int | None) -> None:
-        """Takes note of what was chosen by `draw` before `choose` asks for it."""
+        """Takes note of what was chosen by `draw`, or by a card, before `choose` asks for it.
+
+        Args:
+            row: What it was chosen from.
+            allowed: Among what: the array that `choose` will be given, or ``None``.
+            token: The token, ``None`` where none was chosen.
+        """
         self._chosen = None if token is None else (row, allowed, token)
+
+    def handed_over(self) -> SamplerState:
+        """Returns what decides the next choices, for a card that is to make them.
+
+        The card's are this sampler's, id for id, as long as it counts what it chooses, and `chose`,
+        `choose` and `saw` follow here. It is to be handed over anew where they do not go together:
+        where another token is chosen than the card's, or `n_chosen` is not the card's number.
+        """
+        known, sampling = len(self._places), self._sampling
+        return SamplerState(
+            self._temperature,
+            sampling.top_p,
+            sampling.top_k,
+            self._presence,
+            self._frequency,
+            sampling.penalty_decay,
+            self._key,
+            self.n_chosen,
+            self._ids[:known].copy(),
+            self._counts[:known].copy(),
+        )
 
     def saw(self, token: int, piece: bytes) -> None:
         """Counts a chosen token for the penalties.
 
         Args:
             token: The token.
-            piece: Its bytes; digits and blanks count nothing, as in the `rwkv` package, since
-                numbers repeat them of necessity (the presence penalty still holds).
+            piece: Its bytes, which say whether it counts.
         """
         self._chosen = None
         if not self._penalises:
             return
         known = len(self._places)
-        self._counts[:known] *= self._sampling.penalty_decay
+        counts = self._counts[:known]
+        counts *= self._sampling.penalty_decay
         place = self._places.setdefault(token, known)
         if place == len(self._ids):
             self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
             self._counts = np.concatenate([self._counts, np.zeros_like(self._counts)])
-        self._ids[place] = token
-        self._counts[place] += 0.0 if piece in _UNCOUNTED else 1.0
+        if place == known:
+            self._ids[place] = token
+        self._counts[place] += increment(piece)
 
 
 def _penalty(given: float) -> float:

@@ -10,7 +10,7 @@ bounded, and what one may take is bounded by how many others want to read.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar
 
@@ -19,7 +19,9 @@ from langchain_rwkv_state.engine.slots import SlotPool
 from langchain_rwkv_state.prefix_cache import Hit
 from langchain_rwkv_state.prefix_cache.prefix import APART, Prefix
 
-_LEAST_SHARE = 16  # ids; a model reads fewer at a time hardly faster, so others wait a step instead
+LEAST_SHARE = 16
+"""Ids; a model reads fewer at a time hardly faster, so others wait a step instead."""
+
 _MOST_SNAPSHOTS = 16  # of one sequence, with those that others asked for
 
 
@@ -41,18 +43,31 @@ class Scheduler:
         self.running: list[TokenSequence] = []
 
     def retire(self, now: float) -> list[TokenSequence]:
-        """Takes out all that ended, under the lock; returns those of them that ran."""
+        """Takes out all that ended, and returns them, under the lock."""
         for sequence in (*self.running, *self.waiting):
             sequence.expire(now)
         ended = [sequence for sequence in self.running if sequence.handle.over]
         self.running = [sequence for sequence in self.running if not sequence.handle.over]
-        self.forget_ended()
+        return ended + self.forget_ended()
+
+    def forget_ended(self) -> list[TokenSequence]:
+        """Takes out those that ended while they waited, and returns them, under the lock."""
+        ended = [sequence for sequence in self.waiting if sequence.handle.over]
+        if ended:
+            self.waiting = deque(one for one in self.waiting if not one.handle.over)
         return ended
 
-    def forget_ended(self) -> None:
-        """Takes out those that ended while they waited, under the lock."""
-        if any(sequence.handle.over for sequence in self.waiting):
-            self.waiting = deque(one for one in self.waiting if not one.handle.over)
+    def requeue(self) -> int:
+        """Puts those that run before those that wait, under the lock; returns how many.
+
+        Each gives its slot up, and goes on where it was when it runs again.
+        """
+        live = [sequence for sequence in self.running if not sequence.handle.over]
+        for sequence in live:
+            sequence.preempt()
+        self.waiting.extendleft(reversed(live))
+        self.running = [sequence for sequence in self.running if sequence.handle.over]
+        return len(live)
 
     def admit(self, most: int, step: int) -> Iterator[tuple[TokenSequence, Hit | None]]:
         """Lets run those that need not wait, as long as there is room.
@@ -90,10 +105,18 @@ class Scheduler:
             self._ask(sequence)
 
     def schedule(
-        self, step: int, *, budget: int, idle_budget: int
+        self, step: int, *, budget: int, idle_budget: int, busy: Iterable[TokenSequence] = ()
     ) -> list[tuple[TokenSequence, int]]:
-        """Returns which sequences read how many ids in this step, see `share_step`."""
-        live = [sequence for sequence in self.running if not sequence.handle.over]
+        """Returns which sequences read how many ids in this step, see `share_step`.
+
+        Args:
+            step: As for `share_step`, and so are the budgets.
+            budget: Likewise.
+            idle_budget: Likewise.
+            busy: Who cannot read, since what they read last is not known yet.
+        """
+        out = set(busy)
+        live = [one for one in self.running if not one.handle.over and one not in out]
         return share_step(live, step, budget=budget, idle_budget=idle_budget)
 
     def _waits(self, sequence: TokenSequence) -> bool:
@@ -203,7 +226,7 @@ def share_out(wants: Sequence[int], budget: int) -> list[int]:
     """
     if not wants:
         return []
-    share = max(budget // len(wants), _LEAST_SHARE)
+    share = max(budget // len(wants), LEAST_SHARE)
     given = [0] * len(wants)
     for limit in (share, budget):
         for place, want in enumerate(wants):

@@ -10,7 +10,7 @@ the caller saw, or other ids than that text has.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum, auto
 
 import torch
@@ -31,6 +31,7 @@ from langchain_rwkv_state.engine.slots import SlotPool, Snapshot
 from langchain_rwkv_state.errors import DeadlineExceeded
 from langchain_rwkv_state.prefix_cache import Hit
 from langchain_rwkv_state.prefix_cache.prefix import Prefix
+from langchain_rwkv_state.runtime.native.sampling import Words
 from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.tokenizer import StreamDecoder, Tokenizer
 
@@ -39,6 +40,7 @@ _RENEWED = 16  # ids after which the copy behind a held-back text is renewed; a 
 
 class _Phase(Enum):
     PREFILL = auto()
+    REPLAY = auto()  # of what it had said when it lost its slot
     DECODE = auto()
     SETTLE = auto()
 
@@ -62,6 +64,8 @@ class TokenSequence:
         asked: Whether running sequences were asked for snapshots that this one could begin at.
         last_step: The step in which it read last, or was admitted.
         submitted: When it came, on the monotonic clock.
+        n_prompt_read: Number of the prompt's ids read, without those that the cache saved, and
+            with those that were read again because the slot was lost.
         n_sampled: Number of ids of the answer, the forced ones too.
         n_forced: How many of them were forced.
         reread: Whether the answer is read again in its canonical ids.
@@ -83,6 +87,7 @@ class TokenSequence:
         self.asked = False
         self.last_step = 0
         self.submitted = time.monotonic()
+        self.n_prompt_read = 0
         self.n_sampled = 0
         self.n_forced = 0
         self.reread = False
@@ -99,7 +104,8 @@ class TokenSequence:
         self._ids: list[int] = []
         self._n_thought = 0
         self._checkpoints: dict[int, RWKVState] = {}
-        self._reused = 0  # ids of the prompt that a cached state stands for
+        self._reused: int | None = None  # ids of the prompt that the cache saved at first
+        self._progress = 0  # ids of the prompt, as far as the caller was told
         self._logits: torch.Tensor | None = None  # behind the whole prompt, from the cache
         self._end_state: RWKVState | None = None  # for the cache, until its logits are seen
         # Copies of the state, with the number of ids (the prompt's and sampled ones) that each has
@@ -112,10 +118,13 @@ class TokenSequence:
         self._lasts = request.common == min(len(request.prompt), len(self._settled)) and not (
             request.thought and request.thought.asked and not request.thought.keep
         )
-        if request.max_tokens:  # where the state behind the answer may have to begin anew
-            self.snapshots.add(request.common)
+        # Positions where the state behind the answer may have to begin anew.
+        self._firm: set[int] = set()
+        if request.max_tokens:
+            self._firm.add(request.common)
             if self._lasts:
-                self.snapshots.add(len(request.prompt))
+                self._firm.add(len(request.prompt))
+        self.snapshots |= self._firm
         self._finish_reason: FinishReason = "length"
         self._answer_ids: tuple[int, ...] = ()
         self._read(_Phase.PREFILL, request.prompt)
@@ -127,21 +136,16 @@ class TokenSequence:
             raise RuntimeError("The request has no slot.")
         return self._slot
 
-    @property
-    def sampler(self) -> Sampler:
-        """Who chooses the next id, by the next logits and nothing else."""
-        return self._sampler
+    def choice_ahead(self) -> tuple[Sampler, Words | None] | None:
+        """Returns who chooses the next id, by the next logits alone, and among which ids.
 
-    @property
-    def chooses_freely(self) -> bool:
-        """Whether the sampler chooses among all ids, as far as is known now."""
-        return self._guide is None or not self._guide.holds
-
-    @property
-    def n_prompt_read(self) -> int:
-        """Number of the prompt's ids read, without those that the cache saved."""
-        at = self._at if self._phase is _Phase.PREFILL else len(self._request.prompt)
-        return at - self._reused
+        ``None`` where it is not chosen, or nobody knows by now; `sample` says what comes then.
+        """
+        guide = self._guide
+        if guide is None or not guide.holds:
+            return self._sampler, None
+        mask = guide.mask()
+        return None if mask is None else (self._sampler, mask)
 
     @property
     def prefills(self) -> bool:
@@ -157,9 +161,38 @@ class TokenSequence:
     def wanted(self) -> int:
         """Number of ids that it would read in one go, at least one."""
         end = len(self._unread)
-        if self._phase is _Phase.PREFILL:
+        if self._phase is _Phase.PREFILL and self.snapshots and not self._slots.can_mark:
             end = min([end, *(at for at in self.snapshots if at > self._at)])
         return end - self._at
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Turns its ids into text."""
+        return self._tokenizer
+
+    @property
+    def runs_on(self) -> bool:
+        """Whether another id is sure to be sampled behind the next one, unless that ends it."""
+        if self._guide is not None or self.handle.over:
+            return False
+        return self.n_sampled + 1 < self._request.max_tokens
+
+    def samples_after(self, count: int) -> bool:
+        """Says whether the next id is to be sampled once so many ids are read."""
+        ends = self._at + count == len(self._unread) and self._phase is not _Phase.SETTLE
+        replays = self.prefills and bool(self._ids)
+        return ends and not replays and self._request.max_tokens > 0
+
+    @property
+    def may_want_logits(self) -> bool:
+        """Whether the next logits may be asked for though the next id is chosen without."""
+        return self._guide is not None or (self.prefills and self.prefix is not None)
+
+    def marks(self, count: int) -> tuple[int, ...]:
+        """Returns after how many of the next `count` ids the state is to be kept."""
+        if self._phase is not _Phase.PREFILL:
+            return ()
+        return tuple(sorted(at - self._at for at in self.snapshots if 0 < at - self._at <= count))
 
     def keeps_later(self, at: int) -> bool:
         """Says whether the prefix cache is still to get the state at a position."""
@@ -176,7 +209,8 @@ class TokenSequence:
         deadline = self._request.deadline
         if deadline is None or now - self.submitted < deadline or self.handle.over:
             return
-        stage = "while it waited" if self._slot is None else f"after {self.n_sampled} tokens"
+        waits = self._slot is None and not self.n_sampled
+        stage = "while it waited" if waits else f"after {self.n_sampled} tokens"
         self.handle.fail(
             DeadlineExceeded(
                 f"The request's deadline of {deadline} s passed {stage}: ask again when there is "
@@ -193,19 +227,45 @@ class TokenSequence:
         request, base = self._request, self._request.base
         if hit is not None:
             base, self._logits = hit.cached.state, hit.cached.logits
-            self._reused = self._at = self._n_read = hit.n_tokens
+            self._at = self._n_read = hit.n_tokens
+        if self._reused is None:
+            self._reused = self._at
         if self._at in request.checkpoints:
             self._checkpoints[self._at] = base
-        if self.prefix is not None:
+        if self.prefix is not None and self.prefills:
             self.snapshots |= self.prefix.positions(self._at)
         self.snapshots = {at for at in self.snapshots if at > self._at}
-        if self._at == len(request.prompt) and not request.max_tokens:
+        if self._at == len(self._unread) and not (self.prefills and request.max_tokens):
             self._deliver(base)
             return
         self._slot = self._slots.allocate(base)
         if request.max_tokens and self._at == request.common:
             self._copies = [(self._at, Snapshot(self._slots, base))]
             self._n_firm = 1
+        if self._at == len(self._unread):
+            self._replay()
+
+    def preempt(self) -> None:
+        """Gives its slots up; `begin` has it read again what it had read, and it goes on there.
+
+        What was said, and who chooses next, stays: nobody sees that anything happened. Its end, if
+        it was found, is not looked for again.
+        """
+        self.leave()
+        self._n_firm = self._n_read = 0
+        self._logits = self._end_state = None
+        if self._phase is _Phase.SETTLE:
+            self._read(_Phase.SETTLE, (*self._settled, *self._answer_ids))
+            return
+        self.snapshots |= self._firm
+        self.snapshots |= {at for at in self._request.checkpoints if at not in self._checkpoints}
+        self._read(_Phase.PREFILL, self._request.prompt)
+
+    def _replay(self) -> bool:
+        """Goes on to reading what was said before the slot was lost; says whether there is any."""
+        if self._ids:
+            self._read(_Phase.REPLAY, tuple(self._ids))
+        return bool(self._ids)
 
     def leave(self) -> None:
         """Gives its slots back."""
@@ -218,29 +278,43 @@ class TokenSequence:
         """Returns the ids that the model must read next, `wanted` at most."""
         return self._unread[self._at : self._at + count]
 
-    def advance(self, count: int) -> bool:
-        """Takes note that so many ids were read; returns whether the next id is to be sampled."""
+    def advance(self, count: int, marked: Mapping[int, Snapshot] | None = None) -> bool:
+        """Takes note that so many ids were read.
+
+        Args:
+            count: So many.
+            marked: The states after so many of them, by `marks`; the one behind them all may be
+                missing, and is copied then.
+
+        Returns:
+            Whether the next id is to be sampled.
+        """
+        before, request = self._at, self._request
+        of_prompt = len(request.prompt) if self.prefills else request.common
+        self.n_prompt_read += max(min(self._n_read + count, of_prompt) - self._n_read, 0)
         self._at += count
         self._n_read += count
-        if self._phase is _Phase.PREFILL:
-            self._note_prefill()
+        if self.prefills:
+            self._note_prefill({before + after: copy for after, copy in (marked or {}).items()})
         if self._at < len(self._unread):
+            return False
+        if self.prefills and self._replay():
             return False
         if self._phase is _Phase.SETTLE:
             self._deliver(self._slots.state(self.slot))
             return False
-        return self._request.max_tokens > 0
+        return request.max_tokens > 0
 
     @property
     def given_logits(self) -> torch.Tensor | None:
         """The logits to sample from before anything is read, where the cache had them."""
-        return self._logits if self._at == len(self._request.prompt) else None
+        return self._logits if self.prefills and self._at == len(self._unread) else None
 
-    def see_logits(self, logits: torch.Tensor) -> None:
+    def see_logits(self, row: LogitsRow) -> None:
         """Shows the next token's logits, which the cache keeps with the state behind a prompt."""
         state, self._end_state = self._end_state, None
         if state is not None and self.prefix is not None:
-            copied = torch.from_numpy(logits.detach().numpy().copy())
+            copied = torch.from_numpy(row.scores.copy())
             self.prefix.keep(len(self._request.prompt), state, copied)
 
     def sample(self, row: LogitsRow) -> int:
@@ -282,17 +356,28 @@ class TokenSequence:
         self._read(_Phase.DECODE, choice.ids)
         return self.n_sampled - before
 
-    def _note_prefill(self) -> None:
-        """Copies the state where a copy is wanted, for whoever wants it."""
+    def _note_prefill(self, marked: Mapping[int, Snapshot]) -> None:
+        """Copies the state where a copy is wanted, for whoever wants it.
+
+        Args:
+            marked: Copies that there are already, by position.
+        """
         request, at = self._request, self._at
         end = len(request.prompt)
-        if request.on_progress is not None:
+        if request.on_progress is not None and at > self._progress:
+            self._progress = at
             request.on_progress(at, end)
-        copy = self._snapshot_prompt(at) if at in self.snapshots else None
+        copy = None  # of the state here
+        for place in sorted({*marked, *({at} & self.snapshots)}):
+            found = self._snapshot_prompt(place, marked.get(place))
+            copy = found if place == at else None
+        passed = [place for place in self.snapshots if place <= at]
+        if passed:
+            raise RuntimeError(f"The state behind {min(passed)} ids was wanted, and is past.")
         if at == end and not request.max_tokens:
             self._deliver(self._slots.state(self.slot) if copy is None else copy.state())
 
-    def _snapshot_prompt(self, at: int) -> Snapshot | None:
+    def _snapshot_prompt(self, at: int, copy: Snapshot | None) -> Snapshot | None:
         """Copies the state at a position of the prompt, and hands the copy to who wants it."""
         request, prefix = self._request, self.prefix
         self.snapshots.discard(at)
@@ -301,13 +386,17 @@ class TokenSequence:
         firm = request.max_tokens > 0 and at in (request.common, len(request.prompt))
         if not (asked or cached):
             # Another request may have kept that state meanwhile: a copy would be nobody's.
-            copy = self._slots.snapshot(self.slot) if firm else None
+            if copy is not None and not firm:
+                copy.drop()
+                return None
+            if firm and copy is None:
+                copy = self._slots.snapshot(self.slot)
         else:
-            state = self._slots.state(self.slot)
+            state = self._slots.state(self.slot) if copy is None else copy.state()
             copy = Snapshot(self._slots, state)
             if asked:
                 self._checkpoints[at] = state
-            if cached and request.max_tokens and at == len(request.prompt):
+            if cached and request.max_tokens and at == len(request.prompt) and not self._ids:
                 self._end_state = state
             elif prefix is not None and cached:
                 prefix.keep(at, state)
@@ -351,15 +440,16 @@ class TokenSequence:
         agreed = same + common((*self._request.prompt[same:], *self._ids), wanted[same:])
         self.reread = agreed < len(wanted) and self._settled == self._request.prompt and self._lasts
         self.reread = self.reread and not self._answer.thought
-        read = self._n_read
-        if read > agreed:
-            read, copy = [copy for copy in self._copies if copy[0] <= agreed][-1]
+        copy = None
+        if self._n_read > agreed:
+            self._n_read, copy = [copy for copy in self._copies if copy[0] <= agreed][-1]
+        # First of all, since there may be no memory for what follows.
+        self._read(_Phase.SETTLE, wanted[self._n_read :])
+        if copy is not None:
             copy.restore(self.slot)
         self._drop_copies()
-        if read == len(wanted):
+        if not self._unread:
             self._deliver(self._slots.state(self.slot))
-        else:
-            self._read(_Phase.SETTLE, wanted[read:])
 
     def _canonical(self) -> Sequence[int]:
         """Returns the ids that stand for what was said."""
@@ -382,7 +472,7 @@ class TokenSequence:
                 answer_tokens=self.n_sampled,
                 answer_ids=self._answer_ids,
                 checkpoints=tuple(self._checkpoints[at] for at in request.checkpoints),
-                reused=self._reused,
+                reused=self._reused or 0,
                 reread=self.reread,
                 thought=self._answer.thought,
                 thought_tokens=0 if self._answer.thought is None else self._n_thought,

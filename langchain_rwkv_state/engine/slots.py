@@ -8,13 +8,32 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Iterator
 
+from langchain_rwkv_state._free_memory import is_out_of_memory
 from langchain_rwkv_state.runtime import Runtime, Slots, open_slots
+from langchain_rwkv_state.runtime.base import budgets_of
+from langchain_rwkv_state.runtime.slots import ChoosingSlots
 from langchain_rwkv_state.state import RWKVState
 
 logger = logging.getLogger("langchain_rwkv_state.engine")
 
 _GROWTH = 4  # times; few steps to the full number, since each copies all states
+
+
+class NoDeviceMemory(Exception):
+    """There was no room to move a state: no fault of the request that it belongs to."""
+
+
+@contextlib.contextmanager
+def _moving() -> Iterator[None]:
+    """Tells want of memory from whatever else may go wrong as a state is moved."""
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise NoDeviceMemory(str(error)) from error
+        raise
 
 
 class Snapshot:
@@ -40,10 +59,11 @@ class Snapshot:
 
     def restore(self, slot: int) -> None:
         """Puts the state into a slot."""
-        if isinstance(self._held, int):
-            self._pool.slots.copy(self._held, slot)
-        else:
-            self._pool.slots.put(slot, self._held)
+        with _moving():
+            if isinstance(self._held, int):
+                self._pool.slots.copy(self._held, slot)
+            else:
+                self._pool.slots.put(slot, self._held)
 
     def drop(self) -> None:
         """Frees the spare slot, where there is one; the snapshot is void then."""
@@ -68,8 +88,20 @@ class SlotPool:
 
     @property
     def count(self) -> int:
-        """Number of slots that are open."""
-        return 0 if self._slots is None else self._slots.count
+        """How many requests can run: slots that are open, without those that are for copies."""
+        if self._slots is None:
+            return 0
+        return self._slots.served if isinstance(self._slots, ChoosingSlots) else self._slots.count
+
+    @property
+    def most(self) -> int:
+        """Never more slots than that, as things are."""
+        return self._most
+
+    @property
+    def can_mark(self) -> bool:
+        """Whether a read can leave the state at a position within it in a spare slot."""
+        return getattr(self._slots, "can_mark", False)
 
     @property
     def slots(self) -> Slots:
@@ -87,10 +119,10 @@ class SlotPool:
 
         Where there is no memory for more, the number stays, and is not raised again.
         """
-        wanted = min(wanted, self._most)
-        if wanted <= self.count:
+        wanted, grows = min(wanted, self._most), budgets_of(self._runtime).grows
+        if wanted <= self.count or (self._slots is not None and not grows):
             return
-        number = 1
+        number = 1 if grows else self._most
         while number < wanted:
             number *= _GROWTH
         try:
@@ -104,13 +136,15 @@ class SlotPool:
 
         Raises:
             StateMismatch: The state belongs to another model.
+            NoDeviceMemory: There is no room for it.
         """
-        if self._slots is None:
-            self._open(1)
-        if not self._free:
-            next(iter(self._snapshots.values())).state()  # the oldest makes room
-        slot = min(self._free)
-        self.slots.put(slot, state)
+        with _moving():
+            if self._slots is None:
+                self._open(1)
+            if not self._free:
+                next(iter(self._snapshots.values())).state()  # the oldest makes room
+            slot = min(self._free)
+            self.slots.put(slot, state)
         self._free.remove(slot)
         return slot
 
@@ -125,17 +159,45 @@ class SlotPool:
 
     def state(self, slot: int) -> RWKVState:
         """Returns a copy of the state in a slot, on the host: it costs what a state weighs."""
-        return self.slots.get(slot)
+        with _moving():
+            return self.slots.get(slot)
 
     def snapshot(self, slot: int) -> Snapshot:
         """Returns a copy of the state in a slot, in a spare slot where there is one."""
         if not self._free:
             return Snapshot(self, self.state(slot))
         spare = max(self._free)
-        self.slots.copy(slot, spare)
+        with _moving():
+            self.slots.copy(slot, spare)
         self._free.remove(spare)
+        return self.reserved(spare)
+
+    def reserve(self) -> int | None:
+        """Takes a spare slot, for a state that a read is to leave there; ``None`` if none is."""
+        if not self._free:
+            return None
+        spare = max(self._free)
+        self._free.remove(spare)
+        return spare
+
+    def reserved(self, spare: int) -> Snapshot:
+        """Returns what lies in a spare slot that was taken, as a snapshot."""
         found = self._snapshots[spare] = Snapshot(self, spare)
         return found
+
+    def shrink(self, at_work: int) -> bool:
+        """Closes all slots, and opens fewer from here on, until `close`.
+
+        Args:
+            at_work: Number of slots that were at work; half of them may be.
+
+        Returns:
+            Whether that gives any memory back.
+        """
+        before, most = self.count, min(max(at_work // 2, 1), self._most)
+        self.close()
+        self._most = most
+        return before > most
 
     def close(self) -> None:
         """Closes all slots; what was in them is gone."""
@@ -146,7 +208,8 @@ class SlotPool:
     def _open(self, number: int) -> None:
         """Opens so many slots, and moves what is in the old ones to the same places."""
         opened = open_slots(self._runtime, number)
-        taken = set(range(self.count)) - self._free
+        old = 0 if self._slots is None else self._slots.count
+        taken = set(range(old)) - self._free
         for slot in taken:
             opened.put(slot, self.slots.get(slot))
-        self._slots, self._free = opened, set(range(number)) - taken
+        self._slots, self._free = opened, set(range(opened.count)) - taken

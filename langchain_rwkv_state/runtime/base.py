@@ -7,11 +7,35 @@ mistake of an adapter is to change the state it was handed: a `Runtime` never do
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
 
 from langchain_rwkv_state.state import RWKVState, StateLayout
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """How much a device is best given at once; a runtime may offer its own as ``budgets``.
+
+    Attributes:
+        prefill_chunk: Ids of prompts in a step in which nobody decodes.
+        prefill_budget: The same beside others that decode.
+        most_rows: Ids in a pass at most.
+        grows: Whether slots are opened as they are needed; else all of them at once.
+    """
+
+    prefill_chunk: int = 256
+    prefill_budget: int = 64
+    most_rows: int = 512
+    grows: bool = True
+
+
+def budgets_of(runtime: Runtime) -> Budgets:
+    """Returns a runtime's own budgets, or those of a CPU where it offers none."""
+    found: Budgets = getattr(runtime, "budgets", Budgets())
+    return found
 
 
 @runtime_checkable

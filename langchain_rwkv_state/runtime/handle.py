@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from langchain_rwkv_state.errors import ModelLoadError
+from langchain_rwkv_state.runtime.base import Budgets
 from langchain_rwkv_state.runtime.slots import (
     Slots,
     StateSlots,
@@ -84,6 +85,7 @@ class RuntimeHandle:
         self._layout = model.layout
         self._vocab_size = model.vocab_size
         self._about = model.about
+        self._budgets: Budgets = getattr(model, "budgets", Budgets())
         self._strategy = strategy
         identity = Fingerprint(model.weights, model.compute, tokenizer or "-", template or "-")
         self._fingerprint = str(identity)
@@ -111,8 +113,18 @@ class RuntimeHandle:
         return self._about
 
     @property
+    def budgets(self) -> Budgets:
+        """How much its device is best given at once."""
+        return self._budgets
+
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """What runs slower than it could: what and why, and behind the last colon what to do."""
+        return tuple(getattr(self._model, "fallbacks", ()))
+
+    @property
     def strategy(self) -> str:
-        """How it runs: ``native <device> <dtype>``, or a strategy of the `rwkv` package."""
+        """How it runs, such as ``native cuda fp16`` or ``package cpu fp32``."""
         return self._strategy
 
     @property

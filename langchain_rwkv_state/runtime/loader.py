@@ -8,7 +8,9 @@ another model: what is shared goes by path, size, time and inode.
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
+import logging
 import os
 import re
 from collections.abc import Callable, Hashable
@@ -20,11 +22,15 @@ from langchain_rwkv_state.errors import ModelLoadError
 from langchain_rwkv_state.runtime.base import Runtime
 from langchain_rwkv_state.runtime.change import Change
 from langchain_rwkv_state.runtime.checkpoint import SUFFIXES, Checkpoint, find, read_tensors
+from langchain_rwkv_state.runtime.cuda.model import CudaModel
 from langchain_rwkv_state.runtime.handle import Model, RuntimeHandle
 from langchain_rwkv_state.runtime.native.model import NativeModel
+from langchain_rwkv_state.runtime.needed_memory import ran_out, too_large
 from langchain_rwkv_state.runtime.registry import MODELS, SharedModel, return_memory
 from langchain_rwkv_state.runtime.rwkv_package.adapter import PackageModel
 from langchain_rwkv_state.runtime.strategy import Strategy
+
+logger = logging.getLogger(__name__)
 
 DEMO = "demo"
 _HUB_NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)(?:/(?P<file>.+))?")
@@ -45,13 +51,14 @@ def load_runtime(
         model: A ``.pth``, ``.safetensors`` or ``.gguf`` file, a folder that holds one, its shards
             or a Hugging Face RWKV-7; ``"demo"`` for the built-in model; or a name on the hub,
             ``"org/repo/file.pth"`` or ``"org/repo"``. A path that exists wins over a name.
-        strategy: ``"auto"`` (fp16 on a CUDA card, else fp32 on the CPU; RWKV-7 on the native
-            runtime, older versions on the `rwkv` package); ``"native <device> <dtype>"`` for the
-            native runtime by name; ``"cpu int8"`` for it with weights in 8 bits, which is lossy; or
-            a string of the package, such as ``"cuda fp16i8 *10 -> cpu fp32"``. On a CPU the native
-            runtime computes fp32 from weights as the file has them; fp16 and bf16 are ten times
-            slower there. On CUDA the package's own kernels are used where its switch
-            ``RWKV_CUDA_ON=1`` is set.
+        strategy: ``"auto"`` (fp16 on a CUDA card, else fp32 on the CPU) or ``"<device> <dtype>"``,
+            such as ``"cuda:1 bf16"``: RWKV-7 on the native runtime, older versions on the `rwkv`
+            package. ``"cpu int8"``, ``"cuda int8"`` and ``"cuda fp8"`` keep RWKV-7's weights in
+            8 bits, ``"cuda fp16 state_fp16"`` its WKV states in 16: both lose digits.
+            ``package`` before it takes the package for RWKV-7, too. Older versions also run by
+            layers, ``"cuda fp16i8 *10 -> cpu fp32"``. On a CPU the native runtime computes fp32
+            from weights as the file has them; fp16 and bf16 are ten times slower there. On CUDA
+            the package's own kernels are used where its switch ``RWKV_CUDA_ON=1`` is set.
         tokenizer: Identity of the tokenizer, which becomes part of the fingerprint; ``None``
             where the caller deals in token ids.
         template: Identity of the chat template, likewise.
@@ -63,8 +70,8 @@ def load_runtime(
         last close of a process frees them.
 
     Raises:
-        ModelLoadError: The model cannot be found or read, or the strategy cannot be had; the
-            message names what and says what to do.
+        ModelLoadError: The model cannot be found or read, the strategy cannot be had, or the memory
+            does not suffice; the message names what and says what to do.
 
     Example:
         >>> runtime = load_runtime("demo", strategy="cpu fp32")  # doctest: +SKIP
@@ -110,7 +117,7 @@ def check_model(model: str | Path, strategy: str = "auto") -> None:
     Raises:
         ModelLoadError: There is no such file, or no such strategy.
     """
-    Strategy.parse(strategy)
+    Strategy.check(strategy)
     try:
         path = Path(model).expanduser()
         is_path = isinstance(model, Path) or path.exists() or not _is_hub_name(model)
@@ -207,7 +214,9 @@ def _share(
 
     def load() -> SharedModel:
         found = _on_a_thread(functools.partial(_load, path, chosen, kernels, change, on_progress))
-        return SharedModel(found, chosen.as_run(native=isinstance(found, NativeModel)))
+        for fallback in getattr(found, "fallbacks", ()):
+            logger.warning("%s runs, but slower than it could: %s", path, fallback)
+        return SharedModel(found, chosen.as_run(native=isinstance(found, (CudaModel, NativeModel))))
 
     return path, *MODELS.hold(_key(path, chosen, change), load)
 
@@ -278,18 +287,40 @@ def _load(
     change: Change | None,
     on_progress: Callable[[int, int], None] | None,
 ) -> Model:
+    try:
+        return _read(path, strategy, kernels, change, on_progress)
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
+        reason = str(error).partition("\n")[0] or type(error).__name__
+    # Out here, where nothing holds the error, what was loaded is free again and is counted so.
+    gc.collect()
+    return_memory()
+    raise ModelLoadError(too_large(read_tensors(path, mapped=True), path, strategy, reason))
+
+
+def _read(
+    path: Path,
+    strategy: Strategy,
+    kernels: bool,
+    change: Change | None,
+    on_progress: Callable[[int, int], None] | None,
+) -> Model:
     tensors = read_tensors(path, on_progress=on_progress)
     checkpoint = Checkpoint.of(tensors, path)
     if change is not None:  # and it changes something: `load_changed` has asked
         tensors |= change.of(tensors, checkpoint)
         checkpoint = checkpoint.changed(tensors, change.name)
     if strategy.is_native_for(checkpoint.version, deep_embed=checkpoint.deep_embed):
-        return NativeModel(tensors, checkpoint, strategy.stages[0])
+        native = CudaModel if strategy.on_cuda else NativeModel
+        return native(tensors, checkpoint, strategy.stages[0])
     strategy.require_for(checkpoint.version)
     fits = checkpoint.version != "7" or checkpoint.head_size == _KERNEL_HEAD_SIZE
     try:
         return PackageModel(tensors, checkpoint, strategy, kernels=kernels and fits)
     except Exception as error:  # whatever the package raises, and asserts
+        if ran_out(error):
+            raise
         reason = str(error) or type(error).__name__
         switch = ", unset RWKV_CUDA_ON" if kernels else ""
         raise ModelLoadError(

@@ -71,7 +71,8 @@ class SharedModel:
 
 def return_memory() -> None:
     """Gives freed memory back to the system and to the devices, as far as they take it."""
-    if torch.cuda.is_available():
+    # Where it is not, there is nothing to give back, and asking for cards would spoil later forks.
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch
         torch.cuda.empty_cache()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; musl has none

@@ -8,13 +8,15 @@ overwrites what is there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Protocol, TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 
 from langchain_rwkv_state.errors import StateMismatch
 from langchain_rwkv_state.runtime.base import Runtime
+from langchain_rwkv_state.runtime.native.sampling import Floats, Found, Words
+from langchain_rwkv_state.runtime.sampling import SamplerState
 from langchain_rwkv_state.state import Fingerprint, RWKVState, StateLayout
 
 Reads: TypeAlias = Sequence[tuple[int, Sequence[int]]]
@@ -62,6 +64,81 @@ class Slots(Protocol):
 
     def clear(self, slot: int) -> None:
         """Lets a slot's state go."""
+        ...
+
+
+class Read(NamedTuple):
+    """What one slot reads in a step that is launched.
+
+    Attributes:
+        slot: The slot.
+        ids: What it reads; ``None`` for the id that it chose in the step before, which the host
+            need not know yet. What comes of that stays apart until `confirm`.
+        choose: Whether the next id is chosen behind it, by what `load_sampler` was told.
+        allowed: What may be chosen, as for `Sampler.choose`; ``None`` for all.
+        logits: Whether the host may ask for the logits.
+        marks: Positions inside `ids` (after so many of them, ascending), each with the empty slot
+            that a copy of the state there goes to.
+    """
+
+    slot: int
+    ids: Sequence[int] | None
+    choose: bool = False
+    allowed: Words | None = None
+    logits: bool = False
+    marks: tuple[tuple[int, int], ...] = ()
+
+
+class Launched(Protocol):
+    """A step at work."""
+
+    def found(self) -> list[Found]:
+        """Waits for the step, and returns what was found in each read's logits."""
+        ...
+
+    def logits(self, number: int) -> Floats:
+        """Returns the logits of a read that asked for them: ``[V]``, fp32, once it was `found`."""
+        ...
+
+
+@runtime_checkable
+class ChoosingSlots(Slots, Protocol):
+    """Slots whose device chooses the ids itself, so that it need not wait for the host.
+
+    Attributes:
+        served: How many slots may read in one step; the others keep copies.
+    """
+
+    served: int
+
+    def count_by(self, tokenizer: str, increments: Callable[[], Sequence[float]]) -> None:
+        """Says what each id adds to its count, for the penalties.
+
+        Args:
+            tokenizer: Identity of the tokenizer whose ids they are.
+            increments: Returns 0 or 1 for each id; called if these are not known yet. Ids beyond
+                them add 1.
+        """
+        ...
+
+    def load_sampler(self, slot: int, state: SamplerState) -> None:
+        """Says how a slot's ids are chosen from the next step on."""
+        ...
+
+    def launch(self, reads: Sequence[Read]) -> Launched:
+        """Begins a step, and returns while the device is at it.
+
+        Raises:
+            ValueError: As for `read`.
+        """
+        ...
+
+    def confirm(self, slot: int, token: int) -> None:
+        """Takes on what came of reading the id that the slot chose, which was `token`."""
+        ...
+
+    def abandon(self, slot: int) -> None:
+        """Drops what came of it: the state stays what it was before."""
         ...
 
 

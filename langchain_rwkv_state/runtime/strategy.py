@@ -1,9 +1,9 @@
 """Reads strategies: where each layer of a model runs and in which dtypes, as one short string.
 
-The strings are those of the `rwkv` package. This module refuses what the package would take and
-then not do, and knows which models the native runtime takes over; it loads nothing. The package's
-own check is not enough: it accepts ``fp16i4`` and computes in fp16, and for RWKV-7 it silently
-drops everything behind the second word.
+The strings are those of the `rwkv` package, and some more. This module refuses what the package
+would take and then not do, and knows which models the native runtime takes over; it loads nothing.
+The package's own check is not enough: it accepts ``fp16i4`` and computes in fp16, and for RWKV-7 it
+silently drops everything behind the second word.
 """
 
 from __future__ import annotations
@@ -16,18 +16,25 @@ from typing import Literal
 import torch
 
 from langchain_rwkv_state.errors import ModelLoadError
+from langchain_rwkv_state.runtime import cards
 
 _STAGE = re.compile(
     r"(?P<device>cpu|cuda(?::\d+)?|mps|dml) (?P<dtype>fp32|fp16|bf16)(?P<quantised>i8|i4|i3)?"
     r"(?: \*(?P<layers>\d+)(?P<streams>\+)?)?"
 )
-_NATIVE = re.compile(r"(?P<device>cpu|cuda(?::\d+)?|mps) (?P<dtype>fp32|fp16|bf16|int8)")
-_NATIVE_STAGE = "'native <device> <dtype>', with the dtypes fp32, fp16, bf16 and int8"
-_ONE_STAGE = "'<device> <dtype>' with device cpu, cuda, cuda:N or mps and dtype fp32, fp16 or bf16"
-_STAGES = (
-    f"{_ONE_STAGE}; the dtype may end in i8, a '*10' behind it says for how many layers, '*10+' "
-    "streams the rest, and ' -> ' goes on to the next device"
+_NATIVE = re.compile(
+    r"(?P<device>cpu|cuda(?::\d+)?|mps) (?P<dtype>fp32|fp16|bf16|int8|fp8)(?P<states> state_fp16)?"
 )
+_PREFIXES = ("native", "package")
+_ONE_STAGE = "'<device> <dtype>' with device cpu, cuda, cuda:N or mps and dtype fp32, fp16 or bf16"
+_KNOWN = (
+    f"'auto', {_ONE_STAGE}, 'cpu int8', 'cuda int8' or 'cuda fp8', each with 'native' before it "
+    "for the native runtime alone, and on cuda with 'state_fp16' behind it; or, with 'package' "
+    "before it where the rwkv package is to run RWKV-7 too, its own, where the dtype may end in "
+    "i8, a '*10' behind it says for how many layers, '*10+' streams the rest, and ' -> ' goes on "
+    "to the next device"
+)
+_COMPUTES = {"as_is": "", "int8": "w8", "fp8": "f8"}
 
 
 @dataclass(frozen=True)
@@ -37,16 +44,45 @@ class Stage:
     Attributes:
         device: ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``dml``.
         dtype: ``fp32``, ``fp16`` or ``bf16``, in which it computes.
-        int8: Whether matrices are kept in 8 bits.
+        weights: How large matrices are kept: ``as_is`` for in `dtype` (on a CPU, in that of their
+            file), ``int8`` or ``fp8``.
         layers: Number of layers, ``None`` for all that are left.
         streams: Whether layers beyond `layers` are copied to the device at each use.
+        state_dtype: ``fp32`` or ``fp16``, in which WKV states lie on the device.
     """
 
     device: str
     dtype: str
-    int8: bool = False
+    weights: Literal["as_is", "int8", "fp8"] = "as_is"
     layers: int | None = None
     streams: bool = False
+    state_dtype: Literal["fp32", "fp16"] = "fp32"
+
+    @property
+    def int8(self) -> bool:
+        """Whether large matrices are kept in 8-bit integers."""
+        return self.weights == "int8"
+
+    @property
+    def on_cuda(self) -> bool:
+        """Whether it is a CUDA device."""
+        return self.device.startswith("cuda")
+
+    @property
+    def compute(self) -> str:
+        """The arithmetic of the native runtime, as a fingerprint names it.
+
+        Whatever rounds otherwise has another name, so that no state goes from one to the other
+        unnoticed. States themselves are the same to look at: their WKV tensors are fp32 outside of
+        the card, also where it keeps them in fp16.
+
+        Example:
+            >>> Strategy.parse("cuda int8 state_fp16").stages[0].compute
+            'fp16w8s16'
+        """
+        if self.int8 and self.dtype == "fp32":
+            return "int8"
+        return self.dtype + _COMPUTES[self.weights] + "s16" * (self.state_dtype == "fp16")
 
     def __str__(self) -> str:
         """Returns the stage as the package writes it."""
@@ -68,43 +104,71 @@ class Strategy:
         'cuda fp16 *10 -> cpu fp32'
         >>> str(Strategy.parse("cpu int8"))
         'native cpu int8'
+        >>> str(Strategy.parse("package cuda fp16"))
+        'package cuda fp16'
     """
 
     stages: tuple[Stage, ...]
-    runtime: Literal["auto", "native", "package"] = "package"
+    runtime: Literal["auto", "native", "package"] = "auto"
 
     def __str__(self) -> str:
         """Returns the canonical string."""
         if self.runtime == "native":
             stage = self.stages[0]
-            return f"native {stage.device} {'int8' if stage.int8 else stage.dtype}"
+            dtype = stage.dtype if stage.weights == "as_is" else stage.weights
+            states = "" if stage.state_dtype == "fp32" else f" state_{stage.state_dtype}"
+            return f"native {stage.device} {dtype}{states}"
+        return "package " * (self.runtime == "package") + self.for_package
+
+    @property
+    def for_package(self) -> str:
+        """The string as the package reads it."""
         return " -> ".join(map(str, self.stages))
 
     @classmethod
     def parse(cls, text: str) -> Strategy:
-        """Reads a strategy.
+        """Reads a strategy; for ``auto`` it asks whether there is a card.
 
         Args:
-            text: ``"auto"``, ``"native <device> <dtype>"``, or a string of the `rwkv` package.
+            text: ``"auto"``, ``"<device> <dtype>"``, or another string of the `rwkv` package.
                 ``auto`` is ``cuda fp16`` where there is a card and ``cpu fp32`` elsewhere.
-                ``int8`` is known to the native runtime alone, so ``cpu int8`` means it too.
+                RWKV-7 runs on the native runtime, unless ``package`` stands first; ``native``
+                there refuses all other models. ``int8``, ``fp8`` and ``state_fp16`` are known to
+                the native runtime alone.
 
         Raises:
             ModelLoadError: There is no such strategy.
         """
         words = text.split()
         if words == ["auto"]:
-            device, dtype = ("cuda", "fp16") if torch.cuda.is_available() else ("cpu", "fp32")
-            return cls((Stage(device, dtype),), "auto")
-        if words[:1] == ["native"] or words[-1:] == ["int8"]:
-            match = _NATIVE.fullmatch(" ".join(words).removeprefix("native "))
-            if match is None:
-                raise _unknown(text)
-            int8 = match["dtype"] == "int8"
-            return cls(
-                (Stage(match["device"], "fp32" if int8 else match["dtype"], int8),), "native"
+            device, dtype = ("cuda", "fp16") if cards.usable() else ("cpu", "fp32")
+            return cls((Stage(device, dtype),))
+        prefix = words[0] if words[:1] and words[0] in _PREFIXES else "auto"
+        rest = " ".join(words[prefix != "auto" :])
+        native = _NATIVE.fullmatch(rest)
+        only = native and (native["dtype"] in ("int8", "fp8") or native["states"])
+        if native and prefix != "package" and (only or prefix == "native"):
+            return cls((_native_stage(native, text),), "native")
+        if "state_" in rest:
+            raise ModelLoadError(
+                f"The strategy {text!r} asks for a dtype of WKV states, which the native runtime "
+                "alone can choose, and only fp16 on a CUDA card: write 'cuda fp16 state_fp16', or "
+                "leave the word out."
             )
-        return cls(tuple(_stage(part, text) for part in text.split("->")))
+        if prefix == "native":
+            raise _unknown(text)
+        stages = tuple(_stage(part, text) for part in rest.split("->"))
+        return cls(stages, "package" if prefix == "package" else "auto")
+
+    @classmethod
+    def check(cls, text: str) -> None:
+        """Checks that there is such a strategy, and asks no device: asking may end forks.
+
+        Raises:
+            ModelLoadError: There is none.
+        """
+        if text.split() != ["auto"]:
+            cls.parse(text)
 
     def as_run(self, *, native: bool) -> str:
         """Returns the string that names what runs, where ``auto`` left that open.
@@ -118,7 +182,7 @@ class Strategy:
     @property
     def on_cuda(self) -> bool:
         """Whether any layer runs on a CUDA device."""
-        return any(stage.device.startswith("cuda") for stage in self.stages)
+        return any(stage.on_cuda for stage in self.stages)
 
     def require_devices(self) -> None:
         """Checks that this machine has every device of the strategy.
@@ -142,7 +206,7 @@ class Strategy:
             deep_embed: Whether it is a variant of RWKV-7 that only the package knows.
 
         Raises:
-            ModelLoadError: It was asked for, and does not.
+            ModelLoadError: It was asked for, and does not; or it would run the model, but not so.
         """
         known = version == "7" and not deep_embed
         if self.runtime == "native" and not known:
@@ -150,6 +214,12 @@ class Strategy:
             raise ModelLoadError(
                 f"The strategy {str(self)!r} is for RWKV-7, and this is an RWKV {kind}: use 'auto' "
                 f"or {_ONE_STAGE}."
+            )
+        if self.runtime == "auto" and known and not self._is_plain:
+            raise ModelLoadError(
+                f"The strategy {str(self)!r} is not possible for RWKV-7: the native runtime runs a "
+                f"model on one device. Use 'auto' or {_ONE_STAGE}; where the card's memory is "
+                "short, 'cuda int8' or 'cuda fp8', or a smaller model."
             )
         return known and self.runtime != "package"
 
@@ -159,13 +229,34 @@ class Strategy:
         Raises:
             ModelLoadError: It does not.
         """
-        stage = self.stages[0]
-        plain = len(self.stages) == 1 and stage.layers is None and not stage.int8
-        if version == "7" and (not plain or stage.device == "dml"):
+        if version == "7" and not self._is_plain:
             raise ModelLoadError(
                 f"The strategy {str(self)!r} is not possible for RWKV-7, which the rwkv package "
                 f"runs on one device without int8: use 'auto' or {_ONE_STAGE}."
             )
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether it is one device that RWKV-7 runs on, for all layers, in one dtype."""
+        stage = self.stages[0]
+        plain = len(self.stages) == 1 and stage.layers is None and stage.device != "dml"
+        return plain and (self.runtime == "native" or stage.weights == "as_is")
+
+
+def _native_stage(match: re.Match[str], text: str) -> Stage:
+    device, dtype, states = match["device"], match["dtype"], match["states"]
+    on_cuda = device.startswith("cuda")
+    if (dtype == "fp8" or states) and not on_cuda:
+        what = "keeps weights in fp8" if dtype == "fp8" else "keeps WKV states in fp16"
+        raise ModelLoadError(
+            f"The strategy {text!r} {what}, which is only possible on a CUDA card: use 'cuda' for "
+            f"{device!r}, or on this device 'fp32' or 'int8' without more."
+        )
+    state_dtype: Literal["fp32", "fp16"] = "fp16" if states else "fp32"
+    if dtype not in ("int8", "fp8"):
+        return Stage(device, dtype, state_dtype=state_dtype)
+    weights: Literal["int8", "fp8"] = "fp8" if dtype == "fp8" else "int8"
+    return Stage(device, "fp16" if on_cuda else "fp32", weights, state_dtype=state_dtype)
 
 
 def _stage(part: str, text: str) -> Stage:
@@ -175,16 +266,14 @@ def _stage(part: str, text: str) -> Stage:
     return Stage(
         match["device"],
         match["dtype"],
-        match["quantised"] == "i8",
+        "int8" if match["quantised"] == "i8" else "as_is",
         int(match["layers"]) if match["layers"] else None,
         match["streams"] is not None,
     )
 
 
 def _unknown(text: str) -> ModelLoadError:
-    return ModelLoadError(
-        f"The strategy {text!r} is not known: use 'auto', {_NATIVE_STAGE}, or {_STAGES}."
-    )
+    return ModelLoadError(f"The strategy {text!r} is not known: use {_KNOWN}.")
 
 
 def _missing(device: str) -> str | None:
@@ -195,7 +284,7 @@ def _missing(device: str) -> str | None:
         found = importlib.util.find_spec("torch_directml")
         return None if found else "torch_directml is not installed"
     if device.startswith("cuda"):
-        if not torch.cuda.is_available():
+        if not cards.usable():
             return "PyTorch finds no CUDA device"
         index, count = int(device.partition(":")[2] or 0), torch.cuda.device_count()
         return None if index < count else f"there are only {count} CUDA devices"

@@ -6,12 +6,16 @@ model, so a script holds for one whole history and not for a position.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
+from langchain_rwkv_state.runtime.base import Budgets
 from langchain_rwkv_state.state import Fingerprint, RWKVState, StateLayout, zero_state
+from tests.helpers.ahead_slots import AheadSlots
 
 _PRIME = 16_777_213  # the largest prime below 2**24: fp32 holds such numbers exactly
 
@@ -30,7 +34,10 @@ class FakeRuntime:
         calls: The ids of every sequence read, in order.
         batches: The sequences of every call of `forward_batch`, in order.
         threads: Names of the threads that called.
+        ahead: Whether ids are chosen a step ahead, as on a card.
     """
+
+    ahead = os.environ.get("TESTS_RUN_AHEAD") == "1"  # for all tests, once in a while
 
     def __init__(
         self,
@@ -47,6 +54,9 @@ class FakeRuntime:
         self.threads: set[str] = set()
         self.overrides: dict[tuple[float, float], torch.Tensor] = {}
         self.closed = False
+        if self.ahead:
+            self.slots = partial(AheadSlots, self)
+            self.budgets = Budgets(grows=False)
 
     @property
     def layout(self) -> StateLayout:

@@ -17,7 +17,7 @@ from langchain_rwkv_state.runtime.rwkv_package import adapter as package
 def main(small_path: str, path: str) -> None:
     # So that the small model, too, makes PyTorch load its compiler, which stays.
     package._SCRIPTED_FROM_BYTES = 0
-    small = load_runtime(small_path, "cpu fp32")
+    small = load_runtime(small_path, "package cpu fp32")
     small.forward([1, 2], small.zero_state())
     small.close()
     process = psutil.Process()
@@ -26,7 +26,7 @@ def main(small_path: str, path: str) -> None:
     def grown() -> int:
         return process.memory_info().rss - before
 
-    runtimes = [load_runtime(path, "cpu fp32") for _ in range(3)]
+    runtimes = [load_runtime(path, "package cpu fp32") for _ in range(3)]
     runtimes[0].forward([1, 2], runtimes[0].zero_state())
     loaded = grown()
     for runtime in runtimes[1:]:

@@ -61,7 +61,7 @@ KB = 1000
 
 @pytest.fixture(scope="module")
 def runtime():
-    loaded = load_runtime(MODEL, "cpu fp32")
+    loaded = load_runtime(MODEL, "package cpu fp32")
     yield loaded
     loaded.close()
 

@@ -13,6 +13,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_rwkv_state import DiskStateStore, MemoryStateStore
 from langchain_rwkv_state.engine import Engine, Request
 from langchain_rwkv_state.prompt.markers import STATE_KEY, marker
+from tests.helpers.devices import ON_CARD, ON_CPU, on_card
 from tests.helpers.law import (
     assert_same,
     conversations,
@@ -24,8 +25,9 @@ from tests.helpers.law import (
 )
 
 EVERY_MODEL = [
-    *((model, "auto") for model in (4, 5.2, 6, 7, "demo")),  # RWKV-7 on the native runtime
-    (7, "cpu fp32"),  # and on the package
+    *((model, ON_CPU) for model in (4, 5.2, 6, 7, "demo")),  # RWKV-7 on the native runtime
+    (7, "package cpu fp32"),  # and on the package
+    on_card((7, ON_CARD)),
 ]
 seeds = st.integers(0, 2**32)
 

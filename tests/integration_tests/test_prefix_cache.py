@@ -21,10 +21,15 @@ from langchain_rwkv_state.prefix_cache import Namespace
 from langchain_rwkv_state.prefix_cache.disk_tier import DiskTier
 from langchain_rwkv_state.prefix_cache.prefix import APART
 from langchain_rwkv_state.prompt.markers import STATE_KEY, marker
+from tests.helpers.devices import ON_CARD, ON_CPU, on_card
 from tests.helpers.law import TOLERANCE, assert_same, ids, read_once, turns
 from tests.helpers.watch import watch
 
-EVERY_MODEL = [(4, "auto"), (5.2, "auto"), (6, "auto"), (7, "auto"), (7, "cpu fp32")]
+EVERY_MODEL = [
+    *((version, ON_CPU) for version in (4, 5.2, 6, 7)),
+    (7, "package cpu fp32"),
+    on_card((7, ON_CARD)),
+]
 SYSTEM = SystemMessage("You are a careful assistant who answers in one sentence. " * 4)
 
 
@@ -111,6 +116,7 @@ def test_random_requests_with_shared_beginnings_get_the_answers_of_a_model_witho
     assert stats.nbytes["ram"] <= stats.budgets["ram"]
 
 
+@pytest.mark.each_device
 class TestWhatIsRead:
     def test_a_document_once_and_then_the_questions(self, chat):
         watched = watch(chat)

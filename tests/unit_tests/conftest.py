@@ -29,7 +29,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[float, Run
     sizes: dict[str, Any] = {"n_layer": 3, "n_embd": 64, "head_size": 32}
     loaded = {
         version: load_runtime(
-            write_checkpoint(folder / f"{version}.pth", version, **sizes), "cpu fp32"
+            write_checkpoint(folder / f"{version}.pth", version, **sizes), "package cpu fp32"
         )
         for version in (4, 5.2, 6, 7)
     }
@@ -60,7 +60,7 @@ def load(tmp_path: Path) -> Iterator[Load]:
     opened: list[Runtime] = []
 
     def make(
-        version: float, strategy: str = "cpu fp32", *, suffix: str = ".pth", **options: Any
+        version: float, strategy: str = "package cpu fp32", *, suffix: str = ".pth", **options: Any
     ) -> Runtime:
         path = tmp_path / f"{version}-{options.get('seed', 0)}{suffix}"
         if not path.exists():

@@ -78,6 +78,7 @@ def counted(answer) -> dict:
     return {k: v for k, v in answer.usage_metadata.items() if k != "input_token_details"}
 
 
+@pytest.mark.each_device
 class TestEveryWayOfAsking:
     """Greedy answers and their references do not depend on the way a model is called."""
 
@@ -195,6 +196,7 @@ class TestTheAnswer:
         assert about["finish_reason"] in ("stop", "length")
         assert is_reference(about[STATE_KEY])
 
+    @pytest.mark.each_device
     def test_is_cut_at_max_tokens(self, chat):
         answer = chat.invoke("Hello.", max_tokens=3)
         assert answer.response_metadata["finish_reason"] == "length"
@@ -250,6 +252,7 @@ class TestTheAnswer:
         answer = joined(chat.stream("Hello.", config={"callbacks": [handler]}))
         assert "".join(handler.seen) == answer.content
 
+    @pytest.mark.each_device
     def test_ends_at_a_stop_text_that_is_not_in_it(self, chat):
         whole = chat.invoke("Hello.").content
         stop = whole[5:8]
@@ -276,11 +279,13 @@ class TestTheAnswer:
         one, listed = chat.invoke("Hello.", stop=stop), chat.invoke("Hello.", stop=[stop])
         assert one.content == listed.content == whole[: whole.index(stop)].rstrip()
 
+    @pytest.mark.each_device
     def test_with_one_seed_is_one_text(self, chat):
         hot = chat.bind(temperature=2.0, top_p=1.0)
         one, same, other = (hot.invoke("Hello.", seed=seed).content for seed in (1, 1, 2))
         assert one == same != other
 
+    @pytest.mark.each_device
     def test_without_a_seed_is_another_one_each_time(self, chat):
         hot = chat.bind(temperature=2.0, top_p=1.0)
         assert len({hot.invoke("Hello.").content for _ in range(4)}) > 1

@@ -23,10 +23,10 @@ def figures(**more):
 
 @pytest.mark.parametrize("make", ["make_chat", "make_llm"])
 def test_asking_loads_nothing_and_says_so(make, request):
-    model = request.getfixturevalue(make)(7, strategy="cpu fp32")
+    model = request.getfixturevalue(make)(7, strategy="package cpu fp32")
     found = model.stats()
     assert not found.loaded
-    assert (found.strategy, found.active, found.prompt_tokens) == ("cpu fp32", 0, 0)
+    assert (found.strategy, found.active, found.prompt_tokens) == ("package cpu fp32", 0, 0)
     assert "is not loaded" in str(found)
     assert model._loaded is None
 
@@ -212,10 +212,10 @@ def test_loading_is_logged_as_what_it_came_to(make_chat, caplog):
 
 
 def test_the_package_of_rwkv_is_named_by_its_strategy(make_chat, caplog):
-    chat = make_chat(6, strategy="cpu fp32")
+    chat = make_chat(6, strategy="package cpu fp32")
     with caplog.at_level(logging.INFO, "langchain_rwkv_state"):
         chat.loaded()
-    assert " as cpu fp32 in " in caplog.text
+    assert " as package cpu fp32 in " in caplog.text
 
 
 def test_the_package_leaves_it_to_the_program_what_is_shown():

@@ -226,9 +226,10 @@ class PlainKernels:
     ) -> Tensor:
         """See `Kernels.time_mix`."""
         size = wkv.shape[-1]
+        wide = torch.promote_types(rkv.dtype, torch.float32)  # fp64 stays: the oracle of a trial
 
         def split(x: Tensor) -> Tensor:
-            return x.float().view(-1, x.shape[-1] // size, size)
+            return x.to(wide).view(-1, x.shape[-1] // size, size)
 
         r, k, v = map(split, rkv)
         rate = split(gates.rate)
@@ -241,12 +242,12 @@ class PlainKernels:
         y = functional.group_norm(
             y.flatten(1),
             y.shape[1],
-            heads.norm.weight.float(),
-            heads.norm.bias.float(),
+            heads.norm.weight.to(wide),
+            heads.norm.bias.to(wide),
             eps=GROUP_NORM_EPS,
         )
         bonus = (r * k * split(heads.r_k)).sum(-1, keepdim=True) * v
-        return ((y + bonus.flatten(1)) * gates.gate.float()).to(rkv.dtype)
+        return ((y + bonus.flatten(1)) * gates.gate.to(wide)).to(rkv.dtype)
 
     def relu_squared(self, x: Tensor) -> Tensor:
         """See `Kernels.relu_squared`."""
@@ -272,15 +273,15 @@ def recurrence(
     """
     tokens = (r, w, k, v, a, b)
     if at.longest == 1:
-        y, states = _step(tokens, wkv[at.before.long()].float())
+        y, states = _step(tokens, wkv[at.before.long()].to(r.dtype))
         wkv[at.after.long()] = states.to(wkv.dtype)
         return y
     y = torch.empty_like(v)
-    state = wkv[:1].float()
+    state = wkv[:1].to(r.dtype)
     places = zip(at.before.tolist(), at.after.tolist(), strict=True)
     for t, (source, target) in enumerate(places):
         rows = slice(t, t + 1)
-        before = state if source < 0 else wkv[source : source + 1].float()
+        before = state if source < 0 else wkv[source : source + 1].to(r.dtype)
         y[rows], state = _step(tuple(part[rows] for part in tokens), before)
         if target >= 0:
             wkv[target] = state[0].to(wkv.dtype)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 import torch
 from torch.nn import functional
@@ -18,9 +17,8 @@ from torch.nn import functional
 from langchain_rwkv_state.runtime.checkpoint import Checkpoint
 from langchain_rwkv_state.runtime.held import Held
 from langchain_rwkv_state.runtime.native import build
-from langchain_rwkv_state.runtime.native.arrays import CudaArrays, StateArrays
+from langchain_rwkv_state.runtime.native.arrays import StateArrays
 from langchain_rwkv_state.runtime.native.compiled import LARGEST_HEAD, CompiledPass, rounded
-from langchain_rwkv_state.runtime.native.graphs import Decode, captures
 from langchain_rwkv_state.runtime.native.plain import PlainPass, Segments
 from langchain_rwkv_state.runtime.native.weights import Layer, Weights
 from langchain_rwkv_state.runtime.slots import Reads, check_reads
@@ -32,6 +30,12 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 512
 """Most ids read in one pass: more is no faster, and takes more memory."""
+
+NO_COMPILER = (
+    "no compiler built the pass for this processor, so PyTorch alone runs it: install g++ or "
+    "clang++ (RWKV_STATE_COMPILED=0 says that this is meant)"
+)
+"""The fallback of a CPU."""
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -48,10 +52,11 @@ class NativeModel:
     Attributes:
         layout: Names, shapes and dtypes of its states.
         weights: First part of its fingerprint.
-        compute: Second part: the compute dtype.
+        compute: Second part: the arithmetic, as `Stage.compute` names it.
         vocab_size: Number of logits, V.
         is_compiled: Whether the compiled pass is used.
         about: What runs it, in words.
+        fallbacks: What runs slower than it could; behind a colon, what to do.
     """
 
     def __init__(
@@ -74,7 +79,7 @@ class NativeModel:
             shift_dtype=stage.dtype,
         )
         self.weights = checkpoint.weights
-        self.compute = "int8" if stage.int8 else stage.dtype
+        self.compute = stage.compute
         self.vocab_size = checkpoint.vocab_size
         self._emb = sorted_weights.emb
         norm = sorted_weights.emb_norm
@@ -90,6 +95,8 @@ class NativeModel:
         self.is_compiled = library is not None
         by = "compiled for this processor" if self.is_compiled else "on PyTorch alone"
         self.about = f"the native runtime, {by}"
+        missing = fits and library is None and compiled is None and build.enabled()
+        self.fallbacks = (NO_COMPILER,) if missing else ()
         self._pass: CompiledPass | PlainPass
         if library is not None:
             self._pass = CompiledPass(
@@ -99,8 +106,6 @@ class NativeModel:
             if stage.int8:
                 sorted_weights = _rounded(sorted_weights)
             self._pass = PlainPass(sorted_weights, checkpoint.head_size, self._dtype, self._device)
-        # Steps recorded for arrays that are in use; they go with the arrays.
-        self._decodes: WeakKeyDictionary[StateArrays, Decode] = WeakKeyDictionary()
 
     def zero_tensors(self) -> Mapping[str, torch.Tensor]:
         """Returns those tensors of the first state that are not zero: none."""
@@ -112,11 +117,7 @@ class NativeModel:
 
     def arrays(self, count: int) -> StateArrays:
         """Returns room for `count` states, all zero."""
-        capture = captures(self._device) if build.enabled() else None
-        arrays = self._arrays(count, spare=capture is not None)
-        if capture is not None and isinstance(self._pass, PlainPass):
-            self._decodes[arrays] = Decode(self._pass.run, capture)
-        return arrays
+        return StateArrays(self.layout, count, self._device)
 
     def read(self, arrays: StateArrays, reads: Sequence[tuple[int, Sequence[int]]]) -> torch.Tensor:
         """Reads ids into slots.
@@ -156,16 +157,11 @@ class NativeModel:
         Returns:
             Logits ``[B, V]`` and the new tensors of each state, on the CPU.
         """
-        arrays = self._arrays(len(states))
+        arrays = self.arrays(len(states))
         for slot, tensors in enumerate(states):
             arrays.put(slot, tensors)
         logits = self.read(arrays, list(enumerate(tokens)))
-        copies = [arrays.begin_get(slot) for slot in range(len(states))]
-        return logits, [finished() for finished in copies]
-
-    def _arrays(self, count: int, *, spare: bool = False) -> StateArrays:
-        kind = CudaArrays if self._device.type == "cuda" else StateArrays
-        return kind(self.layout, count, self._device, spare=spare)
+        return logits, [arrays.get(slot) for slot in range(len(states))]
 
     def _one_pass(
         self, arrays: StateArrays, slots: list[int], rows: list[list[int]]
@@ -178,13 +174,8 @@ class NativeModel:
         with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
             x = self._emb[ids].to(self._dtype)
             x = functional.layer_norm(x, x.shape[1:], *self._emb_norm)
-            arrays.settle(slots)
-            decode = self._decodes.get(arrays)
-            if decode is not None and len(ids) == len(slots):
-                logits = decode(x, slots, arrays)
-            else:
-                segments = Segments(tuple(start), tuple(slots))
-                logits = self._pass(x.to(self._device), segments, arrays)
+            segments = Segments(tuple(start), tuple(slots))
+            logits = self._pass(x.to(self._device), segments, arrays)
             return logits.to("cpu", torch.float32)
 
 

@@ -2,7 +2,9 @@
 
 The oracle of the compiled pass, and what runs where there is no compiler or no CPU; on CUDA the
 recurrence alone is a kernel (`triton_kernel.py`) where Triton is installed. It follows `RWKV_x070`
-of the `rwkv` package, whose roundings it shares: WKV states in fp32, the rest in the compute dtype.
+of the `rwkv` package, whose roundings it shares: WKV states in fp32, the rest in the compute dtype;
+but for three places that fp16 does not stand (`relu_squared`, the removal key, the decay's bias),
+which are computed in fp32.
 The row above belongs to the same conversation only inside a segment.
 
 T rows (tokens) of G segments, each one conversation's ids in a slot; D width, H heads, N head size.
@@ -11,7 +13,7 @@ T rows (tokens) of G segments, each one conversation's ids in a slot; D width, H
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -147,9 +149,10 @@ class _PlainLayer:
         self._att_mix, self._ffn_mix = moved(layer.att_mix), moved(layer.ffn_mix)
         self._receptance, self._key = pack(moved(layer.receptance)), pack(moved(layer.key))
         self._value, self._output = pack(moved(layer.value)), pack(moved(layer.output))
-        self._decay, self._rate, self._gate = (
-            _low_rank(lora, moved) for lora in (layer.decay, layer.rate, layer.gate)
-        )
+        assert layer.decay.bias is not None  # noqa: S101  # every checkpoint has it: w0
+        self._decay_bias = layer.decay.bias.to(self._att_mix.device, torch.float32, copy=True)
+        self._decay = _low_rank(replace(layer.decay, bias=None), moved)
+        self._rate, self._gate = _low_rank(layer.rate, moved), _low_rank(layer.gate, moved)
         self._value_mix = _low_rank(layer.value_mix, moved) if layer.value_mix else None
         self._k_k, self._k_a, self._r_k = moved(layer.k_k), moved(layer.k_a), moved(layer.r_k)
         self._head_norm = moved(layer.head_norm.weight), moved(layer.head_norm.bias)
@@ -168,14 +171,16 @@ class _PlainLayer:
         back = _shifted(x, before, at)
         xr, xw, xk, xv, xa, xg = x + (back - x) * self._att_mix.unsqueeze(1)
         r, k, v = self._receptance(xr), self._key(xk), self._value(xv)
-        # The decay is taken in fp32; the rest in the compute dtype.
+        # The decay is taken in fp32, its bias too: where it is long, its bias is most of it.
         down, up = self._decay
-        w = torch.exp(DECAY * torch.sigmoid(up(torch.tanh(down(xw))).float()))
+        before_decay = up(torch.tanh(down(xw))).float() + self._decay_bias
+        w = torch.exp(DECAY * torch.sigmoid(before_decay))
         down, up = self._rate
         rate = torch.sigmoid(up(down(xa)))
         down, up = self._gate
         gate = up(torch.sigmoid(down(xg)))
-        kk = functional.normalize(self._heads(k * self._k_k), dim=-1)
+        # In fp16 the least norm that is divided by would be zero, and a head of zeros NaN.
+        kk = functional.normalize(self._heads((k * self._k_k).float()), dim=-1)
         k = k * (1 + (rate - 1) * self._k_a)
         if v_first is None or self._value_mix is None:
             v_first = v
@@ -195,10 +200,21 @@ class _PlainLayer:
         """Returns what is added to x."""
         x = self._ffn_norm(x)
         k = x + (_shifted(x, before, at) - x) * self._ffn_mix
-        return self._ffn_value(torch.relu(self._ffn_key(k)) ** 2)
+        return self._ffn_value(relu_squared(self._ffn_key(k)))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(len(x), -1, self._size)
+
+
+def relu_squared(x: Tensor) -> Tensor:
+    """Returns relu(x)^2, at most the largest number of the dtype: in fp16 256^2 is none.
+
+    Example:
+        >>> relu_squared(torch.tensor([-1.0, 3.0, 300.0], dtype=torch.float16)).tolist()
+        [0.0, 9.0, 65504.0]
+    """
+    wide = torch.relu(x).float().square()
+    return wide.clamp(max=torch.finfo(x.dtype).max).to(x.dtype)
 
 
 def _low_rank(lora: Lora, moved: Linear) -> tuple[Linear, Linear]:

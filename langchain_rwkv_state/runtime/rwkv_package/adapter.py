@@ -80,7 +80,7 @@ class PackageModel:
         )
         self._writes_into_state = kernels
         self._autocast_kinds = sorted({name.partition(":")[0] for name in devices} & _AUTOCAST)
-        self._model: Any = namespace.load(ordered, str(strategy))
+        self._model: Any = namespace.load(ordered, strategy.for_package)
         layers = self._layers(checkpoint, strategy)
         self._devices = [device for device, _ in layers[: checkpoint.n_layer]]
         self._chunk = (

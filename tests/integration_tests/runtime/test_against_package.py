@@ -51,7 +51,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Known:
 @pytest.mark.parametrize("case", range(len(CASES)), ids=lambda n: str(CASES[n]))
 def test_logits_and_states_equal_those_of_the_package(known: Known, case: int) -> None:
     path, expected = known[case]
-    runtime = load_runtime(path, "cpu fp32")
+    runtime = load_runtime(path, "package cpu fp32")
     sequence, _ = runtime.forward(TOKENS, runtime.zero_state())
     _, state = runtime.forward(TOKENS[:-1], runtime.zero_state())
     mixed, _ = runtime.forward(TOKENS[-1:], state)

@@ -28,7 +28,7 @@ def test_a_process_that_loads_and_reads_says_nothing(tmp_path: Path, version: fl
     program = (
         "import sys\n"
         "from langchain_rwkv_state.runtime import load_runtime\n"
-        "runtime = load_runtime(sys.argv[1], 'cpu fp32')\n"
+        "runtime = load_runtime(sys.argv[1], 'package cpu fp32')\n"
         "runtime.forward([1, 2, 3], runtime.zero_state())\n"
     )
     done = run(program, write_checkpoint(tmp_path / "m.pth", version))
@@ -42,7 +42,7 @@ def test_a_forked_child_may_use_the_model(tmp_path: Path) -> None:
 import os, sys, torch
 from langchain_rwkv_state.runtime import load_runtime
 torch.set_num_threads(2)
-runtime = load_runtime(sys.argv[1], "cpu fp32")
+runtime = load_runtime(sys.argv[1], "package cpu fp32")
 logits, state = runtime.forward(list(range(64)), runtime.zero_state())
 large = torch.randn(1000, 1000)
 torch.exp(large) @ large  # OpenMP has its threads now, as it has after a real model
@@ -50,7 +50,7 @@ child = os.fork()
 if child == 0:
     torch.exp(large) @ large
     again, _ = runtime.forward(list(range(64)), runtime.zero_state())
-    other = load_runtime(sys.argv[1], "cpu bf16")
+    other = load_runtime(sys.argv[1], "package cpu bf16")
     other.forward([1], other.zero_state())
     runtime.close()
     os._exit(0 if torch.allclose(again, logits, atol=1e-5) else 1)

@@ -16,6 +16,7 @@ def ref_of(message: AIMessage) -> str:
     return str(message.response_metadata[STATE_KEY])
 
 
+@pytest.mark.each_device
 class TestMemory:
     def test_a_session_remembers_what_it_was_told(self, demo):
         bob = demo.with_session("bob")
@@ -56,6 +57,7 @@ class TestMemory:
         assert "Zanzibar" in "".join(chain.stream({"text": "What is my name?"}))
 
 
+@pytest.mark.each_device
 class TestTurns:
     def test_each_is_committed_with_its_answer(self, chat, store):
         bob = chat.with_session("bob")

@@ -7,13 +7,15 @@ import threading
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from jsonschema import Draft202012Validator
 
-from langchain_rwkv_state.engine import Delta, Done, Engine, Request, Sampling, Thought
+from langchain_rwkv_state.engine import Delta, Done, Engine, Request, Sampling, Thought, steps
 from langchain_rwkv_state.engine import constraints as module
-from langchain_rwkv_state.engine.sampler import Sampler
+from langchain_rwkv_state.engine.constraints import Grammars
+from langchain_rwkv_state.engine.sampler import LogitsRow, Sampler, scan_rows
 from langchain_rwkv_state.errors import EngineError, SchemaError
 from langchain_rwkv_state.grammar.constraint import (
     Constraint,
@@ -313,6 +315,82 @@ class TestBehindAThought:
         done = check(runtime, request, list(engine.submit(request)))
         assert done.thought == f"I could {CALL}."
         assert '{"name":"' not in done.text
+
+
+class TestAhead:
+    """Which ids may come is known before there are logits, and who chose by then has chosen."""
+
+    CONSTRAINTS = (JSON, ANY)
+
+    @staticmethod
+    def rows(vocab_size: int, seed: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(300, vocab_size, generator=generator)
+
+    def answer(self, small: JsonTokenizer, constraint: Constraint, seed: int, ahead: bool) -> Any:
+        """The choices of an answer at random, how many were chosen ahead, and how many anew."""
+        grammars = Grammars(small, small.vocab_size)
+        guide, sampler = grammars.guide(constraint), Sampler(Sampling(seed=seed, top_p=1))
+        found, counts = [], [0, 0]
+        for logits in self.rows(small.vocab_size, seed):
+            mask, samplers = guide.mask() if ahead else None, {}
+            if mask is not None:
+                samplers[0] = sampler
+            (row,) = scan_rows(logits[None], samplers, {0: mask})
+            before = sampler.n_chosen
+            found.append(guide.choose(row, sampler))
+            made = sampler.n_chosen - before
+            if ahead:
+                assert (made > 0) == (mask is not None) == (found[-1].chosen > 0)
+            counts = [counts[0] + (made > 0), counts[1] + max(0, made - 1)]
+            if found[-1].ended:
+                break
+        return found, counts
+
+    @pytest.mark.parametrize("constraint", CONSTRAINTS)
+    def test_it_changes_no_answer(self, small: JsonTokenizer, constraint: Constraint) -> None:
+        ahead = anew = 0
+        for seed in range(6):
+            choices, counts = self.answer(small, constraint, seed, ahead=True)
+            assert choices == self.answer(small, constraint, seed, ahead=False)[0]
+            ahead += counts[0]
+            anew += counts[1]
+        assert ahead > 20
+        # Some first choices of the schema's were none that an answer could stand in.
+        assert anew or constraint is ANY
+
+    def test_the_choice_is_taken_and_no_logits_are_read(self, small: JsonTokenizer) -> None:
+        guide = Grammars(small, small.vocab_size).guide(ANY)
+        sampler = Sampler(Sampling(seed=1))
+
+        def read() -> Any:
+            raise AssertionError("the logits stay where they are")
+
+        assert guide.mask() is None  # the beginning is forced
+        assert guide.choose(LogitsRow(read, 0, True), sampler).chosen == 0
+        mask = guide.mask()
+        assert mask is not None
+        assert guide.mask() is mask
+        token = int(np.unpackbits(mask.view(np.uint8), bitorder="little").argmax())
+        row = LogitsRow(read, 0, True)
+        sampler.chose(row, mask, token)
+        assert guide.choose(row, sampler).ids[0] == token
+
+    def test_free_text_has_no_mask(self, small: JsonTokenizer) -> None:
+        guide = Grammars(small, small.vocab_size).guide(AUTO)
+        assert (guide.mask(), guide.holds) == (None, False)
+
+    def test_the_engine_chooses_ahead(self, engine, runtime, monkeypatch) -> None:
+        given: list[Any] = []
+
+        def spied(logits: Any, samplers: Any = None, allowed: Any = None) -> Any:
+            given.extend(mask for mask in (allowed or {}).values() if mask is not None)
+            return scan_rows(logits, samplers, allowed)
+
+        monkeypatch.setattr(steps, "scan_rows", spied)
+        request = ask(runtime, JSON, sampling=Sampling(seed=1))
+        check(runtime, request, list(engine.submit(request)))
+        assert len(given) > 3
 
 
 class TestCompiling:

@@ -16,6 +16,7 @@ from langchain_rwkv_state.runtime import Runtime, load_runtime
 from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.tokenizer import JsonTokenizer, StreamDecoder
 from tests.helpers.checkpoints import write_checkpoint, write_tokenizer
+from tests.helpers.devices import ON_CARD, ON_CPU, on_card
 
 TOLERANCE = 1e-4
 
@@ -35,7 +36,12 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> JsonTokenizer:
 
 @pytest.fixture(
     scope="module",
-    params=[(4, "cpu fp32"), (5.2, "cpu fp32"), (6, "cpu fp32"), (7, "cpu fp32"), (7, "auto")],
+    params=[
+        *((version, "cpu fp32") for version in (4, 5.2, 6)),
+        (7, "package cpu fp32"),
+        (7, ON_CPU),
+        on_card((7, ON_CARD)),
+    ],
     ids=lambda param: f"rwkv-{param[0]}-{param[1]}",
 )
 def runtime(

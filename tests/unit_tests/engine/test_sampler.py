@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ from rwkv.utils import PIPELINE
 from langchain_rwkv_state.engine import Sampling
 from langchain_rwkv_state.engine import sampler as sampler_module
 from langchain_rwkv_state.engine.choices import Candidates
-from langchain_rwkv_state.engine.sampler import Sampler, scan_rows
+from langchain_rwkv_state.engine.sampler import LogitsRow, Sampler, scan_rows
 from langchain_rwkv_state.errors import EngineError
 from langchain_rwkv_state.runtime.native import sampling as native
+from langchain_rwkv_state.runtime.sampling import bits_of
 
 LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=2, max_size=40, unique=True).map(
     lambda values: np.array(values, dtype=np.float32)
@@ -391,3 +393,78 @@ class TestAheadOfTime:
         with pytest.raises(EngineError, match="wider dtype"):
             samplers[0].choose(rows[0])
         assert 0 <= samplers[1].choose(rows[1]) < 640
+
+
+class TestHandedOver:
+    """A card that knows a sampler's state chooses in its place."""
+
+    def test_the_state_says_what_the_sampler_draws(self) -> None:
+        sampling = Sampling(
+            temperature=0.5, top_p=0.3, top_k=4, presence_penalty=0.5, frequency_penalty=0.25
+        )
+        sampler = Sampler(replace(sampling, seed=-7, penalty_decay=0.5))
+        logits = torch.zeros(640)
+        for token, piece in ((3, b"x"), (5, b"7"), (3, b"x"), (9, b" ")):
+            sampler.pick(logits)
+            sampler.saw(token, piece)
+        state, draw = sampler.handed_over(), sampler.draw(640, None)
+        assert state[:6] == (0.5, 0.3, 4, 0.5, 0.25, 0.5)
+        assert bits_of(state.key, state.n) == draw.bits
+        assert (state.n, state.ids.tolist()) == (4, [3, 5, 9])
+        assert state.counts.tolist() == [0.625, 0, 0]
+        assert (state.presence + state.frequency * state.counts == draw.penalties).all()
+
+    def test_what_was_handed_over_stays_as_it_was(self) -> None:
+        sampler = Sampler(Sampling(presence_penalty=1))
+        sampler.saw(3, b"x")
+        state = sampler.handed_over()
+        sampler.saw(4, b"x")
+        assert (state.ids.tolist(), state.counts.tolist()) == ([3], [1])
+
+    def test_a_choice_is_numbered_however_often_its_row_is_looked_at(self) -> None:
+        sampler = Sampler(Sampling(seed=0))
+        for number in range(4):
+            (row,) = scan_rows(torch.zeros(1, 640), {0: sampler})
+            assert sampler.draw(640, None).bits == sampler.draw(640, None).bits
+            assert sampler.n_chosen == sampler.handed_over().n == number
+            sampler.choose(row)
+
+    def test_the_first_tokens_of_a_seed_are_the_same_from_now_on(self) -> None:
+        logits = torch.linspace(-2, 2, 100)
+        assert picks(Sampling(seed=7, top_p=1), logits, 5) == [94, 95, 91, 90, 37]
+
+    @pytest.mark.parametrize("temperature", [0, 1])
+    @pytest.mark.parametrize("penalty", [0, 1])
+    def test_a_token_that_was_chosen_is_taken_and_no_logits_are_read(
+        self, temperature: float, penalty: float
+    ) -> None:
+        sampler = Sampler(Sampling(temperature=temperature, presence_penalty=penalty))
+        mask = np.full(20, -1, dtype=np.int32)
+        for number, allowed in enumerate((None, mask, None, mask)):
+            row = LogitsRow(self.no_logits, 0, True)
+            sampler.chose(row, allowed, 17)
+            assert sampler.choose(row, allowed) == 17
+            sampler.saw(17, b"x")
+            assert sampler.n_chosen == number + 1
+
+    def test_the_highest_of_all_is_taken_and_no_logits_are_read(self) -> None:
+        sampler = Sampler(Sampling(temperature=0))
+        assert sampler.choose(LogitsRow(self.no_logits, 5, True)) == 5
+
+    def test_logits_that_are_wanted_are_fetched_once(self) -> None:
+        logits, calls = np.arange(40, dtype=np.float32), []
+
+        def fetch() -> np.ndarray:
+            calls.append(1)
+            return logits
+
+        sampler, row = Sampler(Sampling(top_k=1)), LogitsRow(fetch, 39, True)
+        sampler.chose(row, None, 3)
+        assert not calls
+        assert [sampler.choose(row) for _ in range(3)] == [3, 39, 39]
+        assert row.scores is logits
+        assert len(calls) == 1
+
+    @staticmethod
+    def no_logits() -> np.ndarray:
+        raise AssertionError("the logits stay where they are")

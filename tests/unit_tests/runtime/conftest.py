@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda",
-        marks=[
-            pytest.mark.cuda,
-            pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-        ],
-    ),
-]
+from tests.helpers.devices import on_card
 
 
-@pytest.fixture(params=DEVICES)
+@pytest.fixture(params=["cpu", on_card("cuda")])
 def device(request: pytest.FixtureRequest) -> str:
     """Each device of this machine."""
     return str(request.param)

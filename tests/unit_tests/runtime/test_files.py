@@ -221,7 +221,7 @@ def test_a_directory_brings_the_files_in_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("strategy", ["auto", "cpu fp32"])
+@pytest.mark.parametrize("strategy", ["auto", "package cpu fp32"])
 def test_a_file_that_is_cut_short_once_it_was_read_harms_nobody(
     tmp_path: Path, suffix: str, strategy: str
 ) -> None:

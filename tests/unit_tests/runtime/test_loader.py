@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from langchain_rwkv_state.errors import ModelLoadError
 from langchain_rwkv_state.runtime import Runtime, load_runtime, loader
 from langchain_rwkv_state.runtime.checkpoint import read_tensors
 from langchain_rwkv_state.runtime.handle import RuntimeHandle
+from langchain_rwkv_state.runtime.native.model import NativeModel
 from langchain_rwkv_state.runtime.registry import MODELS
 from tests.helpers.checkpoints import random_checkpoint, write_checkpoint
 
@@ -200,13 +203,98 @@ def test_an_impossible_strategy_is_refused_before_weights_are_loaded(
         load_runtime(model, "cpu fp32i8")
 
 
+class _TooLarge:
+    """A model whose loading takes some memory, and then runs out."""
+
+    error: tuple[type[BaseException], str]
+    held: weakref.ref[torch.Tensor]
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.weight = torch.ones(3)
+        type(self).held = weakref.ref(self.weight)
+        kind, text = self.error
+        raise kind(text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "strategy", "error", "advice"),
+    [
+        (
+            "NativeModel",
+            "cpu fp32",
+            (MemoryError, ""),
+            r"'cpu int8', which takes about 3\d\d\.\d kB, a smaller",
+        ),
+        ("NativeModel", "cpu int8", (torch.OutOfMemoryError, "CUDA out of memory"), "a smaller"),
+        (
+            "PackageModel",
+            "package cpu fp32",
+            (RuntimeError, "DefaultCPUAllocator: can't allocate memory: you tried to"),
+            "a smaller",
+        ),
+    ],
+)
+def test_a_model_that_does_not_fit_is_told_with_figures_and_nothing_of_it_stays(
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    strategy: str,
+    error: tuple[type[BaseException], str],
+    advice: str,
+) -> None:
+    monkeypatch.setattr(_TooLarge, "error", error, raising=False)
+    monkeypatch.setattr(loader, kind, _TooLarge)
+    given_back: list[bool] = []
+    monkeypatch.setattr(
+        loader, "return_memory", lambda: given_back.append(_TooLarge.held() is None)
+    )
+    with pytest.raises(ModelLoadError, match="did not suffice") as caught:
+        load_runtime(model, strategy)
+    told = str(caught.value)
+    assert re.search(
+        rf"take about \d+\.\d [kM]B, and \d+\.\d GB are free .*, or use {advice}", told
+    )
+    assert str(model) in told
+    assert given_back[0]  # and by then it was free
+    assert _TooLarge.held() is None
+    assert not caught.value.__context__
+
+
+def test_another_error_of_loading_stays_what_it_is(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_TooLarge, "error", (RuntimeError, "a bug"), raising=False)
+    monkeypatch.setattr(loader, "NativeModel", _TooLarge)
+    with pytest.raises(RuntimeError, match="a bug"):
+        load_runtime(model, "cpu fp32")
+
+
+def test_a_fallback_is_warned_of_once(
+    model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Slow(NativeModel):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            self.fallbacks = ("no kernels: install them",)
+
+    monkeypatch.setattr(loader, "NativeModel", Slow)
+    first, second = load_runtime(model, "cpu fp32"), load_runtime(model, "cpu fp32")
+    for runtime in (first, second):
+        assert runtime.fallbacks == ("no kernels: install them",)  # type: ignore[attr-defined]
+        runtime.close()
+        assert runtime.fallbacks == ()  # type: ignore[attr-defined]
+    assert caplog.text.count("slower than it could: no kernels: install them") == 1
+
+
 def test_what_the_package_raises_is_told(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise AssertionError("out of memory")
 
     monkeypatch.setattr(loader, "PackageModel", broken)
-    with pytest.raises(ModelLoadError, match=r"m\.pth with the strategy 'cpu fp32': out of memory"):
-        load_runtime(model, "cpu fp32")
+    with pytest.raises(
+        ModelLoadError, match=r"m\.pth with the strategy 'package cpu fp32': out of"
+    ):
+        load_runtime(model, "package cpu fp32")
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_it_agrees_with_the_package(
 ) -> None:
     tensors = random_checkpoint(7, n_embd=n_embd, head_size=head_size, n_layer=3, dtype=dtype)
     path = write_checkpoint(tmp_path / "m.pth", tensors=tensors)
-    package = load_runtime(path, "cpu fp32")
+    package = load_runtime(path, "package cpu fp32")
     ours = native(tensors, compiled=compiled)
     assert ours.layout == package.layout
     assert ours.fingerprint == package.fingerprint
@@ -100,7 +100,9 @@ def test_it_agrees_with_the_package(
 @pytest.mark.parametrize("compiled", PASSES)
 def test_states_move_between_the_runtimes(tmp_path: Path, compiled: bool) -> None:
     tensors = random_checkpoint(7)
-    package = load_runtime(write_checkpoint(tmp_path / "m.pth", tensors=tensors), "cpu fp32")
+    package = load_runtime(
+        write_checkpoint(tmp_path / "m.pth", tensors=tensors), "package cpu fp32"
+    )
     ours = native(tensors, compiled=compiled)
     _, middle = package.forward(ids(20), package.zero_state())
     logits, _ = ours.forward([7, 8], middle)
@@ -245,7 +247,7 @@ def test_more_rows_than_a_pass_takes(compiled: bool) -> None:
 
 def both_kinds(tmp_path: Path) -> list[tuple[Runtime, Slots]]:
     path = write_checkpoint(tmp_path / "m.pth", 7)
-    runtimes = [load_runtime(path, strategy) for strategy in ("auto", "cpu fp32")]
+    runtimes = [load_runtime(path, strategy) for strategy in ("auto", "package cpu fp32")]
     return [(runtime, open_slots(runtime, 2)) for runtime in runtimes]
 
 
@@ -346,7 +348,7 @@ def test_eight_bits_stay_within_half_a_step() -> None:
 
 @pytest.mark.skipif(build.library() is None, reason="there is no C++ compiler")
 def test_both_passes_round_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    tensors, int8 = random_checkpoint(7), replace(FP32, int8=True)
+    tensors, int8 = random_checkpoint(7), replace(FP32, weights="int8")
     library = build.library()
     if library is not None and library.has_dots():
         monkeypatch.setattr(plain, "pack", _rounding_rows)
@@ -378,7 +380,7 @@ def _rounding_rows(weight: torch.Tensor, bias: torch.Tensor | None = None) -> li
 
 @pytest.mark.skipif(build.library() is None, reason="there is no C++ compiler")
 def test_eight_bits_give_the_same_bits_in_any_crowd_and_any_chunks() -> None:
-    ours = native(random_checkpoint(7), compiled=True, stage=replace(FP32, int8=True))
+    ours = native(random_checkpoint(7), compiled=True, stage=replace(FP32, weights="int8"))
     alone, after = ours.forward(ids(30), ours.zero_state())
     _, state = ours.forward(ids(30)[:11], ours.zero_state())
     together, states = ours.forward_batch([[1], ids(30)[11:], [2]], [state] * 3)
@@ -413,7 +415,9 @@ def test_auto_takes_the_native_runtime_for_rwkv_7_alone(tmp_path: Path) -> None:
         (7, "auto", NativeSlots),
         (7, "cpu int8", NativeSlots),
         (7, "native cpu fp32", NativeSlots),
-        (7, "cpu fp32", StateSlots),
+        (7, "cpu fp32", NativeSlots),
+        (7, "package cpu fp32", StateSlots),
+        (6, "cpu fp32", StateSlots),
         (6, "auto", StateSlots),
         (4, "auto", StateSlots),
     ):

@@ -62,7 +62,7 @@ def test_forward_leaves_the_state_it_was_handed_bit_for_bit(
 @pytest.mark.parametrize("version", [4, 6, 7])
 def test_the_state_is_left_also_where_torchscript_runs(tmp_path: Path, version: float) -> None:
     model = _scripted(write_checkpoint(tmp_path / "m.pth", version, n_embd=64, head_size=32))
-    plain = load_runtime(tmp_path / "m.pth", "cpu fp32")
+    plain = load_runtime(tmp_path / "m.pth", "package cpu fp32")
     first = plain.zero_state()
     for tokens in (TOKENS, TOKENS[:1], TOKENS[:5], TOKENS[:1], TOKENS):
         tensors = [first.shared(name) for name in first]
@@ -77,7 +77,7 @@ def test_the_state_is_left_where_kernels_write_into_it(tmp_path: Path) -> None:
     """The package's CUDA kernels change the accumulators in place; here a stand-in does."""
     path = write_checkpoint(tmp_path / "m.pth", 7)
     tensors = read_tensors(path)
-    model = PackageModel(tensors, Checkpoint.of(tensors, path), Strategy.parse("cpu fp32"))
+    model = PackageModel(tensors, Checkpoint.of(tensors, path), Strategy.parse("package cpu fp32"))
     model._writes_into_state = True
 
     class Kernels:
@@ -148,7 +148,13 @@ def test_logits_belong_to_the_caller(load: Load, device: str, version: float, dt
 
 
 def test_models_of_several_versions_and_dtypes_live_side_by_side(load: Load) -> None:
-    wanted = [(7, "cpu fp32"), (7, "cpu bf16"), (4, "cpu fp32"), (5.2, "cpu bf16"), (6, "cpu fp32")]
+    wanted = [
+        (7, "package cpu fp32"),
+        (7, "package cpu bf16"),
+        (4, "package cpu fp32"),
+        (5.2, "package cpu bf16"),
+        (6, "package cpu fp32"),
+    ]
     alone = []
     for version, strategy in wanted:
         runtime = load(version, strategy)
@@ -196,7 +202,7 @@ def test_tokens_are_checked(load: Load) -> None:
 
 
 def test_a_state_of_another_model_or_dtype_is_refused(load: Load) -> None:
-    runtime, other, bf16 = load(7), load(7, seed=1), load(7, "cpu bf16")
+    runtime, other, bf16 = load(7), load(7, seed=1), load(7, "package cpu bf16")
     with pytest.raises(StateMismatch, match="another weights"):
         runtime.forward([1], other.zero_state())
     with pytest.raises(StateMismatch, match="another compute dtype"):
@@ -208,7 +214,7 @@ def test_a_state_of_another_model_or_dtype_is_refused(load: Load) -> None:
 
 def test_tokenizer_and_template_are_the_callers_business(load: Load, tmp_path: Path) -> None:
     runtime = load(7)
-    named = load_runtime(tmp_path / "7-0.pth", "cpu fp32", "digest", template="world")
+    named = load_runtime(tmp_path / "7-0.pth", "package cpu fp32", "digest", template="world")
     assert named.fingerprint == runtime.fingerprint.removesuffix("-/-") + "digest/world"
     _, state = named.forward([1], runtime.zero_state())
     assert state.fingerprint == runtime.fingerprint
@@ -218,11 +224,11 @@ def test_tokenizer_and_template_are_the_callers_business(load: Load, tmp_path: P
 @pytest.mark.parametrize(
     ("strategy", "compute", "shift"),
     [
-        ("cpu fp32", "fp32", ("fp32", "fp32", "fp32")),
-        ("cpu fp32i8 *2 -> cpu bf16", "fp32i8*2+bf16", ("fp32", "fp32", "bf16")),
-        ("cpu bf16 *1 -> cpu bf16", "bf16", ("bf16", "bf16", "bf16")),
-        ("cpu fp32 *1+", "fp32", ("fp32", "fp32", "fp32")),
-        ("cpu fp16 *3 -> cpu fp32", "fp16*3+fp32", ("fp16", "fp16", "fp16")),
+        ("package cpu fp32", "fp32", ("fp32", "fp32", "fp32")),
+        ("package cpu fp32i8 *2 -> cpu bf16", "fp32i8*2+bf16", ("fp32", "fp32", "bf16")),
+        ("package cpu bf16 *1 -> cpu bf16", "bf16", ("bf16", "bf16", "bf16")),
+        ("package cpu fp32 *1+", "fp32", ("fp32", "fp32", "fp32")),
+        ("package cpu fp16 *3 -> cpu fp32", "fp16*3+fp32", ("fp16", "fp16", "fp16")),
     ],
 )
 @pytest.mark.parametrize("version", [4, 5.2, 6])
@@ -245,7 +251,7 @@ def test_half_precision_runs_on_the_cpu_and_is_near(
     load: Load, version: float, dtype: str, tolerance: float
 ) -> None:
     expected, _ = step_by_step(load(version), TOKENS)
-    logits, _ = step_by_step(load(version, f"cpu {dtype}"), TOKENS)
+    logits, _ = step_by_step(load(version, f"package cpu {dtype}"), TOKENS)
     assert (logits - expected).abs().max() < tolerance
 
 
@@ -270,10 +276,10 @@ def test_the_package_alone_holds_the_weights_while_it_converts_them() -> None:
 @pytest.mark.parametrize(
     ("strategy", "dtype"),
     [
-        ("cpu fp32", torch.float32),
-        ("cpu fp32", torch.bfloat16),
-        ("cpu bf16", torch.bfloat16),
-        ("cpu bf16", torch.float32),
+        ("package cpu fp32", torch.float32),
+        ("package cpu fp32", torch.bfloat16),
+        ("package cpu bf16", torch.bfloat16),
+        ("package cpu bf16", torch.float32),
     ],
 )
 def test_a_loaded_model_is_free_of_its_file(
@@ -316,7 +322,9 @@ def test_an_rwkv_7_with_deep_embed_runs(tmp_path: Path) -> None:
         shapes = {"s_emb.weight": (288, 1024), "s_emb_x.weight": (1024, 64), "s0": (1, 1, 256)}
         for name, shape in (shapes | {"s1": (64, 32), "s2": (32, 256)}).items():
             tensors[f"blocks.{layer}.ffn.{name}"] = torch.randn(shape, generator=random) * 0.1
-    runtime = load_runtime(write_checkpoint(tmp_path / "m.pth", tensors=tensors), "cpu fp32")
+    runtime = load_runtime(
+        write_checkpoint(tmp_path / "m.pth", tensors=tensors), "package cpu fp32"
+    )
     logits, _ = runtime.forward(TOKENS, runtime.zero_state())
     assert torch.allclose(step_by_step(runtime, TOKENS)[0], logits, atol=1e-5, rtol=0)
     runtime.close()
@@ -329,7 +337,9 @@ def test_nothing_is_printed_or_warned(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         path = write_checkpoint(tmp_path / "m.pth", version, n_embd=64, head_size=32)
-        for strategy in ["cpu fp32", "cpu bf16"] + ["cpu fp32 *1+"] * (version != 7):
+        for strategy in ["package cpu fp32", "package cpu bf16"] + ["package cpu fp32 *1+"] * (
+            version != 7
+        ):
             runtime = load_runtime(path, strategy)
             step_by_step(runtime, TOKENS[:2])
             runtime.close()
@@ -393,7 +403,7 @@ def test_the_packages_switches_in_the_environment_do_not_matter(
 )
 def test_threads_may_share_a_runtime(tmp_path: Path, version: float, scripted: bool) -> None:
     path = write_checkpoint(tmp_path / "m.pth", version, n_embd=64, head_size=32)
-    model = _scripted(path) if scripted else load_runtime(path, "cpu fp32")._model  # type: ignore[attr-defined]
+    model = _scripted(path) if scripted else load_runtime(path, "package cpu fp32")._model  # type: ignore[attr-defined]
     rows = [[(seed * n + n * n) % 288 for n in range(24)] for seed in range(4)]
 
     def read(row: list[int]) -> torch.Tensor:
@@ -436,9 +446,9 @@ def test_gradients_and_autocast_of_the_caller_do_not_matter(load: Load) -> None:
 def test_a_large_model_is_compiled_by_torchscript_and_a_small_one_is_not(
     load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not _is_scripted(load(7, "cpu fp32"))
+    assert not _is_scripted(load(7, "package cpu fp32"))
     monkeypatch.setattr(package, "_SCRIPTED_FROM_BYTES", 1000)
-    assert _is_scripted(load(7, "cpu fp32", seed=1))
+    assert _is_scripted(load(7, "package cpu fp32", seed=1))
 
 
 def _is_scripted(runtime: Runtime) -> bool:
@@ -448,11 +458,11 @@ def _is_scripted(runtime: Runtime) -> bool:
 def _scripted(path: Path) -> PackageModel:
     tensors = read_tensors(path)
     checkpoint = Checkpoint.of(tensors, path)
-    return PackageModel(tensors, checkpoint, Strategy.parse("cpu fp32"), scripted=True)
+    return PackageModel(tensors, checkpoint, Strategy.parse("package cpu fp32"), scripted=True)
 
 
 def _zeros(path: Path) -> list[torch.Tensor]:
-    runtime = load_runtime(path, "cpu fp32")
+    runtime = load_runtime(path, "package cpu fp32")
     state = runtime.zero_state()
     runtime.close()
     return [state.shared(name) for name in state]

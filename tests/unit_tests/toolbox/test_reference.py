@@ -23,7 +23,7 @@ def pairs(tmp_path_factory):
     for version, tuned in (*((v, False) for v in VERSIONS), (5.2, True), (6, True)):
         weights = random_checkpoint(version, tuned_state=tuned, **SIZES)
         path = write_checkpoint(folder / f"{version}-{tuned}.pth", tensors=weights)
-        strategies = ["cpu fp32", "native cpu fp32"] if version == 7 else ["cpu fp32"]
+        strategies = ["package cpu fp32", "native cpu fp32"] if version == 7 else ["cpu fp32"]
         runtimes = [load_runtime(path, strategy) for strategy in strategies]
         made += [(ReferenceModel(weights), runtime) for runtime in runtimes]
     yield made

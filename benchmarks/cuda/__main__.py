@@ -1,0 +1,148 @@
+"""Checks and measures the runtime on a CUDA card within 20 minutes (3 with ``--quick``).
+
+Says what card, driver and versions there are and what runs, ends at any fallback, checks answers
+against the CPU, times the runtime alone, the engine, chat and the peers, and runs the tests that
+need a card. Each part has a process and a time of its own; what is cut is said. ``--dry-run`` does
+all of it with tiny models on the CPU, to see that it works: its figures mean nothing.
+
+    python -m benchmarks.cuda [--quick] [--albatross PATH] [--out DIR] [--only PART ...] [--dry-run]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from benchmarks import common
+from benchmarks.common import Check, Report
+from benchmarks.cuda.bench import Bench
+from benchmarks.cuda.parts import FALLBACK, FULL_SECONDS, PARTS, QUICK_SECONDS
+from benchmarks.models import ROOT
+
+NO_CARD = (
+    "make gpu needs a CUDA card, and PyTorch {version} finds none. On a machine with one, install "
+    "a PyTorch with CUDA and the extra [cuda]; `python -m benchmarks.cuda --dry-run` shows on a "
+    "CPU that the script works."
+)
+LEAST_SHARE = 0.25
+"""Of a part's time: with less, it is not begun."""
+BROKEN = ("what runs", "choosing", "correct", "two cards", "pytest")
+"""Parts that must pass, by how their names begin."""
+
+
+class Run:
+    """One run of the parts.
+
+    Args:
+        arguments: Of the command.
+        directory: Of the models and the parts' results.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, directory: Path) -> None:
+        self._arguments, self._directory = arguments, directory
+        self._until = time.monotonic() + (QUICK_SECONDS if arguments.quick else FULL_SECONDS)
+        self.found: dict[str, dict[str, Any]] = {}
+        self.cut: list[str] = []
+        self.failed: list[str] = []
+
+    def all_of_them(self) -> None:
+        """Runs the parts in their order; stops at a fallback."""
+        arguments = self._arguments
+        for name, part in PARTS.items():
+            seconds = part.quick if arguments.quick else part.seconds
+            if not seconds or (arguments.only and name not in arguments.only):
+                continue
+            left = min(self._until - time.monotonic(), seconds)
+            if left < LEAST_SHARE * seconds:
+                self.cut.append(f"{name}: no time was left")
+            elif not self._one(name, left):
+                return
+
+    def _one(self, name: str, seconds: float) -> bool:
+        """Runs a part in a process of its own; returns whether to go on."""
+        arguments = self._arguments
+        print(f"--- {name} ({seconds:.0f} s at most)", flush=True)
+        settings = {
+            "directory": str(self._directory),
+            "device": "cpu" if arguments.dry_run else "cuda",
+            "quick": arguments.quick,
+            "albatross": arguments.albatross and str(arguments.albatross.expanduser().resolve()),
+            "seconds": seconds,
+        }
+        command = [sys.executable, "-m", "benchmarks.cuda.parts", name, json.dumps(settings)]
+        process = psutil.Popen(command, cwd=ROOT)
+        try:
+            code = process.wait(seconds)
+            if code:
+                self.failed.append(f"{name}: it ended with code {code}")
+        except psutil.TimeoutExpired:
+            self.cut.append(f"{name}: its {seconds:.0f} s were over")
+            code = 0
+        finally:
+            if process.poll() is None:
+                for one in (*process.children(recursive=True), process):  # peers, and their builds
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        one.kill()
+                process.wait()
+        file = Bench(name, self._directory).file
+        if file.exists():
+            self.found[name] = json.loads(file.read_text("utf-8"))
+        return code != FALLBACK
+
+    def report(self) -> Report:
+        """Returns what the parts found, as one report."""
+        arguments = self._arguments
+        settings = {"quick": arguments.quick, "dry_run": arguments.dry_run}
+        report = Report("cuda", settings)
+        for name, found in self.found.items():
+            report.results[name] = found["results"]
+            for check in found["checks"]:
+                report.add(Check(**check))
+            self.cut += found["cut"]
+        report.results |= {"cut": self.cut, "failed": self.failed}
+        wrong = [
+            f"{name}: {check['name']} is {check['measured']:.1e}, at most {check['target']:.1e}"
+            for name, found in self.found.items()
+            for check in found["checks"]
+            if name.startswith(BROKEN) and not Check(**check).passed
+        ]
+        self.failed += wrong
+        return report
+
+
+def main() -> int:
+    parser = common.parser("Checks and measures the runtime on a CUDA card, beside its peers.")
+    parser.add_argument("--albatross", type=Path, help="a checkout of BlinkDL/Albatross")
+    parser.add_argument("--dry-run", action="store_true", help="tiny, on the CPU: that it works")
+    parser.add_argument("--only", nargs="*", choices=PARTS, metavar="PART", help="some parts")
+    arguments = parser.parse_args()
+    if not arguments.dry_run and not torch.cuda.is_available():
+        print(NO_CARD.format(version=torch.__version__), file=sys.stderr)
+        return 1
+    with tempfile.TemporaryDirectory(prefix="rwkv-gpu-") as directory:
+        run = Run(arguments, Path(directory))
+        run.all_of_them()
+        report = run.report()
+    arguments.quick |= arguments.dry_run or bool(arguments.only)  # no results that others read
+    missed = report.finish(arguments)
+    if not arguments.quick and not arguments.out:
+        from benchmarks import tables
+
+        tables.fill_all()
+    for what, found in (("cut", run.cut), ("failed", run.failed)):
+        for each in found:
+            print(f"{what}: {each}")
+    return 1 if run.failed or missed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,40 @@
+"""Models on a card that is not here: plain kernels, and a stand-in for streams and graphs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from langchain_rwkv_state.runtime.checkpoint import Checkpoint
+from langchain_rwkv_state.runtime.cuda import sampling
+from langchain_rwkv_state.runtime.cuda.chosen import ChosenKernels
+from langchain_rwkv_state.runtime.cuda.kernels import PlainKernels
+from langchain_rwkv_state.runtime.cuda.model import CudaModel
+from langchain_rwkv_state.runtime.handle import RuntimeHandle
+from langchain_rwkv_state.runtime.native.model import NativeModel
+from langchain_rwkv_state.runtime.strategy import Stage
+from tests.helpers.checkpoints import random_checkpoint
+
+PLAIN = ChosenKernels(PlainKernels(), sampling.sample, recordable=False)
+
+
+def card_runtime(
+    stage: Stage | None = None, *, kernels: ChosenKernels = PLAIN, **shape: int
+) -> RuntimeHandle:
+    """Returns a random RWKV-7 as a card runs it, on the CPU's memory; `StandIn` must be there."""
+    tensors, checkpoint = _random(shape)
+    model = CudaModel(tensors, checkpoint, stage or Stage("cpu", "fp32"), kernels=kernels)
+    return RuntimeHandle(model, lambda: None, name="random")
+
+
+def host_runtime(**shape: int) -> RuntimeHandle:
+    """Returns the same model as the CPU runs it, in plain PyTorch."""
+    tensors, checkpoint = _random(shape)
+    model = NativeModel(tensors, checkpoint, Stage("cpu", "fp32"), compiled=False)
+    return RuntimeHandle(model, lambda: None, name="random")
+
+
+def _random(shape: dict[str, int]) -> tuple[dict[str, torch.Tensor], Checkpoint]:
+    tensors = random_checkpoint(7, **({"n_embd": 64, "head_size": 32} | shape))
+    return tensors, Checkpoint.of(tensors, Path("random.pth"))

@@ -1,0 +1,457 @@
+"""What `make gpu` does is right before anybody has a card: each part runs, on the CPU, in small."""
+
+import contextlib
+import json
+import os
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+
+from benchmarks import tables
+from benchmarks.cuda import __main__ as command
+from benchmarks.cuda import chat, choosing, correctness, estimate, parts, speed
+from benchmarks.cuda.bench import Bench
+from benchmarks.cuda.shapes import SHAPES, TINY, Shape, tensors_of
+from benchmarks.cuda.what_runs import Fallback, what_runs
+from langchain_rwkv_state.engine import Sampling
+from langchain_rwkv_state.engine.sampler import Sampler, scan_rows
+from langchain_rwkv_state.runtime import load_runtime
+from langchain_rwkv_state.runtime.handle import RuntimeHandle
+from langchain_rwkv_state.runtime.native.sampling import Found
+from langchain_rwkv_state.runtime.slots import StateSlots
+
+STAND_IN = """
+import torch
+
+MODEL_PATH = WKV_MODE = EMB_DEVICE = None
+V = 0
+
+
+def load_extensions(mode):
+    assert mode == WKV_MODE in ("fp16", "fp32io16")
+
+
+class RWKV7:
+    def __init__(self):
+        global V
+        self.emb = torch.load(MODEL_PATH, mmap=True)["emb.weight"]
+        V = len(self.emb)
+
+    def zero_state(self, rows):
+        return [torch.zeros(rows)]
+
+    def forward(self, tokens, state):
+        assert len(tokens) == len(state[0])
+        state[0] += 1
+        return self.emb[tokens[:, -1]] @ self.emb[:64].t()
+"""
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return tmp_path_factory.mktemp("gpu")
+
+
+@pytest.fixture
+def bench(directory):
+    def make(name, **settings):
+        return Bench(name, directory, device="cpu", **settings)
+
+    return make
+
+
+# -- the command -------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
+def test_without_a_card_it_says_so_and_what_to_do(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["cuda"])
+    assert command.main() == 1
+    said = capsys.readouterr().err
+    assert "needs a CUDA card" in said
+    assert "--dry-run" in said
+
+
+def test_the_parts_fit_into_20_minutes_and_3():
+    assert sum(part.seconds for part in parts.PARTS.values()) <= parts.FULL_SECONDS == 1200
+    assert sum(part.quick for part in parts.PARTS.values()) <= parts.QUICK_SECONDS == 180
+
+
+@pytest.mark.slow
+def test_the_command_runs_a_part_and_keeps_what_it_found(tmp_path, monkeypatch, capfd):
+    options = ["--dry-run", "--only", "what runs", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["cuda", *options])
+    assert command.main() == 0
+    report = json.loads((tmp_path / "cuda.json").read_text("utf-8"))
+    assert report["results"]["what runs"]["about"] in capfd.readouterr().out
+    assert report["results"]["what runs"]["machine"]["torch"] == torch.__version__
+    assert report["results"]["cut"] == report["results"]["failed"] == []
+
+
+class Runs(command.Run):
+    """Runs parts of this test in place of `make gpu`'s."""
+
+    def __init__(self, directory, **settings):
+        parser = command.common.parser("")
+        arguments = parser.parse_args([])
+        given = {"dry_run": True, "only": None, "albatross": None, **settings}
+        vars(arguments).update(given)
+        super().__init__(arguments, directory)
+
+
+def test_a_part_that_hangs_is_ended_with_what_it_started_and_named(tmp_path, monkeypatch):
+    pid = tmp_path / "pid"
+    script = f"""
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+open({str(pid)!r}, "w").write(str(child.pid))
+time.sleep(60)
+"""
+    monkeypatch.setattr(command, "sys", type("Sys", (), {"executable": _hanging(tmp_path, script)}))
+    runs, start = Runs(tmp_path), time.monotonic()
+    assert runs._one("two cards", 3)
+    assert time.monotonic() - start < 30
+    assert runs.cut == ["two cards: its 3 s were over"]
+    assert not runs.failed
+    with contextlib.suppress(psutil.NoSuchProcess):
+        assert psutil.Process(int(pid.read_text())).status() == psutil.STATUS_ZOMBIE
+
+
+def _hanging(directory, script):
+    """Returns a program that takes a part's place."""
+    if os.name == "nt":
+        pytest.skip("a script is no program on Windows")
+    program = directory / "program"
+    program.write_text(f"#!{sys.executable}\n{script}")
+    program.chmod(0o755)
+    return str(program)
+
+
+def test_parts_for_which_no_time_is_left_are_named(tmp_path):
+    runs = Runs(tmp_path)
+    runs._until = time.monotonic() + 1
+    runs.all_of_them()
+    assert runs.cut == [f"{name}: no time was left" for name in parts.PARTS]
+
+
+def test_a_fallback_ends_it_all(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(Runs, "_one", lambda self, name, seconds: ran.append(name))
+    Runs(tmp_path).all_of_them()
+    assert ran == ["what runs"]
+
+
+def test_a_difference_beyond_its_limit_fails_and_a_slow_cell_does_not(tmp_path):
+    check = {"measured": 1.0, "target": 0.5, "bound": "at most", "unit": "", "n": 1}
+    found = {
+        "correct 0.1B": {"results": {}, "checks": [{"name": "wrong", **check}], "cut": []},
+        "chat 0.1B": {"results": {}, "checks": [{"name": "slow", **check}], "cut": []},
+    }
+    runs = Runs(tmp_path)
+    runs.found = found
+    report = runs.report()
+    assert [each.split(":")[0] for each in runs.failed] == ["correct 0.1B"]
+    assert [check.passed for check in report.checks] == [False, False]
+
+
+# -- what runs ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fallbacks", "said"),
+    [(("no Triton",), "fell back: no Triton"), (None, "does not say what it fell back to")],
+)
+def test_a_fallback_is_never_silent(bench, monkeypatch, fallbacks, said):
+    made = bench("what runs")
+    path = made.model("0.1B")
+    monkeypatch.setattr(Bench, "dry", False)
+    monkeypatch.setattr(Bench, "model", lambda self, name: path)
+    monkeypatch.setattr(Bench, "strategy", lambda self: "native cpu fp32")
+    monkeypatch.setattr(RuntimeHandle, "fallbacks", fallbacks, raising=False)
+    with pytest.raises(Fallback, match=said):
+        what_runs(made)
+
+
+def test_where_nothing_fell_back_it_goes_on(bench, monkeypatch):
+    made = bench("what runs")
+    path = made.model("0.1B")
+    monkeypatch.setattr(Bench, "dry", False)
+    monkeypatch.setattr(Bench, "model", lambda self, name: path)
+    monkeypatch.setattr(Bench, "strategy", lambda self: "native cpu fp32")
+    monkeypatch.setattr(RuntimeHandle, "fallbacks", (), raising=False)
+    what_runs(made)
+    assert made.results["fallbacks"] == []
+
+
+# -- models ------------------------------------------------------------------------------------
+
+
+def test_shapes_have_the_ranks_of_released_models():
+    assert SHAPES["1.5B"].ranks == {"w": 96, "a": 96, "v": 64, "g": 256}
+    assert SHAPES["7.2B"].ranks == {"w": 128, "a": 128, "v": 96, "g": 480}
+    assert [round(shape.nbytes / 2e9, 1) for shape in SHAPES.values()] == [0.2, 1.5, 2.9, 7.2]
+
+
+def test_layers_share_their_numbers_in_the_file_and_nothing_else(bench, tmp_path):
+    shape = Shape("six", 6, 128, vocab=300)
+    tensors = tensors_of(shape)
+    torch.save(tensors, tmp_path / "model.pth")
+    once = tensors_of(Shape("one", 1, 128, vocab=300))
+    torch.save(once, tmp_path / "one.pth")
+    assert (tmp_path / "model.pth").stat().st_size < 1.2 * (tmp_path / "one.pth").stat().st_size
+    runtime = load_runtime(tmp_path / "model.pth", "native cpu fp32")
+    assert runtime.layout.specs[0].shape[0] == 6 or len(runtime.zero_state()) >= 6
+    logits, _ = runtime.forward([1, 2, 3], runtime.zero_state())
+    assert logits.isfinite().all()
+    runtime.close()
+
+
+def test_nine_in_ten_activations_of_a_channel_mix_are_zero():
+    tensors = tensors_of(Shape("wide", 1, 512, vocab=300))
+    norm = [tensors[f"blocks.0.ln2.{name}"].float() for name in ("weight", "bias")]
+    x = torch.nn.functional.layer_norm(torch.randn(64, 512), (512,), *norm)
+    share = tensors["blocks.0.ffn.x_k"].float().flatten()
+    mixed = x + (x.roll(1, 0) - x) * share
+    inner = mixed @ tensors["blocks.0.ffn.key.weight"].float().t()
+    assert 0.85 < float((inner <= 0).float().mean()) < 0.95
+
+
+# -- the parts ---------------------------------------------------------------------------------
+
+
+def test_differences_are_found(bench, monkeypatch):
+    made = bench("correct 0.1B")
+    correctness.check(made, "0.1B")
+    assert len(made.checks) == 4 * 3
+    assert all(check.passed for check in made.checks)
+    found = torch.randn(3, 100)
+    assert correctness.apart(found, found) == 0
+    assert correctness.apart(1.01 * found, found) == pytest.approx(0.01, rel=0.01)
+
+
+class Chooser(StateSlots):
+    """Stands in for slots of a card: the host chooses, by what the card would be told."""
+
+    served = 8
+
+    def __init__(self, runtime, count, *, wrong=False):
+        super().__init__(runtime, count)
+        self.wrong, self.samplers, self.last, self.apart = wrong, {}, {}, {}
+
+    def count_by(self, tokenizer, increments):
+        pass
+
+    def load_sampler(self, slot, state):
+        penalties = {"presence_penalty": state.presence, "frequency_penalty": state.frequency}
+        sampler = Sampler(Sampling(state.temperature, state.top_p, state.top_k, **penalties))
+        sampler._key, sampler.n_chosen = state.key, state.n
+        self.samplers[slot] = sampler
+
+    def launch(self, reads):
+        for read in reads:
+            assert read.slot not in self.apart  # else it was not confirmed
+            if read.ids is None:
+                self.apart[read.slot] = self.get(read.slot)
+        logits = self.read([(r.slot, r.ids or [self.last[r.slot]]) for r in reads]).clone()
+        step = Step(logits)
+        for read, row in zip(reads, step.rows, strict=True):
+            token = self.samplers[read.slot].choose(row) if read.choose else None
+            self.samplers[read.slot].saw(token, b"x")
+            self.last[read.slot] = token
+            step.chosen.append(token + self.wrong)
+        return step
+
+    def confirm(self, slot, token):
+        self.apart.pop(slot, None)
+
+    def abandon(self, slot):
+        self.put(slot, self.apart.pop(slot))
+
+
+class Step:
+    def __init__(self, logits):
+        self.rows = scan_rows(logits)
+        self.chosen = []
+
+    def found(self):
+        pairs = zip(self.rows, self.chosen, strict=True)
+        return [Found(row.best, row.finite, chosen) for row, chosen in pairs]
+
+    def logits(self, number):
+        return self.rows[number].scores
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_choices_are_set_beside_the_cpus(bench, monkeypatch, wrong):
+    def opened(runtime, count):
+        return Chooser(runtime, count, wrong=wrong)
+
+    monkeypatch.setattr(choosing, "open_slots", opened)
+    made = bench("choosing")
+    choosing.choosing(made)
+    (check,) = made.checks
+    assert check.passed is not wrong
+    assert made.cut == ["waits and requests of a recorded step: there is no card"]
+
+
+def test_a_card_that_leaves_choosing_to_the_host_is_an_error(bench, monkeypatch):
+    made = bench("choosing")
+    path = made.model("0.1B")
+    monkeypatch.setattr(Bench, "dry", False)
+    monkeypatch.setattr(Bench, "model", lambda self, name: path)
+    monkeypatch.setattr(Bench, "strategy", lambda self: "native cpu fp32")
+    with pytest.raises(RuntimeError, match="leaves choosing to the host"):
+        choosing.choosing(made)
+
+
+@pytest.mark.parametrize(("fails", "waits"), [(None, 0), ("called a synchronizing operation", 1)])
+def test_a_recorded_step_is_watched_for_waits_and_requests(bench, monkeypatch, fails, waits):
+    said, asked = [], iter([5, 7])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", said.append)
+    stats = lambda: {"allocation.all.allocated": next(asked)}  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "memory_stats", stats)
+
+    class Decoding:
+        def launch(self):
+            if fails:
+                raise RuntimeError(fails)
+
+        def taken(self, step):
+            pass
+
+    made = bench("choosing")
+    choosing._watch(made, Decoding())
+    assert said == ["error", "default"]
+    assert [check.measured for check in made.checks] == [waits, 2]
+
+
+@pytest.mark.slow
+def test_peers_take_turns_with_ours_and_those_that_lack_are_named(bench, tmp_path):
+    stand_in = tmp_path / "faster9_2607" / "rwkv7_fast_v9.py"
+    stand_in.parent.mkdir()
+    stand_in.write_text(STAND_IN)
+    made = bench("speed 1.5B", albatross=str(tmp_path), quick=True, seconds=300)
+    speed.measure(made, "1.5B")
+    names = {cell.name for cell in speed.cells(made)}
+    assert set(made.results["alone"]["fp32"]) == names == {"B=1", "B=2", "prefill 8"}
+    beside = made.results["beside"]
+    assert set(beside) >= {f"{peer}, fp32" for peer in (speed.ALBATROSS, speed.PACKAGE)}
+    assert all(set(each) == names for each in beside.values())
+    assert all(
+        pair["ours"] > 0 < pair["peer"] for each in beside.values() for pair in each.values()
+    )
+    assert "fla, fp32" in beside or made.cut == ["1.5B, states in fp32, fla: fla is not installed"]
+
+
+def test_peers_are_set_beside_ours_with_states_like_theirs(bench):
+    made = bench("speed 1.5B", albatross="there")
+    found = {states: list(speed.peers(made, "model", states)) for states in ("fp32", "fp16")}
+    assert [peer.name for peer in found["fp32"]] == [speed.ALBATROSS, speed.PACKAGE, speed.FLA]
+    assert [peer.name for peer in found["fp16"]] == [speed.ALBATROSS]
+    assert all(found[states][0].command[-1] == states for states in found)
+
+
+def test_without_a_checkout_albatross_is_left_out_by_name(bench):
+    made = bench("speed 1.5B")
+    assert list(speed.peers(made, "model", "fp16")) == []
+    assert made.cut == ["Albatross: no checkout was named (--albatross PATH)"]
+
+
+def test_no_cell_is_begun_with_little_time_left(bench):
+    made = bench("speed 1.5B", seconds=0)
+    assert list(made.within_time(["one", "two"])) == []
+    assert made.cut == ["one: no time was left", "two: no time was left"]
+
+
+def test_the_engine_and_chat_are_set_beside_the_runtime_alone(bench):
+    made = bench("chat 0.1B")
+    chat.measure(made, "0.1B")
+    found = made.results["tokens a second"]
+    assert set(found) == {"B=1", "B=2"}
+    assert all(set(each) == set(chat.WAYS) and min(each.values()) > 0 for each in found.values())
+
+
+def test_states_that_would_fill_the_disk_are_not_kept(bench, monkeypatch):
+    monkeypatch.setattr(chat, "MOST_STORED_BYTES", 0)
+    made = bench("chat 1.5B")
+    chat.measure(made, "1.5B")
+    assert len(made.cut) == 2
+    assert all("would take" in each for each in made.cut)
+
+
+# -- the page ----------------------------------------------------------------------------------
+
+
+def test_the_page_takes_what_was_found(tmp_path):
+    ran = {"machine": {"cards": ["H100, 80 GiB, sm_90"], "torch": "2.13"}, "about": "the runtime"}
+    speeds = dict(zip(chat.WAYS, (1000.0, 950.0, 900.0), strict=True))
+    numbers = {"prompts / plain pass": 1e-5}
+    results = {
+        "what runs": ran,
+        "correct 7.2B": {"fp16": numbers},
+        "speed 7.2B": {
+            "alone": {"fp32": {"B=1": 140.0}},
+            "beside": {"fla, fp32": {"B=1": {"ours": 3.0, "peer": 2.0}}},
+        },
+        "chat 7.2B": {"tokens a second": {"B=64": speeds}},
+        "cut": ["two cards: this machine has fewer"],
+        "failed": [],
+    }
+    report = {"date": "2026-12-01", "results": results, "checks": []}
+    (tmp_path / "cuda.json").write_text(json.dumps(report), "utf-8")
+    page = tables.fill(tables.PAGE.read_text("utf-8"), tmp_path)
+    for row in (
+        "| cards | H100, 80 GiB, sm_90 |",
+        "| left out | two cards: this machine has fewer |",
+        "| 7.2B, fp16 | 1e-05 |",
+        "| 7.2B, states in fp32 | 140 |",
+        "| 7.2B | fla, fp32 | 2 (1.50) |",
+        "| 7.2B | 64 | 1,000 | 950 | 900 |",
+    ):
+        assert row in page
+
+
+# -- the arithmetic ----------------------------------------------------------------------------
+
+
+def estimated(name, card, rows, **settings):
+    given = {"state_bytes": 4, "host_ms": estimate.HOST_MS[rows], **settings}
+    return estimate.estimate(SHAPES[name], estimate.CARDS[card], rows, **given)
+
+
+def test_weights_and_states_are_read_once_a_step():
+    found = estimated("7.2B", "5090", 64)
+    layers = 32 * SHAPES["7.2B"].layer_numbers * 2 / 1.5e12 * 1000
+    assert layers < found.parts["products"] < 1.05 * layers
+    states = 2 * 4 * 64 * SHAPES["7.2B"].state_numbers / 1.5e12 * 1000
+    assert states < found.parts["states"] < 1.1 * states
+    assert (
+        estimated("7.2B", "5090", 64, state_bytes=2).parts["states"] < 0.6 * found.parts["states"]
+    )
+
+
+def test_the_longer_of_card_and_host_decides():
+    found = estimated("1.5B", "H100", 64, host_ms=0)
+    assert estimated("1.5B", "H100", 64, host_ms=found.card_ms / 2).step_ms == found.step_ms
+    slow = estimated("1.5B", "H100", 64, host_ms=2 * found.card_ms)
+    assert slow.step_ms == pytest.approx(2 * found.card_ms + estimate.START_US / 1000)
+
+
+def test_the_goal_is_within_reach_where_albatross_published():
+    for (name, card, rows), published in estimate.ALBATROSS.items():
+        assert estimated(name, card, rows).tokens_a_second > estimate.GOAL * published
+
+
+def test_the_hosts_time_can_be_given():
+    assert estimate.parsed(["64=2.5"])[64] == 2.5
+    with pytest.raises(SystemExit, match="not '64'"):
+        estimate.parsed(["64"])
+    head, rows = estimate.table(["1.5B"], ["H100"], {1: 0.3})
+    assert [len(row) for row in rows] == [len(head)] * 2
+
+
+def test_the_tiny_shape_stands_in_for_all(bench):
+    assert bench("speed 7.2B").shape("7.2B") == TINY
