@@ -35,8 +35,10 @@ class Transfers:
         self._arrays = (cells.att_x, cells.wkv, cells.ffn_x)
         self._ring = Ring(cells.layout.nbytes, depth=AT_ONCE)
         self._aside = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]  # torch
+        # By cell: the copy into it, the copy out of it, and the work that wrote it last.
         self._coming: dict[int, torch.cuda.Event] = {}
         self._going: dict[int, torch.cuda.Event] = {}
+        self._written: dict[int, torch.cuda.Event] = {}
         for array in self._arrays:
             # Their memory is not to serve others while a copy is on its way.
             array.record_stream(self._aside)
@@ -48,6 +50,7 @@ class Transfers:
         """
         buffer = self._ring.next()
         staged = self._parts(buffer)
+        self._written.pop(cell, None)
         for number, part in enumerate(staged):
             for kept, tensor in zip(part, tensors[number::3], strict=True):
                 as_bytes(kept)[...] = as_bytes(tensor.contiguous())
@@ -62,6 +65,8 @@ class Transfers:
     def begin_get(self, cell: int) -> Callable[[], list[Tensor]]:
         """Begins to copy a cell's state out, as it is behind the work given so far.
 
+        Where that work `wrote` it, the copy waits for that and for nothing given since.
+
         Returns:
             A function that waits for this copy alone, and returns the state's tensors in the
             layout's order, in ordinary memory: states are kept for long, and pinned memory is
@@ -69,7 +74,11 @@ class Transfers:
         """
         buffer = self._ring.next()
         staged = self._parts(buffer)
-        self._after_work()
+        written = self._written.get(cell)
+        if written is None:
+            self._after_work()
+        else:
+            self._aside.wait_event(written)
         with torch.cuda.stream(self._aside):
             for array, part in zip(self._arrays, staged, strict=True):
                 part.copy_(array[:, cell].to(part.dtype).contiguous(), non_blocking=True)
@@ -93,6 +102,11 @@ class Transfers:
         for event in waited:
             if event is not None:
                 event.wait(torch.cuda.current_stream(self._device))
+
+    def wrote(self, cells: Iterable[int]) -> None:
+        """Notes that these cells' states stand behind the work given so far."""
+        event = torch.cuda.current_stream(self._device).record_event()
+        self._written.update(dict.fromkeys(cells, event))
 
     def _after_work(self) -> None:
         self._aside.wait_stream(torch.cuda.current_stream(self._device))
