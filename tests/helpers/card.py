@@ -11,6 +11,7 @@ from langchain_rwkv_state.runtime.cuda import sampling
 from langchain_rwkv_state.runtime.cuda.chosen import ChosenKernels
 from langchain_rwkv_state.runtime.cuda.kernels import PlainKernels
 from langchain_rwkv_state.runtime.cuda.model import CudaModel
+from langchain_rwkv_state.runtime.cuda.sampling import SamplerArrays
 from langchain_rwkv_state.runtime.handle import RuntimeHandle
 from langchain_rwkv_state.runtime.native.model import NativeModel
 from langchain_rwkv_state.runtime.strategy import Stage
@@ -37,6 +38,22 @@ def host_runtime(*, n_embd: int = 64, vocab: int = DEFAULT_VOCAB) -> RuntimeHand
     tensors, checkpoint = _random(n_embd, vocab)
     model = NativeModel(tensors, checkpoint, Stage("cpu", "fp32"), compiled=False)
     return RuntimeHandle(model, lambda: None, name="random")
+
+
+def greedy(
+    logits: torch.Tensor,
+    slot: torch.Tensor,
+    choose: torch.Tensor,
+    mask_at: torch.Tensor,
+    masks: torch.Tensor,
+    arrays: SamplerArrays,
+    out: torch.Tensor,
+) -> None:
+    """A choice that can be recorded; `sampling.sample` asks the card how it goes on."""
+    best = logits.argmax(1).int()
+    out.copy_(torch.stack([torch.where(choose != 0, best, -1), best, torch.ones_like(best)]))
+    at = slot.long()
+    arrays.last[at] = torch.where(choose != 0, best, arrays.last[at])
 
 
 def _random(n_embd: int, vocab: int) -> tuple[dict[str, torch.Tensor], Checkpoint]:

@@ -17,9 +17,8 @@ from langchain_rwkv_state.runtime.cuda.kernels import PlainKernels
 from langchain_rwkv_state.runtime.cuda.model import CudaModel
 from langchain_rwkv_state.runtime.cuda.recordings import CudaGraphs
 from langchain_rwkv_state.runtime.cuda.room import Room
-from langchain_rwkv_state.runtime.cuda.sampling import SamplerArrays
 from langchain_rwkv_state.runtime.handle import RuntimeHandle
-from tests.helpers.card import card_runtime, host_runtime
+from tests.helpers.card import card_runtime, greedy, host_runtime
 from tests.helpers.cuda_stand_in import StandIn
 from tests.helpers.scripted import WORLD
 
@@ -80,22 +79,6 @@ def test_a_crowd_gets_on_a_card_what_it_gets_on_the_cpu(cards: StandIn) -> None:
             assert near(found.state[name], expected.state[name])
         for one, other in zip(found.checkpoints, expected.checkpoints, strict=True):
             assert all(near(one[name], other[name]) for name in other)
-
-
-def greedy(
-    logits: torch.Tensor,
-    slot: torch.Tensor,
-    choose: torch.Tensor,
-    mask_at: torch.Tensor,
-    masks: torch.Tensor,
-    arrays: SamplerArrays,
-    out: torch.Tensor,
-) -> None:
-    """A choice that can be recorded; `sampling.sample` asks the card how it goes on."""
-    best = logits.argmax(1).int()
-    out.copy_(torch.stack([torch.where(choose != 0, best, -1), best, torch.ones_like(best)]))
-    at = slot.long()
-    arrays.last[at] = torch.where(choose != 0, best, arrays.last[at])
 
 
 def watched(cards: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
