@@ -354,6 +354,34 @@ def test_peers_are_set_beside_ours_with_states_like_theirs(bench):
     assert all(found[states][0].command[-1] == states for states in found)
 
 
+class Small:
+    """A contender on a card with room for so many."""
+
+    one_by_one = False
+
+    def __init__(self, room, said="CUDA out of memory"):
+        self.room, self.said = room, said
+
+    def seconds(self, cell, *, times=None):
+        if cell.n > self.room:
+            raise RuntimeError(self.said)
+        return 0.5
+
+
+def test_a_cell_that_does_not_fit_is_left_out_and_the_others_are_not(bench):
+    made = bench("speed 1.5B")
+    made.results["beside"] = {}
+    speeds, found = {}, {}
+    with pytest.raises(speed.Ended, match="illegal"):
+        speed._alone(made, "7.2B", {}, Small(0, "an illegal memory access"))
+    made.results["alone"] = {"fp32": speeds}
+    speed._alone(made, "7.2B", speeds, Small(1))
+    assert speeds == {"B=1": 4.0}
+    assert made.cut == [f"7.2B, {cell}: CUDA out of memory" for cell in ("B=2", "prefill 8")]
+    speed._beside(made, "7.2B, fla", found, {"ours": Small(8), "peer": Small(1)})
+    assert found == {"B=1": {"ours": 4.0, "peer": 4.0}}
+
+
 def test_without_a_checkout_albatross_is_left_out_by_name(bench):
     made = bench("speed 1.5B")
     assert list(speed.peers(made, "model", "fp16")) == []
