@@ -455,9 +455,9 @@ def test_weights_and_states_are_read_once_a_step():
     layers = 32 * SHAPES["7.2B"].layer_numbers * 2 / 1.5e12 * 1000
     assert layers < found.parts["products"] < 1.05 * layers
     states = 2 * 4 * 64 * SHAPES["7.2B"].state_numbers / 1.5e12 * 1000
-    assert states < found.parts["states"] < 1.1 * states
+    assert states < found.parts["time-mix"] < 1.1 * states
     assert (
-        estimated("7.2B", "5090", 64, state_bytes=2).parts["states"] < 0.6 * found.parts["states"]
+        estimated("7.2B", "5090", 64, state_bytes=2).parts["time-mix"] < 0.6 * found.parts["time-mix"]
     )
 
 
@@ -473,11 +473,15 @@ def test_the_goal_is_within_reach_where_albatross_published():
         assert estimated(name, card, rows).tokens_a_second > estimate.GOAL * published
 
 
+def test_the_page_shows_the_arithmetic_as_it_is():
+    assert estimate.page() in tables.PAGE.read_text("utf-8")
+
+
 def test_the_hosts_time_can_be_given():
     assert estimate.parsed(["64=2.5"])[64] == 2.5
     with pytest.raises(SystemExit, match="not '64'"):
         estimate.parsed(["64"])
-    head, rows = estimate.table(["1.5B"], ["H100"], {1: 0.3})
+    head, rows = estimate.table([("1.5B", "H100")], {1: 0.3})
     assert [len(row) for row in rows] == [len(head)] * 2
 
 
