@@ -245,12 +245,14 @@ class Sampler:
         if not self._penalises:
             return
         known = len(self._places)
-        self._counts[:known] *= self._sampling.penalty_decay
+        counts = self._counts[:known]
+        counts *= self._sampling.penalty_decay
         place = self._places.setdefault(token, known)
         if place == len(self._ids):
             self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
             self._counts = np.concatenate([self._counts, np.zeros_like(self._counts)])
-        self._ids[place] = token
+        if place == known:
+            self._ids[place] = token
         self._counts[place] += increment(piece)
 
 

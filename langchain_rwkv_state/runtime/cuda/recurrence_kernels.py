@@ -145,8 +145,8 @@ def chunk_options(size: int) -> dict[str, int]:
 
 
 # The index tensors are parts of one, and so at any address.
-_INDEXES = ["before_at", "after_at", "start_at", "part_at", "end_at"]
-_jit = triton.jit(do_not_specialize=["count", "heads"], do_not_specialize_on_alignment=_INDEXES)
+INDEXES = ["before_at", "after_at", "start_at", "part_at", "end_at"]
+_jit = triton.jit(do_not_specialize=["count", "heads"], do_not_specialize_on_alignment=INDEXES)
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # Triton has no types

@@ -14,7 +14,7 @@ from langchain_rwkv_state.runtime.cuda.kernels import PlainKernels
 from langchain_rwkv_state.runtime.cuda.model import CudaModel
 from langchain_rwkv_state.runtime.handle import RuntimeHandle
 from langchain_rwkv_state.runtime.native.model import NativeModel
-from langchain_rwkv_state.runtime.slots import ChoosingSlots, Read
+from langchain_rwkv_state.runtime.slots import ChoosingSlots
 from langchain_rwkv_state.runtime.strategy import Stage
 from tests.helpers.checkpoints import DEFAULT_VOCAB, random_checkpoint
 from tests.helpers.cuda_stand_in import StandIn
