@@ -20,7 +20,7 @@ from langchain_rwkv_state.engine import Sampling
 from langchain_rwkv_state.engine.sampler import Sampler, scan_rows
 from langchain_rwkv_state.runtime import load_runtime
 from langchain_rwkv_state.runtime.handle import RuntimeHandle
-from langchain_rwkv_state.runtime.native.sampling import Found
+from langchain_rwkv_state.runtime.sampling import Found
 from langchain_rwkv_state.runtime.slots import StateSlots
 
 STAND_IN = """
