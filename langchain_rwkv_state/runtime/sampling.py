@@ -1,4 +1,4 @@
-"""Defines what a sampler is made of, for whoever chooses: the host, or the card behind the logits.
+"""Defines what a choice is made of, for whoever chooses: the host, or the card behind the logits.
 
 The random bits of a choice are made of a key, which the seed gives, and of the choice's number,
 and of nothing else. So they need no generator that somebody must keep: who knows both numbers draws
@@ -13,15 +13,16 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+Floats: TypeAlias = npt.NDArray[np.float32]
+Ids: TypeAlias = npt.NDArray[np.int64]
+Words: TypeAlias = npt.NDArray[np.int32]
+
 CHOICE = 0xD1342543DE82EF95
 """What a choice's number is multiplied with: odd, and not `DRAW`, else choices would overlap."""
 
 DRAW = 0x9E3779B97F4A7C15
 """What is added for each draw of one choice."""
 
-Floats: TypeAlias = npt.NDArray[np.float32]
-Ids: TypeAlias = npt.NDArray[np.int64]
-Words: TypeAlias = npt.NDArray[np.int32]
 
 _WORD = 2**64
 _UNCOUNTED = b" \t0123456789"
@@ -88,8 +89,8 @@ class SamplerState(NamedTuple):
     decay: float
     key: int
     n: int
-    ids: npt.NDArray[np.int64]
-    counts: npt.NDArray[np.float32]
+    ids: Ids
+    counts: Floats
 
 
 def bits_of(key: int, number: int) -> int:
@@ -118,6 +119,6 @@ def increment(piece: bytes) -> float:
     return 0.0 if piece in _UNCOUNTED else 1.0
 
 
-def increments(pieces: Sequence[bytes]) -> npt.NDArray[np.float32]:
+def increments(pieces: Sequence[bytes]) -> Floats:
     """Returns the `increment` of each piece, ``[len(pieces)]``."""
     return np.array([increment(piece) for piece in pieces], dtype=np.float32)

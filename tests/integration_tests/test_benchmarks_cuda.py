@@ -457,7 +457,8 @@ def test_weights_and_states_are_read_once_a_step():
     states = 2 * 4 * 64 * SHAPES["7.2B"].state_numbers / 1.5e12 * 1000
     assert states < found.parts["time-mix"] < 1.1 * states
     assert (
-        estimated("7.2B", "5090", 64, state_bytes=2).parts["time-mix"] < 0.6 * found.parts["time-mix"]
+        estimated("7.2B", "5090", 64, state_bytes=2).parts["time-mix"]
+        < 0.6 * found.parts["time-mix"]
     )
 
 
