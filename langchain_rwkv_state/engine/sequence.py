@@ -32,7 +32,7 @@ from langchain_rwkv_state.engine.slots import SlotPool, Snapshot
 from langchain_rwkv_state.errors import DeadlineExceeded
 from langchain_rwkv_state.prefix_cache import Hit
 from langchain_rwkv_state.prefix_cache.prefix import Prefix
-from langchain_rwkv_state.runtime.native.sampling import Words
+from langchain_rwkv_state.runtime.sampling import Words
 from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.tokenizer import StreamDecoder, Tokenizer
 
