@@ -192,6 +192,7 @@ def hold_model(
                 seconds = time.monotonic() - began
                 logger.info("Loaded %s as %s in %.1f s", model, loaded.runs_as, seconds)
         running.want(hold, limits, model)
+        running.engine.open()
     except BaseException:
         hold.release()
         raise

@@ -206,6 +206,16 @@ class Engine:
                 found = self._grammars[name] = Grammars(tokenizer, self._runtime.vocab_size)
             return found
 
+    def open(self) -> None:
+        """Opens the slots now where the device has all of them at once, and records its steps.
+
+        Else that is done for the first request, which waits some seconds for it.
+        """
+        with self._lock:
+            idle = self._thread is None and not self._closed
+            if idle and not budgets_of(self._runtime).grows:
+                self._slots.make_room(1)
+
     def stats(self) -> EngineStats:
         """Returns what the engine did, and what it has to do."""
         with self._lock:
@@ -213,8 +223,8 @@ class Engine:
             known = [*running, *waiting]  # who waits may have run before
             prefill_rate, decode_rate = self._meter.rates()
             return EngineStats(
-                queued=sum(not each.handle.over for each in waiting),
-                active=sum(not each.handle.over for each in running),
+                queued=sum(not each.over for each in waiting),
+                active=sum(not each.over for each in running),
                 prompt_tokens=self._prompt_tokens + sum(each.n_prompt_read for each in known),
                 decoded_tokens=self._decoded_tokens + sum(each.n_sampled for each in known),
                 forced_tokens=self._forced_tokens + sum(each.n_forced for each in known),
@@ -257,11 +267,13 @@ class Engine:
             thread = self._thread
             self._wake.notify_all()
         for sequence in pending:
-            sequence.handle.fail(
-                EngineError("The engine was closed while the request was pending.")
-            )
+            if not sequence.over:
+                sequence.handle.fail(
+                    EngineError("The engine was closed while the request was pending.")
+                )
         if thread is not None and thread is not threading.current_thread():
             thread.join()
+        self._slots.courier.close()
 
     # -- the worker --------------------------------------------------------------------------
 
@@ -325,7 +337,7 @@ class Engine:
         for sequence, hit in scheduler.admit(limits.slots, self._meter.steps):
             admitted += 1
             self._alone(sequence, sequence.begin, hit)
-            if sequence.given_logits is not None and not sequence.handle.over:
+            if sequence.given_logits is not None and not sequence.over:
                 self._note_first_token(sequence)
                 self._alone(sequence, sequence.sample, scan_rows(sequence.given_logits[None])[0])
         if admitted:
@@ -359,12 +371,12 @@ class Engine:
         sampled = 0
         for row, found in zip(step.rows, step.results(), strict=True):
             sequence = row.sequence
-            if sequence.handle.over:
+            if sequence.over:
                 continue
             self._note_first_token(sequence)
             self._alone(sequence, sequence.see_logits, found)
             sampled += self._alone(sequence, sequence.sample, found) or 0
-            if sequence in ahead and later is not None and not sequence.handle.over:
+            if sequence in ahead and later is not None and not sequence.over:
                 self._settle(ahead[sequence], later)
         return sampled
 
@@ -436,7 +448,7 @@ class Engine:
             for each in (error, root):  # their frames may hold what is to be given back
                 traceback.clear_frames(each.__traceback__)
             with self._lock:
-                fewer = self._slots.shrink(sum(not each.handle.over for each in running))
+                fewer = self._slots.shrink(sum(not each.over for each in running))
                 if not fewer and self._pass > LEAST_SHARE:
                     self._pass, fewer = max(self._pass // 2, LEAST_SHARE), True
                 requeued = self._scheduler.requeue() if fewer else 0
@@ -449,7 +461,8 @@ class Engine:
             error = _no_memory(root)
         logger.error("The model failed, and %d requests with it: %r", len(running), error)
         for sequence in running:
-            sequence.handle.fail(error)
+            if not sequence.over:
+                sequence.handle.fail(error)
         self._slots.close()
         traceback.clear_frames(error.__traceback__)  # they hold all requests, and callers the error
 
@@ -469,6 +482,7 @@ class Engine:
     def _after_fork(self) -> None:
         """Makes a forked child's copy usable: its worker stayed with the parent."""
         lost = [*self._scheduler.waiting, *self._scheduler.running]
+        self._slots.courier.orphan()
         self._begin_anew()
         for grammars in self._grammars.values():
             grammars.renew_lock()

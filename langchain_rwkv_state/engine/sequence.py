@@ -83,6 +83,7 @@ class TokenSequence:
         guide: Guide | None = None,
     ) -> None:
         self.handle = handle
+        self._leaves = False  # with all that there is to say said
         self.prefix = _prefix(request)
         self.snapshots = set(request.checkpoints)
         self.pending_prefix: tuple[TokenSequence, int] | None = None
@@ -151,6 +152,11 @@ class TokenSequence:
         return None if mask is None else (self._sampler, mask)
 
     @property
+    def over(self) -> bool:
+        """Whether it reads no more: it has ended, or its caller has let go of it."""
+        return self._leaves or self.handle.over
+
+    @property
     def prefills(self) -> bool:
         """Whether it reads its prompt."""
         return self._phase is _Phase.PREFILL
@@ -176,7 +182,7 @@ class TokenSequence:
     @property
     def runs_on(self) -> bool:
         """Whether another id is sure to be sampled behind the next one, unless that ends it."""
-        if self._guide is not None or self.handle.over:
+        if self._guide is not None or self.over:
             return False
         return self.n_sampled + 1 < self._request.max_tokens
 
@@ -199,11 +205,14 @@ class TokenSequence:
 
     def keeps_later(self, at: int) -> bool:
         """Says whether the prefix cache is still to get the state at a position."""
-        return at in self.snapshots and not self.handle.over
+        coming = at in self.snapshots or (
+            self._end_state is not None and at == len(self._request.prompt)
+        )
+        return coming and not self.over
 
     def can_keep(self, at: int) -> bool:
         """Says whether the state at a position can still be copied for the prefix cache."""
-        if self.prefix is None or self.handle.over or not self.prefills or at <= self._at:
+        if self.prefix is None or self.over or not self.prefills or at <= self._at:
             return False
         return self.prefix.wants(at)
 
@@ -301,7 +310,7 @@ class TokenSequence:
         if self.prefills and self._replay():
             return False
         if self._phase is _Phase.SETTLE:
-            self._deliver(self._slots.state(self.slot))
+            self._leave_with()
             return False
         return request.max_tokens > 0
 
@@ -375,7 +384,7 @@ class TokenSequence:
         if passed:
             raise RuntimeError(f"The state behind {min(passed)} ids was wanted, and is past.")
         if at == end and not request.max_tokens:
-            self._deliver(self._slots.state(self.slot) if copy is None else copy.state())
+            self._leave_with(None if copy is None else copy.state())
 
     def _snapshot_prompt(self, at: int, copy: Snapshot | None) -> Snapshot | None:
         """Copies the state at a position of the prompt, and hands the copy to who wants it."""
@@ -449,7 +458,7 @@ class TokenSequence:
             copy.restore(self.slot)
         self._drop_copies()
         if not self._unread:
-            self._deliver(self._slots.state(self.slot))
+            self._leave_with()
 
     def _canonical(self) -> Sequence[int]:
         """Returns the ids that stand for what was said."""
@@ -458,6 +467,14 @@ class TokenSequence:
         if request.canonical_thought is not None:
             return request.canonical_thought(answer.thought or "", text)
         return (request.canonical or self._tokenizer.encode)(text)
+
+    def _leave_with(self, state: RWKVState | None = None) -> None:
+        """Ends with a state, by default the slot's: the caller gets it once it is there."""
+        self._leaves = True
+        if state is None:
+            self._slots.hand_over(self.slot, self._deliver, self.handle)
+        else:
+            self._deliver(state)
 
     def _deliver(self, state: RWKVState) -> None:
         request = self._request

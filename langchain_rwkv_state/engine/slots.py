@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from langchain_rwkv_state._free_memory import is_out_of_memory
+from langchain_rwkv_state.engine.courier import Courier, Receiver
 from langchain_rwkv_state.runtime import Runtime, Slots, open_slots
 from langchain_rwkv_state.runtime.base import budgets_of
 from langchain_rwkv_state.runtime.slots import ChoosingSlots
@@ -77,6 +78,9 @@ class SlotPool:
     Args:
         runtime: The model.
         most: Never more slots than that.
+
+    Attributes:
+        courier: Hands over states that are copied out beside the work.
     """
 
     def __init__(self, runtime: Runtime, most: int) -> None:
@@ -85,6 +89,7 @@ class SlotPool:
         self._slots: Slots | None = None
         self._free: set[int] = set()
         self._snapshots: dict[int, Snapshot] = {}  # those in spare slots, the oldest first
+        self.courier = Courier()
 
     @property
     def count(self) -> int:
@@ -167,6 +172,22 @@ class SlotPool:
         """Returns a copy of the state in a slot, on the host: it costs what a state weighs."""
         with _moving():
             return self.slots.get(slot)
+
+    def hand_over(self, slot: int, take: Callable[[RWKVState], None], receiver: Receiver) -> None:
+        """Hands a slot's state over: now, or, where it is copied out beside the work, once it is.
+
+        Args:
+            slot: The slot, which may be freed behind this.
+            take: Takes the state, perhaps on another thread.
+            receiver: Learns of it if that fails there.
+        """
+        begin = getattr(self.slots, "begin_get", None)
+        if begin is None:
+            take(self.state(slot))
+            return
+        with _moving():
+            fetch: Callable[[], RWKVState] = begin(slot)
+        self.courier.bring(fetch, take, receiver)
 
     def snapshot(self, slot: int) -> Snapshot:
         """Returns a copy of the state in a slot, in a spare slot where there is one."""

@@ -158,8 +158,11 @@ class CudaModel:
         room = self._made(served, _CELLS_A_SLOT * served, record=self._kernels.recordable)
         room.asked = count
         if room.recordings is not None:
-            logger.info("Recording steps of up to %d tokens on %s", served, self._device)
-            room.recordings.record_all()
+            room.recordings.record_all(
+                lambda done, count: logger.info(
+                    "Recorded %d of %d sizes of steps on %s", done, count, self._device
+                )
+            )
         return room
 
     def _fitting(self, count: int) -> int:
