@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.cuda.bench import NO_SLOTS
 from benchmarks.peers.served import Run, serve, some_ids
 from benchmarks.runtime_speed import RuntimeSpeed
 from langchain_rwkv_state.engine import Sampling
@@ -77,6 +78,8 @@ class Ours(RuntimeSpeed):
         slots = open_slots(self._runtime, rows)
         if not isinstance(slots, ChoosingSlots):
             return super().decoder(rows)
+        if slots.served < rows:
+            raise RuntimeError(f"Only {slots.served} {NO_SLOTS}.")
         samplers = [Sampler(Sampling(seed=slot, **DEFAULTS)) for slot in range(rows)]
         return Decoding(self._runtime, slots, samplers)
 

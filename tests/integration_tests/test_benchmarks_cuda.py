@@ -20,7 +20,7 @@ from langchain_rwkv_state.engine import Sampling
 from langchain_rwkv_state.engine.sampler import Sampler, scan_rows
 from langchain_rwkv_state.runtime import load_runtime
 from langchain_rwkv_state.runtime.handle import RuntimeHandle
-from langchain_rwkv_state.runtime.native.sampling import Found
+from langchain_rwkv_state.runtime.sampling import Found
 from langchain_rwkv_state.runtime.slots import StateSlots
 
 STAND_IN = """
@@ -354,6 +354,34 @@ def test_peers_are_set_beside_ours_with_states_like_theirs(bench):
     assert all(found[states][0].command[-1] == states for states in found)
 
 
+class Small:
+    """A contender on a card with room for so many."""
+
+    one_by_one = False
+
+    def __init__(self, room, said="CUDA out of memory"):
+        self.room, self.said = room, said
+
+    def seconds(self, cell, *, times=None):
+        if cell.n > self.room:
+            raise RuntimeError(self.said)
+        return 0.5
+
+
+def test_a_cell_that_does_not_fit_is_left_out_and_the_others_are_not(bench):
+    made = bench("speed 1.5B")
+    made.results["beside"] = {}
+    speeds, found = {}, {}
+    with pytest.raises(speed.Ended, match="illegal"):
+        speed._alone(made, "7.2B", {}, Small(0, "an illegal memory access"))
+    made.results["alone"] = {"fp32": speeds}
+    speed._alone(made, "7.2B", speeds, Small(1))
+    assert speeds == {"B=1": 4.0}
+    assert made.cut == [f"7.2B, {cell}: CUDA out of memory" for cell in ("B=2", "prefill 8")]
+    speed._beside(made, "7.2B, fla", found, {"ours": Small(8), "peer": Small(1)})
+    assert found == {"B=1": {"ours": 4.0, "peer": 4.0}}
+
+
 def test_without_a_checkout_albatross_is_left_out_by_name(bench):
     made = bench("speed 1.5B")
     assert list(speed.peers(made, "model", "fp16")) == []
@@ -427,9 +455,10 @@ def test_weights_and_states_are_read_once_a_step():
     layers = 32 * SHAPES["7.2B"].layer_numbers * 2 / 1.5e12 * 1000
     assert layers < found.parts["products"] < 1.05 * layers
     states = 2 * 4 * 64 * SHAPES["7.2B"].state_numbers / 1.5e12 * 1000
-    assert states < found.parts["states"] < 1.1 * states
+    assert states < found.parts["time-mix"] < 1.1 * states
     assert (
-        estimated("7.2B", "5090", 64, state_bytes=2).parts["states"] < 0.6 * found.parts["states"]
+        estimated("7.2B", "5090", 64, state_bytes=2).parts["time-mix"]
+        < 0.6 * found.parts["time-mix"]
     )
 
 
@@ -445,11 +474,15 @@ def test_the_goal_is_within_reach_where_albatross_published():
         assert estimated(name, card, rows).tokens_a_second > estimate.GOAL * published
 
 
+def test_the_page_shows_the_arithmetic_as_it_is():
+    assert estimate.page() in tables.PAGE.read_text("utf-8")
+
+
 def test_the_hosts_time_can_be_given():
     assert estimate.parsed(["64=2.5"])[64] == 2.5
     with pytest.raises(SystemExit, match="not '64'"):
         estimate.parsed(["64"])
-    head, rows = estimate.table(["1.5B"], ["H100"], {1: 0.3})
+    head, rows = estimate.table([("1.5B", "H100")], {1: 0.3})
     assert [len(row) for row in rows] == [len(head)] * 2
 
 

@@ -194,5 +194,6 @@ class CudaModel:
     def _unrecorded(self) -> tuple[str, ...]:
         if self._room is None or self._room.recordings is None:
             return ()
-        failed = self._room.recordings.failed
-        return tuple({fallbacks.not_recorded(why): None for why in failed.values()})
+        return tuple(
+            fallbacks.not_recorded(size, why) for size, why in self._room.recordings.failed.items()
+        )

@@ -26,7 +26,7 @@ from langchain_rwkv_state.runtime.cuda.sampling import SamplerArrays
 from langchain_rwkv_state.runtime.cuda.spans import Segment, Spans
 from langchain_rwkv_state.runtime.cuda.staging import Ring
 from langchain_rwkv_state.runtime.cuda.transfers import Transfers
-from langchain_rwkv_state.runtime.native.sampling import Floats, Found, Words
+from langchain_rwkv_state.runtime.sampling import Floats, Found, Words
 
 _GIVEN, _SLOT, _BEFORE, _AFTER, _CHOOSE, _MASK = range(6)
 _INPUTS = 6

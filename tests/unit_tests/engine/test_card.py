@@ -23,7 +23,6 @@ from tests.helpers.cuda_stand_in import StandIn
 from tests.helpers.scripted import WORLD
 
 VOCAB = 65_536
-SHAPE = {"n_embd": 64, "head_size": 32, "vocab": VOCAB}
 
 
 @pytest.fixture
@@ -70,8 +69,8 @@ def near(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def test_a_crowd_gets_on_a_card_what_it_gets_on_the_cpu(cards: StandIn) -> None:
-    ours = answers(card_runtime(**SHAPE), 24, slots=5)
-    theirs = answers(host_runtime(**SHAPE), 24, slots=5)
+    ours = answers(card_runtime(vocab=VOCAB), 24, slots=5)
+    theirs = answers(host_runtime(vocab=VOCAB), 24, slots=5)
     for found, expected in zip(ours, theirs, strict=True):
         assert found.text == expected.text
         assert found.answer_ids == expected.answer_ids
@@ -110,10 +109,12 @@ def watched(cards: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_is_read_before_it_is_there(
     cards: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"sampling": Sampling(temperature=0)}
-    expected = [done.answer_ids for done in answers(host_runtime(**SHAPE), 16, slots=4, **settings)]
+    settings: dict[str, Any] = {"sampling": Sampling(temperature=0)}
+    expected = [
+        done.answer_ids for done in answers(host_runtime(vocab=VOCAB), 16, slots=4, **settings)
+    ]
     watched(cards, monkeypatch)
-    runtime = card_runtime(kernels=ChosenKernels(PlainKernels(), greedy), **SHAPE)
+    runtime = card_runtime(kernels=ChosenKernels(PlainKernels(), greedy), vocab=VOCAB)
     model = runtime._open()
     assert isinstance(model, CudaModel)
     found = [done.answer_ids for done in answers(runtime, 16, slots=4, **settings)]
