@@ -134,6 +134,21 @@ def test_whatever_happens_slots_hold_what_forward_gives(cards: StandIn, seed: in
     assert cards.syncs == 0
 
 
+def test_a_snapshot_waits_for_what_goes_out_of_its_cell(cards: StandIn) -> None:
+    ours = card_runtime(kernels=GREEDY)
+    slots = opened(ours, cards)
+    with cards.watch():
+        for slot in (0, 4, 5):
+            slots.put(slot, ours.zero_state())
+        slots.begin_get(4)
+        cell = slots._slots[4].cell if slots._slots[4] else None
+        slots.clear(4)
+        slots.clear(5)
+        slots.launch([Read(0, [1, 2, 3], marks=((2, 4),))]).found()
+        assert slots._slots[4] is not None
+        assert slots._slots[4].cell == cell
+
+
 def test_a_trial_waits_for_what_comes_into_its_cell(cards: StandIn) -> None:
     """A size is tried again amid requests, and is refused for good if its results differ."""
     ours = card_runtime(kernels=GREEDY)
