@@ -33,7 +33,7 @@ from langchain_rwkv_state.engine.steps import Row, Step, Steps, steps_on
 from langchain_rwkv_state.engine.wakeups import gathered
 from langchain_rwkv_state.errors import EngineBusy, EngineError
 from langchain_rwkv_state.grammar.constraint import Constraint
-from langchain_rwkv_state.runtime.base import Runtime
+from langchain_rwkv_state.runtime.base import Runtime, budgets_of
 from langchain_rwkv_state.runtime.native import sampling
 from langchain_rwkv_state.tokenizer import Tokenizer
 
@@ -52,7 +52,8 @@ class Limits:
 
     Attributes:
         slots: At most so many requests are served at once.
-        prefill_budget: At most so many ids of prompts are read in a step in which others decode.
+        prefill_budget: At most so many ids of prompts are read in a step in which others decode;
+            this default is a CPU's, a card reads more.
         max_queue: At most so many requests wait.
 
     Raises:
@@ -81,12 +82,12 @@ class Engine:
         tokenizer: Turns what is sampled into text.
         slots: At most so many requests are served at once, each with its state in the runtime. A
             waiting one holds nothing but its base. Slots are opened as they are needed.
-        prefill_budget: At most so many ids of prompts are read in a step in which others decode.
-            It bounds the gap between two of their tokens: where the model reads ids of a prompt r
-            times as fast as it decodes B requests, a step takes ``1 + prefill_budget / (r * B)``
-            decode steps.
+        prefill_budget: At most so many ids of prompts are read in a step in which others decode;
+            ``None`` for what suits the runtime's device. It bounds the gap between two of their
+            tokens: where the model reads ids of a prompt r times as fast as it decodes B requests,
+            a step takes ``1 + prefill_budget / (r * B)`` decode steps.
         prefill_chunk: The same for steps in which nobody decodes; a request that arrives or is
-            cancelled meanwhile waits for the step under way.
+            cancelled meanwhile waits for the step under way. ``None`` likewise.
         max_queue: At most so many requests wait.
         on_idle: Called on the worker's thread when it ends for want of work.
 
@@ -102,17 +103,21 @@ class Engine:
         tokenizer: Tokenizer,
         *,
         slots: int = Limits.slots,
-        prefill_budget: int = Limits.prefill_budget,
-        prefill_chunk: int = 256,
+        prefill_budget: int | None = None,
+        prefill_chunk: int | None = None,
         max_queue: int = Limits.max_queue,
         on_idle: Callable[[], None] | None = None,
     ) -> None:
         self._runtime = runtime
         self._tokenizer = tokenizer
-        self._chunk = self._pass = prefill_chunk
-        self._limits = Limits(slots, prefill_budget, max_queue)
-        if prefill_chunk < 1:
+        budgets = budgets_of(runtime)
+        if prefill_chunk is not None and prefill_chunk < 1:
             raise ValueError(f"prefill_chunk must be 1 or more, got {prefill_chunk}.")
+        self._chunk = self._pass = prefill_chunk or budgets.prefill_chunk
+        self._own_limits = Limits(prefill_budget=budgets.prefill_budget)
+        if prefill_budget is None:
+            prefill_budget = budgets.prefill_budget
+        self._limits = Limits(slots, prefill_budget, max_queue)
         self._on_idle = on_idle
         self._closed = False
         self._prompt_tokens = self._decoded_tokens = self._forced_tokens = self._rereads = 0
@@ -227,6 +232,11 @@ class Engine:
     def at_work(self) -> bool:
         """Whether its worker runs: it serves requests, or did a moment ago."""
         return self._thread is not None
+
+    @property
+    def own_limits(self) -> Limits:
+        """The limits that hold where nobody sets any: as suits the device."""
+        return self._own_limits
 
     @property
     def limits(self) -> Limits:

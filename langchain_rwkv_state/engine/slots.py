@@ -117,7 +117,8 @@ class SlotPool:
     def make_room(self, wanted: int) -> None:
         """Opens more slots where fewer than `wanted` are open, and some more than those.
 
-        Where there is no memory for more, the number stays, and is not raised again.
+        Where there is no memory for so many, half of them are tried, and so on; the number that was
+        found is not raised again.
         """
         wanted, grows = min(wanted, self._most), budgets_of(self._runtime).grows
         if wanted <= self.count or (self._slots is not None and not grows):
@@ -125,11 +126,16 @@ class SlotPool:
         number = 1 if grows else self._most
         while number < wanted:
             number *= _GROWTH
-        try:
-            self._open(min(number, self._most))
-        except Exception as error:  # noqa: BLE001
+        number, why = min(number, self._most), ""
+        while number > self.count:
+            try:
+                self._open(number)
+            except Exception as error:  # noqa: BLE001
+                number = number // 2 if is_out_of_memory(error) else 0
+                why = str(error)
+        if why:
             self._most = max(self.count, 1)
-            logger.warning("No more than %d slots could be opened: %s", self._most, error)
+            logger.warning("No more than %d slots could be opened: %s", self._most, why)
 
     def allocate(self, state: RWKVState) -> int:
         """Returns a free slot with a state in it.
