@@ -175,7 +175,8 @@ class CudaModel:
             rows=self.budgets.most_rows,
             slots=count,
         )
-        torch.cuda.empty_cache()
+        with recordings.capturing:  # of another model, which this would break
+            torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info(self._device)
         each = cell_bytes(self.layout, self._state_dtype)
         cells = cells_that_fit(_CELLS_A_SLOT * count, each, free=free, reserve=shape.reserve_bytes)

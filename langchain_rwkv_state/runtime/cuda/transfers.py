@@ -50,7 +50,6 @@ class Transfers:
         """
         buffer = self._ring.next()
         staged = self._parts(buffer)
-        self._written.pop(cell, None)
         for number, part in enumerate(staged):
             for kept, tensor in zip(part, tensors[number::3], strict=True):
                 as_bytes(kept)[...] = as_bytes(tensor.contiguous())

@@ -127,6 +127,21 @@ def test_who_reads_a_cell_waits_for_what_comes_into_it_alone(card: StandIn) -> N
     assert card.clock(work)[aside] > before
 
 
+def test_a_copy_out_waits_for_the_work_that_wrote_its_cell_and_none_since(card: StandIn) -> None:
+    cells = open_cells(card)
+    transfers = Transfers(cells)
+    advance(cells, 0, 1)
+    transfers.wrote([1])
+    stream: Any = transfers._aside
+    work = card.current_stream().name
+    written = card.clock(work)[work]
+    advance(cells, 1, 2)
+    transfers.begin_get(1)
+    assert card.clock(stream.name)[work] == written
+    transfers.begin_get(2)
+    assert card.clock(stream.name)[work] > written
+
+
 def test_work_on_other_cells_does_not_wait(card: StandIn) -> None:
     cells = open_cells(card)
     transfers = Transfers(cells)
