@@ -39,7 +39,11 @@ def correct(report: dict[str, Any]) -> str:
 
 def alone(report: dict[str, Any]) -> str:
     """Returns ids a second of the runtime alone."""
-    found = {shape: each.get("alone", {}) for shape, each in _of(report, "speed").items()}
+    found = {
+        f"{shape}, states in {states}": cells
+        for shape, each in _of(report, "speed").items()
+        for states, cells in each.get("alone", {}).items()
+    }
     cells = list(dict.fromkeys(cell for each in found.values() for cell in each))
     rows = [[shape, *(_number(each.get(cell)) for cell in cells)] for shape, each in found.items()]
     return table(["ids a second", *cells], rows)
@@ -61,7 +65,7 @@ def beside(report: dict[str, Any]) -> str:
         [shape, peer, *(figure(each.get(cell)) for cell in cells)]
         for (shape, peer), each in found.items()
     ]
-    return table(["model", "peer", *cells], rows)
+    return table(["model", "peer, its states", *cells], rows)
 
 
 def chat(report: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Times the runtime alone on a card, and its peers by turns with it, each in its own process.
 
-Ours is loaded once. Each peer comes alone beside it, so that two models at a time must fit, and
-both are timed by turns in every cell: a ratio is of figures a second apart, at the same clocks. A
+Each peer comes alone beside ours, so that two models at a time must fit, and both are timed by
+turns in every cell: a ratio is of figures a second apart, at the same clocks. A
 step of ours is a whole one, ids in and ids out with the sampling between; a peer's is its pass
 alone, which flatters the peer.
 """
@@ -15,18 +15,18 @@ from dataclasses import dataclass
 from functools import partial
 
 from benchmarks.common import Check
-from benchmarks.cuda.bench import Bench
-from benchmarks.cuda.estimate import ALBATROSS, GOAL
+from benchmarks.cuda.bench import Bench, no_memory
+from benchmarks.cuda.estimate import ALBATROSS as PUBLISHED
+from benchmarks.cuda.estimate import GOAL
 from benchmarks.speed import Cell, Contender
 
-PACKAGE, FLA = "`rwkv` package", "fla"
-ALBATROSS_16, ALBATROSS_32 = "Albatross", "Albatross, states in fp32"
+PACKAGE, FLA, ALBATROSS = "`rwkv` package", "fla", "Albatross"
 COMPARED = ("B=1", "B=64", "B=320", "prefill 1,024")
 ROUNDS = 3
 
 
 class Ended(Exception):
-    """A contender ended amid its work."""
+    """A contender failed at a cell, or ended amid it."""
 
 
 @dataclass(frozen=True)
@@ -44,64 +44,89 @@ class Peer:
     one_by_one: bool = False
 
 
-def peers(bench: Bench, model: str) -> Iterator[Peer]:
-    """Yields those that may be there; Albatross only where a checkout was named."""
+def peers(bench: Bench, model: str, states: str) -> Iterator[Peer]:
+    """Yields those that may be there and keep WKV states in a dtype as ours do.
+
+    Args:
+        bench: The part's surroundings.
+        model: The file.
+        states: ``fp32`` or ``fp16``.
+    """
     start = (sys.executable, "-m")
     if bench.albatross:
         module = "benchmarks.peers.albatross_speed"
-        # With states in fp16, as its figures are published; in fp32, ours are compared with equals.
-        for name, states in ((ALBATROSS_16, "fp16"), (ALBATROSS_32, "fp32"))[: 2 - bench.quick]:
-            yield Peer(name, (*start, module, model, bench.device, bench.albatross, states))
+        yield Peer(ALBATROSS, (*start, module, model, bench.device, bench.albatross, states))
     else:
-        bench.leave_out(ALBATROSS_16, "no checkout was named (--albatross PATH)")
-    module = "benchmarks.peers.rwkv_cuda_speed"
-    yield Peer(PACKAGE, (*start, module, model, bench.device), one_by_one=True)
-    yield Peer(FLA, (*start, "benchmarks.peers.fla_speed", model, bench.device))
+        bench.leave_out(ALBATROSS, "no checkout was named (--albatross PATH)")
+    if states == "fp32":
+        module = "benchmarks.peers.rwkv_cuda_speed"
+        yield Peer(PACKAGE, (*start, module, model, bench.device), one_by_one=True)
+        yield Peer(FLA, (*start, "benchmarks.peers.fla_speed", model, bench.device))
 
 
 def cells(bench: Bench) -> list[Cell]:
     """Returns what is timed: decoding by rows, and prompts by length."""
-    decode = [Cell("decode", rows, 2 if bench.dry else 64) for rows in bench.rows]
-    prefill = [Cell("prefill", length, 1 if bench.dry else 4) for length in bench.prompts]
+    decode = [Cell("decode", rows, 2 if bench.dry else 16) for rows in bench.rows]
+    prefill = [Cell("prefill", length, 1 if bench.dry else 2) for length in bench.prompts]
     return [*decode, *prefill]
 
 
 def measure(bench: Bench, name: str) -> None:
-    """Times one shape: ours in all cells, then each peer by turns with ours in some."""
+    """Times one shape: ours in all cells, then each peer by turns with ours in some.
+
+    All that with WKV states in fp32, and if there is time in fp16, which Albatross has by itself.
+    """
     model = str(bench.model(name))
-    every = cells(bench)
-    compared = [cell for cell in every if cell.name in COMPARED or bench.dry]
-    own = (sys.executable, "-m", "benchmarks.cuda.ours", model, bench.strategy())
-    with _started(Peer("ours", own)) as ours:
-        if ours.missing:
-            raise RuntimeError(f"Ours does not load: {ours.missing}")
-        alone: dict[str, float] = {}
-        for cell in _in_time(bench, name, every):
-            speed = alone[cell.name] = _best({"ours": ours}, cell)["ours"]
-            print(f"{name}, {cell.name}: {speed:,.0f} ids a second", flush=True)
-            bench.note("alone", alone)
-        beside: dict[str, dict[str, dict[str, float]]] = {}
-        for peer in peers(bench, model):
-            with _started(peer) as other:
-                if other.missing:
-                    bench.leave_out(f"{name}, {peer.name}", other.missing)
-                    continue
-                beside[peer.name] = {}
-                for cell in _in_time(bench, f"{name}, {peer.name}", compared):
-                    try:
-                        found = _best({"ours": ours, "peer": other}, cell)
-                    except Ended as ended:
-                        bench.leave_out(f"{name}, {peer.name}, {cell.name}", str(ended))
-                        break
-                    beside[peer.name][cell.name] = found
-                    bench.note("beside", beside)
-                    ratio = found["ours"] / found["peer"]
-                    print(f"{name}, {cell.name}: {ratio:.2f} of {peer.name}", flush=True)
-                    if peer.name == ALBATROSS_16 and not bench.dry:
-                        what = f"{name}, {cell.name} / Albatross"
-                        bench.check(Check(what, ratio, GOAL, "at least", "x", ROUNDS))
-    published = {f"{card} B={rows}": v for (of, card, rows), v in ALBATROSS.items() if of == name}
-    bench.note("published", published)
+    bench.note("alone", {})
+    bench.note("beside", {})
+    for states in ("fp32",) if bench.quick else ("fp32", "fp16"):
+        strategy = bench.strategy("fp16" if states == "fp32" else "fp16 state_fp16")
+        command = (sys.executable, "-m", "benchmarks.cuda.ours", model, strategy)
+        with _started(Peer("ours", command)) as ours:
+            if ours.missing:
+                raise RuntimeError(f"{strategy!r} does not load: {ours.missing}")
+            what = f"{name}, states in {states}"
+            _alone(bench, what, bench.results["alone"].setdefault(states, {}), ours)
+            for peer in peers(bench, model, states):
+                label = f"{what}, {peer.name}"
+                with _started(peer) as other:
+                    if other.missing:
+                        bench.leave_out(label, other.missing)
+                        continue
+                    found = bench.results["beside"].setdefault(f"{peer.name}, {states}", {})
+                    _beside(bench, label, found, {"ours": ours, "peer": other})
+    published = {f"{card} B={rows}": v for (of, card, rows), v in PUBLISHED.items() if of == name}
+    bench.note("published by Albatross", published)
+
+
+def _alone(bench: Bench, what: str, speeds: dict[str, float], ours: Contender) -> None:
+    for cell in _in_time(bench, what, cells(bench)):
+        try:
+            speed = speeds[cell.name] = _best({"ours": ours}, cell)["ours"]
+        except Ended as ended:
+            if not no_memory(str(ended)):
+                raise
+            bench.leave_out(f"{what}, {cell.name}", str(ended))
+            continue
+        print(f"{what}, {cell.name}: {speed:,.0f} ids a second", flush=True)
+        bench.note("alone", bench.results["alone"])
+
+
+def _beside(
+    bench: Bench, what: str, found: dict[str, dict[str, float]], both: dict[str, Contender]
+) -> None:
+    compared = [cell for cell in cells(bench) if cell.name in COMPARED or bench.dry]
+    for cell in _in_time(bench, what, compared):
+        try:
+            pair = found[cell.name] = _best(both, cell)
+        except Ended as ended:
+            bench.leave_out(f"{what}, {cell.name}", str(ended))
+            continue
+        bench.note("beside", bench.results["beside"])
+        ratio = pair["ours"] / pair["peer"]
+        print(f"{what}, {cell.name}: {ratio:.2f} of the peer", flush=True)
+        if what.endswith(ALBATROSS) and not bench.dry:
+            bench.check(Check(f"{cell.name} / {what}", ratio, GOAL, "at least", "x", ROUNDS))
 
 
 def parts(names: Sequence[str]) -> dict[str, partial[None]]:
@@ -129,7 +154,7 @@ def _best(found: dict[str, Contender], cell: Cell) -> dict[str, float]:
     """Returns ids a second, the best of the rounds by turns.
 
     Raises:
-        Ended: One of them ended, most often for want of memory.
+        Ended: One of them failed, most often for want of memory.
     """
     best: dict[str, float] = {}
     # One state after the other is long as it is.

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from langchain_rwkv_state._text import counted, model_shape
 from langchain_rwkv_state.cli import output
+from langchain_rwkv_state.cli.device_check import check_devices, slower_of
 from langchain_rwkv_state.cli.findings import Check, Finding, document, findings, show
 from langchain_rwkv_state.cli.model_check import check_files, trial
 from langchain_rwkv_state.cli.options import (
@@ -71,7 +72,7 @@ def doctor(
     checks: list[tuple[str, Check]] = [
         ("packages", _packages),
         ("store", lambda: _store(store, fix=fix)),
-        ("device", _device),
+        ("device", check_devices),
         ("demo model", _demo),
     ]
     if model is not None:
@@ -127,16 +128,6 @@ def _packages() -> Iterator[Finding]:
             yield Finding(name, "not installed", advice)
 
 
-def _device() -> Iterator[Finding]:
-    import torch
-
-    if torch.cuda.is_available():
-        yield Finding("cuda", f"{torch.cuda.get_device_name()} (CUDA {torch.version.cuda})")
-    else:
-        yield Finding("cuda", "no device: models run on the CPU")
-    yield Finding("cpu", counted(torch.get_num_threads(), "thread"))
-
-
 def _demo() -> Iterator[Finding]:
     from langchain_rwkv_state.chat_models import ChatRWKV
     from langchain_rwkv_state.runtime.strategy import Strategy
@@ -150,6 +141,7 @@ def _demo() -> Iterator[Finding]:
         yield Finding("loads", f"{shape}, {output.size(layout.nbytes)} a state")
         about = getattr(loaded.runtime, "about", "unknown")
         yield Finding("runtime", f"{about}; 'auto' is {str(Strategy.parse('auto'))!r}")
+        yield from slower_of(loaded.runtime)
         talk = chat.with_session("doctor")
         talk.invoke("My name is Vera.")
         answer = str(talk.invoke("What is my name?").text)

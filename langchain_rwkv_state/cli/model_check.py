@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from langchain_rwkv_state._text import counted, model_shape
 from langchain_rwkv_state.cli import output
+from langchain_rwkv_state.cli.device_check import slower_of
 from langchain_rwkv_state.cli.findings import Finding
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 TRIAL_SECONDS = 3.0
 _WARM_UP_STEPS = 8
-_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
 def check_files(name: str) -> Iterator[Finding]:
@@ -75,21 +75,21 @@ def _sizes(
 ) -> Iterator[Finding]:
     """Says how much memory weights and states take, and how many states there is room for."""
     from langchain_rwkv_state.engine import Limits
+    from langchain_rwkv_state.runtime.needed_memory import free_bytes, weights_bytes
 
-    keeps_dtype = is_native and not strategy.on_cuda  # it computes in fp32 from what is in the file
-    of_strategy = _BYTES[strategy.stages[0].dtype]
-    weights = sum(
-        tensor.numel() * (tensor.element_size() if keeps_dtype else of_strategy)
-        for tensor in tensors.values()
-    )
-    state, free = found.layout.nbytes, _free_bytes(strategy)
+    stage = strategy.stages[0]
+    weights = weights_bytes(tensors, stage, is_native=is_native)
+    state, free = found.layout.nbytes, free_bytes(stage)
     fit = max(0, free - weights) // state
     yield Finding(
         "memory of weights", f"about {output.size(weights)}", figure=weights, unit="bytes"
     )
     yield Finding("memory of a state", output.size(state), figure=state, unit="bytes")
-    of_free = f"in the {output.size(free)} that are free, beside the weights"
-    advice = "" if fit else "Free memory, or take a smaller model or one in 8 bits ('cpu int8')."
+    slots = Limits.slots * state
+    yield Finding("memory of slots", output.size(slots), figure=slots, unit="bytes")
+    of_free = f"in the {output.size(free)} that are free on {stage.device!r}, beside the weights"
+    kind = stage.device.partition(":")[0]
+    advice = "" if fit else f"Free memory, or take a smaller model or 8 bits ('{kind} int8')."
     yield Finding(
         "conversations",
         f"{fit:,} at once would fit {of_free}; slots={Limits.slots} is the default",
@@ -98,16 +98,6 @@ def _sizes(
         unit="states",
     )
     yield Finding("context", "unlimited: a state's size is the same, whatever it has read")
-
-
-def _free_bytes(strategy: Strategy) -> int:
-    import torch
-
-    from langchain_rwkv_state._free_memory import free_memory_bytes
-
-    if strategy.on_cuda:
-        return torch.cuda.mem_get_info()[0]
-    return free_memory_bytes()
 
 
 def trial(name: str) -> Iterator[Finding]:
@@ -124,6 +114,7 @@ def trial(name: str) -> Iterator[Finding]:
         took = time.perf_counter() - start
         about = getattr(runtime, "about", Path(name).name)
         yield Finding("loads", f"in {took:.1f} s, by {about}", figure=took, unit="seconds")
+        yield from slower_of(runtime)
         slots = open_slots(runtime, 1)
         slots.put(0, runtime.zero_state())
         token, count, begun = 0, -_WARM_UP_STEPS, 0.0

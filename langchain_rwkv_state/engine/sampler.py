@@ -22,8 +22,15 @@ import torch
 from langchain_rwkv_state.engine import choices
 from langchain_rwkv_state.engine.request import Sampling
 from langchain_rwkv_state.errors import EngineError
-from langchain_rwkv_state.runtime.native.sampling import Draw, Floats, Words, compiled
-from langchain_rwkv_state.runtime.sampling import SamplerState, bits_of, increment
+from langchain_rwkv_state.runtime.native.sampling import compiled
+from langchain_rwkv_state.runtime.sampling import (
+    Draw,
+    Floats,
+    SamplerState,
+    Words,
+    bits_of,
+    increment,
+)
 
 # Logits lie within some hundreds: a penalty of this says never again (or nothing else), as a larger
 # one does, and sums of such stay finite in fp32.
@@ -245,12 +252,14 @@ class Sampler:
         if not self._penalises:
             return
         known = len(self._places)
-        self._counts[:known] *= self._sampling.penalty_decay
+        counts = self._counts[:known]
+        counts *= self._sampling.penalty_decay
         place = self._places.setdefault(token, known)
         if place == len(self._ids):
             self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
             self._counts = np.concatenate([self._counts, np.zeros_like(self._counts)])
-        self._ids[place] = token
+        if place == known:
+            self._ids[place] = token
         self._counts[place] += increment(piece)
 
 

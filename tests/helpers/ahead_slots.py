@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
+from langchain_rwkv_state.engine import choices
 from langchain_rwkv_state.runtime.base import Runtime
-from langchain_rwkv_state.runtime.cuda.sampling import SamplerArrays, sample
-from langchain_rwkv_state.runtime.native.sampling import Floats, Found
-from langchain_rwkv_state.runtime.sampling import SamplerState
+from langchain_rwkv_state.runtime.sampling import Draw, Floats, Found, SamplerState, bits_of
 from langchain_rwkv_state.runtime.slots import Read, StateSlots, check_reads
 from langchain_rwkv_state.state import RWKVState
 
@@ -27,20 +27,22 @@ class AheadSlots(StateSlots):
     def __init__(self, runtime: Runtime, served: int) -> None:
         super().__init__(runtime, 2 * served)
         self.served = served
-        self._arrays = SamplerArrays(2 * served, runtime.vocab_size, "cpu")
+        self._choosing: dict[int, SamplerState] = {}
+        self._last: dict[int, int] = {}
+        self._increments = np.ones(runtime.vocab_size, dtype=np.float32)
         self._ahead: dict[int, RWKVState] = {}
 
     def count_by(self, tokenizer: str, increments: Callable[[], Sequence[float]]) -> None:
-        known = torch.tensor(increments()[: len(self._arrays.counted)])
-        self._arrays.counted[: len(known)] = known
+        known = increments()[: len(self._increments)]
+        self._increments[: len(known)] = known
 
     def load_sampler(self, slot: int, state: SamplerState) -> None:
-        self._arrays.load(slot, state)
+        self._choosing[slot] = state
 
     def launch(self, reads: Sequence[Read]) -> _Launched:
         check_reads(read.slot for read in reads)
         assert len(reads) <= self.served
-        ids = [[int(self._arrays.last[r.slot])] if r.ids is None else [*r.ids] for r in reads]
+        ids = [[self._last.get(r.slot, 0)] if r.ids is None else [*r.ids] for r in reads]
         before = [self.get(read.slot) for read in reads]
         for read, given, state in zip(reads, ids, before, strict=True):
             assert read.slot not in self._ahead, "what was read ahead is neither taken nor dropped"
@@ -57,23 +59,35 @@ class AheadSlots(StateSlots):
         return _Launched(reads, logits, self._chosen(reads, logits))
 
     def _chosen(self, reads: Sequence[Read], logits: torch.Tensor) -> list[Found]:
-        masks = [read.allowed for read in reads if read.allowed is not None]
-        rows = iter(range(len(masks)))
-        whole = torch.zeros(max(len(masks), 1), -(-logits.shape[1] // 32), dtype=torch.int32)
-        for row, mask in enumerate(masks):
-            whole[row] = torch.from_numpy(mask.copy())
+        draws = [self._draw(read) if read.choose else None for read in reads]
+        rows = logits.numpy()
+        found = []
+        for read, row, draw in zip(reads, rows, draws, strict=True):
+            finite = bool(np.isfinite(row).all())
+            chosen = choices.choose(row, draw) if draw is not None and finite else None
+            found.append(Found(int(row.argmax()), finite, chosen))
+            if chosen is not None:
+                self._count(read.slot, chosen)
+        return found
 
-        def numbers(values: Sequence[int]) -> torch.Tensor:
-            return torch.tensor(values, dtype=torch.int32)
+    def _draw(self, read: Read) -> Draw:
+        state = self._choosing[read.slot]
+        penalties = np.float32(state.presence) + np.float32(state.frequency) * state.counts
+        top_k = min(state.top_k, self._runtime.vocab_size)
+        bits = bits_of(state.key, state.n)
+        settings = (state.temperature, state.top_p, top_k, bits, state.ids)
+        return Draw(*settings, penalties.astype(np.float32), read.allowed)
 
-        out = numbers([0] * 3 * len(reads)).view(3, -1)
-        at = numbers([-1 if read.allowed is None else next(rows) for read in reads])
-        slots, choose = ([int(r[n]) for r in reads] for n in (0, 2))
-        sample(logits, numbers(slots), numbers(choose), at, whole, self._arrays, out)
-        return [
-            Found(best, bool(finite), None if chosen < 0 else chosen)
-            for chosen, best, finite in out.t().tolist()
-        ]
+    def _count(self, slot: int, token: int) -> None:
+        state = self._choosing[slot]
+        self._last[slot] = token
+        ids, counts = state.ids, state.counts
+        if state.presence or state.frequency:
+            counts = counts * np.float32(state.decay)
+            if token not in ids:
+                ids, counts = np.append(ids, token), np.append(counts, np.float32(0))
+            counts[ids == token] += self._increments[token]
+        self._choosing[slot] = state._replace(n=state.n + 1, ids=ids, counts=counts)
 
     def confirm(self, slot: int, token: int) -> None:
         state = self._ahead.pop(slot)

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from langchain_rwkv_state.engine import choices
 from langchain_rwkv_state.runtime.cuda.sampling import SamplerArrays
-from langchain_rwkv_state.runtime.native.sampling import Draw
-from langchain_rwkv_state.runtime.sampling import SamplerState, bits_of
+from langchain_rwkv_state.runtime.sampling import Draw, SamplerState, bits_of
 from tests.helpers.logits import some_draw, some_row
 
 
@@ -34,9 +33,15 @@ class Case(NamedTuple):
         """S."""
         return len(self.states)
 
+    def on(self, device: str) -> Case:
+        """The same step elsewhere."""
+        logits, slot, choose, mask_at, masks = (each.to(device) for each in self[:5])
+        return Case(logits, slot, choose, mask_at, masks, self.states, self.draws)
+
     def arrays(self) -> SamplerArrays:
-        """The slots, loaded."""
-        made = SamplerArrays(self.slots, self.logits.shape[1], "cpu", rows=self.slots + 1)
+        """The slots, loaded, where the logits are."""
+        size, device = self.logits.shape[1], self.logits.device
+        made = SamplerArrays(self.slots, size, device, rows=self.slots + 1)
         made.counted[::3] = 0
         for slot, state in enumerate(self.states):
             made.load(slot, state)
@@ -45,7 +50,7 @@ class Case(NamedTuple):
     def expected(self) -> list[int]:
         """What the CPU chooses, -1 for nothing."""
         found = []
-        for row, draw in zip(self.logits.float().numpy(), self.draws, strict=True):
+        for row, draw in zip(self.logits.float().cpu().numpy(), self.draws, strict=True):
             token = choices.choose(row, draw) if draw and np.isfinite(row).all() else None
             found.append(-1 if token is None else token)
         return found
@@ -112,7 +117,7 @@ def some_state(rng: np.random.Generator, size: int) -> tuple[SamplerState, Draw]
 
 def run(sample: Any, case: Case, arrays: SamplerArrays) -> Tensor:
     """Calls `sample`, or what is to be its equal; returns what it found, ``[3, G]``."""
-    out = torch.full((3, len(case.logits)), -7, dtype=torch.int32)
+    out = torch.full((3, len(case.logits)), -7, dtype=torch.int32, device=case.logits.device)
     sample(case.logits, case.slot, case.choose, case.mask_at, case.masks, arrays, out)
     return out
 

@@ -12,12 +12,16 @@ import torch
 
 from benchmarks import tables
 from benchmarks.cuda import __main__ as command
-from benchmarks.cuda import chat, correctness, estimate, parts, speed
+from benchmarks.cuda import chat, choosing, correctness, estimate, parts, speed
 from benchmarks.cuda.bench import Bench
 from benchmarks.cuda.shapes import SHAPES, TINY, Shape, tensors_of
 from benchmarks.cuda.what_runs import Fallback, what_runs
+from langchain_rwkv_state.engine import Sampling
+from langchain_rwkv_state.engine.sampler import Sampler, scan_rows
 from langchain_rwkv_state.runtime import load_runtime
 from langchain_rwkv_state.runtime.handle import RuntimeHandle
+from langchain_rwkv_state.runtime.sampling import Found
+from langchain_rwkv_state.runtime.slots import StateSlots
 
 STAND_IN = """
 import torch
@@ -228,6 +232,102 @@ def test_differences_are_found(bench, monkeypatch):
     assert correctness.apart(1.01 * found, found) == pytest.approx(0.01, rel=0.01)
 
 
+class Chooser(StateSlots):
+    """Stands in for slots of a card: the host chooses, by what the card would be told."""
+
+    served = 8
+
+    def __init__(self, runtime, count, *, wrong=False):
+        super().__init__(runtime, count)
+        self.wrong, self.samplers, self.last, self.apart = wrong, {}, {}, {}
+
+    def count_by(self, tokenizer, increments):
+        pass
+
+    def load_sampler(self, slot, state):
+        penalties = {"presence_penalty": state.presence, "frequency_penalty": state.frequency}
+        sampler = Sampler(Sampling(state.temperature, state.top_p, state.top_k, **penalties))
+        sampler._key, sampler.n_chosen = state.key, state.n
+        self.samplers[slot] = sampler
+
+    def launch(self, reads):
+        for read in reads:
+            assert read.slot not in self.apart  # else it was not confirmed
+            if read.ids is None:
+                self.apart[read.slot] = self.get(read.slot)
+        logits = self.read([(r.slot, r.ids or [self.last[r.slot]]) for r in reads]).clone()
+        step = Step(logits)
+        for read, row in zip(reads, step.rows, strict=True):
+            token = self.samplers[read.slot].choose(row) if read.choose else None
+            self.samplers[read.slot].saw(token, b"x")
+            self.last[read.slot] = token
+            step.chosen.append(token + self.wrong)
+        return step
+
+    def confirm(self, slot, token):
+        self.apart.pop(slot, None)
+
+    def abandon(self, slot):
+        self.put(slot, self.apart.pop(slot))
+
+
+class Step:
+    def __init__(self, logits):
+        self.rows = scan_rows(logits)
+        self.chosen = []
+
+    def found(self):
+        pairs = zip(self.rows, self.chosen, strict=True)
+        return [Found(row.best, row.finite, chosen) for row, chosen in pairs]
+
+    def logits(self, number):
+        return self.rows[number].scores
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_choices_are_set_beside_the_cpus(bench, monkeypatch, wrong):
+    def opened(runtime, count):
+        return Chooser(runtime, count, wrong=wrong)
+
+    monkeypatch.setattr(choosing, "open_slots", opened)
+    made = bench("choosing")
+    choosing.choosing(made)
+    (check,) = made.checks
+    assert check.passed is not wrong
+    assert made.cut == ["waits and requests of a recorded step: there is no card"]
+
+
+def test_a_card_that_leaves_choosing_to_the_host_is_an_error(bench, monkeypatch):
+    made = bench("choosing")
+    path = made.model("0.1B")
+    monkeypatch.setattr(Bench, "dry", False)
+    monkeypatch.setattr(Bench, "model", lambda self, name: path)
+    monkeypatch.setattr(Bench, "strategy", lambda self: "native cpu fp32")
+    with pytest.raises(RuntimeError, match="leaves choosing to the host"):
+        choosing.choosing(made)
+
+
+@pytest.mark.parametrize(("fails", "waits"), [(None, 0), ("called a synchronizing operation", 1)])
+def test_a_recorded_step_is_watched_for_waits_and_requests(bench, monkeypatch, fails, waits):
+    said, asked = [], iter([5, 7])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", said.append)
+    stats = lambda: {"allocation.all.allocated": next(asked)}  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "memory_stats", stats)
+
+    class Decoding:
+        def launch(self):
+            if fails:
+                raise RuntimeError(fails)
+
+        def taken(self, step):
+            pass
+
+    made = bench("choosing")
+    choosing._watch(made, Decoding())
+    assert said == ["error", "default"]
+    assert [check.measured for check in made.checks] == [waits, 2]
+
+
 @pytest.mark.slow
 def test_peers_take_turns_with_ours_and_those_that_lack_are_named(bench, tmp_path):
     stand_in = tmp_path / "faster9_2607" / "rwkv7_fast_v9.py"
@@ -236,14 +336,56 @@ def test_peers_take_turns_with_ours_and_those_that_lack_are_named(bench, tmp_pat
     made = bench("speed 1.5B", albatross=str(tmp_path), quick=True, seconds=300)
     speed.measure(made, "1.5B")
     names = {cell.name for cell in speed.cells(made)}
-    assert set(made.results["alone"]) == names == {"B=1", "B=2", "prefill 8"}
+    assert set(made.results["alone"]["fp32"]) == names == {"B=1", "B=2", "prefill 8"}
     beside = made.results["beside"]
-    assert set(beside) >= {speed.ALBATROSS_16, speed.PACKAGE}
+    assert set(beside) >= {f"{peer}, fp32" for peer in (speed.ALBATROSS, speed.PACKAGE)}
     assert all(set(each) == names for each in beside.values())
     assert all(
         pair["ours"] > 0 < pair["peer"] for each in beside.values() for pair in each.values()
     )
-    assert speed.FLA in beside or made.cut == ["1.5B, fla: fla is not installed"]
+    assert "fla, fp32" in beside or made.cut == ["1.5B, states in fp32, fla: fla is not installed"]
+
+
+def test_peers_are_set_beside_ours_with_states_like_theirs(bench):
+    made = bench("speed 1.5B", albatross="there")
+    found = {states: list(speed.peers(made, "model", states)) for states in ("fp32", "fp16")}
+    assert [peer.name for peer in found["fp32"]] == [speed.ALBATROSS, speed.PACKAGE, speed.FLA]
+    assert [peer.name for peer in found["fp16"]] == [speed.ALBATROSS]
+    assert all(found[states][0].command[-1] == states for states in found)
+
+
+class Small:
+    """A contender on a card with room for so many."""
+
+    one_by_one = False
+
+    def __init__(self, room, said="CUDA out of memory"):
+        self.room, self.said = room, said
+
+    def seconds(self, cell, *, times=None):
+        if cell.n > self.room:
+            raise RuntimeError(self.said)
+        return 0.5
+
+
+def test_a_cell_that_does_not_fit_is_left_out_and_the_others_are_not(bench):
+    made = bench("speed 1.5B")
+    made.results["beside"] = {}
+    speeds, found = {}, {}
+    with pytest.raises(speed.Ended, match="illegal"):
+        speed._alone(made, "7.2B", {}, Small(0, "an illegal memory access"))
+    made.results["alone"] = {"fp32": speeds}
+    speed._alone(made, "7.2B", speeds, Small(1))
+    assert speeds == {"B=1": 4.0}
+    assert made.cut == [f"7.2B, {cell}: CUDA out of memory" for cell in ("B=2", "prefill 8")]
+    speed._beside(made, "7.2B, fla", found, {"ours": Small(8), "peer": Small(1)})
+    assert found == {"B=1": {"ours": 4.0, "peer": 4.0}}
+
+
+def test_without_a_checkout_albatross_is_left_out_by_name(bench):
+    made = bench("speed 1.5B")
+    assert list(speed.peers(made, "model", "fp16")) == []
+    assert made.cut == ["Albatross: no checkout was named (--albatross PATH)"]
 
 
 def test_no_cell_is_begun_with_little_time_left(bench):
@@ -279,8 +421,8 @@ def test_the_page_takes_what_was_found(tmp_path):
         "what runs": ran,
         "correct 7.2B": {"fp16": numbers},
         "speed 7.2B": {
-            "alone": {"B=1": 140.0},
-            "beside": {"fla": {"B=1": {"ours": 3.0, "peer": 2.0}}},
+            "alone": {"fp32": {"B=1": 140.0}},
+            "beside": {"fla, fp32": {"B=1": {"ours": 3.0, "peer": 2.0}}},
         },
         "chat 7.2B": {"tokens a second": {"B=64": speeds}},
         "cut": ["two cards: this machine has fewer"],
@@ -293,8 +435,8 @@ def test_the_page_takes_what_was_found(tmp_path):
         "| cards | H100, 80 GiB, sm_90 |",
         "| left out | two cards: this machine has fewer |",
         "| 7.2B, fp16 | 1e-05 |",
-        "| 7.2B | 140 |",
-        "| 7.2B | fla | 2 (1.50) |",
+        "| 7.2B, states in fp32 | 140 |",
+        "| 7.2B | fla, fp32 | 2 (1.50) |",
         "| 7.2B | 64 | 1,000 | 950 | 900 |",
     ):
         assert row in page
@@ -313,9 +455,10 @@ def test_weights_and_states_are_read_once_a_step():
     layers = 32 * SHAPES["7.2B"].layer_numbers * 2 / 1.5e12 * 1000
     assert layers < found.parts["products"] < 1.05 * layers
     states = 2 * 4 * 64 * SHAPES["7.2B"].state_numbers / 1.5e12 * 1000
-    assert states < found.parts["states"] < 1.1 * states
+    assert states < found.parts["time-mix"] < 1.1 * states
     assert (
-        estimated("7.2B", "5090", 64, state_bytes=2).parts["states"] < 0.6 * found.parts["states"]
+        estimated("7.2B", "5090", 64, state_bytes=2).parts["time-mix"]
+        < 0.6 * found.parts["time-mix"]
     )
 
 
@@ -331,11 +474,15 @@ def test_the_goal_is_within_reach_where_albatross_published():
         assert estimated(name, card, rows).tokens_a_second > estimate.GOAL * published
 
 
+def test_the_page_shows_the_arithmetic_as_it_is():
+    assert estimate.page() in tables.PAGE.read_text("utf-8")
+
+
 def test_the_hosts_time_can_be_given():
     assert estimate.parsed(["64=2.5"])[64] == 2.5
     with pytest.raises(SystemExit, match="not '64'"):
         estimate.parsed(["64"])
-    head, rows = estimate.table(["1.5B"], ["H100"], {1: 0.3})
+    head, rows = estimate.table([("1.5B", "H100")], {1: 0.3})
     assert [len(row) for row in rows] == [len(head)] * 2
 
 

@@ -1,8 +1,8 @@
 """Keeps the states of many conversations as three tensors, one row a slot.
 
 `StateArrays` holds them and copies single states in and out. Who reads into which slot, and what a
-state stands for, is not its business. What is taken out of a slot is a finished copy, never a view: it stays what it was
-when the slot moves on.
+state stands for, is not its business. What is taken out of a slot is a finished copy, never a view:
+it stays what it was when the slot moves on.
 
 L layers, S slots, D width, H heads, N head size.
 """

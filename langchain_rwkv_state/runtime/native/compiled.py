@@ -187,16 +187,18 @@ def panels(weight: Tensor, width: int, together: int = 1) -> Tensor:
     return weight.reshape(-1, width, weight.shape[1] // together, together).transpose(1, 2)
 
 
-def rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
+def rounded(weight: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """Rounds a matrix to 8 bits, symmetrically per output.
 
     Args:
         weight: ``[out, in]``.
+        dtype: Of the scales.
 
     Returns:
-        int8 ``[out, in]`` and fp32 scales ``[out]``: ``weight = integers * scale`` within half a
-        scale.
+        int8 ``[out, in]`` and scales ``[out]``: ``weight = integers * scale`` within half a scale.
     """
     wide = weight.float()
-    scale = wide.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127
-    return (wide / scale.unsqueeze(1)).round().to(torch.int8), scale
+    scale = (wide.abs().amax(1).clamp(min=torch.finfo(dtype).tiny) / 127).to(dtype)
+    # By a scale that was rounded down, the largest would be a little more.
+    integers = (wide / scale.float().unsqueeze(1)).round().clamp(-127, 127)
+    return integers.to(torch.int8), scale

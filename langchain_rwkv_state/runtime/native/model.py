@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from langchain_rwkv_state.errors import ModelLoadError
 from langchain_rwkv_state.runtime.checkpoint import Checkpoint
 from langchain_rwkv_state.runtime.held import Held
 from langchain_rwkv_state.runtime.native import build

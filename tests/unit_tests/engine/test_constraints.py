@@ -12,9 +12,8 @@ import pytest
 import torch
 from jsonschema import Draft202012Validator
 
-from langchain_rwkv_state.engine import Delta, Done, Engine, Request, Sampling, Thought
+from langchain_rwkv_state.engine import Delta, Done, Engine, Request, Sampling, Thought, steps
 from langchain_rwkv_state.engine import constraints as module
-from langchain_rwkv_state.engine import steps
 from langchain_rwkv_state.engine.constraints import Grammars
 from langchain_rwkv_state.engine.sampler import LogitsRow, Sampler, scan_rows
 from langchain_rwkv_state.errors import EngineError, SchemaError

@@ -15,6 +15,7 @@ from langchain_rwkv_state.engine.sampler import LogitsRow, Sampler
 from langchain_rwkv_state.runtime.cuda.sampling import SamplerArrays, sample
 from langchain_rwkv_state.runtime.sampling import SamplerState, increments
 from tests.helpers.card_steps import run, some_case
+from tests.helpers.devices import on_card
 from tests.helpers.logits import SIZES
 
 SETTINGS = (
@@ -64,8 +65,9 @@ def test_slots_that_chose_go_on_and_the_others_stay_as_they_were(seed: int) -> N
         assert torch.equal(arrays.counts[slot], counts)
 
 
-def test_a_large_vocabulary() -> None:
-    case = some_case(np.random.default_rng(5), 65_536, 20, torch.float16)
+@pytest.mark.parametrize("device", ["cpu", on_card("cuda", name="cuda")])
+def test_a_large_vocabulary(device: str) -> None:
+    case = some_case(np.random.default_rng(5), 65_536, 20, torch.float16).on(device)
     assert run(sample, case, case.arrays())[0].tolist() == case.expected()
 
 

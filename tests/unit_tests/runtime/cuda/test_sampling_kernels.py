@@ -20,6 +20,7 @@ import torch
 
 from langchain_rwkv_state.runtime.cuda.sampling import SamplerArrays, sample
 from tests.helpers.card_steps import Case, run, some_case
+from tests.helpers.devices import on_card
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is for Linux alone"
@@ -147,6 +148,31 @@ def test_they_compile_for_cards_that_are_not_here(tmp_path: Path) -> None:
     for name, (registers, *rest) in json.loads(found).items():
         assert rest == [0, 0, 0], name
         assert registers <= (65_536 if name.startswith("choose") else 16_384), name
+
+
+@pytest.mark.parametrize("dtype", [on_card(each, name=str(each)) for each in DTYPES])
+def test_on_a_card_they_choose_what_the_cpu_chooses(dtype: torch.dtype) -> None:
+    """Recorded too, and never waited for."""
+    from langchain_rwkv_state.runtime.cuda.sampling_kernels import sample as fast
+
+    case = some_case(np.random.default_rng(2), 65_536, 64, dtype).on("cuda")
+    assert run(fast, case, case.arrays())[0].tolist() == case.expected()  # compiled by now
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        arrays, recording = case.arrays(), torch.cuda.CUDAGraph()
+        out = run(fast, case, arrays)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    theirs = case.on("cpu")
+    plain = theirs.arrays()
+    assert out.tolist()[::2] == run(sample, theirs, plain).tolist()[::2]
+    with torch.cuda.graph(recording):
+        out = run(fast, case, arrays)
+    for _ in range(2):
+        recording.replay()
+        assert out.tolist()[::2] == run(sample, theirs, plain).tolist()[::2]
+    for name in KEPT:
+        assert torch.equal(getattr(arrays, name).cpu(), getattr(plain, name)), name
 
 
 def test_what_they_cannot_read_is_an_error() -> None:
