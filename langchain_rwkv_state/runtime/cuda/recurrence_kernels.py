@@ -9,6 +9,8 @@ ends within one, its rows are pieces that know nothing of each other.
 
 Products are in "tf32x3" (three products of TF32 that together are near fp32) on tensor cores, or in
 "ieee" where there are none. All but the sizes is told at run time, so that no step compiles anew.
+Warps and stages are chosen so that registers suffice on every card, not by speed: nothing of this
+has run on one.
 
 T rows of G segments with P parts, C cells, H heads, N head size, D width, L chunk length.
 """
