@@ -233,6 +233,7 @@ def test_differences_are_found(bench, monkeypatch):
     assert len(made.checks) == len(correctness.LIMITS)
     assert all(check.passed for check in made.checks)
     monkeypatch.setattr(correctness, "apart", lambda ours, expected: 1.0)
+    monkeypatch.setattr(correctness, "LIMITS", {"fp32": 1e-4})
     wrong = bench("correct 0.1B")
     correctness.check(wrong, "0.1B")
     assert not any(check.passed for check in wrong.checks)
@@ -254,7 +255,7 @@ def test_choices_are_set_beside_the_cpus(bench, monkeypatch, wrong):
     made = bench("choosing")
     choosing.choosing(made)
     (check,) = made.checks
-    assert check.measured == wrong * choosing.STEPS * len(choosing.SETTINGS)
+    assert check.measured == wrong * check.n * len(choosing.SETTINGS)
     assert check.passed is not bool(wrong)
     assert made.cut == ["waits and requests of a recorded step: there is no card"]
 
