@@ -24,8 +24,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from langchain_rwkv_state.runtime.native.sampling import Draw, Floats, Ids, Words
-from langchain_rwkv_state.runtime.sampling import DRAW, mixed
+from langchain_rwkv_state.runtime.sampling import DRAW, Draw, Floats, Ids, Words, mixed
 
 Weights: TypeAlias = npt.NDArray[np.int64]
 Marks: TypeAlias = npt.NDArray[np.bool_]

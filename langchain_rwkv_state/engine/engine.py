@@ -30,6 +30,7 @@ from langchain_rwkv_state.engine.sequence import TokenSequence
 from langchain_rwkv_state.engine.slots import NoDeviceMemory, SlotPool
 from langchain_rwkv_state.engine.stats import EngineStats, Meter
 from langchain_rwkv_state.engine.steps import Row, Step, Steps, steps_on
+from langchain_rwkv_state.engine.wakeups import gathered
 from langchain_rwkv_state.errors import EngineBusy, EngineError
 from langchain_rwkv_state.grammar.constraint import Constraint
 from langchain_rwkv_state.runtime.base import Runtime
@@ -328,7 +329,8 @@ class Engine:
 
     def _launch(self, reads: list[tuple[TokenSequence, int]], ahead: list[Row]) -> Step:
         """Begins a step."""
-        return self._stepper.launch(reads, ahead)
+        with gathered(self._worker):
+            return self._stepper.launch(reads, ahead)
 
     def _postprocess(self, step: Step, later: Step | None = None) -> int:
         """Samples and emits; returns how many ids answers grew by.
@@ -339,6 +341,10 @@ class Engine:
             step: What was launched.
             later: The step that was launched behind it: who read ahead in that learns what.
         """
+        with gathered(self._worker):
+            return self._choose(step, later)
+
+    def _choose(self, step: Step, later: Step | None) -> int:
         ahead = {} if later is None else {row.sequence: row for row in later.rows}
         sampled = 0
         for row, found in zip(step.rows, step.results(), strict=True):
@@ -370,7 +376,7 @@ class Engine:
                 self._flying = None  # whose rows are all over
                 if self._closed or self._idle():
                     self._slots.close()
-                    self._pass = self._chunk
+                    self._steps, self._pass = None, self._chunk
                     self._thread = None
                     logger.debug("The worker ends")
                     return False
@@ -413,7 +419,8 @@ class Engine:
         Where it was memory alone that was not enough, all that are running are read again, fewer at
         once; where less cannot be done at once, the one that is running ends.
         """
-        running, self._flying = self._scheduler.running, None
+        running = self._scheduler.running
+        self._flying = self._steps = None  # they hold the slots
         if is_out_of_memory(error):
             root = _root(error)
             for each in (error, root):  # their frames may hold what is to be given back

@@ -22,8 +22,15 @@ import torch
 from langchain_rwkv_state.engine import choices
 from langchain_rwkv_state.engine.request import Sampling
 from langchain_rwkv_state.errors import EngineError
-from langchain_rwkv_state.runtime.native.sampling import Draw, Floats, Words, compiled
-from langchain_rwkv_state.runtime.sampling import SamplerState, bits_of, increment
+from langchain_rwkv_state.runtime.native.sampling import compiled
+from langchain_rwkv_state.runtime.sampling import (
+    Draw,
+    Floats,
+    SamplerState,
+    Words,
+    bits_of,
+    increment,
+)
 
 # Logits lie within some hundreds: a penalty of this says never again (or nothing else), as a larger
 # one does, and sums of such stay finite in fp32.

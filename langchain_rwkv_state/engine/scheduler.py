@@ -45,7 +45,8 @@ class Scheduler:
     def retire(self, now: float) -> list[TokenSequence]:
         """Takes out all that ended, and returns them, under the lock."""
         for sequence in (*self.running, *self.waiting):
-            sequence.expire(now)
+            if sequence.deadline <= now:
+                sequence.expire()
         ended = [sequence for sequence in self.running if sequence.handle.over]
         self.running = [sequence for sequence in self.running if not sequence.handle.over]
         return ended + self.forget_ended()

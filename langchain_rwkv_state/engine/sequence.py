@@ -9,6 +9,7 @@ the caller saw, or other ids than that text has.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from enum import Enum, auto
@@ -31,7 +32,7 @@ from langchain_rwkv_state.engine.slots import SlotPool, Snapshot
 from langchain_rwkv_state.errors import DeadlineExceeded
 from langchain_rwkv_state.prefix_cache import Hit
 from langchain_rwkv_state.prefix_cache.prefix import Prefix
-from langchain_rwkv_state.runtime.native.sampling import Words
+from langchain_rwkv_state.runtime.sampling import Words
 from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.tokenizer import StreamDecoder, Tokenizer
 
@@ -64,6 +65,7 @@ class TokenSequence:
         asked: Whether running sequences were asked for snapshots that this one could begin at.
         last_step: The step in which it read last, or was admitted.
         submitted: When it came, on the monotonic clock.
+        deadline: When it is to end, on that clock, whatever has come of it.
         n_prompt_read: Number of the prompt's ids read, without those that the cache saved, and
             with those that were read again because the slot was lost.
         n_sampled: Number of ids of the answer, the forced ones too.
@@ -87,6 +89,7 @@ class TokenSequence:
         self.asked = False
         self.last_step = 0
         self.submitted = time.monotonic()
+        self.deadline = math.inf if request.deadline is None else self.submitted + request.deadline
         self.n_prompt_read = 0
         self.n_sampled = 0
         self.n_forced = 0
@@ -204,17 +207,14 @@ class TokenSequence:
             return False
         return self.prefix.wants(at)
 
-    def expire(self, now: float) -> None:
-        """Ends the request if its deadline has passed."""
-        deadline = self._request.deadline
-        if deadline is None or now - self.submitted < deadline or self.handle.over:
-            return
+    def expire(self) -> None:
+        """Ends the request, whose deadline has passed."""
         waits = self._slot is None and not self.n_sampled
         stage = "while it waited" if waits else f"after {self.n_sampled} tokens"
         self.handle.fail(
             DeadlineExceeded(
-                f"The request's deadline of {deadline} s passed {stage}: ask again when there is "
-                "less to do, or give it more time."
+                f"The request's deadline of {self._request.deadline} s passed {stage}: ask again "
+                "when there is less to do, or give it more time."
             )
         )
 

@@ -19,8 +19,7 @@ from langchain_rwkv_state.engine.sampler import LogitsRow, Sampler, scan_rows
 from langchain_rwkv_state.engine.sequence import TokenSequence
 from langchain_rwkv_state.engine.slots import SlotPool
 from langchain_rwkv_state.runtime import Slots
-from langchain_rwkv_state.runtime.native.sampling import Words
-from langchain_rwkv_state.runtime.sampling import increment
+from langchain_rwkv_state.runtime.sampling import Words, increment
 from langchain_rwkv_state.runtime.slots import ChoosingSlots, Launched, Read
 from langchain_rwkv_state.tokenizer import Tokenizer
 

@@ -1,4 +1,4 @@
-"""Defines what a sampler is made of, for whoever chooses: the host, or the card behind the logits.
+"""Defines what a choice is made of, for whoever chooses: the host, or the card behind the logits.
 
 The random bits of a choice are made of a key, which the seed gives, and of the choice's number,
 and of nothing else. So they need no generator that somebody must keep: who knows both numbers draws
@@ -8,10 +8,14 @@ the same bits, wherever it runs and whoever else draws beside it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+Floats: TypeAlias = npt.NDArray[np.float32]
+Ids: TypeAlias = npt.NDArray[np.int64]
+Words: TypeAlias = npt.NDArray[np.int32]
 
 CHOICE = 0xD1342543DE82EF95
 """What a choice's number is multiplied with: odd, and not `DRAW`, else choices would overlap."""
@@ -19,8 +23,46 @@ CHOICE = 0xD1342543DE82EF95
 DRAW = 0x9E3779B97F4A7C15
 """What is added for each draw of one choice."""
 
+
 _WORD = 2**64
 _UNCOUNTED = b" \t0123456789"
+
+
+class Draw(NamedTuple):
+    """How to choose from one row of logits, ``[V]``.
+
+    Attributes:
+        temperature: 0 takes the highest; else within fp32's normal numbers.
+        top_p: Smallest set of tokens whose probabilities reach this sum; 1 takes all.
+        top_k: Number of most likely tokens to choose from, V at most; 0 takes all.
+        bits: 64 random bits.
+        ids: Penalised tokens, each once.
+        penalties: What is subtracted from their logits, fp32.
+        allowed: A bit for each id that may be chosen, bit ``i % 32`` of word ``i // 32``,
+            ``[ceil(V / 32)]``; ``None`` for all.
+    """
+
+    temperature: float
+    top_p: float
+    top_k: int
+    bits: int
+    ids: Ids
+    penalties: Floats
+    allowed: Words | None = None
+
+
+class Found(NamedTuple):
+    """What was found in one row.
+
+    Attributes:
+        best: The id of the highest logit, the first of equals; of no meaning if not all are finite.
+        finite: Whether all are finite numbers.
+        chosen: The token; ``None`` where nothing was to be chosen, or could be.
+    """
+
+    best: int
+    finite: bool
+    chosen: int | None
 
 
 class SamplerState(NamedTuple):
@@ -47,8 +89,8 @@ class SamplerState(NamedTuple):
     decay: float
     key: int
     n: int
-    ids: npt.NDArray[np.int64]
-    counts: npt.NDArray[np.float32]
+    ids: Ids
+    counts: Floats
 
 
 def bits_of(key: int, number: int) -> int:
@@ -77,6 +119,6 @@ def increment(piece: bytes) -> float:
     return 0.0 if piece in _UNCOUNTED else 1.0
 
 
-def increments(pieces: Sequence[bytes]) -> npt.NDArray[np.float32]:
+def increments(pieces: Sequence[bytes]) -> Floats:
     """Returns the `increment` of each piece, ``[len(pieces)]``."""
     return np.array([increment(piece) for piece in pieces], dtype=np.float32)

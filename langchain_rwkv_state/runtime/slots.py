@@ -15,8 +15,7 @@ import torch
 
 from langchain_rwkv_state.errors import StateMismatch
 from langchain_rwkv_state.runtime.base import Runtime
-from langchain_rwkv_state.runtime.native.sampling import Floats, Found, Words
-from langchain_rwkv_state.runtime.sampling import SamplerState
+from langchain_rwkv_state.runtime.sampling import Floats, Found, SamplerState, Words
 from langchain_rwkv_state.state import Fingerprint, RWKVState, StateLayout
 
 Reads: TypeAlias = Sequence[tuple[int, Sequence[int]]]

@@ -9,8 +9,7 @@ import torch
 
 from langchain_rwkv_state.engine import choices
 from langchain_rwkv_state.runtime.base import Runtime
-from langchain_rwkv_state.runtime.native.sampling import Draw, Floats, Found
-from langchain_rwkv_state.runtime.sampling import SamplerState, bits_of
+from langchain_rwkv_state.runtime.sampling import Draw, Floats, Found, SamplerState, bits_of
 from langchain_rwkv_state.runtime.slots import Read, StateSlots, check_reads
 from langchain_rwkv_state.state import RWKVState
 

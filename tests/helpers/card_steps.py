@@ -10,8 +10,7 @@ from torch import Tensor
 
 from langchain_rwkv_state.engine import choices
 from langchain_rwkv_state.runtime.cuda.sampling import SamplerArrays
-from langchain_rwkv_state.runtime.native.sampling import Draw
-from langchain_rwkv_state.runtime.sampling import SamplerState, bits_of
+from langchain_rwkv_state.runtime.sampling import Draw, SamplerState, bits_of
 from tests.helpers.logits import some_draw, some_row
 
 

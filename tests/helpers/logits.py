@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from langchain_rwkv_state.runtime.native.sampling import Draw, Floats, Words
+from langchain_rwkv_state.runtime.sampling import Draw, Floats, Words
 
 NOTHING = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
 # Around words of a mask and blocks of the compiled code; the demo model's vocabulary is 640.

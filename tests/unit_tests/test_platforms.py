@@ -34,7 +34,7 @@ for name in ("SIGALRM", "SIGHUP", "SIGKILL", "setitimer", "ITIMER_REAL"):
 
 import langchain_rwkv_state
 for found in pkgutil.walk_packages(langchain_rwkv_state.__path__, "langchain_rwkv_state."):
-    if not found.name.endswith(("triton_kernel", "_kernels", "recurrence_trial", "__main__")):
+    if not found.name.endswith(("_kernels", "recurrence_trial", "__main__")):
         importlib.import_module(found.name)
 print(len([name for name in sys.modules if name.startswith("langchain_rwkv_state.")]))
 """

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import logging
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 
-from langchain_rwkv_state.runtime.cuda import sampling
+from langchain_rwkv_state.runtime.cuda import fallbacks, sampling
 from langchain_rwkv_state.runtime.cuda.kernels import Kernels, PlainKernels
 from langchain_rwkv_state.runtime.cuda.room import Sample
-from langchain_rwkv_state.runtime.native import build
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -23,7 +19,7 @@ class ChosenKernels:
     Attributes:
         layer: The parts of a pass.
         sample: Chooses ids.
-        fallbacks: What could not be had, in words.
+        fallbacks: What could not be had; behind a colon, what to do.
         recordable: Whether steps can be recorded: nothing in them waits for the device.
     """
 
@@ -36,28 +32,39 @@ class ChosenKernels:
     def of(
         cls, device: torch.device, head_size: int, dtype: torch.dtype, state_dtype: torch.dtype
     ) -> ChosenKernels:
-        """Returns the fastest kernels that are right on a device; warns of what it lacks."""
-        why = _missing(device)
-        if why is None:
-            # Slow to import, and not installed everywhere.
-            from langchain_rwkv_state.runtime.cuda import recurrence_kernels, sampling_kernels
-            from langchain_rwkv_state.runtime.cuda.layer_kernels import TritonKernels
+        """Returns the fastest kernels that are right on a device.
 
-            wrong = recurrence_kernels.works(device, head_size, dtype, state_dtype)
+        They are compiled and tried here: that takes seconds the first time, and no answer is to
+        wait for it.
+
+        Args:
+            device: Where they are to run.
+            head_size: N.
+            dtype: In which is computed.
+            state_dtype: Of the WKV states.
+        """
+        missing = fallbacks.expected()
+        if not missing:
+            try:
+                # Slow to import, and not to be had everywhere.
+                from langchain_rwkv_state.runtime.cuda import (
+                    layer_trial,
+                    recurrence_trial,
+                    sampling_kernels,
+                )
+                from langchain_rwkv_state.runtime.cuda.layer_kernels import TritonKernels
+
+                with _current(device):
+                    wrong = layer_trial.works(device, dtype)
+                    wrong = wrong or recurrence_trial.works(device, head_size, dtype, state_dtype)
+            except Exception as cause:  # noqa: BLE001 - compilers and drivers fail in many ways
+                wrong = str(cause) or type(cause).__name__
             if wrong is None:
                 return cls(TritonKernels(), sampling_kernels.sample)
-            why = f"The Triton kernels are not used on {device}: {wrong}"
-        if device.type == "cuda":
-            logger.warning("%s PyTorch alone runs the model, many times slower.", why)
-        return cls(PlainKernels(), sampling.sample, (why,), recordable=False)
+            missing = (fallbacks.refused(wrong),)
+        return cls(PlainKernels(), sampling.sample, missing, recordable=False)
 
 
-def _missing(device: torch.device) -> str | None:
-    """Returns why there are no fast kernels for a device, ``None`` where there may be some."""
-    if device.type != "cuda":
-        return f"There are no Triton kernels for {device}."
-    if not build.enabled():
-        return "RWKV_STATE_COMPILED=0 is set: no Triton kernels are used."
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed (the extra 'cuda' brings it)."
-    return None
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """Makes a card the current one, where Triton starts what it starts."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

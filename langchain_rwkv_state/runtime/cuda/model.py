@@ -16,7 +16,7 @@ import torch
 
 from langchain_rwkv_state.runtime.base import Budgets
 from langchain_rwkv_state.runtime.checkpoint import Checkpoint
-from langchain_rwkv_state.runtime.cuda import recordings
+from langchain_rwkv_state.runtime.cuda import fallbacks, recordings
 from langchain_rwkv_state.runtime.cuda.cells import Cells, cell_bytes
 from langchain_rwkv_state.runtime.cuda.chosen import ChosenKernels
 from langchain_rwkv_state.runtime.cuda.fused_pass import FusedPass
@@ -24,8 +24,6 @@ from langchain_rwkv_state.runtime.cuda.room import Job, Room
 from langchain_rwkv_state.runtime.cuda.sampling import SamplerArrays
 from langchain_rwkv_state.runtime.cuda.sizing import PassShape, cells_that_fit
 from langchain_rwkv_state.runtime.cuda.slots import CudaSlots
-from langchain_rwkv_state.runtime.cuda.transfers import Transfers
-from langchain_rwkv_state.runtime.native import build
 from langchain_rwkv_state.runtime.native.weights import Weights
 from langchain_rwkv_state.runtime.strategy import Stage
 from langchain_rwkv_state.state import StateLayout
@@ -133,11 +131,10 @@ class CudaModel:
             Logits ``[B, V]`` and the new tensors of each state, on the CPU.
         """
         room = self._made(len(states), 2 * len(states), record=False)
-        transfers = Transfers(room.cells)
+        transfers = room.transfers
         logits = torch.empty(len(states), self.vocab_size)
         for cell, given in enumerate(states):
             transfers.put(cell, given)
-        transfers.settle(range(len(states)))
         taken = []
         for number, ids in enumerate(tokens):
             cells = number, len(states) + number
@@ -194,11 +191,8 @@ class CudaModel:
         )
 
     def _unrecorded(self) -> tuple[str, ...]:
-        if self._device.type == "cuda" and not build.enabled():
-            return ("RWKV_STATE_COMPILED=0 is set: steps are not recorded.",)
         if self._room is None or self._room.recordings is None:
             return ()
         return tuple(
-            f"Steps of {size} tokens are not recorded: {why}"
-            for size, why in self._room.recordings.failed.items()
+            fallbacks.not_recorded(size, why) for size, why in self._room.recordings.failed.items()
         )

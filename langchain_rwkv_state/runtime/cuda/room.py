@@ -25,7 +25,8 @@ from langchain_rwkv_state.runtime.cuda.recordings import Capture, Recordings
 from langchain_rwkv_state.runtime.cuda.sampling import SamplerArrays
 from langchain_rwkv_state.runtime.cuda.spans import Segment, Spans
 from langchain_rwkv_state.runtime.cuda.staging import Ring
-from langchain_rwkv_state.runtime.native.sampling import Floats, Found, Words
+from langchain_rwkv_state.runtime.cuda.transfers import Transfers
+from langchain_rwkv_state.runtime.sampling import Floats, Found, Words
 
 _GIVEN, _SLOT, _BEFORE, _AFTER, _CHOOSE, _MASK = range(6)
 _INPUTS = 6
@@ -154,6 +155,7 @@ class Room:
     Attributes:
         cells: The states.
         samplers: How each slot's ids are chosen.
+        transfers: Copies states in and out.
         served: At most so many reads in a step.
         asked: How many were wished for.
         counts_by: Identity of the tokenizer by whose pieces ids are counted.
@@ -176,6 +178,7 @@ class Room:
         self.cells, self.samplers, self.served = cells, samplers, served
         self.asked = served
         self.counts_by: str | None = None
+        self.transfers = Transfers(cells)
         self._model, self._sample = model, sample
         self.most_rows = most_rows
         self._device = device = cells.wkv.device
@@ -204,11 +207,16 @@ class Room:
         step = Step(len(jobs))
         # A caller's autocast would change the dtypes.
         with self._on_device(), torch.no_grad(), torch.autocast(self._device.type, enabled=False):
+            written = [
+                cell for job in jobs for cell in (job.target, *(into for _, into in job.marks))
+            ]
+            self.transfers.settle(written, read=[job.source for job in jobs])
             masks = self._load_masks(jobs)
             if singles:
                 self._decode(jobs, singles, masks, step)
             for numbers in self._passes(jobs, others):
                 self._prefill(jobs, numbers, masks, step)
+            self.transfers.wrote(written)
         return step
 
     # -- one id each -------------------------------------------------------------------------
@@ -260,6 +268,7 @@ class Room:
         pad = (1, self.samplers.spare, self.cells.spare, self.cells.spare, 0, -1)
         static.inputs.copy_(torch.tensor(pad, dtype=torch.int32).unsqueeze(1))
         static.inputs[_BEFORE] = 0  # another cell than it is written to: the same each time
+        self.transfers.settle((), read=[0])
         return lambda: self._run(static)
 
     def _results_of(self, size: int) -> list[Tensor]:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from langchain_rwkv_state.runtime.cuda.room import Job, Room, Step
-from langchain_rwkv_state.runtime.cuda.transfers import Transfers
 from langchain_rwkv_state.runtime.held import Held
 from langchain_rwkv_state.runtime.sampling import SamplerState
 from langchain_rwkv_state.runtime.slots import Read, Reads, check_reads
@@ -55,7 +54,7 @@ class CudaSlots:
         self.served = room.served
         self._handle, self._room = handle, room
         self._cells = room.cells
-        self._transfers = Transfers(room.cells)
+        self._transfers = room.transfers
         self._slots: list[_Slot | None] = [None] * count
 
     @property
@@ -168,7 +167,6 @@ class CudaSlots:
                 )
                 for read, one in zip(reads, slots, strict=True)
             ]
-            self._transfers.settle([*(one.cell for one in slots), *taken])
             step = self._room.launch(jobs)
         except BaseException:
             for cell in taken:  # what was in the slots is there still

@@ -1,10 +1,9 @@
 """Computes RWKV-7 in readable PyTorch: every formula once, on any device, in fp32, bf16 or fp16.
 
-The oracle of the compiled pass, and what runs where there is no compiler or no CPU; on CUDA the
-recurrence alone is a kernel (`triton_kernel.py`) where Triton is installed. It follows `RWKV_x070`
-of the `rwkv` package, whose roundings it shares: WKV states in fp32, the rest in the compute dtype;
-but for three places that fp16 does not stand (`relu_squared`, the removal key, the decay's bias),
-which are computed in fp32.
+The oracle of the compiled pass, and what runs where there is no compiler or no CPU; a CUDA card has
+a pass of its own (`runtime/cuda`). It follows `RWKV_x070` of the `rwkv` package, whose roundings it
+shares: WKV states in fp32, the rest in the compute dtype; but for three places that fp16 does not
+stand (`relu_squared`, the removal key, the decay's bias), which are computed in fp32.
 The row above belongs to the same conversation only inside a segment.
 
 T rows (tokens) of G segments, each one conversation's ids in a slot; D width, H heads, N head size.
@@ -12,17 +11,15 @@ T rows (tokens) of G segments, each one conversation's ids in a slot; D width, H
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from langchain_rwkv_state.runtime.native import build
 from langchain_rwkv_state.runtime.native.arrays import StateArrays
 from langchain_rwkv_state.runtime.native.linear import Linear, pack
-from langchain_rwkv_state.runtime.native.recurrence import Places, Recur, Tokens, recur
+from langchain_rwkv_state.runtime.native.recurrence import Places, Tokens, recur
 from langchain_rwkv_state.runtime.native.weights import Layer, Lora, Norm, Weights
 
 DECAY = -0.606531  # -exp(-0.5), as the package has it
@@ -63,10 +60,8 @@ class PlainPass:
         def moved(tensor: Tensor) -> Tensor:
             return tensor.to(device, dtype, copy=True)  # what was read is given back
 
-        recurrence = _recurrence(device, head_size)
         self._layers = [
-            _PlainLayer(layer, head_size=head_size, recurrence=recurrence, moved=moved)
-            for layer in weights.handed_over()
+            _PlainLayer(layer, head_size=head_size, moved=moved) for layer in weights.handed_over()
         ]
         self._out_norm = _Normed(weights.out_norm, moved)
         self._head = pack(moved(weights.head))
@@ -108,17 +103,6 @@ class PlainPass:
         return self._head(self._out_norm(x[at.last]))
 
 
-def _recurrence(device: torch.device, head_size: int) -> Recur:
-    """Returns the kernel where it can be had, and the plain form elsewhere."""
-    if device.type == "cuda" and build.enabled() and importlib.util.find_spec("triton"):
-        # Slow to import, and not installed everywhere.
-        from langchain_rwkv_state.runtime.native import triton_kernel
-
-        if triton_kernel.works(device, head_size):
-            return triton_kernel.recur
-    return recur
-
-
 def _shifted(x: Tensor, before: Tensor, at: Places) -> Tensor:
     """Returns each row's predecessor, and leaves the last of each segment in its slot."""
     back = torch.cat([x[:1], x[:-1]])
@@ -140,8 +124,8 @@ class _Normed:
 class _PlainLayer:
     """One block."""
 
-    def __init__(self, layer: Layer, *, head_size: int, recurrence: Recur, moved: Linear) -> None:
-        self._size, self._recur = head_size, recurrence
+    def __init__(self, layer: Layer, *, head_size: int, moved: Linear) -> None:
+        self._size = head_size
         self._att_norm, self._ffn_norm = (
             _Normed(layer.att_norm, moved),
             _Normed(layer.ffn_norm, moved),
@@ -189,7 +173,7 @@ class _PlainLayer:
             v = v + (v_first - v) * torch.sigmoid(up(down(xv)))
         parts = (r, w, k, v, -kk, kk * self._heads(rate))
         tokens = Tokens(*(self._heads(part.flatten(1)).float() for part in parts))
-        y = self._recur(tokens, wkv, at)
+        y = recur(tokens, wkv, at)
         y = y.to(x.dtype).flatten(1)
         heads = y.shape[1] // self._size
         y = functional.group_norm(y, heads, *self._head_norm, eps=GROUP_NORM_EPS)

@@ -14,10 +14,10 @@ B states, T tokens of G segments, S slots, C chunks, L chunk length, H heads, N 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -110,10 +110,6 @@ class Places:
         """
         start = torch.arange(len(slot) + 1, device=slot.device)
         return cls(start, slot, start[:-1], start[:-1], 1, (start[:-1], slot), ())
-
-
-Recur: TypeAlias = Callable[[Tokens, Tensor, Places], Tensor]
-"""`recur`, or what gives the same numbers faster."""
 
 
 def recur(tokens: Tokens, wkv: Tensor, places: Places) -> Tensor:

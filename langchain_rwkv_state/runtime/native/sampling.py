@@ -1,6 +1,6 @@
 """Chooses tokens from many rows of logits by one call into `sampling.cpp`.
 
-It says what a choice is made of (`Draw`) and hands rows over; what the numbers mean is said in
+It hands rows over; what a choice is made of is said in `runtime/sampling.py`, and how it is made in
 `engine/choices.py`, which does the same in NumPy and is the oracle of the tests. The structures
 hold bare addresses: the call keeps every array behind them until it is over.
 """
@@ -9,55 +9,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from langchain_rwkv_state.runtime.native import build
-
-Floats: TypeAlias = npt.NDArray[np.float32]
-Ids: TypeAlias = npt.NDArray[np.int64]
-Words: TypeAlias = npt.NDArray[np.int32]
-
-
-class Draw(NamedTuple):
-    """How to choose from one row of logits, ``[V]``.
-
-    Attributes:
-        temperature: 0 takes the highest; else within fp32's normal numbers.
-        top_p: Smallest set of tokens whose probabilities reach this sum; 1 takes all.
-        top_k: Number of most likely tokens to choose from, V at most; 0 takes all.
-        bits: 64 random bits.
-        ids: Penalised tokens, each once.
-        penalties: What is subtracted from their logits, fp32.
-        allowed: A bit for each id that may be chosen, bit ``i % 32`` of word ``i // 32``,
-            ``[ceil(V / 32)]``; ``None`` for all.
-    """
-
-    temperature: float
-    top_p: float
-    top_k: int
-    bits: int
-    ids: Ids
-    penalties: Floats
-    allowed: Words | None = None
-
-
-class Found(NamedTuple):
-    """What was found in one row.
-
-    Attributes:
-        best: The id of the highest logit, the first of equals; of no meaning if not all are finite.
-        finite: Whether all are finite numbers.
-        chosen: The token; ``None`` where nothing was to be chosen, or could be.
-    """
-
-    best: int
-    finite: bool
-    chosen: int | None
-
+from langchain_rwkv_state.runtime.sampling import Draw, Floats, Found
 
 Choose: TypeAlias = Callable[[Floats, Sequence[Draw | None]], list[Found]]
 

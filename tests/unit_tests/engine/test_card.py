@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from langchain_rwkv_state.engine import Done, Engine, Request, Sampling
+from langchain_rwkv_state.runtime.cuda import recordings
+from langchain_rwkv_state.runtime.cuda.chosen import ChosenKernels
+from langchain_rwkv_state.runtime.cuda.kernels import PlainKernels
+from langchain_rwkv_state.runtime.cuda.model import CudaModel
+from langchain_rwkv_state.runtime.cuda.recordings import CudaGraphs
+from langchain_rwkv_state.runtime.cuda.room import Room
 from langchain_rwkv_state.runtime.handle import RuntimeHandle
-from tests.helpers.card import card_runtime, host_runtime
+from tests.helpers.card import card_runtime, greedy, host_runtime
 from tests.helpers.cuda_stand_in import StandIn
 from tests.helpers.scripted import WORLD
 
 VOCAB = 65_536
-SHAPE = {"n_embd": 64, "head_size": 32, "vocab": VOCAB}
 
 
 @pytest.fixture
@@ -46,10 +53,11 @@ def requests(runtime: RuntimeHandle, count: int) -> list[Request]:
     ]
 
 
-def answers(runtime: RuntimeHandle, count: int, **settings: int) -> Iterator[Done]:
-    engine = Engine(runtime, WORLD, **settings)
+def answers(runtime: RuntimeHandle, count: int, *, slots: int, **settings: Any) -> Iterator[Done]:
+    engine = Engine(runtime, WORLD, slots=slots)
     try:
-        handles = [engine.submit(request) for request in requests(runtime, count)]
+        asked = [replace(request, **settings) for request in requests(runtime, count)]
+        handles = [engine.submit(request) for request in asked]
         for handle in handles:
             yield handle.result()
     finally:
@@ -61,8 +69,8 @@ def near(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def test_a_crowd_gets_on_a_card_what_it_gets_on_the_cpu(cards: StandIn) -> None:
-    ours = answers(card_runtime(**SHAPE), 24, slots=5)
-    theirs = answers(host_runtime(**SHAPE), 24, slots=5)
+    ours = answers(card_runtime(vocab=VOCAB), 24, slots=5)
+    theirs = answers(host_runtime(vocab=VOCAB), 24, slots=5)
     for found, expected in zip(ours, theirs, strict=True):
         assert found.text == expected.text
         assert found.answer_ids == expected.answer_ids
@@ -71,3 +79,47 @@ def test_a_crowd_gets_on_a_card_what_it_gets_on_the_cpu(cards: StandIn) -> None:
             assert near(found.state[name], expected.state[name])
         for one, other in zip(found.checkpoints, expected.checkpoints, strict=True):
             assert all(near(one[name], other[name]) for name in other)
+
+
+def watched(cards: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has the stand-in watch the engine's worker, and what a room has on its card."""
+    monkeypatch.setattr(recordings, "captures", lambda device: CudaGraphs(torch.device("cuda:0")))
+    work, made, static = Engine._work, CudaModel._made, Room._static_of
+
+    def watch(engine: Engine) -> None:
+        with cards.watch():
+            work(engine)
+
+    def hold(model: CudaModel, *args: Any, **kwargs: Any) -> Room:
+        room = made(model, *args, **kwargs)
+        for owner in (room, room.cells, room.samplers):
+            cards.holds(*(each for each in vars(owner).values() if isinstance(each, torch.Tensor)))
+        return room
+
+    def hold_static(room: Room, size: int) -> Any:
+        found = static(room, size)
+        cards.holds(found.inputs, found.out)
+        return found
+
+    monkeypatch.setattr(Engine, "_work", watch)
+    monkeypatch.setattr(CudaModel, "_made", hold)
+    monkeypatch.setattr(Room, "_static_of", hold_static)
+
+
+def test_nothing_is_read_before_it_is_there(
+    cards: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"sampling": Sampling(temperature=0)}
+    expected = [
+        done.answer_ids for done in answers(host_runtime(vocab=VOCAB), 16, slots=4, **settings)
+    ]
+    watched(cards, monkeypatch)
+    runtime = card_runtime(kernels=ChosenKernels(PlainKernels(), greedy), vocab=VOCAB)
+    model = runtime._open()
+    assert isinstance(model, CudaModel)
+    found = [done.answer_ids for done in answers(runtime, 16, slots=4, **settings)]
+    assert found == expected
+    assert model._room is not None
+    assert model._room.recordings is not None
+    assert model._room.recordings.recorded == [1, 2, 4]
+    assert not model.fallbacks

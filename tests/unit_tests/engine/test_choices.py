@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from langchain_rwkv_state.engine import choices
 from langchain_rwkv_state.runtime.native import build
 from langchain_rwkv_state.runtime.native import sampling as native
-from langchain_rwkv_state.runtime.native.sampling import Draw, Floats
+from langchain_rwkv_state.runtime.sampling import Draw, Floats
 from tests.helpers.logits import NOTHING, SIZES, mask, some_draw, some_row
 
 needs_compiler = pytest.mark.skipif(native.compiled() is None, reason="there is no C++ compiler")

@@ -25,11 +25,19 @@ from langchain_rwkv_state.runtime.native.compiled import panels, rounded
 from langchain_rwkv_state.runtime.native.large_pages import room
 from langchain_rwkv_state.runtime.native.model import MAX_ROWS, NativeModel, NativeSlots
 from langchain_rwkv_state.runtime.native.private_folder import private_folder
-from langchain_rwkv_state.runtime.native.recurrence import CHUNK, Tokens, chunked, step
+from langchain_rwkv_state.runtime.native.recurrence import (
+    CHUNK,
+    Places,
+    Tokens,
+    chunked,
+    recur,
+    step,
+)
 from langchain_rwkv_state.runtime.slots import StateSlots
 from langchain_rwkv_state.runtime.strategy import Stage
 from langchain_rwkv_state.state import RWKVState
 from tests.helpers.checkpoints import DEFAULT_VOCAB, random_checkpoint, write_checkpoint
+from tests.helpers.tokens import random_tokens, stepped
 
 TOLERANCE = 1e-4
 FP32 = Stage("cpu", "fp32")
@@ -332,6 +340,18 @@ def test_the_chunked_form_equals_the_step(count: int) -> None:
     scale = torch.cat(outputs).abs().max()
     assert (y - torch.cat(outputs)).abs().max() < 1e-5 * scale
     assert (after - state[0]).abs().max() < 1e-5 * state.abs().max()
+
+
+@pytest.mark.parametrize("start", [[0, 1, 2, 3, 4, 5], [0, 1, 18, 19, 54, 60]])
+def test_ragged_segments_equal_the_step(start: list[int]) -> None:
+    tokens, slot = random_tokens(start[-1], 2, 32), [3, 0, 5, 1, 2]
+    wkv = torch.randn(6, 2, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected_y, expected = stepped(tokens, wkv, start, slot)
+    before = wkv[4].clone()
+    y = recur(tokens, wkv, Places.of(start, slot, torch.device("cpu")))
+    assert (y - expected_y).abs().max() < 1e-5 * expected_y.abs().max()
+    assert (wkv - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert torch.equal(wkv[4], before)
 
 
 # -- eight bits --------------------------------------------------------------------------------
