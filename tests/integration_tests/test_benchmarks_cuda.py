@@ -15,12 +15,11 @@ from benchmarks.cuda import __main__ as command
 from benchmarks.cuda import chat, choosing, correctness, estimate, parts, speed
 from benchmarks.cuda.bench import Bench
 from benchmarks.cuda.shapes import SHAPES, TINY, Shape, tensors_of
+from benchmarks.cuda.stand_in import stand_in
 from benchmarks.cuda.what_runs import Fallback, what_runs
-from langchain_rwkv_state.engine import Sampling
-from langchain_rwkv_state.engine.sampler import Sampler, scan_rows
+from langchain_rwkv_state.engine.sampler import Sampler
 from langchain_rwkv_state.runtime import load_runtime
 from langchain_rwkv_state.runtime.handle import RuntimeHandle
-from langchain_rwkv_state.runtime.sampling import Found
 from langchain_rwkv_state.runtime.slots import StateSlots
 
 STAND_IN = """
@@ -53,6 +52,12 @@ class RWKV7:
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     return tmp_path_factory.mktemp("gpu")
+
+
+@pytest.fixture(autouse=True)
+def _card(monkeypatch):
+    """The same stand-in for a card as in a dry run."""
+    stand_in(monkeypatch)
 
 
 @pytest.fixture
@@ -225,86 +230,40 @@ def test_nine_in_ten_activations_of_a_channel_mix_are_zero():
 def test_differences_are_found(bench, monkeypatch):
     made = bench("correct 0.1B")
     correctness.check(made, "0.1B")
-    assert len(made.checks) == 4 * 3
+    assert len(made.checks) == len(correctness.LIMITS)
     assert all(check.passed for check in made.checks)
+    monkeypatch.setattr(correctness, "apart", lambda ours, expected: 1.0)
+    monkeypatch.setattr(correctness, "LIMITS", {"fp32": 1e-4})
+    wrong = bench("correct 0.1B")
+    correctness.check(wrong, "0.1B")
+    assert not any(check.passed for check in wrong.checks)
+
+
+def test_a_difference_is_relative_to_what_was_expected():
     found = torch.randn(3, 100)
     assert correctness.apart(found, found) == 0
     assert correctness.apart(1.01 * found, found) == pytest.approx(0.01, rel=0.01)
 
 
-class Chooser(StateSlots):
-    """Stands in for slots of a card: the host chooses, by what the card would be told."""
-
-    served = 8
-
-    def __init__(self, runtime, count, *, wrong=False):
-        super().__init__(runtime, count)
-        self.wrong, self.samplers, self.last, self.apart = wrong, {}, {}, {}
-
-    def count_by(self, tokenizer, increments):
-        pass
-
-    def load_sampler(self, slot, state):
-        penalties = {"presence_penalty": state.presence, "frequency_penalty": state.frequency}
-        sampler = Sampler(Sampling(state.temperature, state.top_p, state.top_k, **penalties))
-        sampler._key, sampler.n_chosen = state.key, state.n
-        self.samplers[slot] = sampler
-
-    def launch(self, reads):
-        for read in reads:
-            assert read.slot not in self.apart  # else it was not confirmed
-            if read.ids is None:
-                self.apart[read.slot] = self.get(read.slot)
-        logits = self.read([(r.slot, r.ids or [self.last[r.slot]]) for r in reads]).clone()
-        step = Step(logits)
-        for read, row in zip(reads, step.rows, strict=True):
-            token = self.samplers[read.slot].choose(row) if read.choose else None
-            self.samplers[read.slot].saw(token, b"x")
-            self.last[read.slot] = token
-            step.chosen.append(token + self.wrong)
-        return step
-
-    def confirm(self, slot, token):
-        self.apart.pop(slot, None)
-
-    def abandon(self, slot):
-        self.put(slot, self.apart.pop(slot))
-
-
-class Step:
-    def __init__(self, logits):
-        self.rows = scan_rows(logits)
-        self.chosen = []
-
-    def found(self):
-        pairs = zip(self.rows, self.chosen, strict=True)
-        return [Found(row.best, row.finite, chosen) for row, chosen in pairs]
-
-    def logits(self, number):
-        return self.rows[number].scores
-
-
-@pytest.mark.parametrize("wrong", [False, True])
+@pytest.mark.parametrize("wrong", [0, 1])
 def test_choices_are_set_beside_the_cpus(bench, monkeypatch, wrong):
-    def opened(runtime, count):
-        return Chooser(runtime, count, wrong=wrong)
+    class Off(Sampler):
+        def choose(self, row, allowed=None):
+            return super().choose(row, allowed) + wrong
 
-    monkeypatch.setattr(choosing, "open_slots", opened)
+    monkeypatch.setattr(choosing, "Sampler", Off)
     made = bench("choosing")
     choosing.choosing(made)
     (check,) = made.checks
-    assert check.passed is not wrong
+    assert check.measured == wrong * check.n * len(choosing.SETTINGS)
+    assert check.passed is not bool(wrong)
     assert made.cut == ["waits and requests of a recorded step: there is no card"]
 
 
 def test_a_card_that_leaves_choosing_to_the_host_is_an_error(bench, monkeypatch):
-    made = bench("choosing")
-    path = made.model("0.1B")
-    monkeypatch.setattr(Bench, "dry", False)
-    monkeypatch.setattr(Bench, "model", lambda self, name: path)
-    monkeypatch.setattr(Bench, "strategy", lambda self: "native cpu fp32")
-    with pytest.raises(RuntimeError, match="leaves choosing to the host"):
-        choosing.choosing(made)
+    monkeypatch.setattr(choosing, "open_slots", StateSlots)
+    with pytest.raises(Fallback, match="leaves choosing to the host"):
+        choosing.choosing(bench("choosing"))
 
 
 @pytest.mark.parametrize(("fails", "waits"), [(None, 0), ("called a synchronizing operation", 1)])
