@@ -72,10 +72,14 @@ class SharedModel:
 
 def return_memory() -> None:
     """Gives freed memory back to the system and to the devices, as far as they take it."""
-    # Where it is not, there is nothing to give back, and asking for cards would spoil later forks.
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch
-        with capturing:
+    # Where CUDA was not begun there is nothing to give back, and asking would spoil later forks. This
+    # may run while this very thread records, as any clean-up may: then some other time.
+    begun = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch
+    if begun and capturing.acquire(blocking=False):
+        try:
             torch.cuda.empty_cache()
+        finally:
+            capturing.release()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; musl has none
         if trim is not None:
