@@ -72,8 +72,8 @@ class SharedModel:
 
 def return_memory() -> None:
     """Gives freed memory back to the system and to the devices, as far as they take it."""
-    # Where CUDA was not begun there is nothing to give back, and asking would spoil later forks. This
-    # may run while this very thread records, as any clean-up may: then some other time.
+    # Where CUDA was not begun there is nothing to give back, and asking would spoil later forks.
+    # Like any clean-up, this may run while this very thread records: then some other time.
     begun = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch
     if begun and capturing.acquire(blocking=False):
         try:
