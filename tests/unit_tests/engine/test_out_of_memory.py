@@ -23,7 +23,7 @@ from langchain_rwkv_state.grammar.constraint import json_schema_constraint
 from langchain_rwkv_state.prefix_cache import Caching, PrefixStateCache
 from langchain_rwkv_state.runtime.base import Budgets
 from langchain_rwkv_state.runtime.native.model import NativeSlots
-from langchain_rwkv_state.runtime.slots import Launched, Read, Reads, StateSlots
+from langchain_rwkv_state.runtime.slots import Read, Reads, StateSlots
 from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.tokenizer import JsonTokenizer
 from tests.helpers.ahead_slots import AheadSlots
@@ -75,7 +75,7 @@ class TightSlots(_Tight):
 class TightAheadSlots(_Tight, AheadSlots):
     """As on a card, a step ahead."""
 
-    def launch(self, reads: Sequence[Read]) -> Launched:
+    def launch(self, reads: Sequence[Read]) -> Any:
         step = super().launch(reads)
         self._try("read")
         return step
