@@ -11,7 +11,6 @@ process: each way has its own threads, and would slow down the other's.
 from __future__ import annotations
 
 import argparse
-import inspect
 import math
 import multiprocessing
 import statistics
@@ -28,7 +27,7 @@ from benchmarks import common, crowd_gap, crowd_memory, crowd_storm, crowd_talks
 from benchmarks.common import Check, Report
 from benchmarks.crowd_talks import Talked
 from benchmarks.models import write_apart
-from langchain_rwkv_state.engine import Engine
+from langchain_rwkv_state.engine import Limits
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -189,7 +188,7 @@ def _same_answers(found: dict[str, list[Talked]]) -> dict[str, float]:
 def measure_gaps(bench: Bench) -> None:
     """Lets a long prompt arrive among decoding requests, for several budgets."""
     sizes = bench.sizes
-    own: int = inspect.signature(Engine).parameters["prefill_budget"].default
+    own = Limits.prefill_budget
     rows: list[dict[str, Any]] = []
     for budget in sorted({own, *sizes.budgets}):
         found = apart(

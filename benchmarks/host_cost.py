@@ -3,8 +3,8 @@
 A stand-in for a model of World's vocabulary hands back ready logits, as behind a card; some
 requests decode at once, each taken by a task of one event loop, with the settings that `ChatRWKV`
 has of its own. Measured is the processor's time of a step, of the worker and of the whole process,
-where the host chooses by the logits, as it does on a CPU, and where the ids are known, as they are
-where a card has chosen.
+where the host chooses by the logits, as it does on a CPU, and where the slots choose, as on a card:
+only ids come back, and the next step is launched before they are handled.
 
     python -m benchmarks.host_cost [--quick] [--check] [--out DIR]
 """
@@ -17,16 +17,16 @@ import re
 import statistics
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from unittest.mock import patch
+from collections.abc import Callable, Sequence
 
 import torch
 
 from benchmarks import common
 from langchain_rwkv_state.engine import Engine, Request, RequestHandle, Sampling
-from langchain_rwkv_state.engine import engine as engine_module
-from langchain_rwkv_state.engine.sampler import LogitsRow, Sampler
-from langchain_rwkv_state.runtime.slots import Reads
+from langchain_rwkv_state.runtime.base import Budgets
+from langchain_rwkv_state.runtime.native.sampling import Floats, Found
+from langchain_rwkv_state.runtime.sampling import SamplerState
+from langchain_rwkv_state.runtime.slots import Launched, Read, Reads
 from langchain_rwkv_state.state import Fingerprint, RWKVState, StateLayout, zero_state
 from langchain_rwkv_state.tokenizer import WorldTokenizer
 
@@ -46,14 +46,17 @@ class Model:
     Attributes:
         times: At each pass: number of rows, the worker's time and the process's, in seconds.
         go: No pass begins before it is set.
+        chooses: Whether its slots choose.
     """
 
     def __init__(self, logits: torch.Tensor) -> None:
         self.layout = StateLayout.of(7, n_layer=1, n_embd=64, head_size=64)
         self.fingerprint = str(Fingerprint("none", "fp32"))
         self.vocab_size = VOCAB_SIZE
+        self.budgets = Budgets(grows=False)  # as on a card, so that all decode at once
         self.times: list[tuple[int, float, float]] = []
         self.go = threading.Event()
+        self.chooses = False
         self._logits = logits
 
     def zero_state(self) -> RWKVState:
@@ -62,7 +65,7 @@ class Model:
 
     def slots(self, count: int) -> Slots:
         """Returns slots."""
-        return Slots(self, count)
+        return CardSlots(self, count) if self.chooses else Slots(self, count)
 
     def read(self, count: int) -> torch.Tensor:
         """Returns logits, and notes the time."""
@@ -109,6 +112,45 @@ class Slots:
         """Clears nothing."""
 
 
+class CardSlots(Slots):
+    """Slots that choose one word after the other."""
+
+    def __init__(self, model: Model, count: int) -> None:
+        super().__init__(model, count)
+        self.served = count
+        self._words = itertools.cycle(_WORDS)
+
+    def count_by(self, tokenizer: str, increments: Callable[[], Sequence[float]]) -> None:
+        """Counts nothing."""
+
+    def load_sampler(self, slot: int, state: SamplerState) -> None:
+        """Chooses words, whatever it is told."""
+
+    def launch(self, reads: Sequence[Read]) -> Launched:
+        """Chooses the next words."""
+        self.read([(read.slot, ()) for read in reads])
+        return _Launched(
+            [Found(word, True, word) for word in itertools.islice(self._words, len(reads))]
+        )
+
+    def confirm(self, slot: int, token: int) -> None:
+        """Takes on nothing."""
+
+    def abandon(self, slot: int) -> None:
+        """Drops nothing."""
+
+
+class _Launched:
+    def __init__(self, found: list[Found]) -> None:
+        self._found = found
+
+    def found(self) -> list[Found]:
+        return self._found
+
+    def logits(self, number: int) -> Floats:
+        raise NotImplementedError
+
+
 def likely_words(rows: int) -> torch.Tensor:
     """Returns logits as of a trained model: a few words of each row far above the rest."""
     generator = torch.Generator().manual_seed(0)
@@ -122,21 +164,9 @@ def likely_words(rows: int) -> torch.Tensor:
     return logits
 
 
-_words: Iterator[int] = itertools.cycle(_WORDS)
-
-
-def known_rows(
-    logits: torch.Tensor, samplers: Mapping[int, Sampler] | None = None
-) -> list[LogitsRow]:
-    """Stands in for `scan_rows` where the ids are known."""
-    rows = [LogitsRow(logits[0].numpy(), next(_words), True) for _ in range(len(logits))]
-    for row, sampler in (samplers or {}).items():
-        sampler.chose(rows[row], None, rows[row].best)
-    return rows
-
-
-def cost_ms(model: Model, count: int, steps: int) -> tuple[float, float]:
+def cost_ms(model: Model, count: int, steps: int, *, chooses: bool) -> tuple[float, float]:
     """Returns the median milliseconds of a step of so many rows: the worker's, and in all."""
+    model.chooses = chooses
     engine = Engine(model, TOKENIZER, slots=count, prefill_chunk=1024)
     model.times.clear()
     model.go.clear()
@@ -184,9 +214,8 @@ def main() -> int:
         steps = max(12, min(200, 2000 // count)) if not arguments.quick else 12
         by: dict[str, list[tuple[float, float]]] = {"logits": [], "ids": []}
         for _ in range(rounds):
-            by["logits"].append(cost_ms(model, count, min(steps, 20)))
-            with patch.object(engine_module, "scan_rows", known_rows):
-                by["ids"].append(cost_ms(model, count, steps))
+            by["logits"].append(cost_ms(model, count, min(steps, 20), chooses=False))
+            by["ids"].append(cost_ms(model, count, steps, chooses=True))
         for name, costs in by.items():
             worker, all_ = (min(each[part] for each in costs) for part in (0, 1))
             report.results[f"{name}, {count}"] = {"worker_ms": worker, "all_ms": all_}

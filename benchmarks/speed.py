@@ -176,6 +176,8 @@ class Contender:
             said = self._errors.read().decode(errors="replace")[-2000:]
             raise RuntimeError(f"A contender ended with code {self._process.wait()}: {said}")
         answer: dict[str, Any] = json.loads(line)
+        if "failed" in answer:
+            raise RuntimeError(f"A contender failed at a task: {answer['failed']}")
         return answer
 
 

@@ -20,7 +20,7 @@ from benchmarks import agent_thread, public_models
 from benchmarks.agent_calls import STATE, TRANSCRIPT
 from benchmarks.common import RESULTS
 from benchmarks.crowd import WAYS
-from benchmarks.cuda import pages
+from benchmarks.cuda import estimate, pages
 from benchmarks.recall import TARGETS
 from benchmarks.sampling import GREEDY
 from benchmarks.state_tables import (
@@ -583,7 +583,10 @@ TABLES: dict[str, tuple[str, Callable[..., str]]] = {
 """By the name in the page: which benchmark it comes from, and how it is written."""
 
 
-COMPUTED: dict[str, Callable[[], str]] = {"public models": public_models.table}
+COMPUTED: dict[str, Callable[[], str]] = {
+    "public models": public_models.table,
+    "estimate": estimate.page,
+}
 """By the name in the page: tables that need no measurement."""
 
 

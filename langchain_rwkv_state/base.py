@@ -116,7 +116,11 @@ class RWKVModel(BaseModel):
     of two that set it otherwise, the first has its way, and the second a warning.
     """
     prefill_budget: int = Field(default=Limits.prefill_budget, ge=1)
-    """Tokens of prompts read in a step beside answers: fewer make their tokens come more evenly."""
+    """Tokens of prompts read in a step beside answers: fewer make their tokens come more evenly.
+
+    Where it is not set it is the device's own: this on a CPU, 512 on a card, which reads so many
+    in the time of few.
+    """
     max_queue: int = Field(default=Limits.max_queue, ge=1)
     """At most so many requests wait; one more is refused with `EngineBusy`."""
 

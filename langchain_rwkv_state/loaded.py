@@ -19,7 +19,7 @@ from typing import Any
 
 from langchain_rwkv_state._registry import Hold
 from langchain_rwkv_state.demo import MODEL_PATH, TOKENIZER_PATH
-from langchain_rwkv_state.engine import Engine, Limits
+from langchain_rwkv_state.engine import Engine
 from langchain_rwkv_state.errors import ModelLoadError
 from langchain_rwkv_state.prefix_cache import PrefixStateCache
 from langchain_rwkv_state.prompt.template import (
@@ -113,7 +113,7 @@ class _Running:
                 self._wanted.pop(who, None)
             else:
                 said = {**each, **said}
-        effective = replace(Limits(), **said)
+        effective = replace(self.engine.own_limits, **said)
         if effective != self.engine.limits:
             self.engine.limits = effective
         for name, value in limits.items():
@@ -192,6 +192,7 @@ def hold_model(
                 seconds = time.monotonic() - began
                 logger.info("Loaded %s as %s in %.1f s", model, loaded.runs_as, seconds)
         running.want(hold, limits, model)
+        running.engine.open()
     except BaseException:
         hold.release()
         raise

@@ -108,6 +108,7 @@ class Run:
             for check in found["checks"]:
                 report.add(Check(**check))
             self.cut += found["cut"]
+        self.cut = list(dict.fromkeys(self.cut))
         report.results |= {"cut": self.cut, "failed": self.failed}
         wrong = [
             f"{name}: {check['name']} is {check['measured']:.1e}, at most {check['target']:.1e}"

@@ -14,13 +14,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.common import Check
 from benchmarks.cuda.shapes import SHAPES, TINY, Shape, write
 
 ROWS = (1, 8, 64, 128, 320)
 PROMPTS = (256, 1024, 4096)
+NO_SLOTS = "slots fit into the card"
 
 
 @dataclass
@@ -121,7 +120,6 @@ class Bench:
         return self.directory / f"{self.part.replace(' ', '_')}.json"
 
 
-def free_bytes() -> int:
-    """Returns how much of the card is free."""
-    free: int = torch.cuda.mem_get_info()[0]
-    return free
+def no_memory(said: str) -> bool:
+    """Says whether an error's text is of memory that the card has not."""
+    return "out of memory" in said.lower() or NO_SLOTS in said

@@ -13,6 +13,7 @@ import torch
 from benchmarks.common import Check
 from benchmarks.cuda.bench import Bench
 from benchmarks.cuda.ours import DEFAULTS, Decoding
+from benchmarks.cuda.what_runs import Fallback
 from langchain_rwkv_state.engine import Sampling
 from langchain_rwkv_state.engine.sampler import LogitsRow, Sampler
 from langchain_rwkv_state.runtime import Runtime, load_runtime, open_slots
@@ -32,34 +33,32 @@ def choosing(bench: Bench) -> None:
     """Compares choices, and watches a recorded step.
 
     Raises:
-        RuntimeError: The card does not choose.
+        Fallback: The card does not choose.
     """
     runtime = load_runtime(bench.model("0.1B"), bench.strategy())
     try:
         slots = open_slots(runtime, len(SETTINGS))
-        if isinstance(slots, ChoosingSlots):
-            _compare(bench, runtime, slots)
-        elif bench.dry:
-            bench.leave_out("choices", "on a CPU the host chooses")
-        else:
-            raise RuntimeError(f"{bench.strategy()} leaves choosing to the host.")
+        if not isinstance(slots, ChoosingSlots):
+            raise Fallback(f"{bench.strategy()} leaves choosing to the host.")
+        _compare(bench, runtime, slots)
     finally:
         runtime.close()
 
 
 def _compare(bench: Bench, runtime: Runtime, slots: ChoosingSlots) -> None:
     samplers = _samplers()
+    steps = 3 if bench.dry else STEPS
     decoding, other = Decoding(runtime, slots, samplers, logits=True), 0
-    for _ in range(STEPS):
+    for _ in range(steps):
         step = decoding.launch()
         for number, each in enumerate(step.found()):
             row = LogitsRow(step.logits(number), each.best, each.finite)
             other += samplers[number].choose(row) != each.chosen
             samplers[number].saw(each.chosen or 0, b"x")
         decoding.taken(step)
-    bench.check(Check("choices other than the CPU's", other, 0, "at most", "", STEPS))
+    bench.check(Check("choices other than the CPU's", other, 0, "at most", "", steps))
     decoding = Decoding(runtime, slots, _samplers())
-    for _ in range(STEPS):
+    for _ in range(steps):
         decoding()
     if bench.dry:
         bench.leave_out("waits and requests of a recorded step", "there is no card")

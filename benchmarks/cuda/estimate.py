@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from benchmarks import common
 from benchmarks.cuda.shapes import HEAD_SIZE, SHAPES, Shape
+from benchmarks.state_tables import table as markdown
 
 LAYER_LAUNCHES = 10
 OTHER_LAUNCHES = 6  # embedding, last norm, head, and three for sampling
@@ -124,7 +126,7 @@ def estimate(shape: Shape, card: Card, rows: int, *, state_bytes: int, host_ms: 
         moved = (nbytes + 2 * numbers) / card.bandwidth
         return max(FLOORS_US[floor] / 1e6, moved, 2 * rows * numbers / card.flops)
 
-    def product(*sizes: float) -> float:
+    def multiply(*sizes: float) -> float:
         return seconds("product", 2 * rows * sum(sizes[:2]), math.prod(sizes))
 
     def mix(results: int) -> float:
@@ -136,13 +138,13 @@ def estimate(shape: Shape, card: Card, rows: int, *, state_bytes: int, host_ms: 
     # r, k, v, decay in fp32, three gates, the first layer's values, and what comes out.
     state = 2 * state_bytes * width * HEAD_SIZE
     layer = {
-        "products": product(width, width, 3)
-        + product(width, width)
-        + product(width, inner)
-        + product(read, width),
+        "products": multiply(width, width, 3)
+        + multiply(width, width)
+        + multiply(width, inner)
+        + multiply(read, width),
         "low-rank": seconds("low-rank", 2 * rows * (4 * width + ranks), width * ranks)
         + seconds("low-rank", 2 * rows * (ranks + 5 * width), width * ranks),
-        "states": seconds("time-mix", rows * (state + 2 * 10 * width)),
+        "time-mix": seconds("time-mix", rows * (state + 2 * 10 * width)),
         "elementwise": mix(6) + mix(1) + seconds("relu2", 4 * rows * inner),
         "gaps": LAYER_LAUNCHES * GAP_US / 1e6,
     }
@@ -150,7 +152,7 @@ def estimate(shape: Shape, card: Card, rows: int, *, state_bytes: int, host_ms: 
     parts["elementwise"] += 1000 * (
         seconds("embed", 4 * rows * width) + seconds("norm", 6 * rows * width)
     )
-    parts["head"] = 1000 * product(width, vocab)
+    parts["head"] = 1000 * multiply(width, vocab)
     # Logits in fp16 and counts in fp32; the counts are written once.
     parts["sampling"] = 1000 * seconds("sampling", rows * vocab * (6 * SAMPLING_PASSES + 4))
     parts["gaps"] += OTHER_LAUNCHES * GAP_US / 1000
@@ -158,29 +160,36 @@ def estimate(shape: Shape, card: Card, rows: int, *, state_bytes: int, host_ms: 
 
 
 def table(
-    shapes: Sequence[str], cards: Sequence[str], host_ms: dict[int, float]
+    which: Iterable[tuple[str, str]], host_ms: dict[int, float]
 ) -> tuple[list[str], list[list[str]]]:
-    """Returns the head and the rows of a table of estimates."""
+    """Returns the head and the rows of a table of estimates.
+
+    Args:
+        which: Names of shapes and cards.
+        host_ms: What the host takes a step, by the number of rows.
+    """
     rows = []
-    for name in shapes:
-        for card in cards:
-            for batch, host in host_ms.items():
-                for state_bytes, dtype in ((4, "fp32"), (2, "fp16")):
-                    found = estimate(
-                        SHAPES[name], CARDS[card], batch, state_bytes=state_bytes, host_ms=host
-                    )
-                    published = ALBATROSS.get((name, card, batch))
-                    speed = found.tokens_a_second
-                    rows.append(
-                        [
-                            *(f"{name}, {card}", str(batch), dtype),
-                            *(f"{part:.2f}" for part in found.parts.values()),
-                            *(f"{found.card_ms:.2f}", f"{host:g}", f"{speed:,.0f}"),
-                            f"{speed / published:.2f}" if published else "",
-                        ]
-                    )
+    states = ((4, "fp32"), (2, "fp16"))
+    for (name, card), (batch, host), (size, dtype) in product(which, host_ms.items(), states):
+        found = estimate(SHAPES[name], CARDS[card], batch, state_bytes=size, host_ms=host)
+        published = ALBATROSS.get((name, card, batch))
+        speed = found.tokens_a_second
+        rows.append(
+            [
+                *(f"{name}, {card}", str(batch), dtype),
+                *(f"{part:.2f}" for part in found.parts.values()),
+                *(f"{found.card_ms:.2f}", f"{host:g}", f"{speed:,.0f}"),
+                f"{speed / published:.2f}" if published else "",
+            ]
+        )
     head = ["model, card", "B", "states", *found.parts, "card", "host", "tokens/s", "of Albatross"]
     return head, rows
+
+
+def page() -> str:
+    """Returns the table of docs/benchmarks.md: where Albatross published."""
+    which = dict.fromkeys((name, card) for name, card, _ in ALBATROSS)
+    return markdown(*table(which, HOST_MS))
 
 
 def parsed(words: Sequence[str]) -> dict[int, float]:
@@ -201,7 +210,8 @@ def main() -> None:
     parser.add_argument("--shape", nargs="*", choices=SHAPES, default=["1.5B", "7.2B"])
     parser.add_argument("--card", nargs="*", choices=CARDS, default=list(CARDS))
     arguments = parser.parse_args()
-    head, rows = table(arguments.shape, arguments.card, parsed(arguments.host_ms))
+    which = product(arguments.shape, arguments.card)
+    head, rows = table(which, parsed(arguments.host_ms))
     common.print_table("Estimated milliseconds of a decode step; measured on no card", head, rows)
 
 

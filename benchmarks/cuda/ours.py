@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.cuda.bench import NO_SLOTS
+from benchmarks.cuda.stand_in import stand_in
 from benchmarks.peers.served import Run, serve, some_ids
 from benchmarks.runtime_speed import RuntimeSpeed
 from langchain_rwkv_state.engine import Sampling
@@ -77,6 +79,11 @@ class Ours(RuntimeSpeed):
         slots = open_slots(self._runtime, rows)
         if not isinstance(slots, ChoosingSlots):
             return super().decoder(rows)
+        if slots.served < rows:
+            raise RuntimeError(f"Only {slots.served} {NO_SLOTS}.")
+        found = getattr(self._runtime, "fallbacks", ())
+        if found:  # what was recorded for these slots is known only now
+            raise RuntimeError(f"It fell back: {'; '.join(found)}")
         samplers = [Sampler(Sampling(seed=slot, **DEFAULTS)) for slot in range(rows)]
         return Decoding(self._runtime, slots, samplers)
 
@@ -85,6 +92,8 @@ def load(arguments: list[str]) -> Ours:
     """Loads a runtime as the command's arguments say."""
     model, strategy = arguments
     torch.set_grad_enabled(False)
+    if strategy.startswith("native cpu"):
+        stand_in()
     return Ours(load_runtime(model, strategy))
 
 

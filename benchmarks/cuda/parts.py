@@ -16,6 +16,7 @@ from benchmarks.cuda import chat, correctness, speed
 from benchmarks.cuda.bench import Bench
 from benchmarks.cuda.choosing import choosing
 from benchmarks.cuda.shapes import SHAPES
+from benchmarks.cuda.stand_in import stand_in
 from benchmarks.cuda.what_runs import Fallback, what_runs
 from benchmarks.models import ROOT
 
@@ -80,6 +81,8 @@ def main() -> int:
     settings = json.loads(given)
     settings["directory"] = Path(settings["directory"])
     bench = Bench(name, **settings)
+    if bench.dry:
+        stand_in()
     try:
         PARTS[name].run(bench)
     except Fallback as error:

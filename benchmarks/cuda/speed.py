@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from benchmarks.common import Check
-from benchmarks.cuda.bench import Bench
+from benchmarks.cuda.bench import Bench, no_memory
 from benchmarks.cuda.estimate import ALBATROSS as PUBLISHED
 from benchmarks.cuda.estimate import GOAL
 from benchmarks.speed import Cell, Contender
@@ -26,7 +26,7 @@ ROUNDS = 3
 
 
 class Ended(Exception):
-    """A contender ended amid its work."""
+    """A contender failed at a cell, or ended amid it."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ def peers(bench: Bench, model: str, states: str) -> Iterator[Peer]:
 
 def cells(bench: Bench) -> list[Cell]:
     """Returns what is timed: decoding by rows, and prompts by length."""
-    decode = [Cell("decode", rows, 2 if bench.dry else 64) for rows in bench.rows]
-    prefill = [Cell("prefill", length, 1 if bench.dry else 4) for length in bench.prompts]
+    decode = [Cell("decode", rows, 2 if bench.dry else 16) for rows in bench.rows]
+    prefill = [Cell("prefill", length, 1 if bench.dry else 2) for length in bench.prompts]
     return [*decode, *prefill]
 
 
@@ -101,7 +101,13 @@ def measure(bench: Bench, name: str) -> None:
 
 def _alone(bench: Bench, what: str, speeds: dict[str, float], ours: Contender) -> None:
     for cell in _in_time(bench, what, cells(bench)):
-        speed = speeds[cell.name] = _best({"ours": ours}, cell)["ours"]
+        try:
+            speed = speeds[cell.name] = _best({"ours": ours}, cell)["ours"]
+        except Ended as ended:
+            if not no_memory(str(ended)):
+                raise
+            bench.leave_out(f"{what}, {cell.name}", str(ended))
+            continue
         print(f"{what}, {cell.name}: {speed:,.0f} ids a second", flush=True)
         bench.note("alone", bench.results["alone"])
 
@@ -115,7 +121,7 @@ def _beside(
             pair = found[cell.name] = _best(both, cell)
         except Ended as ended:
             bench.leave_out(f"{what}, {cell.name}", str(ended))
-            return
+            continue
         bench.note("beside", bench.results["beside"])
         ratio = pair["ours"] / pair["peer"]
         print(f"{what}, {cell.name}: {ratio:.2f} of the peer", flush=True)
@@ -148,7 +154,7 @@ def _best(found: dict[str, Contender], cell: Cell) -> dict[str, float]:
     """Returns ids a second, the best of the rounds by turns.
 
     Raises:
-        Ended: One of them ended, most often for want of memory.
+        Ended: One of them failed, most often for want of memory.
     """
     best: dict[str, float] = {}
     # One state after the other is long as it is.

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 from benchmarks.cuda.bench import Bench
-from langchain_rwkv_state.runtime import Runtime, load_runtime
+from langchain_rwkv_state.runtime import Runtime, load_runtime, open_slots
+
+SLOTS = 8
 
 
 class Fallback(Exception):
@@ -72,7 +74,9 @@ def what_runs(bench: Bench) -> None:
         print(f"{name}: {', '.join(value) if isinstance(value, list) else value}", flush=True)
     runtime = load_runtime(bench.model("0.1B"), bench.strategy())
     try:
-        runtime.forward_batch([[1], [2]], [runtime.zero_state()] * 2)
+        slots = open_slots(runtime, SLOTS)  # and records what they decode
+        slots.put(0, runtime.zero_state())
+        slots.read([(0, [1])])
         about = str(getattr(runtime, "about", "unknown"))
         bench.note("about", about)
         print(f"runs: {about}", flush=True)

@@ -45,7 +45,8 @@ def serve(load: Callable[[list[str]], Contender]) -> None:
     """Answers tasks until standard input ends.
 
     A task is ``{"kind": "decode" | "prefill", "n": rows or ids, "times": how often}`` and is
-    answered with ``{"seconds": ...}``; ``times`` of 0 only prepares and warms up. ``{"kind":
+    answered with ``{"seconds": ...}``, or ``{"failed": ...}``; ``times`` of 0 only prepares and
+    warms up. ``{"kind":
     "logits", "ids": [...]}`` is answered with ``{"logits": [...]}``. The first line says whether
     there is a contender: ``{"version": ...}``, or ``{"missing": ...}`` where it is not installed.
 
@@ -71,13 +72,18 @@ def serve(load: Callable[[list[str]], Contender]) -> None:
             say({"logits": contender.logits(task["ids"])})
             continue
         what = (task["kind"], task["n"])
-        if prepared is None or prepared[0] != what:
-            prepared = None  # what the one before holds goes first
-            make = contender.decoder if task["kind"] == "decode" else contender.reader
-            prepared = (what, make(task["n"]))
-            prepared[1]()
-        run = prepared[1]
-        start = time.perf_counter()
-        for _ in range(task["times"]):
-            run()
+        try:
+            if prepared is None or prepared[0] != what:
+                prepared = None  # what the one before holds goes first
+                make = contender.decoder if task["kind"] == "decode" else contender.reader
+                prepared = (what, make(task["n"]))
+                prepared[1]()
+            run = prepared[1]
+            start = time.perf_counter()
+            for _ in range(task["times"]):
+                run()
+        except RuntimeError as error:  # out of memory most often, behind which others may fit
+            prepared = None
+            say({"failed": f"{type(error).__name__}: {error}"})
+            continue
         say({"seconds": time.perf_counter() - start})

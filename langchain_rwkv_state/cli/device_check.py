@@ -22,10 +22,8 @@ def check_devices() -> Iterator[Finding]:
 
     found = cards.found()
     if found:
-        driver = cards.driver_cuda() or "a CUDA that it does not name"
-        yield Finding(
-            "driver", f"for CUDA {driver}; PyTorch is built for CUDA {torch.version.cuda}"
-        )
+        built = f"PyTorch is built for CUDA {torch.version.cuda}"
+        yield Finding("driver", f"{cards.driver()}; {built}")
         yield Finding("triton", _triton())
     else:
         yield _no_card(cards.counted(), torch.version.cuda)

@@ -15,26 +15,33 @@ class Answer:
 
     Args:
         request: Says how thought and answer are delimited.
-
-    Attributes:
-        text: The answer so far, without what it was continued from.
-        thought: The thought so far, ``None`` where there is to be none.
     """
 
     def __init__(self, request: Request) -> None:
-        self.text = ""
-        self.thought: str | None = None
+        # In pieces: a text that grows by a piece is copied whole each time.
+        self._said: list[str] = []
+        self._thought: list[str] | None = None
         self._tag: Thought | None = request.thought
         self._awaited = "" if self._tag is None else self._tag.opening  # until it was said
         self._opening = ""  # of the thought, as far as it was read
         self._thinking: StopMatcher | None = None
         if self._tag is not None:
             stops = [self._tag.closing] if self._tag.closing else []
-            self.thought = "" if stops and self._tag.asked else None
+            self._thought = [] if stops and self._tag.asked else None
             self._thinking = StopMatcher(stops, roles=request.roles, strip=True)
         self._matcher = StopMatcher(
             request.stop, roles=request.roles, strip=request.strip, before=request.continued
         )
+
+    @property
+    def text(self) -> str:
+        """The answer so far, without what it was continued from."""
+        return "".join(self._said)
+
+    @property
+    def thought(self) -> str | None:
+        """The thought so far, ``None`` where there is to be none."""
+        return None if self._thought is None else "".join(self._thought)
 
     @property
     def thinks(self) -> bool:
@@ -80,7 +87,7 @@ class Answer:
         """
         if self._thinking is None:
             return self._let_out(text=self._matcher.flush())
-        if self.thought is None:  # nothing but what may have become the opening
+        if self._thought is None:  # nothing but what may have become the opening
             rest, self._opening, self._thinking = self._opening, "", None
             rest = "" if cut and rest.strip() else rest
             said = self._matcher.push(rest)
@@ -103,14 +110,15 @@ class Answer:
         if not self._tag.asked:
             if not said.startswith(opening):
                 return None
-            self.thought = ""
+            self._thought = []
         self._opening = self._awaited = ""
         return said.removeprefix(opening)
 
     def _let_out(self, *, text: str = "", thought: str = "") -> Delta | None:
         if not text and not thought:
             return None
-        self.text += text
+        self._said.append(text)
         if thought:
-            self.thought = (self.thought or "") + thought
+            self._thought = self._thought or []
+            self._thought.append(thought)
         return Delta(text, thought)

@@ -30,9 +30,10 @@ from langchain_rwkv_state.engine.sequence import TokenSequence
 from langchain_rwkv_state.engine.slots import NoDeviceMemory, SlotPool
 from langchain_rwkv_state.engine.stats import EngineStats, Meter
 from langchain_rwkv_state.engine.steps import Row, Step, Steps, steps_on
+from langchain_rwkv_state.engine.wakeups import gathered
 from langchain_rwkv_state.errors import EngineBusy, EngineError
 from langchain_rwkv_state.grammar.constraint import Constraint
-from langchain_rwkv_state.runtime.base import Runtime
+from langchain_rwkv_state.runtime.base import Runtime, budgets_of
 from langchain_rwkv_state.runtime.native import sampling
 from langchain_rwkv_state.tokenizer import Tokenizer
 
@@ -51,7 +52,8 @@ class Limits:
 
     Attributes:
         slots: At most so many requests are served at once.
-        prefill_budget: At most so many ids of prompts are read in a step in which others decode.
+        prefill_budget: At most so many ids of prompts are read in a step in which others decode;
+            this default is a CPU's, a card reads more.
         max_queue: At most so many requests wait.
 
     Raises:
@@ -80,12 +82,12 @@ class Engine:
         tokenizer: Turns what is sampled into text.
         slots: At most so many requests are served at once, each with its state in the runtime. A
             waiting one holds nothing but its base. Slots are opened as they are needed.
-        prefill_budget: At most so many ids of prompts are read in a step in which others decode.
-            It bounds the gap between two of their tokens: where the model reads ids of a prompt r
-            times as fast as it decodes B requests, a step takes ``1 + prefill_budget / (r * B)``
-            decode steps.
+        prefill_budget: At most so many ids of prompts are read in a step in which others decode;
+            ``None`` for what suits the runtime's device. It bounds the gap between two of their
+            tokens: where the model reads ids of a prompt r times as fast as it decodes B requests,
+            a step takes ``1 + prefill_budget / (r * B)`` decode steps.
         prefill_chunk: The same for steps in which nobody decodes; a request that arrives or is
-            cancelled meanwhile waits for the step under way.
+            cancelled meanwhile waits for the step under way. ``None`` likewise.
         max_queue: At most so many requests wait.
         on_idle: Called on the worker's thread when it ends for want of work.
 
@@ -101,17 +103,21 @@ class Engine:
         tokenizer: Tokenizer,
         *,
         slots: int = Limits.slots,
-        prefill_budget: int = Limits.prefill_budget,
-        prefill_chunk: int = 256,
+        prefill_budget: int | None = None,
+        prefill_chunk: int | None = None,
         max_queue: int = Limits.max_queue,
         on_idle: Callable[[], None] | None = None,
     ) -> None:
         self._runtime = runtime
         self._tokenizer = tokenizer
-        self._chunk = self._pass = prefill_chunk
-        self._limits = Limits(slots, prefill_budget, max_queue)
-        if prefill_chunk < 1:
+        budgets = budgets_of(runtime)
+        if prefill_chunk is not None and prefill_chunk < 1:
             raise ValueError(f"prefill_chunk must be 1 or more, got {prefill_chunk}.")
+        self._chunk = self._pass = prefill_chunk or budgets.prefill_chunk
+        self._own_limits = Limits(prefill_budget=budgets.prefill_budget)
+        if prefill_budget is None:
+            prefill_budget = budgets.prefill_budget
+        self._limits = Limits(slots, prefill_budget, max_queue)
         self._on_idle = on_idle
         self._closed = False
         self._prompt_tokens = self._decoded_tokens = self._forced_tokens = self._rereads = 0
@@ -200,6 +206,16 @@ class Engine:
                 found = self._grammars[name] = Grammars(tokenizer, self._runtime.vocab_size)
             return found
 
+    def open(self) -> None:
+        """Opens the slots now where the device has all of them at once, and records its steps.
+
+        Else that is done for the first request, which waits some seconds for it.
+        """
+        with self._lock:
+            idle = self._thread is None and not self._closed
+            if idle and not budgets_of(self._runtime).grows:
+                self._slots.make_room(1)
+
     def stats(self) -> EngineStats:
         """Returns what the engine did, and what it has to do."""
         with self._lock:
@@ -207,8 +223,8 @@ class Engine:
             known = [*running, *waiting]  # who waits may have run before
             prefill_rate, decode_rate = self._meter.rates()
             return EngineStats(
-                queued=sum(not each.handle.over for each in waiting),
-                active=sum(not each.handle.over for each in running),
+                queued=sum(not each.over for each in waiting),
+                active=sum(not each.over for each in running),
                 prompt_tokens=self._prompt_tokens + sum(each.n_prompt_read for each in known),
                 decoded_tokens=self._decoded_tokens + sum(each.n_sampled for each in known),
                 forced_tokens=self._forced_tokens + sum(each.n_forced for each in known),
@@ -226,6 +242,11 @@ class Engine:
     def at_work(self) -> bool:
         """Whether its worker runs: it serves requests, or did a moment ago."""
         return self._thread is not None
+
+    @property
+    def own_limits(self) -> Limits:
+        """The limits that hold where nobody sets any: as suits the device."""
+        return self._own_limits
 
     @property
     def limits(self) -> Limits:
@@ -246,11 +267,13 @@ class Engine:
             thread = self._thread
             self._wake.notify_all()
         for sequence in pending:
-            sequence.handle.fail(
-                EngineError("The engine was closed while the request was pending.")
-            )
+            if not sequence.over:
+                sequence.handle.fail(
+                    EngineError("The engine was closed while the request was pending.")
+                )
         if thread is not None and thread is not threading.current_thread():
             thread.join()
+        self._slots.courier.close()
 
     # -- the worker --------------------------------------------------------------------------
 
@@ -314,7 +337,7 @@ class Engine:
         for sequence, hit in scheduler.admit(limits.slots, self._meter.steps):
             admitted += 1
             self._alone(sequence, sequence.begin, hit)
-            if sequence.given_logits is not None and not sequence.handle.over:
+            if sequence.given_logits is not None and not sequence.over:
                 self._note_first_token(sequence)
                 self._alone(sequence, sequence.sample, scan_rows(sequence.given_logits[None])[0])
         if admitted:
@@ -328,7 +351,8 @@ class Engine:
 
     def _launch(self, reads: list[tuple[TokenSequence, int]], ahead: list[Row]) -> Step:
         """Begins a step."""
-        return self._stepper.launch(reads, ahead)
+        with gathered(self._worker):
+            return self._stepper.launch(reads, ahead)
 
     def _postprocess(self, step: Step, later: Step | None = None) -> int:
         """Samples and emits; returns how many ids answers grew by.
@@ -339,16 +363,20 @@ class Engine:
             step: What was launched.
             later: The step that was launched behind it: who read ahead in that learns what.
         """
+        with gathered(self._worker):
+            return self._choose(step, later)
+
+    def _choose(self, step: Step, later: Step | None) -> int:
         ahead = {} if later is None else {row.sequence: row for row in later.rows}
         sampled = 0
         for row, found in zip(step.rows, step.results(), strict=True):
             sequence = row.sequence
-            if sequence.handle.over:
+            if sequence.over:
                 continue
             self._note_first_token(sequence)
             self._alone(sequence, sequence.see_logits, found)
             sampled += self._alone(sequence, sequence.sample, found) or 0
-            if sequence in ahead and later is not None and not sequence.handle.over:
+            if sequence in ahead and later is not None and not sequence.over:
                 self._settle(ahead[sequence], later)
         return sampled
 
@@ -370,7 +398,7 @@ class Engine:
                 self._flying = None  # whose rows are all over
                 if self._closed or self._idle():
                     self._slots.close()
-                    self._pass = self._chunk
+                    self._steps, self._pass = None, self._chunk
                     self._thread = None
                     logger.debug("The worker ends")
                     return False
@@ -413,13 +441,14 @@ class Engine:
         Where it was memory alone that was not enough, all that are running are read again, fewer at
         once; where less cannot be done at once, the one that is running ends.
         """
-        running, self._flying = self._scheduler.running, None
+        running = self._scheduler.running
+        self._flying = self._steps = None  # they hold the slots
         if is_out_of_memory(error):
             root = _root(error)
             for each in (error, root):  # their frames may hold what is to be given back
                 traceback.clear_frames(each.__traceback__)
             with self._lock:
-                fewer = self._slots.shrink(sum(not each.handle.over for each in running))
+                fewer = self._slots.shrink(sum(not each.over for each in running))
                 if not fewer and self._pass > LEAST_SHARE:
                     self._pass, fewer = max(self._pass // 2, LEAST_SHARE), True
                 requeued = self._scheduler.requeue() if fewer else 0
@@ -432,7 +461,8 @@ class Engine:
             error = _no_memory(root)
         logger.error("The model failed, and %d requests with it: %r", len(running), error)
         for sequence in running:
-            sequence.handle.fail(error)
+            if not sequence.over:
+                sequence.handle.fail(error)
         self._slots.close()
         traceback.clear_frames(error.__traceback__)  # they hold all requests, and callers the error
 
@@ -452,6 +482,7 @@ class Engine:
     def _after_fork(self) -> None:
         """Makes a forked child's copy usable: its worker stayed with the parent."""
         lost = [*self._scheduler.waiting, *self._scheduler.running]
+        self._slots.courier.orphan()
         self._begin_anew()
         for grammars in self._grammars.values():
             grammars.renew_lock()

@@ -8,7 +8,6 @@ over or awaits runs to its end.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -16,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from langchain_rwkv_state.engine.callbacks import must_not_wait
 from langchain_rwkv_state.engine.interruption import join
 from langchain_rwkv_state.engine.request import Done, Event
+from langchain_rwkv_state.engine.wakeups import Waiter, wake
 from langchain_rwkv_state.errors import EngineError, RWKVStateError
 
 
@@ -34,7 +34,7 @@ class RequestHandle:
     def __init__(self, worker: threading.local | None = None) -> None:
         self._worker = worker
         self._new_lock()
-        self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        self._waiters: list[Waiter] = []
         self._events: deque[Event] = deque()
         self._over = False
         self._done: Done | None = None
@@ -156,10 +156,9 @@ class RequestHandle:
 
     def _wake(self) -> None:
         self._changed.notify_all()
-        for loop, future in self._waiters:
-            with contextlib.suppress(RuntimeError):  # the loop was closed
-                loop.call_soon_threadsafe(_resolve, future)
-        self._waiters.clear()
+        if self._waiters:
+            wake(self._waiters, self._worker)
+            self._waiters.clear()
 
     async def _until(self, ready: Callable[[], bool]) -> None:
         """Waits in the event loop until something that was put in makes `ready` true."""
@@ -172,11 +171,6 @@ class RequestHandle:
                 future: asyncio.Future[None] = loop.create_future()
                 self._waiters.append((loop, future))
             await future
-
-
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 def _reason(error: BaseException) -> RWKVStateError | KeyboardInterrupt:

@@ -45,16 +45,17 @@ class Scheduler:
     def retire(self, now: float) -> list[TokenSequence]:
         """Takes out all that ended, and returns them, under the lock."""
         for sequence in (*self.running, *self.waiting):
-            sequence.expire(now)
-        ended = [sequence for sequence in self.running if sequence.handle.over]
-        self.running = [sequence for sequence in self.running if not sequence.handle.over]
+            if sequence.deadline <= now:
+                sequence.expire()
+        ended = [sequence for sequence in self.running if sequence.over]
+        self.running = [sequence for sequence in self.running if not sequence.over]
         return ended + self.forget_ended()
 
     def forget_ended(self) -> list[TokenSequence]:
         """Takes out those that ended while they waited, and returns them, under the lock."""
-        ended = [sequence for sequence in self.waiting if sequence.handle.over]
+        ended = [sequence for sequence in self.waiting if sequence.over]
         if ended:
-            self.waiting = deque(one for one in self.waiting if not one.handle.over)
+            self.waiting = deque(one for one in self.waiting if not one.over)
         return ended
 
     def requeue(self) -> int:
@@ -62,11 +63,11 @@ class Scheduler:
 
         Each gives its slot up, and goes on where it was when it runs again.
         """
-        live = [sequence for sequence in self.running if not sequence.handle.over]
+        live = [sequence for sequence in self.running if not sequence.over]
         for sequence in live:
             sequence.preempt()
         self.waiting.extendleft(reversed(live))
-        self.running = [sequence for sequence in self.running if sequence.handle.over]
+        self.running = [sequence for sequence in self.running if sequence.over]
         return len(live)
 
     def admit(self, most: int, step: int) -> Iterator[tuple[TokenSequence, Hit | None]]:
@@ -89,7 +90,7 @@ class Scheduler:
         for sequence in waiting:
             if len(self.running) >= room:
                 break
-            if sequence.handle.over or self._waits(sequence):
+            if sequence.over or self._waits(sequence):
                 continue
             hit = None if sequence.prefix is None else sequence.prefix.find()
             sequence.last_step, sequence.pending_prefix = step, None
@@ -116,7 +117,7 @@ class Scheduler:
             busy: Who cannot read, since what they read last is not known yet.
         """
         out = set(busy)
-        live = [one for one in self.running if not one.handle.over and one not in out]
+        live = [one for one in self.running if not one.over and one not in out]
         return share_step(live, step, budget=budget, idle_budget=idle_budget)
 
     def _waits(self, sequence: TokenSequence) -> bool:

@@ -9,6 +9,7 @@ the caller saw, or other ids than that text has.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from enum import Enum, auto
@@ -64,6 +65,7 @@ class TokenSequence:
         asked: Whether running sequences were asked for snapshots that this one could begin at.
         last_step: The step in which it read last, or was admitted.
         submitted: When it came, on the monotonic clock.
+        deadline: When it is to end, on that clock, whatever has come of it.
         n_prompt_read: Number of the prompt's ids read, without those that the cache saved, and
             with those that were read again because the slot was lost.
         n_sampled: Number of ids of the answer, the forced ones too.
@@ -81,12 +83,14 @@ class TokenSequence:
         guide: Guide | None = None,
     ) -> None:
         self.handle = handle
+        self._leaves = False  # with all that there is to say said
         self.prefix = _prefix(request)
         self.snapshots = set(request.checkpoints)
         self.pending_prefix: tuple[TokenSequence, int] | None = None
         self.asked = False
         self.last_step = 0
         self.submitted = time.monotonic()
+        self.deadline = math.inf if request.deadline is None else self.submitted + request.deadline
         self.n_prompt_read = 0
         self.n_sampled = 0
         self.n_forced = 0
@@ -148,6 +152,11 @@ class TokenSequence:
         return None if mask is None else (self._sampler, mask)
 
     @property
+    def over(self) -> bool:
+        """Whether it reads no more: it has ended, or its caller has let go of it."""
+        return self._leaves or self.handle.over
+
+    @property
     def prefills(self) -> bool:
         """Whether it reads its prompt."""
         return self._phase is _Phase.PREFILL
@@ -173,7 +182,7 @@ class TokenSequence:
     @property
     def runs_on(self) -> bool:
         """Whether another id is sure to be sampled behind the next one, unless that ends it."""
-        if self._guide is not None or self.handle.over:
+        if self._guide is not None or self.over:
             return False
         return self.n_sampled + 1 < self._request.max_tokens
 
@@ -196,25 +205,25 @@ class TokenSequence:
 
     def keeps_later(self, at: int) -> bool:
         """Says whether the prefix cache is still to get the state at a position."""
-        return at in self.snapshots and not self.handle.over
+        coming = at in self.snapshots or (
+            self._end_state is not None and at == len(self._request.prompt)
+        )
+        return coming and not self.over
 
     def can_keep(self, at: int) -> bool:
         """Says whether the state at a position can still be copied for the prefix cache."""
-        if self.prefix is None or self.handle.over or not self.prefills or at <= self._at:
+        if self.prefix is None or self.over or not self.prefills or at <= self._at:
             return False
         return self.prefix.wants(at)
 
-    def expire(self, now: float) -> None:
-        """Ends the request if its deadline has passed."""
-        deadline = self._request.deadline
-        if deadline is None or now - self.submitted < deadline or self.handle.over:
-            return
+    def expire(self) -> None:
+        """Ends the request, whose deadline has passed."""
         waits = self._slot is None and not self.n_sampled
         stage = "while it waited" if waits else f"after {self.n_sampled} tokens"
         self.handle.fail(
             DeadlineExceeded(
-                f"The request's deadline of {deadline} s passed {stage}: ask again when there is "
-                "less to do, or give it more time."
+                f"The request's deadline of {self._request.deadline} s passed {stage}: ask again "
+                "when there is less to do, or give it more time."
             )
         )
 
@@ -301,7 +310,7 @@ class TokenSequence:
         if self.prefills and self._replay():
             return False
         if self._phase is _Phase.SETTLE:
-            self._deliver(self._slots.state(self.slot))
+            self._leave_with()
             return False
         return request.max_tokens > 0
 
@@ -375,7 +384,7 @@ class TokenSequence:
         if passed:
             raise RuntimeError(f"The state behind {min(passed)} ids was wanted, and is past.")
         if at == end and not request.max_tokens:
-            self._deliver(self._slots.state(self.slot) if copy is None else copy.state())
+            self._leave_with(None if copy is None else copy.state())
 
     def _snapshot_prompt(self, at: int, copy: Snapshot | None) -> Snapshot | None:
         """Copies the state at a position of the prompt, and hands the copy to who wants it."""
@@ -449,7 +458,7 @@ class TokenSequence:
             copy.restore(self.slot)
         self._drop_copies()
         if not self._unread:
-            self._deliver(self._slots.state(self.slot))
+            self._leave_with()
 
     def _canonical(self) -> Sequence[int]:
         """Returns the ids that stand for what was said."""
@@ -458,6 +467,14 @@ class TokenSequence:
         if request.canonical_thought is not None:
             return request.canonical_thought(answer.thought or "", text)
         return (request.canonical or self._tokenizer.encode)(text)
+
+    def _leave_with(self, state: RWKVState | None = None) -> None:
+        """Ends with a state, by default the slot's: the caller gets it once it is there."""
+        self._leaves = True
+        if state is None:
+            self._slots.hand_over(self.slot, self._deliver, self.handle)
+        else:
+            self._deliver(state)
 
     def _deliver(self, state: RWKVState) -> None:
         request = self._request

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from langchain_rwkv_state._free_memory import is_out_of_memory
+from langchain_rwkv_state.engine.courier import Courier, Receiver
 from langchain_rwkv_state.runtime import Runtime, Slots, open_slots
 from langchain_rwkv_state.runtime.base import budgets_of
 from langchain_rwkv_state.runtime.slots import ChoosingSlots
@@ -77,6 +78,9 @@ class SlotPool:
     Args:
         runtime: The model.
         most: Never more slots than that.
+
+    Attributes:
+        courier: Hands over states that are copied out beside the work.
     """
 
     def __init__(self, runtime: Runtime, most: int) -> None:
@@ -85,6 +89,7 @@ class SlotPool:
         self._slots: Slots | None = None
         self._free: set[int] = set()
         self._snapshots: dict[int, Snapshot] = {}  # those in spare slots, the oldest first
+        self.courier = Courier()
 
     @property
     def count(self) -> int:
@@ -117,7 +122,8 @@ class SlotPool:
     def make_room(self, wanted: int) -> None:
         """Opens more slots where fewer than `wanted` are open, and some more than those.
 
-        Where there is no memory for more, the number stays, and is not raised again.
+        Where there is no memory for so many, half of them are tried, and so on; the number that was
+        found is not raised again.
         """
         wanted, grows = min(wanted, self._most), budgets_of(self._runtime).grows
         if wanted <= self.count or (self._slots is not None and not grows):
@@ -125,11 +131,16 @@ class SlotPool:
         number = 1 if grows else self._most
         while number < wanted:
             number *= _GROWTH
-        try:
-            self._open(min(number, self._most))
-        except Exception as error:  # noqa: BLE001
+        number, why = min(number, self._most), ""
+        while number > self.count:
+            try:
+                self._open(number)
+            except Exception as error:  # noqa: BLE001
+                number = number // 2 if is_out_of_memory(error) else 0
+                why = str(error)
+        if why:
             self._most = max(self.count, 1)
-            logger.warning("No more than %d slots could be opened: %s", self._most, error)
+            logger.warning("No more than %d slots could be opened: %s", self._most, why)
 
     def allocate(self, state: RWKVState) -> int:
         """Returns a free slot with a state in it.
@@ -161,6 +172,22 @@ class SlotPool:
         """Returns a copy of the state in a slot, on the host: it costs what a state weighs."""
         with _moving():
             return self.slots.get(slot)
+
+    def hand_over(self, slot: int, take: Callable[[RWKVState], None], receiver: Receiver) -> None:
+        """Hands a slot's state over: now, or, where it is copied out beside the work, once it is.
+
+        Args:
+            slot: The slot, which may be freed behind this.
+            take: Takes the state, perhaps on another thread.
+            receiver: Learns of it if that fails there.
+        """
+        begin = getattr(self.slots, "begin_get", None)
+        if begin is None:
+            take(self.state(slot))
+            return
+        with _moving():
+            fetch: Callable[[], RWKVState] = begin(slot)
+        self.courier.bring(fetch, take, receiver)
 
     def snapshot(self, slot: int) -> Snapshot:
         """Returns a copy of the state in a slot, in a spare slot where there is one."""

@@ -52,6 +52,7 @@ class StopMatcher:
     ) -> None:
         self._stops = tuple(stops)
         self._turns = _turn_patterns(roles) if roles else None
+        self._firsts = frozenset(stop[0] for stop in stops) | ({"\n"} if roles else set())
         self._strip = strip
         half = self._turns.begun.search(before) if self._turns else None
         self._held = half.group() if half else ""
@@ -86,8 +87,12 @@ class StopMatcher:
 
     def push(self, text: str) -> str:
         """Takes the next piece and returns what is sure to belong to the answer."""
-        if self.stopped or not text:
+        if self._end is not None or not text:
             return ""
+        if not self._held and self._firsts.isdisjoint(text):  # as with most words
+            sure = text.rstrip() if self._strip else text
+            self._held = text[len(sure) :]
+            return self._let_out(sure)
         buffer = self._held + text
         found = self._find(buffer)
         if found is not None:

@@ -7,9 +7,13 @@ which forks do not mind: CUDA is asked only where NVML counts a card, or is not 
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from dataclasses import dataclass
 
 import torch
+
+_RELEASE_BYTES = 80  # as NVML has it
 
 
 def usable() -> bool:
@@ -53,11 +57,26 @@ def found() -> list[Card]:
     return cards
 
 
-def driver_cuda() -> str | None:
-    """Returns the newest CUDA that the driver knows, such as ``12.8``; ``None`` if it is not said.
+def driver() -> str:
+    """Returns the driver's release and the newest CUDA that it knows, as far as they can be asked.
 
     Starts no card.
     """
+    words = [_driver_release() or "a release that it does not name"]
     asked = getattr(torch._C, "_cuda_getDriverVersion", None)  # private: it may go
     version = asked() if asked is not None else 0
-    return f"{version // 1000}.{version % 1000 // 10}" if version else None
+    if version:
+        words.append(f"for CUDA {version // 1000}.{version % 1000 // 10}")
+    return ", ".join(words)
+
+
+def _driver_release() -> str | None:
+    """Returns the release that NVML tells, such as ``570.86.15``."""
+    try:
+        nvml = ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
+        said = ctypes.create_string_buffer(_RELEASE_BYTES)
+        if nvml.nvmlInit_v2() or nvml.nvmlSystemGetDriverVersion(said, _RELEASE_BYTES):
+            return None
+    except (OSError, AttributeError):
+        return None
+    return said.value.decode("ascii", "replace")

@@ -16,6 +16,7 @@ import torch
 
 from langchain_rwkv_state._fork import in_forked_child
 from langchain_rwkv_state._registry import Registry
+from langchain_rwkv_state.runtime.cuda.recordings import capturing
 from langchain_rwkv_state.runtime.handle import Model, RuntimeHandle
 
 
@@ -71,9 +72,14 @@ class SharedModel:
 
 def return_memory() -> None:
     """Gives freed memory back to the system and to the devices, as far as they take it."""
-    # Where it is not, there is nothing to give back, and asking for cards would spoil later forks.
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch
-        torch.cuda.empty_cache()
+    # Where CUDA was not begun there is nothing to give back, and asking would spoil later forks.
+    # Like any clean-up, this may run while this very thread records: then some other time.
+    begun = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch
+    if begun and capturing.acquire(blocking=False):
+        try:
+            torch.cuda.empty_cache()
+        finally:
+            capturing.release()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; musl has none
         if trim is not None:

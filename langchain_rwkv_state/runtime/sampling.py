@@ -23,6 +23,7 @@ CHOICE = 0xD1342543DE82EF95
 DRAW = 0x9E3779B97F4A7C15
 """What is added for each draw of one choice."""
 
+
 _WORD = 2**64
 _UNCOUNTED = b" \t0123456789"
 

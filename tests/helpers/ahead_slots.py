@@ -89,6 +89,10 @@ class AheadSlots(StateSlots):
             counts[ids == token] += self._increments[token]
         self._choosing[slot] = state._replace(n=state.n + 1, ids=ids, counts=counts)
 
+    def begin_get(self, slot: int) -> Callable[[], RWKVState]:
+        state = self.get(slot)
+        return lambda: state
+
     def confirm(self, slot: int, token: int) -> None:
         state = self._ahead.pop(slot)
         self._states[slot] = state

@@ -240,7 +240,8 @@ class StandIn:
                 known.accesses = [
                     other
                     for other in known.accesses
-                    if (other.who, other.writes, other.runs) != (who, writes, access.runs)
+                    if other.runs != access.runs
+                    or not (writes or (other.who, other.writes) == (who, False))
                 ]
                 known.accesses.append(access)
 
@@ -254,8 +255,9 @@ class StandIn:
         return known
 
     def _know(self, tensor: Tensor, card: int | None) -> None:
-        storage = tensor.untyped_storage()
-        self._known[storage._cdata] = _Known(StorageWeakRef(storage), card)
+        if self.known(tensor) is None:
+            storage = tensor.untyped_storage()
+            self._known[storage._cdata] = _Known(StorageWeakRef(storage), card)
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Runs an operation as a card or the host would, watched."""

@@ -258,7 +258,8 @@ def layer_cases() -> Iterator[Case]:
     dtypes = (torch.float32, torch.float16, torch.bfloat16)
     for kernel in KERNELS:
         for dtype in dtypes:
-            for rows in (1, 2, draws.random.randint(5, 40)):
+            few = (1, 2) if dtype == torch.float16 else (draws.random.randint(1, 2),)
+            for rows in (*few, draws.random.randint(5, 40)):
                 width = draws.random.choice((24, 40, 48, 64))
                 first = draws.random.random() < 0.5
                 yield layer_case(

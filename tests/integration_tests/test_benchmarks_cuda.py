@@ -15,12 +15,11 @@ from benchmarks.cuda import __main__ as command
 from benchmarks.cuda import chat, choosing, correctness, estimate, parts, speed
 from benchmarks.cuda.bench import Bench
 from benchmarks.cuda.shapes import SHAPES, TINY, Shape, tensors_of
+from benchmarks.cuda.stand_in import stand_in
 from benchmarks.cuda.what_runs import Fallback, what_runs
-from langchain_rwkv_state.engine import Sampling
-from langchain_rwkv_state.engine.sampler import Sampler, scan_rows
+from langchain_rwkv_state.engine.sampler import Sampler
 from langchain_rwkv_state.runtime import load_runtime
 from langchain_rwkv_state.runtime.handle import RuntimeHandle
-from langchain_rwkv_state.runtime.sampling import Found
 from langchain_rwkv_state.runtime.slots import StateSlots
 
 STAND_IN = """
@@ -53,6 +52,12 @@ class RWKV7:
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     return tmp_path_factory.mktemp("gpu")
+
+
+@pytest.fixture(autouse=True)
+def _card(monkeypatch):
+    """The same stand-in for a card as in a dry run."""
+    stand_in(monkeypatch)
 
 
 @pytest.fixture
@@ -225,86 +230,40 @@ def test_nine_in_ten_activations_of_a_channel_mix_are_zero():
 def test_differences_are_found(bench, monkeypatch):
     made = bench("correct 0.1B")
     correctness.check(made, "0.1B")
-    assert len(made.checks) == 4 * 3
+    assert len(made.checks) == len(correctness.LIMITS)
     assert all(check.passed for check in made.checks)
+    monkeypatch.setattr(correctness, "apart", lambda ours, expected: 1.0)
+    monkeypatch.setattr(correctness, "LIMITS", {"fp32": 1e-4})
+    wrong = bench("correct 0.1B")
+    correctness.check(wrong, "0.1B")
+    assert not any(check.passed for check in wrong.checks)
+
+
+def test_a_difference_is_relative_to_what_was_expected():
     found = torch.randn(3, 100)
     assert correctness.apart(found, found) == 0
     assert correctness.apart(1.01 * found, found) == pytest.approx(0.01, rel=0.01)
 
 
-class Chooser(StateSlots):
-    """Stands in for slots of a card: the host chooses, by what the card would be told."""
-
-    served = 8
-
-    def __init__(self, runtime, count, *, wrong=False):
-        super().__init__(runtime, count)
-        self.wrong, self.samplers, self.last, self.apart = wrong, {}, {}, {}
-
-    def count_by(self, tokenizer, increments):
-        pass
-
-    def load_sampler(self, slot, state):
-        penalties = {"presence_penalty": state.presence, "frequency_penalty": state.frequency}
-        sampler = Sampler(Sampling(state.temperature, state.top_p, state.top_k, **penalties))
-        sampler._key, sampler.n_chosen = state.key, state.n
-        self.samplers[slot] = sampler
-
-    def launch(self, reads):
-        for read in reads:
-            assert read.slot not in self.apart  # else it was not confirmed
-            if read.ids is None:
-                self.apart[read.slot] = self.get(read.slot)
-        logits = self.read([(r.slot, r.ids or [self.last[r.slot]]) for r in reads]).clone()
-        step = Step(logits)
-        for read, row in zip(reads, step.rows, strict=True):
-            token = self.samplers[read.slot].choose(row) if read.choose else None
-            self.samplers[read.slot].saw(token, b"x")
-            self.last[read.slot] = token
-            step.chosen.append(token + self.wrong)
-        return step
-
-    def confirm(self, slot, token):
-        self.apart.pop(slot, None)
-
-    def abandon(self, slot):
-        self.put(slot, self.apart.pop(slot))
-
-
-class Step:
-    def __init__(self, logits):
-        self.rows = scan_rows(logits)
-        self.chosen = []
-
-    def found(self):
-        pairs = zip(self.rows, self.chosen, strict=True)
-        return [Found(row.best, row.finite, chosen) for row, chosen in pairs]
-
-    def logits(self, number):
-        return self.rows[number].scores
-
-
-@pytest.mark.parametrize("wrong", [False, True])
+@pytest.mark.parametrize("wrong", [0, 1])
 def test_choices_are_set_beside_the_cpus(bench, monkeypatch, wrong):
-    def opened(runtime, count):
-        return Chooser(runtime, count, wrong=wrong)
+    class Off(Sampler):
+        def choose(self, row, allowed=None):
+            return super().choose(row, allowed) + wrong
 
-    monkeypatch.setattr(choosing, "open_slots", opened)
+    monkeypatch.setattr(choosing, "Sampler", Off)
     made = bench("choosing")
     choosing.choosing(made)
     (check,) = made.checks
-    assert check.passed is not wrong
+    assert check.measured == wrong * check.n * len(choosing.SETTINGS)
+    assert check.passed is not bool(wrong)
     assert made.cut == ["waits and requests of a recorded step: there is no card"]
 
 
 def test_a_card_that_leaves_choosing_to_the_host_is_an_error(bench, monkeypatch):
-    made = bench("choosing")
-    path = made.model("0.1B")
-    monkeypatch.setattr(Bench, "dry", False)
-    monkeypatch.setattr(Bench, "model", lambda self, name: path)
-    monkeypatch.setattr(Bench, "strategy", lambda self: "native cpu fp32")
-    with pytest.raises(RuntimeError, match="leaves choosing to the host"):
-        choosing.choosing(made)
+    monkeypatch.setattr(choosing, "open_slots", StateSlots)
+    with pytest.raises(Fallback, match="leaves choosing to the host"):
+        choosing.choosing(bench("choosing"))
 
 
 @pytest.mark.parametrize(("fails", "waits"), [(None, 0), ("called a synchronizing operation", 1)])
@@ -352,6 +311,34 @@ def test_peers_are_set_beside_ours_with_states_like_theirs(bench):
     assert [peer.name for peer in found["fp32"]] == [speed.ALBATROSS, speed.PACKAGE, speed.FLA]
     assert [peer.name for peer in found["fp16"]] == [speed.ALBATROSS]
     assert all(found[states][0].command[-1] == states for states in found)
+
+
+class Small:
+    """A contender on a card with room for so many."""
+
+    one_by_one = False
+
+    def __init__(self, room, said="CUDA out of memory"):
+        self.room, self.said = room, said
+
+    def seconds(self, cell, *, times=None):
+        if cell.n > self.room:
+            raise RuntimeError(self.said)
+        return 0.5
+
+
+def test_a_cell_that_does_not_fit_is_left_out_and_the_others_are_not(bench):
+    made = bench("speed 1.5B")
+    made.results["beside"] = {}
+    speeds, found = {}, {}
+    with pytest.raises(speed.Ended, match="illegal"):
+        speed._alone(made, "7.2B", {}, Small(0, "an illegal memory access"))
+    made.results["alone"] = {"fp32": speeds}
+    speed._alone(made, "7.2B", speeds, Small(1))
+    assert speeds == {"B=1": 4.0}
+    assert made.cut == [f"7.2B, {cell}: CUDA out of memory" for cell in ("B=2", "prefill 8")]
+    speed._beside(made, "7.2B, fla", found, {"ours": Small(8), "peer": Small(1)})
+    assert found == {"B=1": {"ours": 4.0, "peer": 4.0}}
 
 
 def test_without_a_checkout_albatross_is_left_out_by_name(bench):
@@ -427,9 +414,10 @@ def test_weights_and_states_are_read_once_a_step():
     layers = 32 * SHAPES["7.2B"].layer_numbers * 2 / 1.5e12 * 1000
     assert layers < found.parts["products"] < 1.05 * layers
     states = 2 * 4 * 64 * SHAPES["7.2B"].state_numbers / 1.5e12 * 1000
-    assert states < found.parts["states"] < 1.1 * states
+    assert states < found.parts["time-mix"] < 1.1 * states
     assert (
-        estimated("7.2B", "5090", 64, state_bytes=2).parts["states"] < 0.6 * found.parts["states"]
+        estimated("7.2B", "5090", 64, state_bytes=2).parts["time-mix"]
+        < 0.6 * found.parts["time-mix"]
     )
 
 
@@ -445,11 +433,15 @@ def test_the_goal_is_within_reach_where_albatross_published():
         assert estimated(name, card, rows).tokens_a_second > estimate.GOAL * published
 
 
+def test_the_page_shows_the_arithmetic_as_it_is():
+    assert estimate.page() in tables.PAGE.read_text("utf-8")
+
+
 def test_the_hosts_time_can_be_given():
     assert estimate.parsed(["64=2.5"])[64] == 2.5
     with pytest.raises(SystemExit, match="not '64'"):
         estimate.parsed(["64"])
-    head, rows = estimate.table(["1.5B"], ["H100"], {1: 0.3})
+    head, rows = estimate.table([("1.5B", "H100")], {1: 0.3})
     assert [len(row) for row in rows] == [len(head)] * 2
 
 

@@ -28,9 +28,12 @@ from langchain_rwkv_state import (
     PrefixStateCache,
     RWKVStateHistory,
 )
+from langchain_rwkv_state.engine import Limits
 from langchain_rwkv_state.engine import engine as engine_module
 from langchain_rwkv_state.messages import marker
 from langchain_rwkv_state.prompt.template import WorldTemplate
+from langchain_rwkv_state.runtime.base import Budgets
+from langchain_rwkv_state.runtime.handle import RuntimeHandle
 from langchain_rwkv_state.runtime.registry import MODELS
 from langchain_rwkv_state.store.resources import OPEN_STORES
 from langchain_rwkv_state.tokenizer import JsonTokenizer
@@ -250,6 +253,17 @@ class TestLimits:
             another = ChatRWKV(model=own_model, store=store, slots=4)
             assert another.loaded().engine.limits.slots == 4
         another.unload()
+        plain.unload()
+
+    def test_a_budget_that_nobody_sets_is_the_devices_own(self, own_model, store, monkeypatch):
+        monkeypatch.setattr(RuntimeHandle, "budgets", Budgets(2048, 512))
+        plain = ChatRWKV(model=own_model, store=store, slots=3)
+        engine = plain.loaded().engine
+        assert engine.limits == Limits(slots=3, prefill_budget=512)
+        asked = ChatRWKV(model=own_model, store=store, prefill_budget=plain.prefill_budget)
+        asked.loaded()
+        assert engine.limits == Limits(slots=3, prefill_budget=64)  # for somebody said so
+        asked.unload()
         plain.unload()
 
     def test_no_more_are_served_at_once_than_slots(self, own_model, store):

@@ -14,7 +14,7 @@ SWITCHED_OFF = (
     "kernels run one by one: unset it"
 )
 NO_TRITON = (
-    "Triton is not installed, so PyTorch's own kernels do the work of this package's: pip install "
+    "Triton is not installed, so PyTorch's own kernels run one by one: pip install "
     "'langchain-rwkv-state[cuda]'"
 )
 
@@ -22,16 +22,16 @@ NO_TRITON = (
 def refused(reason: str) -> str:
     """Returns the words for kernels that do not compile, or do not compute what they should."""
     return (
-        f"the Triton kernels are not used ({reason}), but PyTorch's own: install the Triton that "
-        "belongs to this PyTorch, and tell us what `rwkv-state doctor` says"
+        f"the Triton kernels are not used ({reason}), so PyTorch's own run one by one: install the "
+        "Triton that belongs to this PyTorch, and tell us what `rwkv-state doctor` says"
     )
 
 
-def not_recorded(reason: str) -> str:
-    """Returns the words for steps that are not recorded as CUDA graphs."""
+def not_recorded(size: int, reason: str) -> str:
+    """Returns the words for steps of a size that are not recorded as CUDA graphs."""
     return (
-        f"decoding is not recorded as a CUDA graph ({reason}), so each kernel is started by "
-        "itself: free memory on the card, and tell us what `rwkv-state doctor` says"
+        f"steps of {size} tokens are not recorded as a CUDA graph ({reason}), so each kernel is "
+        "started by itself: free memory on the card, and tell us what `rwkv-state doctor` says"
     )
 
 

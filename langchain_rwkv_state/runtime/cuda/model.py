@@ -158,8 +158,11 @@ class CudaModel:
         room = self._made(served, _CELLS_A_SLOT * served, record=self._kernels.recordable)
         room.asked = count
         if room.recordings is not None:
-            logger.info("Recording steps of up to %d tokens on %s", served, self._device)
-            room.recordings.record_all()
+            room.recordings.record_all(
+                lambda done, count: logger.info(
+                    "Recorded %d of %d sizes of steps on %s", done, count, self._device
+                )
+            )
         return room
 
     def _fitting(self, count: int) -> int:
@@ -172,7 +175,8 @@ class CudaModel:
             rows=self.budgets.most_rows,
             slots=count,
         )
-        torch.cuda.empty_cache()
+        with recordings.capturing:  # of another model, which this would break
+            torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info(self._device)
         each = cell_bytes(self.layout, self._state_dtype)
         cells = cells_that_fit(_CELLS_A_SLOT * count, each, free=free, reserve=shape.reserve_bytes)
@@ -193,5 +197,6 @@ class CudaModel:
     def _unrecorded(self) -> tuple[str, ...]:
         if self._room is None or self._room.recordings is None:
             return ()
-        failed = self._room.recordings.failed
-        return tuple({fallbacks.not_recorded(why): None for why in failed.values()})
+        return tuple(
+            fallbacks.not_recorded(size, why) for size, why in self._room.recordings.failed.items()
+        )

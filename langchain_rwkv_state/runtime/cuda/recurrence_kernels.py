@@ -9,6 +9,8 @@ ends within one, its rows are pieces that know nothing of each other.
 
 Products are in "tf32x3" (three products of TF32 that together are near fp32) on tensor cores, or in
 "ieee" where there are none. All but the sizes is told at run time, so that no step compiles anew.
+Warps and stages are chosen so that registers suffice on every card, not by speed: nothing of this
+has run on one.
 
 T rows of G segments with P parts, C cells, H heads, N head size, D width, L chunk length.
 """
@@ -299,25 +301,32 @@ def _prepare(
     shrunk = tl.exp(-until)
     b *= shrunk
     k *= shrunk
-    # The inverse of 1 - tril(A B', -1), row by row; the product's upper half is B A'.
-    removed = tl.where(later, tl.dot(b, tl.trans(a), input_precision=precision), 0.0)
-    inverse = tl.where(number[:, None] == number[None, :], 1.0, 0.0)
-    for line in range(1, chunk):
-        factors = tl.sum(tl.where(number[None, :] == line, removed, 0.0), 1)
-        added = tl.sum(factors[:, None] * inverse, 0)
-        inverse += tl.where(number[:, None] == line, added[None, :], 0.0)
+    # In an order and form in which registers suffice: AB' would keep the operands of the others.
+    removed = tl.trans(tl.dot(b, tl.trans(a), input_precision=precision))
+    removed = tl.where(strict, removed, 0.0)
     ak = tl.where(strict, tl.dot(a, tl.trans(k), input_precision=precision), 0.0)
     rb = tl.where(lower, tl.dot(r, tl.trans(b), input_precision=precision), 0.0)
     rk = tl.where(lower, tl.dot(r, tl.trans(k), input_precision=precision), 0.0)
+    u_values = tl.dot(ak, v, input_precision=precision)
+    y_values = tl.dot(rk, v, input_precision=precision)
+    # The inverse of 1 - tril(A B', -1), in blocks on the diagonal that grow from two rows to all.
+    # (1 + M times 1 + M^2, and so on, would be as short, but M's powers may grow large.)
+    tl.static_assert(chunk == 16)
+    across, down = number[:, None], number[None, :]
+    inverse = tl.where(across // 2 == down // 2, removed, 0.0) + tl.where(across == down, 1.0, 0.0)
+    for level in range(1, 4):
+        between = (across >> (level + 1) == down >> (level + 1)) & (
+            across >> level != down >> level
+        )
+        below = tl.dot(tl.where(between, removed, 0.0), inverse, input_precision=precision)
+        inverse = tl.dot(inverse, below, inverse, input_precision=precision)
     u_state = tl.dot(inverse, a, input_precision=precision)
     tl.store(made_at + token, u_state, mask=inside)
     y_state = tl.dot(rb, u_state, r, input_precision=precision)
     tl.store(made_at + plane + token, y_state, mask=inside)
-    u_values = tl.dot(ak, v, input_precision=precision)
     u_values = tl.dot(inverse, u_values, input_precision=precision)
     tl.store(made_at + 4 * plane + token, u_values, mask=inside)
-    y_values = tl.dot(rb, u_values, input_precision=precision)
-    y_values = tl.dot(rk, v, y_values, input_precision=precision)
+    y_values = tl.dot(rb, u_values, y_values, input_precision=precision)
     tl.store(made_at + 5 * plane + token, y_values, mask=inside)
 
 

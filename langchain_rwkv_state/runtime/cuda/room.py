@@ -207,19 +207,16 @@ class Room:
         step = Step(len(jobs))
         # A caller's autocast would change the dtypes.
         with self._on_device(), torch.no_grad(), torch.autocast(self._device.type, enabled=False):
-            self.transfers.settle(
-                cell
-                for job in jobs
-                for cell in (job.source, job.target, *(into for _, into in job.marks))
-            )
+            written = [
+                cell for job in jobs for cell in (job.target, *(into for _, into in job.marks))
+            ]
+            self.transfers.settle(written, read=[job.source for job in jobs])
             masks = self._load_masks(jobs)
             if singles:
                 self._decode(jobs, singles, masks, step)
             for numbers in self._passes(jobs, others):
                 self._prefill(jobs, numbers, masks, step)
-            self.transfers.wrote(
-                cell for job in jobs for cell in (job.target, *(into for _, into in job.marks))
-            )
+            self.transfers.wrote(written)
         return step
 
     # -- one id each -------------------------------------------------------------------------
@@ -271,6 +268,7 @@ class Room:
         pad = (1, self.samplers.spare, self.cells.spare, self.cells.spare, 0, -1)
         static.inputs.copy_(torch.tensor(pad, dtype=torch.int32).unsqueeze(1))
         static.inputs[_BEFORE] = 0  # another cell than it is written to: the same each time
+        self.transfers.settle((), read=[0])
         return lambda: self._run(static)
 
     def _results_of(self, size: int) -> list[Tensor]:

@@ -140,14 +140,15 @@ def _mix(
     row, first = tl.program_id(0), tl.program_id(1) * each
     cols = tl.arange(0, block)
     there = cols < width
-    x = _sum(x_at, add_at, row, cols, width, adds)
-    normed = _normed(x, weight_at, bias_at, cols, width)
     before, after = tl.load(before_at + row), tl.load(after_at + row)
     if apart or before >= 0:
-        back = tl.load(cells_at + before.to(tl.int64) * width + cols, mask=there, other=0.0)
+        kept = tl.load(cells_at + before.to(tl.int64) * width + cols, mask=there, other=0.0)
+        back = kept.to(x_at.dtype.element_ty)
     else:
         above = _sum(x_at, add_at, row - 1, cols, width, adds)
         back = _normed(above, weight_at, bias_at, cols, width)
+    x = _sum(x_at, add_at, row, cols, width, adds)
+    normed = _normed(x, weight_at, bias_at, cols, width)
     if first == 0:
         if adds:
             tl.store(total_at + row * width + cols, x, mask=there)

@@ -35,7 +35,9 @@ class Transfers:
         self._arrays = (cells.att_x, cells.wkv, cells.ffn_x)
         self._ring = Ring(cells.layout.nbytes, depth=AT_ONCE)
         self._aside = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]  # torch
-        self._moving: dict[int, torch.cuda.Event] = {}
+        # By cell: the copy into it, the copy out of it, and the work that wrote it last.
+        self._coming: dict[int, torch.cuda.Event] = {}
+        self._going: dict[int, torch.cuda.Event] = {}
         self._written: dict[int, torch.cuda.Event] = {}
         for array in self._arrays:
             # Their memory is not to serve others while a copy is on its way.
@@ -48,7 +50,6 @@ class Transfers:
         """
         buffer = self._ring.next()
         staged = self._parts(buffer)
-        self._written.pop(cell, None)
         for number, part in enumerate(staged):
             for kept, tensor in zip(part, tensors[number::3], strict=True):
                 as_bytes(kept)[...] = as_bytes(tensor.contiguous())
@@ -57,8 +58,8 @@ class Transfers:
             for array, part in zip(self._arrays, staged, strict=True):
                 # The card itself makes fp16 of fp32, and spreads a state over the layers.
                 array[:, cell] = part.to(self._device, non_blocking=True)
-            self._moving[cell] = self._aside.record_event()
-        buffer.used(self._moving[cell])
+            done = self._coming[cell] = self._aside.record_event()
+        buffer.used(done)
 
     def begin_get(self, cell: int) -> Callable[[], list[Tensor]]:
         """Begins to copy a cell's state out, as it is behind the work given so far.
@@ -80,17 +81,24 @@ class Transfers:
         with torch.cuda.stream(self._aside):
             for array, part in zip(self._arrays, staged, strict=True):
                 part.copy_(array[:, cell].to(part.dtype).contiguous(), non_blocking=True)
-            done = self._moving[cell] = self._aside.record_event()
+            done = self._going[cell] = self._aside.record_event()
 
         def taken() -> list[Tensor]:
             return [_copied(part) for layer in zip(*staged, strict=True) for part in layer]
 
         return buffer.comes(done, taken)
 
-    def settle(self, cells: Iterable[int]) -> None:
-        """Makes work that is given to the card after this wait for these cells' copies."""
-        for cell in cells:
-            event = self._moving.pop(cell, None)
+    def settle(self, cells: Iterable[int], *, read: Iterable[int] = ()) -> None:
+        """Makes work that is given to the card after this wait for copies.
+
+        Args:
+            cells: Cells that the work may write.
+            read: Cells that it only reads, beside which they may still be copied out.
+        """
+        written = list(cells)
+        waited = [self._going.pop(cell, None) for cell in written]
+        waited += [self._coming.pop(cell, None) for cell in (*written, *read)]
+        for event in waited:
             if event is not None:
                 event.wait(torch.cuda.current_stream(self._device))
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
+from langchain_rwkv_state.runtime.base import Budgets
 from langchain_rwkv_state.runtime.checkpoint import Checkpoint
 from langchain_rwkv_state.runtime.held import Held
 from langchain_rwkv_state.runtime.native import build
@@ -28,7 +29,7 @@ from langchain_rwkv_state.state import RWKVState, StateLayout
 if TYPE_CHECKING:
     from langchain_rwkv_state.runtime.handle import RuntimeHandle
 
-MAX_ROWS = 512
+MAX_ROWS = Budgets.most_rows
 """Most ids read in one pass: more is no faster, and takes more memory."""
 
 NO_COMPILER = (

@@ -1,8 +1,8 @@
 """Chooses tokens from many rows of logits by one call into `sampling.cpp`.
 
-It hands rows over; what the numbers mean is said in `engine/choices.py`, which does the same in
-NumPy and is the oracle of the tests. The structures hold bare addresses: the call keeps every array
-behind them until it is over.
+It hands rows over; what a choice is made of is said in `runtime/sampling.py`, and how it is made in
+`engine/choices.py`, which does the same in NumPy and is the oracle of the tests. The structures
+hold bare addresses: the call keeps every array behind them until it is over.
 """
 
 from __future__ import annotations

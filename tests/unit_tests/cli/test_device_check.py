@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
 from typing import Any
@@ -19,6 +20,18 @@ from langchain_rwkv_state.runtime.cuda import fallbacks
 GIB = 1 << 30
 
 
+class _Nvml:
+    """The library of the driver, as far as it is asked."""
+
+    def nvmlInit_v2(self) -> int:  # its name
+        return 0
+
+    def nvmlSystemGetDriverVersion(self, said: ctypes.Array[ctypes.c_char], size: int) -> int:
+        assert size == len(said)
+        said.value = b"570.86.15"
+        return 0
+
+
 def found() -> dict[str, Finding]:
     return {finding.name: finding for finding in check_devices()}
 
@@ -34,6 +47,7 @@ def two_cards(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: ["H100", "A100"][number])
     monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: 12080, raising=False)
     monkeypatch.setattr(torch.version, "cuda", "12.6")
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: _Nvml())
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
     monkeypatch.delenv("RWKV_STATE_COMPILED", raising=False)
     return monkeypatch
@@ -45,7 +59,7 @@ def test_each_card_is_named_with_its_memory_and_what_runs_there() -> None:
     assert said["cuda:0"].value == "H100, compute capability 9.0, 75.2 GB free of 85.9 GB"
     assert said["cuda:1"].value == "A100, compute capability 8.0, 3.2 GB free of 85.9 GB"
     assert said["cuda:1"].figure == 3 * GIB
-    assert said["driver"].value == "for CUDA 12.8; PyTorch is built for CUDA 12.6"
+    assert said["driver"].value == "570.86.15, for CUDA 12.8; PyTorch is built for CUDA 12.6"
     assert said["triton"].value
     assert said["auto"].value == "cuda fp16"
     assert not any(finding.advice for finding in said.values())
@@ -91,14 +105,15 @@ def test_a_card_that_pytorch_cannot_use_is_told(
     assert bool(said["cuda"].advice) == bool(advice)
     assert said["auto"].value == "cpu fp32"
     assert cards.found() == []
+    assert cards.driver().startswith("a release that it does not name")
 
 
 def test_what_a_loaded_runtime_says_is_shown() -> None:
     class Loaded:
-        fallbacks = (fallbacks.refused("CompilationError: sm_52"), fallbacks.not_recorded("why"))
+        fallbacks = (fallbacks.refused("CompilationError: sm_52"), fallbacks.not_recorded(8, "why"))
 
     first, second = slower_of(Loaded())
-    assert "(CompilationError: sm_52), but PyTorch's own" in first.value
+    assert "(CompilationError: sm_52), so PyTorch's own" in first.value
     assert first.advice.startswith("install the Triton that belongs to this PyTorch")
     assert second.advice.startswith("free memory")
     assert not list(slower_of(object()))

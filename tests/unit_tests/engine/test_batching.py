@@ -17,7 +17,15 @@ import pytest
 import torch
 from langchain_core.messages import HumanMessage
 
-from langchain_rwkv_state.engine import Delta, Done, Engine, Request, RequestHandle, Sampling
+from langchain_rwkv_state.engine import (
+    Delta,
+    Done,
+    Engine,
+    Limits,
+    Request,
+    RequestHandle,
+    Sampling,
+)
 from langchain_rwkv_state.engine import engine as engine_module
 from langchain_rwkv_state.engine.sequence import TokenSequence
 from langchain_rwkv_state.engine.slots import SlotPool
@@ -27,6 +35,7 @@ from langchain_rwkv_state.errors import (
     EngineError,
     StateMismatch,
 )
+from langchain_rwkv_state.runtime.base import Budgets
 from tests.helpers.fake_runtime import FakeRuntime
 from tests.helpers.scripted import GREEDY, TEMPLATE, WORLD, scripted
 
@@ -190,6 +199,18 @@ class TestWaiting:
             handle.result()
         assert [len(ids) for ids in runtime.batches[1]] == [22, 21, 21]
         assert max(sum(map(len, batch)) for batch in runtime.batches) == 64
+
+    def test_what_is_read_in_a_step_suits_the_device_where_nobody_says_more(
+        self, runtime, serve, monkeypatch
+    ):
+        monkeypatch.setattr(runtime, "budgets", Budgets(100, 30), raising=False)
+        assert serve().limits == Limits(prefill_budget=30)
+        assert serve(prefill_budget=7).limits == Limits(prefill_budget=7)
+        serve().submit(Request(runtime.zero_state(), [7] * 250)).result()
+        assert [len(ids) for ids in runtime.calls] == [100, 100, 50]
+        runtime.calls.clear()
+        serve(prefill_chunk=200).submit(Request(runtime.zero_state(), [7] * 250)).result()
+        assert [len(ids) for ids in runtime.calls] == [200, 50]
 
     def test_decoding_and_prompts_share_one_pass(self, runtime, serve):
         engine = serve()

@@ -17,14 +17,12 @@ from langchain_rwkv_state.runtime.cuda.kernels import PlainKernels
 from langchain_rwkv_state.runtime.cuda.model import CudaModel
 from langchain_rwkv_state.runtime.cuda.recordings import CudaGraphs
 from langchain_rwkv_state.runtime.cuda.room import Room
-from langchain_rwkv_state.runtime.cuda.sampling import SamplerArrays
 from langchain_rwkv_state.runtime.handle import RuntimeHandle
-from tests.helpers.card import card_runtime, host_runtime
+from tests.helpers.card import card_runtime, greedy, host_runtime
 from tests.helpers.cuda_stand_in import StandIn
 from tests.helpers.scripted import WORLD
 
 VOCAB = 65_536
-SHAPE = {"n_embd": 64, "head_size": 32, "vocab": VOCAB}
 
 
 @pytest.fixture
@@ -71,8 +69,8 @@ def near(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def test_a_crowd_gets_on_a_card_what_it_gets_on_the_cpu(cards: StandIn) -> None:
-    ours = answers(card_runtime(**SHAPE), 24, slots=5)
-    theirs = answers(host_runtime(**SHAPE), 24, slots=5)
+    ours = answers(card_runtime(vocab=VOCAB), 24, slots=5)
+    theirs = answers(host_runtime(vocab=VOCAB), 24, slots=5)
     for found, expected in zip(ours, theirs, strict=True):
         assert found.text == expected.text
         assert found.answer_ids == expected.answer_ids
@@ -81,22 +79,6 @@ def test_a_crowd_gets_on_a_card_what_it_gets_on_the_cpu(cards: StandIn) -> None:
             assert near(found.state[name], expected.state[name])
         for one, other in zip(found.checkpoints, expected.checkpoints, strict=True):
             assert all(near(one[name], other[name]) for name in other)
-
-
-def greedy(
-    logits: torch.Tensor,
-    slot: torch.Tensor,
-    choose: torch.Tensor,
-    mask_at: torch.Tensor,
-    masks: torch.Tensor,
-    arrays: SamplerArrays,
-    out: torch.Tensor,
-) -> None:
-    """A choice that can be recorded; `sampling.sample` asks the card how it goes on."""
-    best = logits.argmax(1).int()
-    out.copy_(torch.stack([torch.where(choose != 0, best, -1), best, torch.ones_like(best)]))
-    at = slot.long()
-    arrays.last[at] = torch.where(choose != 0, best, arrays.last[at])
 
 
 def watched(cards: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,10 +109,12 @@ def watched(cards: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_is_read_before_it_is_there(
     cards: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"sampling": Sampling(temperature=0)}
-    expected = [done.answer_ids for done in answers(host_runtime(**SHAPE), 16, slots=4, **settings)]
+    settings: dict[str, Any] = {"sampling": Sampling(temperature=0)}
+    expected = [
+        done.answer_ids for done in answers(host_runtime(vocab=VOCAB), 16, slots=4, **settings)
+    ]
     watched(cards, monkeypatch)
-    runtime = card_runtime(kernels=ChosenKernels(PlainKernels(), greedy), **SHAPE)
+    runtime = card_runtime(kernels=ChosenKernels(PlainKernels(), greedy), vocab=VOCAB)
     model = runtime._open()
     assert isinstance(model, CudaModel)
     found = [done.answer_ids for done in answers(runtime, 16, slots=4, **settings)]

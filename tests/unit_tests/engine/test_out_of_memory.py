@@ -21,10 +21,12 @@ from langchain_rwkv_state.engine.slots import SlotPool
 from langchain_rwkv_state.errors import EngineError
 from langchain_rwkv_state.grammar.constraint import json_schema_constraint
 from langchain_rwkv_state.prefix_cache import Caching, PrefixStateCache
+from langchain_rwkv_state.runtime.base import Budgets
 from langchain_rwkv_state.runtime.native.model import NativeSlots
-from langchain_rwkv_state.runtime.slots import Reads, StateSlots
+from langchain_rwkv_state.runtime.slots import Read, Reads, StateSlots
 from langchain_rwkv_state.state import RWKVState
 from langchain_rwkv_state.tokenizer import JsonTokenizer
+from tests.helpers.ahead_slots import AheadSlots
 from tests.helpers.checkpoints import write_tokenizer
 from tests.helpers.fake_runtime import FakeRuntime
 from tests.helpers.scripted import GREEDY
@@ -34,10 +36,13 @@ NO_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB"
 ROOM = json_schema_constraint({"type": "object", "properties": {"room": {"type": "integer"}}})
 
 
-class TightSlots(StateSlots):
+Fails = Callable[[StateSlots, str], bool]
+
+
+class _Tight(StateSlots):
     """Slots that fail where they are told to; a pass that fails leaves states spoilt."""
 
-    def __init__(self, runtime: Any, count: int, fails: Callable[[TightSlots, str], bool]) -> None:
+    def __init__(self, runtime: Any, count: int, fails: Fails) -> None:
         super().__init__(runtime, count)
         self._fails = fails
 
@@ -57,21 +62,35 @@ class TightSlots(StateSlots):
         self._try("copy")
         super().copy(source, target)
 
+
+class TightSlots(_Tight):
+    """On the host."""
+
     def read(self, reads: Reads) -> torch.Tensor:
         logits = super().read(reads)  # into each, and then it fails
         self._try("read")
         return logits
 
 
-def tighten(runtime: FakeRuntime, fails: Callable[[TightSlots, str], bool]) -> list[int]:
+class TightAheadSlots(_Tight, AheadSlots):
+    """As on a card, a step ahead."""
+
+    def launch(self, reads: Sequence[Read]) -> Any:
+        step = super().launch(reads)
+        self._try("read")
+        return step
+
+
+def tighten(runtime: Any, fails: Fails, *, ahead: bool = False) -> list[int]:
     """Gives a runtime slots that fail; returns the numbers that are opened, as they are."""
     opened: list[int] = []
 
-    def slots(count: int) -> TightSlots:
+    def slots(count: int) -> StateSlots:
         opened.append(count)
-        return TightSlots(runtime, count, fails)
+        return (TightAheadSlots if ahead else TightSlots)(runtime, count, fails)
 
-    runtime.slots = slots  # type: ignore[attr-defined]
+    runtime.slots = slots
+    runtime.budgets = Budgets(grows=not ahead)
     return opened
 
 
@@ -188,7 +207,7 @@ def test_what_does_not_fit_alone_fails_alone_and_says_what_to_do(runtime, serve,
 
 
 def test_other_failures_of_the_device_end_those_that_are_served(runtime, serve):
-    def fails(slots: TightSlots, act: str) -> bool:
+    def fails(slots: StateSlots, act: str) -> bool:
         if act == "read":
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         return False
@@ -265,11 +284,11 @@ def request_of(
 
 
 def answers(
-    tokenizer: JsonTokenizer, names: Sequence[int], fails: Callable[[TightSlots, str], bool]
+    tokenizer: JsonTokenizer, names: Sequence[int], fails: Fails, *, ahead: bool = False
 ) -> list[tuple[Done, str, list[int]]]:
     """Serves requests of these names together; returns end, text and progress of each."""
     runtime, cache = FakeRuntime(tokenizer.vocab_size), PrefixStateCache()
-    tighten(runtime, fails)
+    tighten(runtime, fails, ahead=ahead)
     engine = Engine(runtime, tokenizer, slots=4, prefill_chunk=24, prefill_budget=8)
     progress: list[list[int]] = [[] for _ in names]
     handles = [
@@ -289,22 +308,23 @@ def answers(
     return found
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=60)
 @given(
     names=st.lists(st.integers(0, 90), min_size=1, max_size=6, unique=True),
     acts=st.sampled_from([("read",), ("read", "put", "get", "copy"), ("get",), ("copy", "put")]),
     every=st.sampled_from([3, 10, 30]),
     seed=st.integers(0, 2**32),
     shrinks=st.booleans(),
+    ahead=st.booleans(),
 )
 def test_whatever_fails_and_when_answers_and_states_are_those_of_an_undisturbed_run(
-    tokenizer, names, acts, every, seed, shrinks
+    tokenizer, names, acts, every, seed, shrinks, ahead
 ):
     chance, left = random.Random(seed), 12
 
-    def fails(slots: TightSlots, act: str) -> bool:
+    def fails(slots: StateSlots, act: str) -> bool:
         nonlocal left
-        failing = act in acts and left > 0 and (slots.count > 1 or not shrinks)
+        failing = act in acts and left > 0 and (slots.count > 1 + ahead or not shrinks)
         failing = failing and chance.random() < 1 / every
         left -= failing
         return failing
@@ -312,7 +332,7 @@ def test_whatever_fails_and_when_answers_and_states_are_those_of_an_undisturbed_
     undisturbed = answers(tokenizer, names, lambda slots, act: False)
     # Where it shrinks, there is soon one slot, and then enough memory.
     with nullcontext() if shrinks else patch.object(SlotPool, "shrink", stay):
-        disturbed = answers(tokenizer, names, fails)
+        disturbed = answers(tokenizer, names, fails, ahead=ahead)
     for (one, text, seen), (other, other_text, _) in zip(disturbed, undisturbed, strict=True):
         assert (one.text, text, one.finish_reason) == (other.text, other_text, other.finish_reason)
         assert one.state == other.state

@@ -10,6 +10,7 @@ from langchain_rwkv_state.engine import slots as slots_module
 from langchain_rwkv_state.engine.slots import SlotPool
 from langchain_rwkv_state.errors import StateMismatch
 from langchain_rwkv_state.runtime import Slots, open_slots
+from langchain_rwkv_state.runtime.base import Budgets
 from tests.helpers.fake_runtime import FakeRuntime
 
 
@@ -83,6 +84,27 @@ def test_where_memory_allows_no_more_the_number_stays(runtime, monkeypatch, capl
     ]
     pool.close()
     pool.free(kept)  # a slot that is void does no harm
+
+
+def test_the_first_slots_that_are_opened_are_as_many_as_there_is_memory_for(
+    runtime, monkeypatch, caplog
+):
+    tried = []
+
+    def open_few(runtime: FakeRuntime, count: int) -> Slots:
+        tried.append(count)
+        if count > 9:
+            raise MemoryError("no room")
+        return open_slots(runtime, count)
+
+    monkeypatch.setattr(slots_module, "open_slots", open_few)
+    monkeypatch.setattr(runtime, "budgets", Budgets(grows=False), raising=False)
+    pool = SlotPool(runtime, 64)
+    pool.make_room(1)
+    assert (tried, pool.count, pool.most) == ([64, 32, 16, 8], 8, 8)
+    assert [record.message for record in caplog.records] == [
+        "No more than 8 slots could be opened: no room"
+    ]
 
 
 class TestSnapshots:

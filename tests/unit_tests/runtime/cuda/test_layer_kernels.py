@@ -36,6 +36,7 @@ import numpy as np
 import torch
 from triton.runtime import interpreter
 from langchain_rwkv_state.runtime.cuda.layer_kernels import TritonKernels
+from langchain_rwkv_state.runtime.cuda.layer_trial import works
 
 # The interpreter keeps bf16 as bits, and multiplies them as whole numbers.
 product = interpreter.InterpreterBuilder.create_dot
@@ -47,7 +48,9 @@ def create_dot(self, a, b, *rest):
 interpreter.InterpreterBuilder.create_dot = create_dot
 
 cases = torch.load(sys.argv[1], weights_only=False)
-torch.save({name: case.run(TritonKernels()) for name, case in cases.items()}, sys.argv[2])
+results = {name: case.run(TritonKernels()) for name, case in cases.items()}
+results["trial"] = {"why": works(torch.device("cpu"), torch.float16, (2,))}
+torch.save(results, sys.argv[2])
 """
 
 
@@ -59,8 +62,7 @@ def wide_cases() -> Iterator[Case]:
         yield layer_case(draws, "mix", dtype=HALF, rows=2, width=width, ragged=False)
         yield layer_case(draws, "end", dtype=HALF, rows=3, width=width)
     yield layer_case(draws, "mix", dtype=HALF, rows=10, width=96, ragged=False)
-    for rows in (2, 40):
-        yield layer_case(draws, "low_rank", dtype=HALF, rows=rows, width=48, ranks=RANKS)
+    yield layer_case(draws, "low_rank", dtype=HALF, rows=40, width=48, ranks=RANKS)
     yield layer_case(draws, "products", dtype=HALF, rows=4, width=96)
 
 
@@ -230,6 +232,10 @@ def test_ids_in_one_pass_or_in_many_give_the_same_bits(results: dict[str, Result
         assert torch.equal(steps[part], whole[part])
     reached = [1, 3, 4]  # the ends, and the mark
     assert torch.equal(steps["cells"][reached], whole["cells"][reached])
+
+
+def test_the_trial_lets_them_pass(results: dict[str, Results]) -> None:
+    assert results["trial"] == {"why": None}
 
 
 @pytest.mark.parametrize("rows", [5, 40])

@@ -10,6 +10,7 @@ import importlib.util
 import platform
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,16 +203,18 @@ def launched(width: int, dtype: torch.dtype, sizes: tuple[int, ...]) -> list[Lau
     """Returns all that a model of a width launches at some numbers of rows, each kernel once."""
     from langchain_rwkv_state.runtime.cuda.layer_kernels import TritonKernels
 
-    shape: Any = {"dtype": dtype, "width": width, "ranks": SHAPES[width]}
+    shape: Any = {"dtype": dtype, "width": width, "ranks": SHAPES[width], "ragged": False}
     found: dict[tuple[object, ...], Launch] = {}
     for rows in sizes:
-        for kernel in KERNELS:
-            with torch.device("meta"), launches() as launched:
-                case = layer_case(MetaDraws(1), kernel, rows=rows, ragged=False, **shape)
-                if kernel == "mix" and rows > 1:
-                    case.given["at"] = one(rows)
-                case.run(TritonKernels())
-            found |= {launch.compiled: launch for launch in launched}
+        with torch.device("meta"):
+            cases = [layer_case(MetaDraws(1), name, rows=rows, **shape) for name in KERNELS]
+            mix = layer_case(MetaDraws(1), "mix", rows=rows, **shape)
+            mix.given |= {"at": one(rows), "lerp": torch.empty(6, width, dtype=dtype)}
+            wide = replace(mix, given=mix.given | {"at": each(rows)})
+            with launches() as listed:
+                for case in (*cases, mix, wide):
+                    case.run(TritonKernels())
+        found |= {launch.compiled: launch for launch in listed}
     return [*found.values()]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -101,11 +102,44 @@ def test_work_on_a_cell_must_settle_its_copies(card: StandIn) -> None:
     transfers.settle([0, 1])
     advance(cells, 0, 1)
     transfers.begin_get(1)
+    transfers.settle([2], read=[1])
     advance(cells, 1, 2)  # reading beside the copy is right
     with pytest.raises(RaceError, match="may still be reading"):
         advance(cells, 0, 1)
     transfers.settle([1])
     advance(cells, 0, 1)
+
+
+def test_who_reads_a_cell_waits_for_what_comes_into_it_alone(card: StandIn) -> None:
+    cells = open_cells(card)
+    transfers = Transfers(cells)
+    transfers.put(0, some_state(0))
+    transfers.settle([1], read=[0])
+    advance(cells, 0, 1)
+    stream: Any = transfers._aside
+    work, aside = card.current_stream().name, stream.name
+    transfers.begin_get(0)
+    before = card.clock(work)[aside]
+    transfers.settle([2], read=[0])
+    advance(cells, 0, 2)
+    assert card.clock(work)[aside] == before
+    transfers.settle([0])
+    assert card.clock(work)[aside] > before
+
+
+def test_a_copy_out_waits_for_the_work_that_wrote_its_cell_and_none_since(card: StandIn) -> None:
+    cells = open_cells(card)
+    transfers = Transfers(cells)
+    advance(cells, 0, 1)
+    transfers.wrote([1])
+    stream: Any = transfers._aside
+    work = card.current_stream().name
+    written = card.clock(work)[work]
+    advance(cells, 1, 2)
+    transfers.begin_get(1)
+    assert card.clock(stream.name)[work] == written
+    transfers.begin_get(2)
+    assert card.clock(stream.name)[work] > written
 
 
 def test_work_on_other_cells_does_not_wait(card: StandIn) -> None:
