@@ -470,11 +470,11 @@ class TokenSequence:
 
     def _leave_with(self, state: RWKVState | None = None) -> None:
         """Ends with a state, by default the slot's: the caller gets it once it is there."""
-        self._leaves = True
         if state is None:
             self._slots.hand_over(self.slot, self._deliver, self.handle)
         else:
             self._deliver(state)
+        self._leaves = True  # not before: where there is no memory for a copy, it is read again
 
     def _deliver(self, state: RWKVState) -> None:
         request = self._request

@@ -174,6 +174,16 @@ def test_a_request_that_is_alone_gets_the_memory_of_the_slots_beside_it(runtime,
     assert engine.stats().slots == 1
 
 
+@pytest.mark.parametrize("ahead", [False, True])
+def test_an_answer_whose_state_cannot_be_copied_out_comes_all_the_same(runtime, serve, ahead):
+    failing = iter([True])
+    tighten(runtime, lambda slots, act: act == "get" and next(failing, False), ahead=ahead)
+    handle = serve(slots=4).submit(simple(runtime))
+    wait_until(lambda: handle.over)
+    ids = handle.result().answer_ids
+    assert handle.result().state == runtime.forward([5, *ids], runtime.zero_state())[1]
+
+
 def test_a_long_prompt_is_read_in_smaller_pieces(runtime, serve, caplog):
     tighten(runtime, lambda slots, act: act == "read" and len(runtime.batches[-1][0]) > 40)
     prompt, seen = [3] * 200, []

@@ -11,6 +11,7 @@ from langchain_rwkv_state.engine.slots import SlotPool
 from langchain_rwkv_state.errors import StateMismatch
 from langchain_rwkv_state.runtime import Slots, open_slots
 from langchain_rwkv_state.runtime.base import Budgets
+from tests.helpers.ahead_slots import AheadSlots
 from tests.helpers.fake_runtime import FakeRuntime
 
 
@@ -63,6 +64,29 @@ def test_a_state_of_another_model_gets_no_slot(runtime):
     with pytest.raises(StateMismatch, match="another weights"):
         pool.allocate(runtime.zero_state().with_fingerprint("other/fp32/-/-"))
     assert pool.allocate(runtime.zero_state()) == 0
+
+
+def test_slots_that_come_in_a_smaller_number_than_asked_for_are_enough(
+    runtime, monkeypatch, caplog
+):
+    opened = []
+
+    def open_few(runtime: FakeRuntime, count: int) -> Slots:
+        opened.append(count)
+        assert len(opened) < 9, "it opens them for ever"
+        return AheadSlots(runtime, min(count, 3))
+
+    monkeypatch.setattr(slots_module, "open_slots", open_few)
+    runtime.budgets = Budgets(grows=False)
+    pool = SlotPool(runtime, 8)
+    pool.make_room(2)
+    pool.make_room(8)
+    assert (opened, pool.count, pool.most) == ([8], 3, 3)
+    assert [each.message for each in caplog.records] == [
+        "No more than 3 slots could be opened: there is no memory for 8"
+    ]
+    pool.close()
+    assert pool.most == 8
 
 
 def test_where_memory_allows_no_more_the_number_stays(runtime, monkeypatch, caplog):
