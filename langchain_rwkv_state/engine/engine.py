@@ -271,7 +271,9 @@ class Engine:
                 sequence.handle.fail(
                     EngineError("The engine was closed while the request was pending.")
                 )
-        if thread is not None and thread is not threading.current_thread():
+        if thread is None:
+            self._slots.close()  # which `open` may have opened
+        elif thread is not threading.current_thread():
             thread.join()
         self._slots.courier.close()
 

@@ -116,6 +116,7 @@ class TokenSequence:
         # read: where the settled ids part from the prompt, after the prompt, and, last, before the
         # first id whose text is held back, since the answer may end there.
         self._copies: list[tuple[int, Snapshot]] = []
+        self._marked: dict[int, Snapshot] = {}  # by position, copies that nobody has yet
         self._n_firm = 0  # copies that stay whatever is held back
         self._n_read = 0  # ids, the prompt's and sampled ones, that the slot's own state has read
         # Whether what is read behind the prompt can stand in the state behind the answer.
@@ -279,6 +280,8 @@ class TokenSequence:
     def leave(self) -> None:
         """Gives its slots back."""
         self._drop_copies()
+        while self._marked:
+            self._marked.popitem()[1].drop()
         slot, self._slot = self._slot, None
         if slot is not None:
             self._slots.free(slot)
@@ -304,7 +307,8 @@ class TokenSequence:
         self._at += count
         self._n_read += count
         if self.prefills:
-            self._note_prefill({before + after: copy for after, copy in (marked or {}).items()})
+            self._marked = {before + after: copy for after, copy in (marked or {}).items()}
+            self._note_prefill()
         if self._at < len(self._unread):
             return False
         if self.prefills and self._replay():
@@ -365,20 +369,17 @@ class TokenSequence:
         self._read(_Phase.DECODE, choice.ids)
         return self.n_sampled - before
 
-    def _note_prefill(self, marked: Mapping[int, Snapshot]) -> None:
-        """Copies the state where a copy is wanted, for whoever wants it.
-
-        Args:
-            marked: Copies that there are already, by position.
-        """
+    def _note_prefill(self) -> None:
+        """Copies the state where a copy is wanted, for whoever wants it."""
         request, at = self._request, self._at
         end = len(request.prompt)
         if request.on_progress is not None and at > self._progress:
             self._progress = at
             request.on_progress(at, end)
         copy = None  # of the state here
-        for place in sorted({*marked, *({at} & self.snapshots)}):
-            found = self._snapshot_prompt(place, marked.get(place))
+        for place in sorted({*self._marked, *({at} & self.snapshots)}):
+            found = self._snapshot_prompt(place, self._marked.get(place))
+            self._marked.pop(place, None)
             copy = found if place == at else None
         passed = [place for place in self.snapshots if place <= at]
         if passed:

@@ -138,10 +138,8 @@ class SlotPool:
             except Exception as error:  # noqa: BLE001
                 number = number // 2 if is_out_of_memory(error) else 0
                 why = str(error)
-                continue
-            if self.count < number:  # a card opens as many as it has memory for
-                why = f"there is no memory for {number}"
-            break
+            else:
+                break  # perhaps with fewer: a card opens as many as it has memory for
         if why:
             self._most = max(self.count, 1)
             logger.warning("No more than %d slots could be opened: %s", self._most, why)

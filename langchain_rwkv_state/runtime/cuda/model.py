@@ -8,6 +8,7 @@ are closed: whoever comes next finds the steps recorded. What runs a step is `ro
 from __future__ import annotations
 
 import logging
+import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -87,6 +88,7 @@ class CudaModel:
         self._pass = FusedPass(
             sorted_weights, dtype, self._device, self._kernels.layer, stage.weights
         )
+        self._opening = threading.Lock()  # two engines are not to get one room
         self._room: Room | None = None
         self._user: weakref.ref[CudaSlots] | None = None
         self.about = f"the native runtime, on {self._device} with {self._kernels.layer.name}"
@@ -108,15 +110,16 @@ class CudaModel:
         Raises:
             ModelLoadError: There is no memory for one.
         """
-        room = self._room
-        taken = self._user is not None and self._user() is not None
-        if room is None or taken or room.asked != count:
-            room = self._opened(count)
-        room.cells.clear()
-        slots = CudaSlots(handle, room, 2 * min(count, room.served))
-        if not taken:
-            self._room, self._user = room, weakref.ref(slots)
-        return slots
+        with self._opening:
+            room = self._room
+            taken = self._user is not None and self._user() is not None
+            if room is None or taken or room.asked != count:
+                room = self._opened(count)
+            room.cells.clear()
+            slots = CudaSlots(handle, room, 2 * min(count, room.served))
+            if not taken:
+                self._room, self._user = room, weakref.ref(slots)
+            return slots
 
     def forward_batch(
         self, tokens: Sequence[list[int]], states: Sequence[Sequence[torch.Tensor]]

@@ -8,6 +8,7 @@ own until the host confirms the id or abandons the read.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -74,7 +75,11 @@ class CudaSlots:
         self._handle.require(state)
         self.clear(slot)
         cell = self._cells.take()
-        self._transfers.put(cell, [state.shared(name) for name in state])
+        try:
+            self._transfers.put(cell, [state.shared(name) for name in state])
+        except BaseException:
+            self._cells.give_back(cell)
+            raise
         self._slots[slot] = _Slot(cell, Held.of(state))
 
     def get(self, slot: int) -> RWKVState:
@@ -142,14 +147,17 @@ class CudaSlots:
         """Begins a step, and returns while the card is at it.
 
         Raises:
-            ValueError: There is nothing to read, or too much at once, or a slot comes twice.
+            ValueError: There is nothing to read, or too much at once, a slot comes twice or read
+                ahead before, an id is out of range, or marks are not inside the ids.
             ModelLoadError: The handle was closed.
         """
         self._handle.require_open()
-        check_reads(read.slot for read in reads)
+        check_reads(
+            slot for read in reads for slot in (read.slot, *(into for _, into in read.marks))
+        )
         if len(reads) > self.served:
             raise ValueError(f"{len(reads)} slots are to read in a step of {self.served} at most.")
-        slots = [self._require(read.slot) for read in reads]
+        slots = [self._ready(read) for read in reads]
         taken: list[int] = []
 
         def take() -> int:
@@ -210,6 +218,20 @@ class CudaSlots:
         self._cells.give_back(one.cell)
         one.cell = cell
         one.held.read(ids)
+
+    def _ready(self, read: Read) -> _Slot:
+        """Checks a read, since a card would not; returns the slot."""
+        one = self._require(read.slot)
+        if one.ahead is not None:
+            raise ValueError(f"Slot {read.slot} read ahead: confirm or abandon that first.")
+        end = 1 if read.ids is None else len(self._handle.checked(read.ids))
+        places = [at for at, _ in read.marks]
+        if any(after <= before for before, after in pairwise([0, *places, end])):
+            raise ValueError(
+                f"Slot {read.slot} reads {end} ids: marks are to be between 0 and that, in order, "
+                f"got {places}."
+            )
+        return one
 
     def _require(self, slot: int) -> _Slot:
         one = self._slots[slot]

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from langchain_rwkv_state.engine import Done, Engine, Request, Sampling
+from langchain_rwkv_state.errors import EngineError
 from langchain_rwkv_state.runtime.cuda import recordings
+from langchain_rwkv_state.runtime.cuda import room as room_module
 from langchain_rwkv_state.runtime.cuda.chosen import ChosenKernels
 from langchain_rwkv_state.runtime.cuda.kernels import PlainKernels
 from langchain_rwkv_state.runtime.cuda.model import CudaModel
@@ -21,6 +23,7 @@ from langchain_rwkv_state.runtime.handle import RuntimeHandle
 from tests.helpers.card import card_runtime, greedy, host_runtime
 from tests.helpers.cuda_stand_in import StandIn
 from tests.helpers.scripted import WORLD
+from tests.helpers.watch import wait_until
 
 VOCAB = 65_536
 
@@ -84,6 +87,7 @@ def test_a_crowd_gets_on_a_card_what_it_gets_on_the_cpu(cards: StandIn) -> None:
 def watched(cards: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     """Has the stand-in watch the engine's worker, and what a room has on its card."""
     monkeypatch.setattr(recordings, "captures", lambda device: CudaGraphs(torch.device("cuda:0")))
+    monkeypatch.setattr(room_module, "_WARM_LENGTHS", (2, 3))  # for a compiler that is not here
     work, made, static = Engine._work, CudaModel._made, Room._static_of
 
     def watch(engine: Engine) -> None:
@@ -123,3 +127,25 @@ def test_nothing_is_read_before_it_is_there(
     assert model._room.recordings is not None
     assert model._room.recordings.recorded == [1, 2, 4]
     assert not model.fallbacks
+
+
+def test_a_request_that_fails_as_its_prompt_is_read_keeps_no_slot(cards: StandIn) -> None:
+    def fail(at: int, end: int) -> None:
+        raise ValueError("in the callback")
+
+    runtime = card_runtime(vocab=VOCAB)
+    engine = Engine(runtime, WORLD, slots=2)
+    asked = Request(runtime.zero_state(), [1, 2, 3, 4], checkpoints=(1, 2, 3), on_progress=fail)
+    with pytest.raises(EngineError, match="in the callback"):
+        engine.submit(asked).result()
+    wait_until(lambda: len(engine._slots._free) == engine._slots.slots.count)
+    assert not engine._slots._snapshots
+    engine.close()
+
+
+def test_slots_that_were_opened_for_nobody_are_closed(cards: StandIn) -> None:
+    engine = Engine(card_runtime(vocab=VOCAB), WORLD, slots=2)
+    engine.open()
+    assert engine.stats().slots == 2
+    engine.close()
+    assert not engine.stats().slots

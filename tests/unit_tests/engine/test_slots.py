@@ -66,9 +66,7 @@ def test_a_state_of_another_model_gets_no_slot(runtime):
     assert pool.allocate(runtime.zero_state()) == 0
 
 
-def test_slots_that_come_in_a_smaller_number_than_asked_for_are_enough(
-    runtime, monkeypatch, caplog
-):
+def test_slots_that_come_in_a_smaller_number_than_asked_for_are_enough(runtime, monkeypatch):
     opened = []
 
     def open_few(runtime: FakeRuntime, count: int) -> Slots:
@@ -81,12 +79,7 @@ def test_slots_that_come_in_a_smaller_number_than_asked_for_are_enough(
     pool = SlotPool(runtime, 8)
     pool.make_room(2)
     pool.make_room(8)
-    assert (opened, pool.count, pool.most) == ([8], 3, 3)
-    assert [each.message for each in caplog.records] == [
-        "No more than 3 slots could be opened: there is no memory for 8"
-    ]
-    pool.close()
-    assert pool.most == 8
+    assert (opened, pool.count) == ([8], 3)
 
 
 def test_where_memory_allows_no_more_the_number_stays(runtime, monkeypatch, caplog):

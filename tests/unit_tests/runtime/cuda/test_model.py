@@ -7,15 +7,18 @@ graphs; with one, the same tests run on it, with what it really has.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 
+from langchain_rwkv_state.engine.sampler import Sampler
 from langchain_rwkv_state.errors import ModelLoadError, StateMismatch
 from langchain_rwkv_state.runtime.cuda import sizing
-from langchain_rwkv_state.runtime.cuda.cells import cell_bytes
+from langchain_rwkv_state.runtime.cuda.cells import Cells, cell_bytes
 from langchain_rwkv_state.runtime.cuda.chosen import ChosenKernels
 from langchain_rwkv_state.runtime.cuda.model import CudaModel
 from langchain_rwkv_state.runtime.cuda.slots import CudaSlots
@@ -27,6 +30,7 @@ from tests.helpers.card import card_runtime, host_runtime
 from tests.helpers.checkpoints import DEFAULT_VOCAB
 from tests.helpers.cuda_stand_in import StandIn
 from tests.helpers.devices import on_card
+from tests.helpers.scripted import GREEDY
 
 Make = Callable[..., RuntimeHandle]
 
@@ -166,6 +170,22 @@ def test_what_is_read_ahead_is_taken_or_dropped(on_device: Make) -> None:
         slots.confirm(0, best)
 
 
+def test_what_is_read_ahead_is_settled_before_more_is_read(on_device: Make) -> None:
+    ours = on_device()
+    slots = slots_of(ours, 2)
+    slots.put(0, ours.zero_state())
+    slots.load_sampler(0, Sampler(GREEDY).handed_over())
+    slots.launch([Read(0, [1], choose=True)])
+    slots.launch([Read(0, None, choose=True)])
+    free = slots._cells.free
+    for ids in (None, [3]):
+        with pytest.raises(ValueError, match="Slot 0 read ahead: confirm or abandon"):
+            slots.launch([Read(0, ids, choose=True)])
+    assert slots._cells.free == free
+    slots.abandon(0)
+    slots.launch([Read(0, [3])])
+
+
 def test_a_state_is_that_of_its_moment_though_the_slot_goes_on(on_device: Make) -> None:
     ours = on_device()
     slots = slots_of(ours, 2)
@@ -197,6 +217,23 @@ def test_who_comes_next_finds_the_room_as_it_was_left(on_device: Make) -> None:
     assert slots_of(ours, 1)._room is not room
 
 
+def test_two_that_open_slots_at_once_share_nothing(
+    on_device: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = on_device()
+    slots_of(ours, 2)  # whose room is there for one of them
+    clear = Cells.clear
+
+    def slow(cells: Cells) -> None:
+        clear(cells)
+        time.sleep(0.05)
+
+    monkeypatch.setattr(Cells, "clear", slow)
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda _: slots_of(ours, 2), range(2))
+    assert one._room is not other._room
+
+
 def test_what_makes_no_sense_is_refused_and_changes_nothing(on_device: Make) -> None:
     ours = on_device()
     slots = slots_of(ours, 1)
@@ -212,6 +249,16 @@ def test_what_makes_no_sense_is_refused_and_changes_nothing(on_device: Make) -> 
         slots.launch([Read(0, [1]), Read(1, [1])])
     with pytest.raises(StateMismatch):
         slots.put(0, host_runtime(n_embd=128).zero_state())
+    for wrong in ([], [DEFAULT_VOCAB], [1, -1]):
+        with pytest.raises(ValueError, match=r"no tokens|vocabulary"):
+            slots.launch([Read(0, wrong)])
+    for marks in (((0, 1),), ((3, 1),), ((2, 1), (1, 7))):
+        with pytest.raises(ValueError, match="reads 3 ids: marks are to be between"):
+            slots.launch([Read(0, [1, 2, 3], marks=marks)])
+    with pytest.raises(ValueError, match="at most once"):
+        slots.launch([Read(0, [1, 2, 3], marks=((1, 0),))])
+    with pytest.raises(ValueError, match="read nothing ahead"):
+        slots.confirm(0, 1)
     assert same(slots.get(0), ours.zero_state())
 
 
