@@ -106,9 +106,11 @@ class ChoosingSlots(Slots, Protocol):
 
     Attributes:
         served: How many slots may read in one step; the others keep copies.
+        can_mark: Whether reads may have marks.
     """
 
     served: int
+    can_mark: bool
 
     def count_by(self, tokenizer: str, increments: Callable[[], Sequence[float]]) -> None:
         """Says what each id adds to its count, for the penalties.

@@ -158,6 +158,7 @@ class CudaModel:
         room = self._made(served, _CELLS_A_SLOT * served, record=self._kernels.recordable)
         room.asked = count
         if room.recordings is not None:
+            room.warm_up()
             room.recordings.record_all(
                 lambda done, count: logger.info(
                     "Recorded %d of %d sizes of steps on %s", done, count, self._device

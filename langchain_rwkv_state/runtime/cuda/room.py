@@ -32,6 +32,7 @@ _GIVEN, _SLOT, _BEFORE, _AFTER, _CHOOSE, _MASK = range(6)
 _INPUTS = 6
 _CHOSEN, _BEST, _FINITE = range(3)
 _RESULTS = 3
+_WARM_LENGTHS = (2, 3, 17, 129, 513, 2048)
 
 
 class Job(NamedTuple):
@@ -218,6 +219,15 @@ class Room:
                 self._prefill(jobs, numbers, masks, step)
             self.transfers.wrote(written)
         return step
+
+    def warm_up(self) -> None:
+        """Reads prompts of a few lengths for nobody, so that no answer waits for a compiler.
+
+        The kernels are compiled by tiles of rows, and for prompts apart from single ids.
+        """
+        for length in (length for length in _WARM_LENGTHS if length <= self.most_rows):
+            spare = self.cells.spare
+            self.launch([Job(self.samplers.spare, [1] * length, 0, spare)]).found()
 
     # -- one id each -------------------------------------------------------------------------
 

@@ -48,7 +48,10 @@ class CudaSlots:
 
     Attributes:
         served: How many slots may read in one step; the others keep copies.
+        can_mark: Whether a read can leave the states at positions within it in other slots.
     """
+
+    can_mark = True
 
     def __init__(self, handle: RuntimeHandle, room: Room, count: int) -> None:
         self.served = room.served
