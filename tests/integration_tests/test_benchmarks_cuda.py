@@ -109,12 +109,7 @@ class Runs(command.Run):
 
 def test_a_part_that_hangs_is_ended_with_what_it_started_and_named(tmp_path, monkeypatch):
     pid = tmp_path / "pid"
-    script = f"""
-import subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-open({str(pid)!r}, "w").write(str(child.pid))
-time.sleep(60)
-"""
+    script = f"sleep 60 & echo $! > {pid}; wait"
     monkeypatch.setattr(command, "sys", type("Sys", (), {"executable": _hanging(tmp_path, script)}))
     runs, start = Runs(tmp_path), time.monotonic()
     assert runs._one("two cards", 3)
@@ -130,7 +125,7 @@ def _hanging(directory, script):
     if os.name == "nt":
         pytest.skip("a script is no program on Windows")
     program = directory / "program"
-    program.write_text(f"#!{sys.executable}\n{script}")
+    program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
     return str(program)
 
