@@ -258,6 +258,8 @@ class Engine:
         with self._lock:
             self._limits = limits
             self._slots.limit(limits.slots)
+            if self._thread is None:  # those that are open are nobody's: `open` opens as many
+                self._slots.close()
 
     def close(self) -> None:
         """Ends all requests with an `EngineError`, and waits until the runtime is not used."""

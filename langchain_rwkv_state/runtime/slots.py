@@ -118,7 +118,7 @@ class ChoosingSlots(Slots, Protocol):
         Args:
             tokenizer: Identity of the tokenizer whose ids they are.
             increments: Returns 0 or 1 for each id; called if these are not known yet. Ids beyond
-                them add 1.
+                them add nothing, as `Sampler.saw` counts what has no piece.
         """
         ...
 

@@ -134,7 +134,7 @@ class CudaSlots:
         """Says what each id adds to its count; see `ChoosingSlots`."""
         if self._room.counts_by != tokenizer:
             counted = self._room.samplers.counted
-            counted.fill_(1)
+            counted.zero_()
             known = torch.tensor(increments()[: len(counted)])
             counted[: len(known)].copy_(known)
             self._room.counts_by = tokenizer

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from langchain_rwkv_state.engine import Done, Engine, Request, Sampling
+from langchain_rwkv_state.engine import Done, Engine, Limits, Request, Sampling
 from langchain_rwkv_state.errors import EngineError
 from langchain_rwkv_state.runtime.cuda import recordings
 from langchain_rwkv_state.runtime.cuda import room as room_module
@@ -143,9 +143,12 @@ def test_a_request_that_fails_as_its_prompt_is_read_keeps_no_slot(cards: StandIn
     engine.close()
 
 
-def test_slots_that_were_opened_for_nobody_are_closed(cards: StandIn) -> None:
+def test_slots_that_were_opened_for_nobody_are_closed_with_their_engine(cards: StandIn) -> None:
     engine = Engine(card_runtime(vocab=VOCAB), WORLD, slots=2)
     engine.open()
     assert engine.stats().slots == 2
+    engine.limits = Limits(slots=3)
+    engine.open()
+    assert engine.stats().slots == 3
     engine.close()
     assert not engine.stats().slots
