@@ -55,11 +55,15 @@ class Courier:
         self._waiting.append(receiver)
         self._pool.submit(run)
 
-    def close(self) -> None:
-        """Waits until all is handed over, and ends the thread."""
+    def close(self, *, wait: bool = True) -> None:
+        """Ends the thread once all is handed over; the next thing to fetch starts another.
+
+        Args:
+            wait: Whether to wait for that.
+        """
         pool, self._pool = self._pool, None
         if pool is not None:
-            pool.shutdown()
+            pool.shutdown(wait)
 
     def orphan(self) -> None:
         """Ends in a forked child, where the thread is not."""

@@ -402,6 +402,8 @@ class Engine:
                 self._flying = None  # whose rows are all over
                 if self._closed or self._idle():
                     self._slots.close()
+                    if not self._closed:
+                        self._slots.courier.close(wait=False)
                     self._steps, self._pass = None, self._chunk
                     self._thread = None
                     logger.debug("The worker ends")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from langchain_rwkv_state.engine import Done, Engine, Limits, Request, Sampling
+from langchain_rwkv_state.engine import engine as engine_module
 from langchain_rwkv_state.errors import EngineError
 from langchain_rwkv_state.runtime.cuda import recordings
 from langchain_rwkv_state.runtime.cuda import room as room_module
@@ -152,3 +154,17 @@ def test_slots_that_were_opened_for_nobody_are_closed_with_their_engine(cards: S
     assert engine.stats().slots == 3
     engine.close()
     assert not engine.stats().slots
+
+
+def test_no_thread_is_left_when_there_is_nothing_to_do(
+    cards: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "_IDLE_SECONDS", 0.05)
+    before = set(threading.enumerate())
+    runtime = card_runtime(vocab=VOCAB)
+    engine = Engine(runtime, WORLD)
+    for _ in range(2):
+        asked = Request(runtime.zero_state(), [1], max_tokens=2)
+        assert engine.submit(asked).result().answer_tokens == 2
+        wait_until(lambda: set(threading.enumerate()) == before)
+    engine.close()
