@@ -246,7 +246,7 @@ class CardSteps:
 
     def _choice(self, sequence: TokenSequence) -> tuple[Sampler, Words | None] | None:
         """Has the card choose a sequence's next id, if it is known by now how."""
-        if sequence.tokenizer is not self._tokenizer:
+        if sequence.tokenizer.identity != self._tokenizer.identity:  # objects may be many
             return None
         choice = self._alone(sequence, lambda one: one.choice_ahead(), sequence)
         if choice is None:

@@ -21,7 +21,10 @@ from langchain_rwkv_state.runtime.cuda.kernels import PlainKernels
 from langchain_rwkv_state.runtime.cuda.model import CudaModel
 from langchain_rwkv_state.runtime.cuda.recordings import CudaGraphs
 from langchain_rwkv_state.runtime.cuda.room import Room
+from langchain_rwkv_state.runtime.cuda.sampling import SamplerArrays
 from langchain_rwkv_state.runtime.handle import RuntimeHandle
+from langchain_rwkv_state.runtime.sampling import SamplerState
+from langchain_rwkv_state.tokenizer import WorldTokenizer
 from tests.helpers.card import card_runtime, greedy, host_runtime
 from tests.helpers.cuda_stand_in import StandIn
 from tests.helpers.scripted import WORLD
@@ -167,4 +170,29 @@ def test_no_thread_is_left_when_there_is_nothing_to_do(
         asked = Request(runtime.zero_state(), [1], max_tokens=2)
         assert engine.submit(asked).result().answer_tokens == 2
         wait_until(lambda: set(threading.enumerate()) == before)
+    engine.close()
+
+
+class _Spelt(WorldTokenizer):
+    """Another tokenizer, as far as anybody knows."""
+
+    identity = "0123456789ab"
+
+
+@pytest.mark.parametrize(("tokenizer", "loads"), [(WorldTokenizer(), 1), (_Spelt(), 0)])
+def test_the_card_chooses_for_an_equal_tokenizer_whichever_object_it_is(
+    cards: StandIn, monkeypatch: pytest.MonkeyPatch, tokenizer: WorldTokenizer, loads: int
+) -> None:
+    loaded, load = [], SamplerArrays.load
+
+    def count(arrays: SamplerArrays, slot: int, state: SamplerState) -> None:
+        loaded.append(slot)
+        load(arrays, slot, state)
+
+    monkeypatch.setattr(SamplerArrays, "load", count)
+    runtime = card_runtime(vocab=VOCAB)
+    engine = Engine(runtime, WORLD)
+    asked = Request(runtime.zero_state(), [1], max_tokens=5, tokenizer=tokenizer)
+    assert engine.submit(asked).result().answer_tokens == 5
+    assert len(loaded) == loads
     engine.close()
