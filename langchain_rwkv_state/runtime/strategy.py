@@ -34,6 +34,7 @@ _KNOWN = (
     "i8, a '*10' behind it says for how many layers, '*10+' streams the rest, and ' -> ' goes on "
     "to the next device"
 )
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _COMPUTES = {"as_is": "", "int8": "w8", "fp8": "f8"}
 
 

@@ -25,15 +25,13 @@ from langchain_rwkv_state.runtime.cuda.sampling import SamplerArrays
 from langchain_rwkv_state.runtime.cuda.sizing import PassShape, cells_that_fit
 from langchain_rwkv_state.runtime.cuda.slots import CudaSlots
 from langchain_rwkv_state.runtime.native.weights import Weights
-from langchain_rwkv_state.runtime.strategy import Stage
+from langchain_rwkv_state.runtime.strategy import DTYPES, Stage
 from langchain_rwkv_state.state import StateLayout
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.runtime.handle import RuntimeHandle
 
 logger = logging.getLogger(__name__)
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _CELLS_A_SLOT = 3  # that is served: its state, what it reads into, and a copy of an earlier one
 

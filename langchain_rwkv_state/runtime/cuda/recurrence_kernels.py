@@ -25,13 +25,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from langchain_rwkv_state.runtime.cuda.kernels import (
-    GROUP_NORM_EPS,
-    LEAST_LENGTH,
-    Gates,
-    Heads,
-)
+from langchain_rwkv_state.runtime.cuda.kernels import LEAST_LENGTH, Gates, Heads
 from langchain_rwkv_state.runtime.cuda.spans import Spans
+from langchain_rwkv_state.runtime.native.plain import GROUP_NORM_EPS
 from langchain_rwkv_state.runtime.native.recurrence import CHUNK
 
 Precision: TypeAlias = Literal["tf32x3", "ieee"]
