@@ -1,7 +1,8 @@
 """Gives each running request a slot of the runtime, and keeps snapshots in those that are spare.
 
-Slots are opened as they are needed: each takes the memory of a state (tens of megabytes for a
-large model), and most of the time one conversation is alone.
+On a CPU slots are opened as they are needed: each takes the memory of a state (tens of megabytes
+for a large model), and most of the time one conversation is alone. A card opens all at once, since
+its recorded steps know their addresses.
 """
 
 from __future__ import annotations
