@@ -153,8 +153,7 @@ class SlotPool:
         with _moving():
             if self._slots is None:
                 self._open(1)
-            if not self._free:
-                next(iter(self._snapshots.values())).state()  # the oldest makes room
+            self._spill()
             slot = min(self._free)
             self.slots.put(slot, state)
         self._free.remove(slot)
@@ -191,9 +190,14 @@ class SlotPool:
         self.courier.bring(fetch, take, receiver)
 
     def snapshot(self, slot: int) -> Snapshot:
-        """Returns a copy of the state in a slot, in a spare slot where there is one."""
-        if not self._free:
+        """Returns a copy of the state in a slot, in a spare slot where there is one.
+
+        The oldest snapshot goes to the host in its place: what is kept for long is wanted seldom,
+        and what is kept for the length of a word would be copied at each line's end.
+        """
+        if not self._free and not self._snapshots:
             return Snapshot(self, self.state(slot))
+        self._spill()
         spare = max(self._free)
         with _moving():
             self.slots.copy(slot, spare)
@@ -232,6 +236,11 @@ class SlotPool:
         self._slots = None
         self._free, self._snapshots = set(), {}
         self._most = self._asked
+
+    def _spill(self) -> None:
+        """Has the oldest snapshot make room on the host, where no slot is free."""
+        if not self._free:
+            next(iter(self._snapshots.values())).state()
 
     def _open(self, number: int) -> None:
         """Opens so many slots, and moves what is in the old ones to the same places."""
