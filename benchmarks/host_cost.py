@@ -66,7 +66,7 @@ class Model:
         """Returns slots."""
         slots = CardSlots(self, count) if self.chooses else Slots(self, count)
         # Else the engine would take logits from both, and this would time the same thing twice.
-        assert isinstance(slots, ChoosingSlots) == self.chooses  # noqa: S101
+        assert isinstance(slots, ChoosingSlots) == self.chooses
         return slots
 
     def read(self, count: int) -> torch.Tensor:
