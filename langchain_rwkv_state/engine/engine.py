@@ -211,11 +211,15 @@ class Engine:
         """Opens the slots now where the device has all of them at once, and records its steps.
 
         Else that is done for the first request, which waits some seconds for it.
+
+        Raises:
+            ModelLoadError: There is no memory for the states of one request.
         """
         with self._lock:
             idle = self._thread is None and not self._closed
             if idle and not budgets_of(self._runtime).grows:
                 self._slots.make_room(1)
+                self._slots.open_one()
 
     def stats(self) -> EngineStats:
         """Returns what the engine did, and what it has to do."""

@@ -143,6 +143,11 @@ class SlotPool:
             self._most = max(self.count, 1)
             logger.warning("No more than %d slots could be opened: %s", self._most, why)
 
+    def open_one(self) -> None:
+        """Opens one slot where none is open; raises whatever keeps the runtime from it."""
+        if self._slots is None:
+            self._open(1)
+
     def allocate(self, state: RWKVState) -> int:
         """Returns a free slot with a state in it.
 
@@ -151,8 +156,7 @@ class SlotPool:
             NoDeviceMemory: There is no room for it.
         """
         with _moving():
-            if self._slots is None:
-                self._open(1)
+            self.open_one()
             self._spill()
             slot = min(self._free)
             self.slots.put(slot, state)
