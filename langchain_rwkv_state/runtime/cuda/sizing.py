@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 LEAST_CELLS = 2
 """A state is read from one cell and written to another."""
 
+CELLS_A_SLOT = 3
+"""For each request that is served: its state, what it reads into, a copy of an earlier one."""
 _FREE_SHARE = 0.05  # left alone: PyTorch's memory comes in pieces that do not fill up
 _WIDE = 24  # tensors as wide as the model that a row has at once: mixed 6, products 3, gates 4, ...
 _FP32 = 4
