@@ -44,6 +44,10 @@ _EXAMPLES = (
     "cuda fp8",
     "cuda fp16 state_fp16",
 )
+_SPOILT = (
+    "this process was forked from one that had started CUDA, so that it can use no card: load "
+    "models behind the fork, start workers by 'spawn', or name 'cpu fp32'"
+)
 _COMPUTES = {"as_is": "", "int8": "w8", "fp8": "f8"}
 
 
@@ -151,6 +155,10 @@ class Strategy:
         """
         words = text.split()
         if words == ["auto"]:
+            if (
+                cards.spoilt()
+            ):  # it was a card's before the fork, and must not become a CPU's unsaid
+                raise ModelLoadError(f"The strategy 'auto' finds that {_SPOILT}.")
             device, dtype = ("cuda", "fp16") if cards.usable() else ("cpu", "fp32")
             return cls((Stage(device, dtype),))
         prefix = words[0] if words[:1] and words[0] in _PREFIXES else "auto"
@@ -201,6 +209,10 @@ class Strategy:
             ModelLoadError: It has not.
         """
         for stage in self.stages:
+            if stage.on_cuda and cards.spoilt():
+                raise ModelLoadError(
+                    f"The strategy {str(self)!r} asks for {stage.device!r}, but {_SPOILT}."
+                )
             missing = _missing(stage.device)
             if missing:
                 raise ModelLoadError(
