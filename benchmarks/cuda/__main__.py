@@ -61,8 +61,8 @@ class Run:
         self.cut: list[str] = []
         self.failed: list[str] = []
 
-    def all_of_them(self) -> None:
-        """Runs the parts in their order; stops at a fallback."""
+    def all_of_them(self) -> bool:
+        """Runs the parts in their order, up to a fallback; returns whether there was none."""
         arguments = self._arguments
         for name, part in PARTS.items():
             seconds = part.quick if arguments.quick else part.seconds
@@ -74,7 +74,8 @@ class Run:
             if left < LEAST_SHARE * seconds:
                 self._cut(name, "no time was left")
             elif not self._one(name, left):
-                return
+                return False
+        return True
 
     def _cut(self, name: str, why: str) -> None:
         self.cut.append(f"{name}: {why}")
@@ -160,17 +161,17 @@ def main() -> int:
             speed.build_peers(Bench("peers", Path(directory), device, albatross=path))
             return 0
         run = Run(arguments, Path(directory))
-        run.all_of_them()
+        went_on = run.all_of_them()
         report = run.report()
     arguments.quick |= arguments.dry_run or bool(arguments.only)  # no results that others read
     missed = report.finish(arguments)
-    if not arguments.quick and not arguments.out:
-        from benchmarks import tables
-
-        tables.fill_all()
     for what, found in (("cut", run.cut), ("failed", run.failed)):
         for each in found:
             print(f"{what}: {each}")
+    if went_on and not arguments.quick and not arguments.out:
+        from benchmarks import tables
+
+        tables.fill_all()
     return 1 if run.failed or missed else 0
 
 

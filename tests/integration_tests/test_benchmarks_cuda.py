@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from typing import Any
 
 import psutil
 import pytest
@@ -13,7 +14,7 @@ import torch
 
 from benchmarks import common, tables
 from benchmarks.cuda import __main__ as command
-from benchmarks.cuda import chat, choosing, correctness, estimate, parts, speed
+from benchmarks.cuda import chat, choosing, correctness, estimate, pages, parts, speed
 from benchmarks.cuda.bench import Bench
 from benchmarks.cuda.ours import Decoding
 from benchmarks.cuda.shapes import SHAPES, TINY, Shape, tensors_of
@@ -472,6 +473,14 @@ def test_the_longer_of_card_and_host_decides():
 def test_the_goal_is_within_reach_where_albatross_published():
     for (name, card, rows), published in estimate.ALBATROSS.items():
         assert estimated(name, card, rows).tokens_a_second > estimate.GOAL * published
+
+
+def test_a_run_of_which_little_came_has_its_tables_too():
+    some, all_of_them = {"fp16": {"a": 0.5}}, {"fp16": {"a": 0.5, "b": 0.25}}
+    results: dict[str, Any] = {"cut": [], "failed": ["what runs: it ended with code 1"]}
+    assert "it ended with code 1" in pages.machine({"date": "today", "results": results})
+    results |= {"correct 0.1B": some, "correct 1.5B": all_of_them}
+    assert "0.1B, fp16 | 5e-01 |  |" in pages.correct({"results": results})
 
 
 def test_the_page_shows_the_arithmetic_as_it_is():
