@@ -178,7 +178,8 @@ class PlainKernels:
         else:
             above = torch.cat([normed[:1], normed[:-1]])
             begins = (at.before >= 0).unsqueeze(1)
-            back = torch.where(begins, cells[at.before.clamp(min=0).long()], above)
+            # Row -1 is the spare cell: no other may be read, since a state may be on its way there.
+            back = torch.where(begins, cells[at.before.long()], above)
             kept = (at.after >= 0).nonzero().squeeze(1)
             cells[at.after[kept].long()] = normed[kept]
         wide, apart = normed.float(), back.float() - normed.float()

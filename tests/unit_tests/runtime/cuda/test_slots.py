@@ -149,6 +149,16 @@ def test_a_snapshot_waits_for_what_goes_out_of_its_cell(cards: StandIn) -> None:
         assert slots._slots[4].cell == cell
 
 
+def test_a_prompt_reads_no_state_but_its_own(cards: StandIn) -> None:
+    """Another may be on its way into any cell."""
+    ours = card_runtime(kernels=GREEDY)
+    slots = opened(ours, cards)
+    with cards.watch():
+        for slot in (0, 1):
+            slots.put(slot, ours.zero_state())
+        slots.launch([Read(1, [1, 2, 3])]).found()
+
+
 def test_a_trial_waits_for_what_comes_into_its_cell(cards: StandIn) -> None:
     """A size is tried again amid requests, and is refused for good if its results differ."""
     ours = card_runtime(kernels=GREEDY)
