@@ -154,7 +154,7 @@ def test_a_prompt_reads_no_state_but_its_own(cards: StandIn) -> None:
     ours = card_runtime(kernels=GREEDY)
     slots = opened(ours, cards)
     with cards.watch():
-        for slot in (0, 1):
+        for slot in (0, 1, 0):  # the first cell's comes last
             slots.put(slot, ours.zero_state())
         slots.launch([Read(1, [1, 2, 3])]).found()
 
