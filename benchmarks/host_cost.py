@@ -24,8 +24,7 @@ import torch
 from benchmarks import common
 from langchain_rwkv_state.engine import Engine, Request, RequestHandle, Sampling
 from langchain_rwkv_state.runtime.base import Budgets
-from langchain_rwkv_state.runtime.native.sampling import Floats, Found
-from langchain_rwkv_state.runtime.sampling import SamplerState
+from langchain_rwkv_state.runtime.sampling import Floats, Found, SamplerState
 from langchain_rwkv_state.runtime.slots import Launched, Read, Reads
 from langchain_rwkv_state.state import Fingerprint, RWKVState, StateLayout, zero_state
 from langchain_rwkv_state.tokenizer import WorldTokenizer

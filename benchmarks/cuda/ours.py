@@ -44,7 +44,7 @@ class Decoding:
         logits: bool = False,
     ) -> None:
         self._slots, self._logits = slots, logits
-        slots.count_by("every id adds 1", lambda: ())
+        slots.count_by("every id adds 1", lambda: [1.0] * runtime.vocab_size)
         for slot, sampler in enumerate(samplers):
             slots.put(slot, runtime.zero_state())
             slots.load_sampler(slot, sampler.handed_over())

@@ -106,9 +106,11 @@ class ChoosingSlots(Slots, Protocol):
 
     Attributes:
         served: How many slots may read in one step; the others keep copies.
+        can_mark: Whether reads may have marks.
     """
 
     served: int
+    can_mark: bool
 
     def count_by(self, tokenizer: str, increments: Callable[[], Sequence[float]]) -> None:
         """Says what each id adds to its count, for the penalties.
@@ -116,7 +118,7 @@ class ChoosingSlots(Slots, Protocol):
         Args:
             tokenizer: Identity of the tokenizer whose ids they are.
             increments: Returns 0 or 1 for each id; called if these are not known yet. Ids beyond
-                them add 1.
+                them add nothing, as `Sampler.saw` counts what has no piece.
         """
         ...
 

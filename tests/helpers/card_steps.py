@@ -89,6 +89,21 @@ def some_case(
     )
 
 
+def plain_case(logits: Tensor, temperature: float, top_p: float, top_k: int = 0) -> Case:
+    """A step in which each row is chosen from in the same way, but with random bits of its own."""
+    count, none = len(logits), (np.zeros(0, np.int64), np.zeros(0, np.float32))
+    settings = temperature, top_p, top_k
+    return Case(
+        logits,
+        _ints(range(count)),
+        _ints([1] * count),
+        _ints([-1] * count),
+        torch.zeros(1, -(-logits.shape[1] // 32), dtype=torch.int32),
+        [SamplerState(*settings, 0, 0, 1, key, 0, *none) for key in range(count)],
+        [Draw(*settings, bits_of(key, 0), *none) for key in range(count)],
+    )
+
+
 def some_state(rng: np.random.Generator, size: int) -> tuple[SamplerState, Draw]:
     """How a slot chooses, and the same as the CPU is told it."""
     draw = some_draw(rng, size)

@@ -10,13 +10,15 @@ import psutil
 import pytest
 import torch
 
-from benchmarks import tables
+from benchmarks import common, tables
 from benchmarks.cuda import __main__ as command
 from benchmarks.cuda import chat, choosing, correctness, estimate, parts, speed
 from benchmarks.cuda.bench import Bench
+from benchmarks.cuda.ours import Decoding
 from benchmarks.cuda.shapes import SHAPES, TINY, Shape, tensors_of
 from benchmarks.cuda.stand_in import stand_in
 from benchmarks.cuda.what_runs import Fallback, what_runs
+from benchmarks.speed import Contender
 from langchain_rwkv_state.engine.sampler import Sampler
 from langchain_rwkv_state.runtime import load_runtime
 from langchain_rwkv_state.runtime.handle import RuntimeHandle
@@ -100,7 +102,7 @@ class Runs(command.Run):
     """Runs parts of this test in place of `make gpu`'s."""
 
     def __init__(self, directory, **settings):
-        parser = command.common.parser("")
+        parser = common.parser("")
         arguments = parser.parse_args([])
         given = {"dry_run": True, "only": None, "albatross": None, **settings}
         vars(arguments).update(given)
@@ -109,12 +111,7 @@ class Runs(command.Run):
 
 def test_a_part_that_hangs_is_ended_with_what_it_started_and_named(tmp_path, monkeypatch):
     pid = tmp_path / "pid"
-    script = f"""
-import subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-open({str(pid)!r}, "w").write(str(child.pid))
-time.sleep(60)
-"""
+    script = f"sleep 60 & echo $! > {pid}; wait"
     monkeypatch.setattr(command, "sys", type("Sys", (), {"executable": _hanging(tmp_path, script)}))
     runs, start = Runs(tmp_path), time.monotonic()
     assert runs._one("two cards", 3)
@@ -130,7 +127,7 @@ def _hanging(directory, script):
     if os.name == "nt":
         pytest.skip("a script is no program on Windows")
     program = directory / "program"
-    program.write_text(f"#!{sys.executable}\n{script}")
+    program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
     return str(program)
 
@@ -217,7 +214,7 @@ def test_layers_share_their_numbers_in_the_file_and_nothing_else(bench, tmp_path
 def test_nine_in_ten_activations_of_a_channel_mix_are_zero():
     tensors = tensors_of(Shape("wide", 1, 512, vocab=300))
     norm = [tensors[f"blocks.0.ln2.{name}"].float() for name in ("weight", "bias")]
-    x = torch.nn.functional.layer_norm(torch.randn(64, 512), (512,), *norm)
+    x = torch.nn.functional.layer_norm(torch.randn(64, 512), (512,), norm[0], norm[1])
     share = tensors["blocks.0.ffn.x_k"].float().flatten()
     mixed = x + (x.roll(1, 0) - x) * share
     inner = mixed @ tensors["blocks.0.ffn.key.weight"].float().t()
@@ -268,12 +265,16 @@ def test_a_card_that_leaves_choosing_to_the_host_is_an_error(bench, monkeypatch)
 
 @pytest.mark.parametrize(("fails", "waits"), [(None, 0), ("called a synchronizing operation", 1)])
 def test_a_recorded_step_is_watched_for_waits_and_requests(bench, monkeypatch, fails, waits):
-    said, asked = [], iter([5, 7])
+    said: list[str] = []
+    asked = iter([5, 7])
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", said.append)
     stats = lambda: {"allocation.all.allocated": next(asked)}  # noqa: E731
     monkeypatch.setattr(torch.cuda, "memory_stats", stats)
 
-    class Decoding:
+    class Steps(Decoding):
+        def __init__(self):
+            pass
+
         def launch(self):
             if fails:
                 raise RuntimeError(fails)
@@ -282,7 +283,7 @@ def test_a_recorded_step_is_watched_for_waits_and_requests(bench, monkeypatch, f
             pass
 
     made = bench("choosing")
-    choosing._watch(made, Decoding())
+    choosing._watch(made, Steps())
     assert said == ["error", "default"]
     assert [check.measured for check in made.checks] == [waits, 2]
 
@@ -313,13 +314,11 @@ def test_peers_are_set_beside_ours_with_states_like_theirs(bench):
     assert all(found[states][0].command[-1] == states for states in found)
 
 
-class Small:
+class Small(Contender):
     """A contender on a card with room for so many."""
 
-    one_by_one = False
-
     def __init__(self, room, said="CUDA out of memory"):
-        self.room, self.said = room, said
+        self.room, self.said, self.one_by_one = room, said, False
 
     def seconds(self, cell, *, times=None):
         if cell.n > self.room:
@@ -330,7 +329,8 @@ class Small:
 def test_a_cell_that_does_not_fit_is_left_out_and_the_others_are_not(bench):
     made = bench("speed 1.5B")
     made.results["beside"] = {}
-    speeds, found = {}, {}
+    speeds: dict[str, float] = {}
+    found: dict[str, dict[str, float]] = {}
     with pytest.raises(speed.Ended, match="illegal"):
         speed._alone(made, "7.2B", {}, Small(0, "an illegal memory access"))
     made.results["alone"] = {"fp32": speeds}

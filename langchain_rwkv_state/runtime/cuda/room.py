@@ -116,7 +116,7 @@ class Step:
         self._found: list[Found] | None = None
 
     def comes(self, numbers: Sequence[int], out: Callable[[], Tensor]) -> None:
-        """Takes note of what is to come for some of the reads: ``[3, len(numbers)]``."""
+        """Takes note of what is to come: ``[3, B]``, the first columns for some of the reads."""
         self._parts.append((numbers, out))
 
     def logits_come(self, number: int, logits: Callable[[], Tensor]) -> None:
@@ -128,8 +128,8 @@ class Step:
         if self._found is None:
             found: list[Found | None] = [None] * self._count
             for numbers, out in self._parts:
-                columns = out().t().tolist()
-                for number, (chosen, best, finite) in zip(numbers, columns, strict=True):
+                columns = out().t().tolist()  # padding comes last
+                for number, (chosen, best, finite) in zip(numbers, columns, strict=False):
                     found[number] = Found(best, bool(finite), None if chosen < 0 else chosen)
             self._found = [each for each in found if each is not None]
         return self._found
@@ -248,7 +248,7 @@ class Room:
         else:
             self.recordings.replay(count)
         assert static.logits is not None  # noqa: S101  # it ran
-        self._take(jobs, numbers, static.out[:, :count], static.logits, step)
+        self._take(jobs, numbers, static.out, static.logits, step)
 
     def _static_of(self, size: int) -> _Static:
         static = self._static.get(size)

@@ -21,6 +21,7 @@ LEAST_CELLS = 2
 _FREE_SHARE = 0.05  # left alone: PyTorch's memory comes in pieces that do not fill up
 _WIDE = 24  # tensors as wide as the model that a row has at once: mixed 6, products 3, gates 4, ...
 _FP32 = 4
+_OF_CHUNKS = 8  # fp32 numbers of a row that the recurrence of a prompt keeps between its launches
 _OF_LOGITS = 4  # logits in fp32, and what the choice from them keeps beside
 _RECORDING_BYTES = 8 << 20  # the launches of one recording, in the driver
 _WORKSPACE_BYTES = 96 << 20  # cuBLAS keeps 32 MiB a stream on Hopper; ours are three
@@ -53,7 +54,7 @@ class PassShape:
         Example:
             >>> shape = PassShape(2048, 8192, 65536, 2, rows=1024, slots=64)
             >>> shape.reserve_bytes >> 20
-            454
+            522
         """
         decoding = sizes(self.slots)
         eager = self._row_bytes * max(self.rows, self.slots)
@@ -67,7 +68,8 @@ class PassShape:
     @property
     def _row_bytes(self) -> int:
         # The channel-mix has its product and the square; what is fp32 inside is of fewer tensors.
-        return (_WIDE * self.n_embd + 2 * self.n_ffn) * self.itemsize + 4 * self.n_embd * _FP32
+        wide = (_WIDE * self.n_embd + 2 * self.n_ffn) * self.itemsize
+        return wide + (4 + _OF_CHUNKS) * self.n_embd * _FP32
 
 
 def cells_that_fit(asked: int, cell_bytes: int, *, free: int, reserve: int) -> int:

@@ -48,7 +48,10 @@ class CudaSlots:
 
     Attributes:
         served: How many slots may read in one step; the others keep copies.
+        can_mark: Whether a read can leave the states at positions within it in other slots.
     """
+
+    can_mark = True
 
     def __init__(self, handle: RuntimeHandle, room: Room, count: int) -> None:
         self.served = room.served
@@ -126,7 +129,7 @@ class CudaSlots:
         """Says what each id adds to its count; see `ChoosingSlots`."""
         if self._room.counts_by != tokenizer:
             counted = self._room.samplers.counted
-            counted.fill_(1)
+            counted.zero_()
             known = torch.tensor(increments()[: len(counted)])
             counted[: len(known)].copy_(known)
             self._room.counts_by = tokenizer

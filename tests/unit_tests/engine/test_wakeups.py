@@ -25,7 +25,7 @@ def counted(loop: asyncio.AbstractEventLoop) -> list[object]:
     return calls
 
 
-def test_a_crowd_is_woken_once_a_step(runtime):
+def test_a_crowd_is_woken_at_once(runtime):
     engine = Engine(runtime, WORLD, slots=16)
     steps = 20
 
@@ -46,7 +46,8 @@ def test_a_crowd_is_woken_once_a_step(runtime):
     deltas, woken = asyncio.run(crowd())
     engine.close()
     assert deltas == [steps] * 16
-    assert woken <= engine.stats().steps
+    # Once for what ended as ids were read, and once for what was chosen.
+    assert woken <= 2 * engine.stats().steps < 16 * steps
 
 
 def test_each_token_is_at_hand_before_the_next_step(runtime):

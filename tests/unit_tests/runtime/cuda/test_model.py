@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from langchain_rwkv_state.engine import Sampling
+from langchain_rwkv_state.engine.sampler import Sampler
 from langchain_rwkv_state.errors import ModelLoadError, StateMismatch
 from langchain_rwkv_state.runtime.cuda import sizing
 from langchain_rwkv_state.runtime.cuda.cells import cell_bytes
@@ -268,3 +270,15 @@ def test_it_says_what_it_had_to_do_without(monkeypatch: pytest.MonkeyPatch) -> N
     assert "the Triton kernels are not used" in chosen.fallbacks[0]
     StandIn(monkeypatch)
     assert card_runtime(kernels=chosen).fallbacks == chosen.fallbacks
+
+
+def test_ids_that_no_tokenizer_knows_add_nothing_to_counts_as_on_the_host(on_device: Make) -> None:
+    sampler = Sampler(Sampling(frequency_penalty=1))
+    sampler.saw(7, b"")
+    assert sampler.handed_over().counts.tolist() == [0]
+    slots = on_device().slots(1)
+    assert isinstance(slots, CudaSlots)
+    slots.count_by("of ten", lambda: [1.0] * 10)
+    counted = slots._room.samplers.counted
+    assert counted[:10].tolist() == [1] * 10
+    assert not counted[10:].any()

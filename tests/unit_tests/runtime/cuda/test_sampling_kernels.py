@@ -8,16 +8,19 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import platform
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
 import torch
 
+from langchain_rwkv_state.engine import choices
 from langchain_rwkv_state.runtime.cuda.sampling import SamplerArrays, sample
 from tests.helpers.ahead_of_time import Compiled, compiled_for
-from tests.helpers.card_steps import Case, run, some_case
+from tests.helpers.card_steps import Case, plain_case, run, some_case
 from tests.helpers.devices import on_card
 from tests.helpers.interpreter import Interpreter
 
@@ -28,22 +31,30 @@ pytestmark = pytest.mark.skipif(
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 KEPT = ("counts", "n", "last")
 STEPS = {
-    1: (0, 6, torch.float32),
-    33: (1, 6, torch.float32),
-    640: (2, 6, torch.float16),
-    5000: (3, 3, torch.bfloat16),
-    65_536: (11, 1, torch.float16),
+    "1": (0, 1, 6, torch.float32),
+    "33": (1, 33, 24, torch.float32),
+    "640": (2, 640, 12, torch.float16),
+    "5000": (3, 5000, 3, torch.bfloat16),
 }
-"""By the number of logits: what seeds a step, how many slots choose in it, its dtype."""
-
+"""What seeds a step, how many logits it has, how many slots choose in it, its dtype."""
+THOROUGH = {
+    "1 for 24": (0, 1, 24, torch.float32),
+    "640 for 24": (2, 640, 24, torch.float16),
+    "65536": (11, 65_536, 1, torch.float16),
+}
+PLAIN = ("steep", "equals")
 INDICES = ("slot", "mask", "masks", "places", "choose", "top_k", "last", "out")
 SETTINGS = ("presence", "frequency", "temperature", "decay", "top_p", "top_k", "key", "n")
 
 
-def case_of(size: int) -> Case:
+def case_of(name: str) -> Case:
     """A step of all kinds of rows, few of them: the interpreter is slow."""
-    seed, count, dtype = STEPS[size]
-    case = some_case(np.random.default_rng(seed), size, count, dtype)
+    if name == "steep":  # the first alone weighs just top-p
+        return plain_case(torch.tensor([[0.0, -30.0, -30.0]]).repeat(12, 1), 3e38, 1 - 1e-16)
+    if name == "equals":  # over more than one tile
+        return plain_case(torch.zeros(6, 5000), 1.0, 1.0, 3)
+    seed, *kind = {**STEPS, **THOROUGH}[name]
+    case = some_case(np.random.default_rng(seed), *kind)
     # The interpreter reads the smallest numbers of bf16 as others.
     case.logits[case.logits.abs() < 1e-30] = 0
     return case
@@ -52,8 +63,10 @@ def case_of(size: int) -> Case:
 def followed(sample: Any, case: Case) -> dict[str, Any]:
     """What comes of steps over the same logits."""
     arrays = case.arrays()
-    outs = [run(sample, case, arrays) for _ in range(3 if case.logits.shape[1] < 1000 else 1)]
-    found: dict[str, Any] = {name: getattr(arrays, name) for name in KEPT}
+    outs = [run(sample, case, arrays)]
+    sums = arrays.sums[: len(case.logits)].sum(-1)
+    outs += [run(sample, case, arrays) for _ in range(case.logits.shape[1] < 1000)]
+    found: dict[str, Any] = {name: getattr(arrays, name) for name in KEPT} | {"sums": sums}
     return found | {"chosen": [out[0] for out in outs], "best and finite": outs[0][1:]}
 
 
@@ -64,12 +77,24 @@ def interpreted(case: Case) -> dict[str, Any]:
     return followed(sampling_kernels.sample, case)
 
 
-@pytest.mark.parametrize(
-    "size", [pytest.param(each, marks=[pytest.mark.thorough] * (each > 5000)) for each in STEPS]
-)
-def test_they_equal_the_plain_form(interpreter: Interpreter, size: int) -> None:
-    case = case_of(size)
-    ours, theirs = interpreter.run(interpreted, case), followed(sample, case)
+Found: TypeAlias = Callable[[str], dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def found(interpreter: Interpreter) -> Found:
+    """What came of a step, by its name."""
+    return cache(lambda name: interpreter.run(interpreted, case_of(name)))
+
+
+def some(*names: str) -> list[Any]:
+    """Returns these steps and those for a thorough run."""
+    return [*names, *(pytest.param(name, marks=pytest.mark.thorough) for name in THOROUGH)]
+
+
+@pytest.mark.parametrize("name", some(*STEPS, *PLAIN))
+def test_they_equal_the_plain_form(found: Found, name: str) -> None:
+    ours, case = found(name), case_of(name)
+    theirs = followed(sample, case)
     for one, other in zip(ours["chosen"], theirs["chosen"], strict=True):
         assert one.tolist() == other.tolist()
     for name in KEPT:
@@ -78,12 +103,40 @@ def test_they_equal_the_plain_form(interpreter: Interpreter, size: int) -> None:
     one, other = ours["best and finite"], theirs["best and finite"]
     assert one[1].tolist() == other[1].tolist() == finite.int().tolist()
     assert one[0][finite].tolist() == other[0][finite].tolist()
-    assert ours["chosen"][0].tolist() == case.expected()  # as a CPU chooses
 
 
-def test_there_is_something_to_choose_in_most_rows() -> None:
-    chosen = [token for size in STEPS if size <= 5000 for token in case_of(size).expected()]
-    assert sum(token >= 0 for token in chosen) > 10
+@pytest.mark.parametrize("name", some(*STEPS, *PLAIN))
+def test_they_choose_what_the_cpu_chooses(found: Found, name: str) -> None:
+    expected = case_of(name).expected()
+    assert found(name)["chosen"][0].tolist() == expected
+    assert any(token >= 0 for token in expected)
+
+
+def compared(result: dict[str, Any], case: Case) -> int:
+    """Sees that sums are those of a CPU; returns of how many rows."""
+    rows, count = case.logits.float().numpy(), 0
+    for row, draw, sums in zip(rows, case.draws, result["sums"], strict=True):
+        if draw is None or not draw.temperature or not np.isfinite(row).all():
+            continue
+        row[draw.ids] -= draw.penalties
+        if draw.allowed is not None:
+            row = row[choices._allowed(draw.allowed, len(row))]
+        if len(row):
+            left = choices.Candidates.of(row, draw)
+            assert sums.tolist() == [left.masses.sum(), left.weights.sum()]
+            count += 1
+    return count
+
+
+def test_what_is_summed_is_what_the_cpu_sums(found: Found) -> None:
+    """Tokens would rarely show a number that is off by its last bit."""
+    assert sum(compared(found(name), case_of(name)) for name in (*STEPS, *PLAIN)) > 30
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", THOROUGH)
+def test_more_sums_are_those_of_the_cpu(found: Found, name: str) -> None:
+    assert compared(found(name), case_of(name))
 
 
 def compiled(name: str, capability: int) -> tuple[Compiled, int]:
