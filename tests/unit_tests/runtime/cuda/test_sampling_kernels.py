@@ -53,8 +53,8 @@ def case_of(name: str) -> Case:
         return plain_case(torch.tensor([[0.0, -30.0, -30.0]]).repeat(12, 1), 3e38, 1 - 1e-16)
     if name == "equals":  # over more than one tile
         return plain_case(torch.zeros(6, 5000), 1.0, 1.0, 3)
-    seed, *kind = {**STEPS, **THOROUGH}[name]
-    case = some_case(np.random.default_rng(seed), *kind)
+    seed, size, count, dtype = {**STEPS, **THOROUGH}[name]
+    case = some_case(np.random.default_rng(seed), size, count, dtype)
     # The interpreter reads the smallest numbers of bf16 as others.
     case.logits[case.logits.abs() < 1e-30] = 0
     return case
