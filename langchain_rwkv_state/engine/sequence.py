@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, auto
 
 import torch
@@ -111,7 +111,8 @@ class TokenSequence:
         self._reused: int | None = None  # ids of the prompt that the cache saved at first
         self._progress = 0  # ids of the prompt, as far as the caller was told
         self._logits: torch.Tensor | None = None  # behind the whole prompt, from the cache
-        self._end_state: RWKVState | None = None  # for the cache, until its logits are seen
+        # Fetches the state behind the prompt for the cache, once its logits are seen.
+        self._end_state: Callable[[], RWKVState] | None = None
         # Copies of the state, with the number of ids (the prompt's and sampled ones) that each has
         # read: where the settled ids part from the prompt, after the prompt, and, last, before the
         # first id whose text is held back, since the answer may end there.
@@ -321,10 +322,10 @@ class TokenSequence:
 
     def see_logits(self, row: LogitsRow) -> None:
         """Shows the next token's logits, which the cache keeps with the state behind a prompt."""
-        state, self._end_state = self._end_state, None
-        if state is not None and self.prefix is not None:
+        fetch, self._end_state = self._end_state, None
+        if fetch is not None and self.prefix is not None:
             copied = torch.from_numpy(row.scores.copy())
-            self.prefix.keep(len(self._request.prompt), state, copied)
+            self.prefix.keep(len(self._request.prompt), fetch(), copied)
 
     def sample(self, row: LogitsRow) -> int:
         """Chooses the next id by the logits, and goes on to reading it, or to the end.
@@ -393,7 +394,12 @@ class TokenSequence:
         asked = at in request.checkpoints
         cached = prefix is not None and prefix.wants(at)
         firm = request.max_tokens > 0 and at in (request.common, len(request.prompt))
-        if not (asked or cached):
+        ends = cached and request.max_tokens > 0 and at == len(request.prompt) and not self._ids
+        if ends and not asked and copy is None:
+            self._end_state = self._slots.begin_state(self.slot)
+        if self._end_state is not None:
+            copy = self._slots.snapshot(self.slot) if firm else None
+        elif not (asked or cached):
             # Another request may have kept that state meanwhile: a copy would be nobody's.
             if copy is not None and not firm:
                 copy.drop()
@@ -405,8 +411,8 @@ class TokenSequence:
             copy = Snapshot(self._slots, state)
             if asked:
                 self._checkpoints[at] = state
-            if cached and request.max_tokens and at == len(request.prompt) and not self._ids:
-                self._end_state = state
+            if ends:
+                self._end_state = lambda: state
             elif prefix is not None and cached:
                 prefix.keep(at, state)
         if firm and copy is not None:

@@ -181,13 +181,24 @@ class SlotPool:
             take: Takes the state, perhaps on another thread.
             receiver: Learns of it if that fails there.
         """
+        fetch = self.begin_state(slot)
+        if fetch is None:
+            take(self.state(slot))
+        else:
+            self.courier.bring(fetch, take, receiver)
+
+    def begin_state(self, slot: int) -> Callable[[], RWKVState] | None:
+        """Begins to copy a slot's state out, where that can be done beside the work.
+
+        Returns:
+            A function that waits for the copy, on any thread; ``None`` where nothing was begun.
+        """
         begin = getattr(self.slots, "begin_get", None)
         if begin is None:
-            take(self.state(slot))
-            return
+            return None
         with _moving():
             fetch: Callable[[], RWKVState] = begin(slot)
-        self.courier.bring(fetch, take, receiver)
+        return fetch
 
     def snapshot(self, slot: int) -> Snapshot:
         """Returns a copy of the state in a slot, in a spare slot where there is one."""
