@@ -226,6 +226,7 @@ def test_ids_in_one_pass_or_in_many_give_the_same_bits(found: Found) -> None:
     assert torch.equal(steps["cells"][reached], whole["cells"][reached])
 
 
+@pytest.mark.thorough
 def test_the_trial_lets_them_pass(interpreter: Interpreter) -> None:
     assert interpreter.run(tried) is None
 

@@ -85,7 +85,7 @@ def answered(slots: ChoosingSlots, zero: RWKVState) -> dict[str, Any]:
         slots.load_sampler(slot, Sampler(sampling).handed_over())
     step = slots.launch([Read(0, ids(20), choose=True), Read(1, ids(1), choose=True)])
     chosen = [[found.chosen for found in step.found()]]
-    for _ in range(3):
+    for _ in range(2):
         step = slots.launch([Read(slot, None, choose=True, logits=True) for slot in range(2)])
         for slot, token in enumerate(chosen[-1]):
             assert token is not None

@@ -143,7 +143,11 @@ def tried() -> list[str | None]:
     ("name", "read"),
     [
         *((name, interpreted) for name in CASES),
-        *((name, in_ieee) for name in ("ragged", "least decay", "fp16 states")),
+        ("ragged", in_ieee),
+        *(
+            pytest.param(name, in_ieee, marks=pytest.mark.thorough)
+            for name in ("least decay", "fp16 states")
+        ),
     ],
 )
 def test_it_is_what_the_formulas_give(interpreter: Interpreter, name: str, read: Any) -> None:
@@ -346,6 +350,7 @@ def test_it_compiles_for_all_kinds(capability: int, kinds: dict[str, str]) -> No
 
 
 @compiles
+@pytest.mark.thorough
 @pytest.mark.usefixtures("cache")
 def test_no_product_is_in_plain_tf32() -> None:
     """Each is in three, of what TF32 holds and of what it leaves."""

@@ -32,12 +32,13 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 KEPT = ("counts", "n", "last")
 STEPS = {
     "1": (0, 1, 6, torch.float32),
-    "33": (1, 33, 24, torch.float32),
-    "640": (2, 640, 12, torch.float16),
+    "33": (1, 33, 12, torch.float32),
+    "640": (2, 640, 8, torch.float16),
     "5000": (3, 5000, 3, torch.bfloat16),
 }
 """What seeds a step, how many logits it has, how many slots choose in it, its dtype."""
 THOROUGH = {
+    "33 for 24": (1, 33, 24, torch.float32),
     "1 for 24": (0, 1, 24, torch.float32),
     "640 for 24": (2, 640, 24, torch.float16),
     "65536": (11, 65_536, 1, torch.float16),
@@ -50,9 +51,9 @@ SETTINGS = ("presence", "frequency", "temperature", "decay", "top_p", "top_k", "
 def case_of(name: str) -> Case:
     """A step of all kinds of rows, few of them: the interpreter is slow."""
     if name == "steep":  # the first alone weighs just top-p
-        return plain_case(torch.tensor([[0.0, -30.0, -30.0]]).repeat(12, 1), 3e38, 1 - 1e-16)
+        return plain_case(torch.tensor([[0.0, -30.0, -30.0]]).repeat(6, 1), 3e38, 1 - 1e-16)
     if name == "equals":  # over more than one tile
-        return plain_case(torch.zeros(6, 5000), 1.0, 1.0, 3)
+        return plain_case(torch.zeros(3, 5000), 1.0, 1.0, 3)
     seed, size, count, dtype = {**STEPS, **THOROUGH}[name]
     case = some_case(np.random.default_rng(seed), size, count, dtype)
     # The interpreter reads the smallest numbers of bf16 as others.
@@ -130,7 +131,7 @@ def compared(result: dict[str, Any], case: Case) -> int:
 
 def test_what_is_summed_is_what_the_cpu_sums(found: Found) -> None:
     """Tokens would rarely show a number that is off by its last bit."""
-    assert sum(compared(found(name), case_of(name)) for name in (*STEPS, *PLAIN)) > 30
+    assert sum(compared(found(name), case_of(name)) for name in (*STEPS, *PLAIN)) > 20
 
 
 @pytest.mark.thorough
