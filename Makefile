@@ -14,7 +14,7 @@ BIN := $(VENV)/$(BINARIES)
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 .PHONY: demo test tests integration_tests test-thorough test-oldest lint typing docs docs-serve unit integration \
-	browser gpu gpu-quick bench dist format clean
+	browser gpu gpu-quick gpu-peers bench dist format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -81,9 +81,11 @@ browser:
 			--no-install-recommends chromium fonts-dejavu-core) >/dev/null 2>&1 && exit 0; fi; \
 	echo "No chromium here: the test of the report page will be skipped"
 
-# On a machine with a CUDA card; ALBATROSS=PATH names a checkout to compare with.
-gpu gpu-quick: $(VENV)/.dev
-	$(BIN)/python -m benchmarks.cuda $(if $(filter gpu-quick,$@),--quick) $(if $(ALBATROSS),--albatross "$(ALBATROSS)")
+# On a machine with a CUDA card; ALBATROSS=PATH names a checkout to compare with. gpu-peers builds what
+# there is to compare with, once, before the others.
+gpu gpu-quick gpu-peers: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.cuda $(if $(filter gpu-quick,$@),--quick) \
+		$(if $(filter gpu-peers,$@),--build-peers) $(if $(ALBATROSS),--albatross "$(ALBATROSS)")
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.run_all

@@ -25,7 +25,7 @@ from benchmarks import common
 from langchain_rwkv_state.engine import Engine, Request, RequestHandle, Sampling
 from langchain_rwkv_state.runtime.base import Budgets
 from langchain_rwkv_state.runtime.sampling import Floats, Found, SamplerState
-from langchain_rwkv_state.runtime.slots import Launched, Read, Reads
+from langchain_rwkv_state.runtime.slots import ChoosingSlots, Launched, Read, Reads
 from langchain_rwkv_state.state import Fingerprint, RWKVState, StateLayout, zero_state
 from langchain_rwkv_state.tokenizer import WorldTokenizer
 
@@ -64,7 +64,10 @@ class Model:
 
     def slots(self, count: int) -> Slots:
         """Returns slots."""
-        return CardSlots(self, count) if self.chooses else Slots(self, count)
+        slots = CardSlots(self, count) if self.chooses else Slots(self, count)
+        # Else the engine would take logits from both, and this would time the same thing twice.
+        assert isinstance(slots, ChoosingSlots) == self.chooses
+        return slots
 
     def read(self, count: int) -> torch.Tensor:
         """Returns logits, and notes the time."""
@@ -113,6 +116,8 @@ class Slots:
 
 class CardSlots(Slots):
     """Slots that choose one word after the other."""
+
+    can_mark = True
 
     def __init__(self, model: Model, count: int) -> None:
         super().__init__(model, count)

@@ -26,7 +26,6 @@ from benchmarks.state_tables import table as markdown
 
 LAYER_LAUNCHES = 10
 OTHER_LAUNCHES = 6  # embedding, last norm, head, and three for sampling
-BYTES_TO_HOST = 24  # of a row: an id, the best id, and whether the logits were finite
 
 FLOORS_US = {
     "mix": 5.6,  # layer norm alone: rwkv-sglang's profile of an H100 (its finding F0051)

@@ -11,8 +11,8 @@ from benchmarks.state_tables import table
 def machine(report: dict[str, Any]) -> str:
     """Returns the card, the versions, what ran, and what was left out."""
     results = report["results"]
-    ran = results["what runs"]
-    named = {**ran["machine"], "runs": ran["about"]}
+    ran = results.get("what runs", {})
+    named = {**ran.get("machine", {}), "runs": ran.get("about", "not known")}
     rows = [["date", report["date"]]]
     rows += [
         [name, ", ".join(value) if isinstance(value, list) else str(value)]
@@ -30,7 +30,7 @@ def correct(report: dict[str, Any]) -> str:
         dict.fromkeys(n for dtypes in found.values() for each in dtypes.values() for n in each)
     )
     rows = [
-        [f"{shape}, {dtype}", *(f"{each[name]:.0e}" for name in names)]
+        [f"{shape}, {dtype}", *(f"{each[name]:.0e}" if name in each else "" for name in names)]
         for shape, dtypes in found.items()
         for dtype, each in dtypes.items()
     ]

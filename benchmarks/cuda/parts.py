@@ -74,6 +74,11 @@ PARTS: dict[str, Part] = {
 }
 """In this order; what a part leaves of its time is the later ones'."""
 
+FIRST_OF_A_KIND = tuple(
+    {name.rpartition(" ")[0] or name: name for name in reversed(PARTS)}.values()
+)
+"""Parts that a dry run does, for which all shapes are the tiny one."""
+
 
 def main() -> int:
     """Runs one part in this process."""

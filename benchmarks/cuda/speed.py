@@ -93,10 +93,21 @@ def measure(bench: Bench, name: str) -> None:
                     if other.missing:
                         bench.leave_out(label, other.missing)
                         continue
-                    found = bench.results["beside"].setdefault(f"{peer.name}, {states}", {})
+                    which = f"{peer.name} {other.version}, {states}"
+                    found = bench.results["beside"].setdefault(which, {})
                     _beside(bench, label, found, {"ours": ours, "peer": other})
     published = {f"{card} B={rows}": v for (of, card, rows), v in PUBLISHED.items() if of == name}
     bench.note("published by Albatross", published)
+
+
+def build_peers(bench: Bench) -> None:
+    """Starts each peer once, however long it takes, so that its CUDA code is built."""
+    model = str(bench.model("0.1B"))
+    for states in ("fp32", "fp16"):
+        for peer in peers(bench, model, states):
+            print(f"starting {peer.name}, states in {states}", flush=True)
+            with _started(peer) as one:
+                print(one.missing or f"it runs: {peer.name} {one.version}", flush=True)
 
 
 def _alone(bench: Bench, what: str, speeds: dict[str, float], ours: Contender) -> None:

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import shutil
-import subprocess
 from typing import Any
 
 import torch
 
 from benchmarks.cuda.bench import Bench
-from langchain_rwkv_state.runtime import Runtime, load_runtime, open_slots
+from langchain_rwkv_state.runtime import Runtime, cards, load_runtime, open_slots
 
 SLOTS = 8
 
@@ -25,28 +23,18 @@ class Fallback(Exception):
 
 def described() -> dict[str, Any]:
     """Returns the cards, their driver, and the versions of what computes on them."""
+    found = cards.found()
     triton = importlib.util.find_spec("triton")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    properties = [torch.cuda.get_device_properties(number) for number in range(count)]
     return {
         "cards": [
-            f"{one.name}, {one.total_memory / 2**30:.0f} GiB, sm_{one.major}{one.minor}"
-            for one in properties
+            f"{card.name}, {card.total_bytes / 2**30:.0f} GiB, compute capability {card.capability}"
+            for card in found
         ],
-        "driver": _driver(),
+        "driver": cards.driver() if found else None,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "triton": importlib.metadata.version("triton") if triton else None,
     }
-
-
-def _driver() -> str | None:
-    command = shutil.which("nvidia-smi")
-    if command is None:
-        return None
-    asked = [command, "--query-gpu=driver_version", "--format=csv,noheader"]
-    done = subprocess.run(asked, check=False, capture_output=True, text=True)
-    return done.stdout.split("\n")[0].strip() or None
 
 
 def fallbacks(runtime: Runtime) -> tuple[str, ...]:

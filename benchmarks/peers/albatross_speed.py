@@ -2,7 +2,9 @@
 
 It is called as its own benchmark does: its newest `rwkv7_fast_*.py`, states made by `zero_state`,
 one pass recorded as a CUDA graph and replayed. The embedding is on the card and part of the
-recording; nothing is sampled. Its CUDA code is built when it is first loaded.
+recording; nothing is sampled. Its settings are its command line's own, so DeltaLog, which leaves
+states unfinished for a few steps, is off. Its CUDA code is built when it is first loaded; products
+of many rows want CUTLASS's headers (``CUTLASS_INCLUDE_DIR``), and its version says where they lack.
 
     python -m benchmarks.peers.albatross_speed MODEL.pth cuda CHECKOUT fp16|fp32
 """
@@ -51,10 +53,12 @@ class Albatross:
         path = newest(checkout)
         module = self._module = _loaded(path)
         # Its command line sets these globals.
-        vars(module).update(MODEL_PATH=model, WKV_MODE=_STATES[states], EMB_DEVICE="cuda")
+        vars(module).update(MODEL_PATH=model, WKV_MODE=_STATES[states], EMB_DEVICE="gpu")
         module.load_extensions(_STATES[states])
         self._model = module.RWKV7()
         self.version = path.parent.name
+        if not getattr(module, "ROWS_CUTLASS_AVAILABLE", True):
+            self.version += " without CUTLASS"
 
     def decoder(self, rows: int) -> Run:
         """Returns what reads one more id into each of so many sequences."""

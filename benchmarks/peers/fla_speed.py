@@ -28,6 +28,8 @@ class Fla:
         import torch
 
         fla = importlib.import_module("fla.models")
+        # Its layers ask here whether to fill their weights number by number, which takes minutes.
+        vars(importlib.import_module("transformers.modeling_utils"))["_init_weights"] = False
         torch.set_grad_enabled(False)
         self._torch, self._device = torch, device
         tensors = torch.load(model, map_location="cpu", weights_only=True, mmap=True)
@@ -42,7 +44,7 @@ class Fla:
                 for name, letter in (("decay", "w"), ("a", "a"), ("v", "v"), ("gate", "g"))
             },
         )
-        with torch.device("meta"):  # its own initialisation takes minutes at 7.2B
+        with torch.device("meta"):  # and so does what is left of it
             empty = fla.RWKV7ForCausalLM(config)
         self._model = empty.half().to_empty(device=device).eval()
         for name, weight in self._model.named_parameters():

@@ -75,18 +75,21 @@ def _sizes(
 ) -> Iterator[Finding]:
     """Says how much memory weights and states take, and how many states there is room for."""
     from langchain_rwkv_state.engine import Limits
+    from langchain_rwkv_state.runtime.cuda.sizing import CELLS_A_SLOT
     from langchain_rwkv_state.runtime.needed_memory import free_bytes, weights_bytes
 
     stage = strategy.stages[0]
     weights = weights_bytes(tensors, stage, is_native=is_native)
     state, free = found.layout.nbytes, free_bytes(stage)
-    fit = max(0, free - weights) // state
+    slot = state * (CELLS_A_SLOT if is_native and stage.on_cuda else 1)
+    fit = max(0, free - weights) // slot
     yield Finding(
         "memory of weights", f"about {output.size(weights)}", figure=weights, unit="bytes"
     )
     yield Finding("memory of a state", output.size(state), figure=state, unit="bytes")
-    slots = Limits.slots * state
-    yield Finding("memory of slots", output.size(slots), figure=slots, unit="bytes")
+    slots = Limits.slots * slot
+    each = f", {slot // state} states each" if slot > state else ""
+    yield Finding("memory of slots", output.size(slots) + each, figure=slots, unit="bytes")
     of_free = f"in the {output.size(free)} that are free on {stage.device!r}, beside the weights"
     kind = stage.device.partition(":")[0]
     advice = "" if fit else f"Free memory, or take a smaller model or 8 bits ('{kind} int8')."

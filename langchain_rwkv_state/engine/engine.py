@@ -1,9 +1,9 @@
 """Owns a runtime on one thread, and answers many requests in one pass at a time.
 
-Each step schedules, runs the model and postprocesses; on a card, what the step before gave is
-postprocessed while it runs. Who runs and how much each reads is the
-`Scheduler`'s affair; what becomes of a request is its `TokenSequence`'s. The worker alone uses the
-runtime, and its owner closes that after `close`.
+Each step schedules, launches the model's work and postprocesses; on a card, what the step before
+gave is postprocessed meanwhile. Who runs and how much each reads is the `Scheduler`'s affair, how a
+step is run that of `Steps`, and what becomes of a request its `TokenSequence`'s. The worker alone
+uses the runtime, and its owner closes that after `close`.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ class Engine:
         runtime: The model.
         tokenizer: Turns what is sampled into text.
         slots: At most so many requests are served at once, each with its state in the runtime. A
-            waiting one holds nothing but its base. Slots are opened as they are needed.
+            waiting one holds nothing but its base. Slots are opened as they are needed, on a card
+            all at once.
         prefill_budget: At most so many ids of prompts are read in a step in which others decode;
             ``None`` for what suits the runtime's device. It bounds the gap between two of their
             tokens: where the model reads ids of a prompt r times as fast as it decodes B requests,
@@ -210,11 +211,15 @@ class Engine:
         """Opens the slots now where the device has all of them at once, and records its steps.
 
         Else that is done for the first request, which waits some seconds for it.
+
+        Raises:
+            ModelLoadError: There is no memory for the states of one request.
         """
         with self._lock:
             idle = self._thread is None and not self._closed
             if idle and not budgets_of(self._runtime).grows:
                 self._slots.make_room(1)
+                self._slots.open_one()
 
     def stats(self) -> EngineStats:
         """Returns what the engine did, and what it has to do."""

@@ -1,7 +1,8 @@
 """Gives each running request a slot of the runtime, and keeps snapshots in those that are spare.
 
-Slots are opened as they are needed: each takes the memory of a state (tens of megabytes for a
-large model), and most of the time one conversation is alone.
+On a CPU slots are opened as they are needed: each takes the memory of a state (tens of megabytes
+for a large model), and most of the time one conversation is alone. A card opens all at once, since
+its recorded steps know their addresses.
 """
 
 from __future__ import annotations
@@ -142,6 +143,11 @@ class SlotPool:
             self._most = max(self.count, 1)
             logger.warning("No more than %d slots could be opened: %s", self._most, why)
 
+    def open_one(self) -> None:
+        """Opens one slot where none is open; raises whatever keeps the runtime from it."""
+        if self._slots is None:
+            self._open(1)
+
     def allocate(self, state: RWKVState) -> int:
         """Returns a free slot with a state in it.
 
@@ -150,10 +156,8 @@ class SlotPool:
             NoDeviceMemory: There is no room for it.
         """
         with _moving():
-            if self._slots is None:
-                self._open(1)
-            if not self._free:
-                next(iter(self._snapshots.values())).state()  # the oldest makes room
+            self.open_one()
+            self._spill()
             slot = min(self._free)
             self.slots.put(slot, state)
         self._free.remove(slot)
@@ -201,9 +205,14 @@ class SlotPool:
         return fetch
 
     def snapshot(self, slot: int) -> Snapshot:
-        """Returns a copy of the state in a slot, in a spare slot where there is one."""
-        if not self._free:
+        """Returns a copy of the state in a slot, in a spare slot where there is one.
+
+        The oldest snapshot goes to the host in its place: what is kept for long is wanted seldom,
+        and what is kept for the length of a word would be copied at each line's end.
+        """
+        if not self._free and not self._snapshots:
             return Snapshot(self, self.state(slot))
+        self._spill()
         spare = max(self._free)
         with _moving():
             self.slots.copy(slot, spare)
@@ -242,6 +251,11 @@ class SlotPool:
         self._slots = None
         self._free, self._snapshots = set(), {}
         self._most = self._asked
+
+    def _spill(self) -> None:
+        """Has the oldest snapshot make room on the host, where no slot is free."""
+        if not self._free:
+            next(iter(self._snapshots.values())).state()
 
     def _open(self, number: int) -> None:
         """Opens so many slots, and moves what is in the old ones to the same places."""

@@ -21,6 +21,12 @@ def usable() -> bool:
     return torch.cuda.device_count() > 0 and torch.cuda.is_available()
 
 
+def spoilt() -> bool:
+    """Says whether this process was forked from one that had started CUDA: it can use no card."""
+    asked = getattr(torch.cuda, "_is_in_bad_fork", lambda: False)  # private: it may go
+    return bool(asked())
+
+
 def counted() -> int:
     """Returns how many cards the driver has, whether or not this PyTorch can use them."""
     count = getattr(torch.cuda, "_device_count_nvml", lambda: 0)  # private: it may go

@@ -1,4 +1,4 @@
-"""Says what a state in a slot stands for, while a runtime advances it in place."""
+"""Says what the state in a slot stands for, while a runtime reads on from it."""
 
 from __future__ import annotations
 

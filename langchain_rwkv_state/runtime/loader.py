@@ -17,6 +17,7 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from langchain_rwkv_state._free_memory import is_out_of_memory
 from langchain_rwkv_state._registry import Hold
 from langchain_rwkv_state.errors import ModelLoadError
 from langchain_rwkv_state.runtime.base import Runtime
@@ -25,7 +26,7 @@ from langchain_rwkv_state.runtime.checkpoint import SUFFIXES, Checkpoint, find, 
 from langchain_rwkv_state.runtime.cuda.model import CudaModel
 from langchain_rwkv_state.runtime.handle import Model, RuntimeHandle
 from langchain_rwkv_state.runtime.native.model import NativeModel
-from langchain_rwkv_state.runtime.needed_memory import ran_out, too_large
+from langchain_rwkv_state.runtime.needed_memory import too_large
 from langchain_rwkv_state.runtime.registry import MODELS, SharedModel, return_memory
 from langchain_rwkv_state.runtime.rwkv_package.adapter import PackageModel
 from langchain_rwkv_state.runtime.strategy import Strategy
@@ -290,7 +291,7 @@ def _load(
     try:
         return _read(path, strategy, kernels, change, on_progress)
     except (RuntimeError, MemoryError) as error:
-        if not ran_out(error):
+        if not is_out_of_memory(error):
             raise
         reason = str(error).partition("\n")[0] or type(error).__name__
     # Out here, where nothing holds the error, what was loaded is free again and is counted so.
@@ -319,7 +320,7 @@ def _read(
     try:
         return PackageModel(tensors, checkpoint, strategy, kernels=kernels and fits)
     except Exception as error:  # whatever the package raises, and asserts
-        if ran_out(error):
+        if is_out_of_memory(error):
             raise
         reason = str(error) or type(error).__name__
         switch = ", unset RWKV_CUDA_ON" if kernels else ""

@@ -1,4 +1,4 @@
-"""Says how much memory a model takes on its device, how much is free, and whether that ran out.
+"""Says how much memory a model takes on its device, and how much is free there.
 
 The figures come from names and shapes, so that they can be had before anything is loaded.
 """
@@ -21,7 +21,6 @@ _LARGE = re.compile(
     r"blocks\.\d+\.(att|ffn)\.(receptance|key|value|output|gate)\.weight|head\.weight"
 )
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
-_RAN_OUT = re.compile(r"out of memory|allocate memory|ALLOC_FAILED", re.IGNORECASE)
 
 
 def weights_bytes(
@@ -47,19 +46,6 @@ def weights_bytes(
 def free_bytes(stage: Stage) -> int:
     """Returns how much memory is free on a device; a card is asked, which starts CUDA."""
     return torch.cuda.mem_get_info(stage.device)[0] if stage.on_cuda else free_memory_bytes()
-
-
-def ran_out(error: BaseException) -> bool:
-    """Says whether an error means that there was not enough memory, on whatever device.
-
-    Example:
-        >>> ran_out(RuntimeError("CUDA error: out of memory")), ran_out(RuntimeError("a bug"))
-        (True, False)
-    """
-    # What PyTorch's allocator on the CPU raises is a bare RuntimeError.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and _RAN_OUT.search(str(error)) is not None
-    )
 
 
 def too_large(

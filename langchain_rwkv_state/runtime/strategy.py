@@ -8,6 +8,7 @@ silently drops everything behind the second word.
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import re
 from dataclasses import dataclass
@@ -33,6 +34,20 @@ _KNOWN = (
     "before it where the rwkv package is to run RWKV-7 too, its own, where the dtype may end in "
     "i8, a '*10' behind it says for how many layers, '*10+' streams the rest, and ' -> ' goes on "
     "to the next device"
+)
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_EXAMPLES = (
+    "cpu fp32",
+    "cpu int8",
+    "cuda fp16",
+    "cuda bf16",
+    "cuda int8",
+    "cuda fp8",
+    "cuda fp16 state_fp16",
+)
+_SPOILT = (
+    "this process was forked from one that had started CUDA, so that it can use no card: load "
+    "models behind the fork, start workers by 'spawn', or name 'cpu fp32'"
 )
 _COMPUTES = {"as_is": "", "int8": "w8", "fp8": "f8"}
 
@@ -141,6 +156,10 @@ class Strategy:
         """
         words = text.split()
         if words == ["auto"]:
+            if (
+                cards.spoilt()
+            ):  # it was a card's before the fork, and must not become a CPU's unsaid
+                raise ModelLoadError(f"The strategy 'auto' finds that {_SPOILT}.")
             device, dtype = ("cuda", "fp16") if cards.usable() else ("cpu", "fp32")
             return cls((Stage(device, dtype),))
         prefix = words[0] if words[:1] and words[0] in _PREFIXES else "auto"
@@ -191,11 +210,15 @@ class Strategy:
             ModelLoadError: It has not.
         """
         for stage in self.stages:
+            if stage.on_cuda and cards.spoilt():
+                raise ModelLoadError(
+                    f"The strategy {str(self)!r} asks for {stage.device!r}, but {_SPOILT}."
+                )
             missing = _missing(stage.device)
             if missing:
                 raise ModelLoadError(
                     f"The strategy {str(self)!r} asks for {stage.device!r}, but {missing}: "
-                    "use 'auto' or 'cpu fp32'."
+                    "use 'auto' or 'cpu fp32'; `rwkv-state doctor` says what devices there are."
                 )
 
     def is_native_for(self, version: str, *, deep_embed: bool) -> bool:
@@ -216,10 +239,13 @@ class Strategy:
                 f"or {_ONE_STAGE}."
             )
         if self.runtime == "auto" and known and not self._is_plain:
+            why = "runs a model on one device"
+            if len(self.stages) == 1 and self.stages[0].int8:
+                why = "has 8 bits of its own, not the package's i8"
             raise ModelLoadError(
-                f"The strategy {str(self)!r} is not possible for RWKV-7: the native runtime runs a "
-                f"model on one device. Use 'auto' or {_ONE_STAGE}; where the card's memory is "
-                "short, 'cuda int8' or 'cuda fp8', or a smaller model."
+                f"The strategy {str(self)!r} is not possible for RWKV-7: the native runtime "
+                f"{why}. Use 'auto' or {_ONE_STAGE}; where the card's memory is short, 'cuda int8' "
+                "or 'cuda fp8', or a smaller model."
             )
         return known and self.runtime != "package"
 
@@ -273,7 +299,17 @@ def _stage(part: str, text: str) -> Stage:
 
 
 def _unknown(text: str) -> ModelLoadError:
-    return ModelLoadError(f"The strategy {text!r} is not known: use {_KNOWN}.")
+    nearest = _nearest(text)
+    meant = f" Perhaps {nearest!r} was meant." if nearest else ""
+    return ModelLoadError(f"The strategy {text!r} is not known: use {_KNOWN}.{meant}")
+
+
+def _nearest(text: str) -> str | None:
+    """Returns what somebody may have meant: a device alone lacks a dtype."""
+    words = " ".join(text.lower().split()).replace("float", "fp").replace("gpu", "cuda")
+    if re.fullmatch(r"cpu|cuda(:\d+)?|mps", words):
+        return f"{words} {'fp32' if words == 'cpu' else 'fp16'}"
+    return next(iter(difflib.get_close_matches(words, _EXAMPLES, 1, 0.75)), None)
 
 
 def _missing(device: str) -> str | None:

@@ -1,10 +1,12 @@
 """What `make gpu` does is right before anybody has a card: each part runs, on the CPU, in small."""
 
 import contextlib
+import importlib.metadata
 import json
 import os
 import sys
 import time
+from typing import Any
 
 import psutil
 import pytest
@@ -12,7 +14,7 @@ import torch
 
 from benchmarks import common, tables
 from benchmarks.cuda import __main__ as command
-from benchmarks.cuda import chat, choosing, correctness, estimate, parts, speed
+from benchmarks.cuda import chat, choosing, correctness, estimate, pages, parts, speed
 from benchmarks.cuda.bench import Bench
 from benchmarks.cuda.ours import Decoding
 from benchmarks.cuda.shapes import SHAPES, TINY, Shape, tensors_of
@@ -114,9 +116,9 @@ def test_a_part_that_hangs_is_ended_with_what_it_started_and_named(tmp_path, mon
     script = f"sleep 60 & echo $! > {pid}; wait"
     monkeypatch.setattr(command, "sys", type("Sys", (), {"executable": _hanging(tmp_path, script)}))
     runs, start = Runs(tmp_path), time.monotonic()
-    assert runs._one("two cards", 3)
+    assert runs._one("speed 0.1B", 3)
     assert time.monotonic() - start < 30
-    assert runs.cut == ["two cards: its 3 s were over"]
+    assert runs.cut == ["speed 0.1B: its 3 s were over"]
     assert not runs.failed
     with contextlib.suppress(psutil.NoSuchProcess):
         assert psutil.Process(int(pid.read_text())).status() == psutil.STATUS_ZOMBIE
@@ -133,10 +135,48 @@ def _hanging(directory, script):
 
 
 def test_parts_for_which_no_time_is_left_are_named(tmp_path):
-    runs = Runs(tmp_path)
+    runs = Runs(tmp_path, dry_run=False)
     runs._until = time.monotonic() + 1
     runs.all_of_them()
     assert runs.cut == [f"{name}: no time was left" for name in parts.PARTS]
+    failed = [each.partition(":")[0] for each in runs.failed]  # nobody knows whether they pass
+    assert failed == [name for name in parts.PARTS if not name.startswith(("speed", "chat"))]
+
+
+def test_a_dry_run_does_each_kind_of_part_once(tmp_path, monkeypatch):
+    ran = []
+
+    def one(self, name, seconds):
+        ran.append(name)
+        return True
+
+    monkeypatch.setattr(Runs, "_one", one)
+    Runs(tmp_path).all_of_them()
+    kinds = ["correct 0.1B", "speed 0.1B", "chat 0.1B", "two cards", "pytest -m cuda"]
+    assert ran == ["what runs", "choosing", *kinds]
+    ran.clear()
+    Runs(tmp_path, only=["speed 7.2B"]).all_of_them()
+    assert ran == ["speed 7.2B"]
+
+
+def test_a_build_that_was_ended_keeps_no_later_one_waiting(tmp_path):
+    for name in ("lock", "kernels.so"):
+        (tmp_path / "kernels").mkdir(exist_ok=True)
+        (tmp_path / "kernels" / name).touch()
+    command.free_builds(tmp_path)
+    assert [path.name for path in (tmp_path / "kernels").iterdir()] == ["kernels.so"]
+    command.free_builds(tmp_path / "there is none")
+
+
+@pytest.mark.slow
+def test_peers_are_started_once_to_be_built(bench, tmp_path, capsys):
+    stand_in = tmp_path / "faster9_2607" / "rwkv7_fast_v9.py"
+    stand_in.parent.mkdir()
+    stand_in.write_text("ROWS_CUTLASS_AVAILABLE = False\n" + STAND_IN)
+    speed.build_peers(bench("peers", albatross=str(tmp_path)))
+    said = capsys.readouterr().out
+    assert said.count("it runs: Albatross faster9_2607 without CUTLASS") == 2
+    assert "it runs: `rwkv` package" in said
 
 
 def test_a_fallback_ends_it_all(tmp_path, monkeypatch):
@@ -298,12 +338,14 @@ def test_peers_take_turns_with_ours_and_those_that_lack_are_named(bench, tmp_pat
     names = {cell.name for cell in speed.cells(made)}
     assert set(made.results["alone"]["fp32"]) == names == {"B=1", "B=2", "prefill 8"}
     beside = made.results["beside"]
-    assert set(beside) >= {f"{peer}, fp32" for peer in (speed.ALBATROSS, speed.PACKAGE)}
+    package = f"{speed.PACKAGE} {importlib.metadata.version('rwkv')}, fp32"
+    assert set(beside) >= {f"{speed.ALBATROSS} faster9_2607, fp32", package}
     assert all(set(each) == names for each in beside.values())
     assert all(
         pair["ours"] > 0 < pair["peer"] for each in beside.values() for pair in each.values()
     )
-    assert "fla, fp32" in beside or made.cut == ["1.5B, states in fp32, fla: fla is not installed"]
+    fla = any(which.startswith("fla ") for which in beside)
+    assert fla or made.cut == ["1.5B, states in fp32, fla: fla is not installed"]
 
 
 def test_peers_are_set_beside_ours_with_states_like_theirs(bench):
@@ -431,6 +473,14 @@ def test_the_longer_of_card_and_host_decides():
 def test_the_goal_is_within_reach_where_albatross_published():
     for (name, card, rows), published in estimate.ALBATROSS.items():
         assert estimated(name, card, rows).tokens_a_second > estimate.GOAL * published
+
+
+def test_a_run_of_which_little_came_has_its_tables_too():
+    some, all_of_them = {"fp16": {"a": 0.5}}, {"fp16": {"a": 0.5, "b": 0.25}}
+    results: dict[str, Any] = {"cut": [], "failed": ["what runs: it ended with code 1"]}
+    assert "it ended with code 1" in pages.machine({"date": "today", "results": results})
+    results |= {"correct 0.1B": some, "correct 1.5B": all_of_them}
+    assert "0.1B, fp16 | 5e-01 |  |" in pages.correct({"results": results})
 
 
 def test_the_page_shows_the_arithmetic_as_it_is():

@@ -64,11 +64,6 @@ class Cells:
         self._holders = [0] * self.count
 
     @property
-    def nbytes_each(self) -> int:
-        """Bytes of one cell."""
-        return cell_bytes(self.layout, self.wkv.dtype)
-
-    @property
     def free(self) -> int:
         """How many cells can be taken."""
         return len(self._free)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 
 from langchain_rwkv_state.runtime.cuda import fallbacks, sampling
 from langchain_rwkv_state.runtime.cuda.kernels import Kernels, PlainKernels
-from langchain_rwkv_state.runtime.cuda.room import Sample
+from langchain_rwkv_state.runtime.cuda.room import Sample, current
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class ChosenKernels:
                 )
                 from langchain_rwkv_state.runtime.cuda.layer_kernels import TritonKernels
 
-                with _current(device):
+                with current(device):
                     wrong = layer_trial.works(device, dtype)
                     wrong = wrong or recurrence_trial.works(device, head_size, dtype, state_dtype)
             except Exception as cause:  # noqa: BLE001 - compilers and drivers fail in many ways
@@ -63,8 +62,3 @@ class ChosenKernels:
                 return cls(TritonKernels(), sampling_kernels.sample)
             missing = (fallbacks.refused(wrong),)
         return cls(PlainKernels(), sampling.sample, missing, recordable=False)
-
-
-def _current(device: torch.device) -> AbstractContextManager[object]:
-    """Makes a card the current one, where Triton starts what it starts."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

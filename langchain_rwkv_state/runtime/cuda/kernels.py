@@ -19,11 +19,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from langchain_rwkv_state.runtime.cuda.spans import Spans
+from langchain_rwkv_state.runtime.native.plain import DECAY, GROUP_NORM_EPS, relu_squared
 from langchain_rwkv_state.runtime.native.weights import Lora, Norm
 
-DECAY = -0.606531  # -exp(-0.5), as the package has it
 NORM_EPS = 1e-5
-GROUP_NORM_EPS = 64e-5
 LEAST_LENGTH = 1e-12  # of a removal key, before it is normalised
 
 Product: TypeAlias = Callable[[Tensor], Tensor]
@@ -251,7 +250,7 @@ class PlainKernels:
 
     def relu_squared(self, x: Tensor) -> Tensor:
         """See `Kernels.relu_squared`."""
-        return (torch.relu(x.float()) ** 2).clamp(max=torch.finfo(x.dtype).max).to(x.dtype)
+        return relu_squared(x)
 
     def channel(self, key: Tensor, value: Tensor) -> Product:
         """See `Kernels.channel`."""

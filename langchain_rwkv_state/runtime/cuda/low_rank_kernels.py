@@ -14,8 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from langchain_rwkv_state.runtime.cuda.kernels import DECAY, Gates, LowRank, PlainKernels
+from langchain_rwkv_state.runtime.cuda.kernels import Gates, LowRank, PlainKernels
 from langchain_rwkv_state.runtime.cuda.vector_kernels import FEW, few_tile, rows_by_rows
+from langchain_rwkv_state.runtime.native.plain import DECAY
 from langchain_rwkv_state.runtime.native.weights import Lora
 
 _DECAY = tl.constexpr(DECAY)

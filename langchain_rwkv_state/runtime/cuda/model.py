@@ -22,20 +22,16 @@ from langchain_rwkv_state.runtime.cuda.chosen import ChosenKernels
 from langchain_rwkv_state.runtime.cuda.fused_pass import FusedPass
 from langchain_rwkv_state.runtime.cuda.room import Job, Room
 from langchain_rwkv_state.runtime.cuda.sampling import SamplerArrays
-from langchain_rwkv_state.runtime.cuda.sizing import PassShape, cells_that_fit
+from langchain_rwkv_state.runtime.cuda.sizing import CELLS_A_SLOT, PassShape, slots_that_fit
 from langchain_rwkv_state.runtime.cuda.slots import CudaSlots
 from langchain_rwkv_state.runtime.native.weights import Weights
-from langchain_rwkv_state.runtime.strategy import Stage
+from langchain_rwkv_state.runtime.strategy import DTYPES, Stage
 from langchain_rwkv_state.state import StateLayout
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.runtime.handle import RuntimeHandle
 
 logger = logging.getLogger(__name__)
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-_CELLS_A_SLOT = 3  # that is served: its state, what it reads into, and a copy of an earlier one
 
 
 class CudaModel:
@@ -155,7 +151,7 @@ class CudaModel:
         served = count
         if self._device.type == "cuda":
             served = self._fitting(count)
-        room = self._made(served, _CELLS_A_SLOT * served, record=self._kernels.recordable)
+        room = self._made(served, CELLS_A_SLOT * served, record=self._kernels.recordable)
         room.asked = count
         if room.recordings is not None:
             room.warm_up()
@@ -180,8 +176,7 @@ class CudaModel:
             torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info(self._device)
         each = cell_bytes(self.layout, self._state_dtype)
-        cells = cells_that_fit(_CELLS_A_SLOT * count, each, free=free, reserve=shape.reserve_bytes)
-        return max(1, cells // _CELLS_A_SLOT)
+        return slots_that_fit(count, each, free=free, reserve=shape.reserve_bytes)
 
     def _made(self, served: int, cells: int, *, record: bool) -> Room:
         return Room(

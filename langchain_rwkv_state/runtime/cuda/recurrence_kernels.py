@@ -17,7 +17,6 @@ T rows of G segments with P parts, C cells, H heads, N head size, D width, L chu
 
 from __future__ import annotations
 
-import contextlib
 from typing import Literal, TypeAlias
 
 import torch
@@ -25,13 +24,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from langchain_rwkv_state.runtime.cuda.kernels import (
-    GROUP_NORM_EPS,
-    LEAST_LENGTH,
-    Gates,
-    Heads,
-)
+from langchain_rwkv_state.runtime.cuda.kernels import LEAST_LENGTH, Gates, Heads
 from langchain_rwkv_state.runtime.cuda.spans import Spans
+from langchain_rwkv_state.runtime.native.plain import GROUP_NORM_EPS
 from langchain_rwkv_state.runtime.native.recurrence import CHUNK
 
 Precision: TypeAlias = Literal["tf32x3", "ieee"]
@@ -80,37 +75,35 @@ def time_mix(
     weights = heads.k_k, heads.k_a, heads.r_k
     norm = heads.norm.weight, heads.norm.bias
     out = torch.empty_like(r)
-    on_device = torch.cuda.device(wkv.device) if wkv.is_cuda else contextlib.nullcontext()
-    with on_device:
-        rows = (r, k, v, w, rate, mix, v_first)
-        if at.longest == 1:
-            _decode[count, n_heads](
-                *(*rows, gate, *weights, *norm, wkv, at.before, at.after, out, n_heads),
-                size=size,
-                num_warps=decode_warps(size),
-            )
-            return out
-        made = rkv.new_empty(PLANES, count, width, dtype=torch.float32)
-        bonus = rkv.new_empty(count, n_heads, dtype=torch.float32)
-        fixed = {"size": size, "chunk": CHUNK}
-        chunks = triton.cdiv(count, CHUNK)
-        prepared, advanced = precisions(size, precision(wkv.device))
-        _prepare[chunks, n_heads](
-            *(*rows, *weights, at.after, made, bonus, count, n_heads),
-            **fixed,
-            precision=prepared,
-            **chunk_options(size),
+    rows = (r, k, v, w, rate, mix, v_first)
+    if at.longest == 1:
+        _decode[count, n_heads](
+            *(*rows, gate, *weights, *norm, wkv, at.before, at.after, out, n_heads),
+            size=size,
+            num_warps=decode_warps(size),
         )
-        _advance[len(at.last), n_heads, size // BLOCK](
-            *(made, wkv, at.before, at.after, at.start, at.part, at.end, count, n_heads),
-            **fixed,
-            block=BLOCK,
-            precision=advanced,
-            **chunk_options(size),
-        )
-        _finish[chunks, n_heads](
-            *(made, bonus, gate, *norm, out, count, n_heads), **fixed, num_warps=size // 32
-        )
+        return out
+    made = rkv.new_empty(PLANES, count, width, dtype=torch.float32)
+    bonus = rkv.new_empty(count, n_heads, dtype=torch.float32)
+    fixed = {"size": size, "chunk": CHUNK}
+    chunks = triton.cdiv(count, CHUNK)
+    prepared, advanced = precisions(size, precision(wkv.device))
+    _prepare[chunks, n_heads](
+        *(*rows, *weights, at.after, made, bonus, count, n_heads),
+        **fixed,
+        precision=prepared,
+        **chunk_options(size),
+    )
+    _advance[len(at.last), n_heads, size // BLOCK](
+        *(made, wkv, at.before, at.after, at.start, at.part, at.end, count, n_heads),
+        **fixed,
+        block=BLOCK,
+        precision=advanced,
+        **chunk_options(size),
+    )
+    _finish[chunks, n_heads](
+        *(made, bonus, gate, *norm, out, count, n_heads), **fixed, num_warps=size // 32
+    )
     return out
 
 

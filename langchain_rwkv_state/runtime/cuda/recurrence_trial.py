@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from langchain_rwkv_state.runtime.cuda import recurrence_kernels
-from langchain_rwkv_state.runtime.cuda.kernels import DECAY, Gates, Heads, PlainKernels
+from langchain_rwkv_state.runtime.cuda.kernels import Gates, Heads, PlainKernels
 from langchain_rwkv_state.runtime.cuda.spans import Segment, Spans
+from langchain_rwkv_state.runtime.native.plain import DECAY
 from langchain_rwkv_state.runtime.native.recurrence import CHUNK
 from langchain_rwkv_state.runtime.native.weights import Norm
 

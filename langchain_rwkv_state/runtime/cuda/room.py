@@ -12,7 +12,7 @@ B reads of a step, V vocabulary size.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -24,7 +24,7 @@ from langchain_rwkv_state.runtime.cuda.fused_pass import FusedPass
 from langchain_rwkv_state.runtime.cuda.recordings import Capture, Recordings
 from langchain_rwkv_state.runtime.cuda.sampling import SamplerArrays
 from langchain_rwkv_state.runtime.cuda.spans import Segment, Spans
-from langchain_rwkv_state.runtime.cuda.staging import Ring
+from langchain_rwkv_state.runtime.cuda.staging import Ring, sent
 from langchain_rwkv_state.runtime.cuda.transfers import Transfers
 from langchain_rwkv_state.runtime.sampling import Floats, Found, Words
 
@@ -206,8 +206,7 @@ class Room:
         singles = [number for number, job in enumerate(jobs) if job.is_single]
         others = [number for number, job in enumerate(jobs) if not job.is_single]
         step = Step(len(jobs))
-        # A caller's autocast would change the dtypes.
-        with self._on_device(), torch.no_grad(), torch.autocast(self._device.type, enabled=False):
+        with self._computing():
             written = [
                 cell for job in jobs for cell in (job.target, *(into for _, into in job.marks))
             ]
@@ -228,6 +227,16 @@ class Room:
         for length in (length for length in _WARM_LENGTHS if length <= self.most_rows):
             spare = self.cells.spare
             self.launch([Job(self.samplers.spare, [1] * length, 0, spare)]).found()
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Computes on the room's card, and as the model says: a caller's autocast changes dtypes.
+
+        Steps are launched and recorded on a worker, or on the thread of whoever loads the model.
+        """
+        off = torch.autocast(self._device.type, enabled=False)
+        with current(self._device), torch.no_grad(), off:
+            yield
 
     # -- one id each -------------------------------------------------------------------------
 
@@ -279,7 +288,12 @@ class Room:
         static.inputs.copy_(torch.tensor(pad, dtype=torch.int32).unsqueeze(1))
         static.inputs[_BEFORE] = 0  # another cell than it is written to: the same each time
         self.transfers.settle((), read=[0])
-        return lambda: self._run(static)
+
+        def step() -> None:
+            with self._computing():
+                self._run(static)
+
+        return step
 
     def _results_of(self, size: int) -> list[Tensor]:
         static = self._static_of(size)
@@ -314,19 +328,14 @@ class Room:
             ids += given
         inputs = [_input(jobs[number], masks[number]) for number in numbers]
         columns = [*zip(*inputs, strict=True)]
-        whole = self._sent([*ids, *(each for column in columns for each in column)])
+        numbers_in = [*ids, *(each for column in columns for each in column)]
+        whole = sent(torch.tensor(numbers_in, dtype=torch.int32), self._device)
         given_at, per_read = whole[: len(ids)], whole[len(ids) :].view(_INPUTS, -1)
         x = self._model.embed(given_at, torch.zeros_like(given_at), self.samplers.last)
         logits = self._model.run(x, self.cells, Spans.of(segments, self._device))
         out = torch.empty(_RESULTS, len(numbers), dtype=torch.int32, device=self._device)
         self._choose(logits, per_read, out)
         self._take(jobs, numbers, out, logits, step)
-
-    def _sent(self, numbers: Sequence[int]) -> Tensor:
-        whole = torch.tensor(numbers, dtype=torch.int32)
-        if self._device.type == "cuda":
-            whole = whole.pin_memory().to(self._device, non_blocking=True)
-        return whole
 
     # -- between host and device -------------------------------------------------------------
 
@@ -346,10 +355,10 @@ class Room:
             if jobs[number].logits:
                 step.logits_come(number, self._logits_to_host.fetch(logits[row].float()))
 
-    def _on_device(self) -> AbstractContextManager[object]:
-        if self._device.type == "cuda":
-            return torch.cuda.device(self._device)
-        return nullcontext()
+
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """Makes a card the current one, on which Triton starts what it starts."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _input(job: Job, mask: int) -> tuple[int, int, int, int, int, int]:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from langchain_rwkv_state.runtime.cuda.staging import sent
 from langchain_rwkv_state.runtime.sampling import CHOICE, DRAW, SamplerState
 
 TILE = 2048
@@ -118,11 +119,8 @@ class SamplerArrays:
                 counts.index_copy_(0, self._sent(state.ids), self._sent(state.counts))
 
     def _sent(self, array: np.ndarray) -> Tensor:
-        """Returns an array on the device, by way of memory that the copy need not be waited for."""
-        tensor = torch.from_numpy(array)
-        if not self.counts.is_cuda:
-            return tensor
-        return tensor.pin_memory().to(self.counts.device, non_blocking=True)
+        """Returns an array on the device."""
+        return sent(torch.from_numpy(array), self.counts.device)
 
 
 def sample(

@@ -1,4 +1,4 @@
-"""Says how many cells fit on a card beside the weights and what passes need.
+"""Says how many requests a card can serve at once, beside the weights and what passes need.
 
 All of it is arithmetic with shapes, done before anything is taken: a card whose memory runs out in
 the middle of a step fails whoever is served. The reserve is an estimate and has not been held
@@ -15,9 +15,12 @@ from langchain_rwkv_state.runtime.cuda.recordings import sizes
 
 logger = logging.getLogger(__name__)
 
-LEAST_CELLS = 2
-"""A state is read from one cell and written to another."""
+CELLS_A_SLOT = 3
+"""Cells for each request that is served: its state, what it reads into, and a copy of an earlier
+one."""
 
+CELLS_A_SLOT = 3
+"""For each request that is served: its state, what it reads into, a copy of an earlier one."""
 _FREE_SHARE = 0.05  # left alone: PyTorch's memory comes in pieces that do not fill up
 _WIDE = 24  # tensors as wide as the model that a row has at once: mixed 6, products 3, gates 4, ...
 _FP32 = 4
@@ -72,36 +75,32 @@ class PassShape:
         return wide + (4 + _OF_CHUNKS) * self.n_embd * _FP32
 
 
-def cells_that_fit(asked: int, cell_bytes: int, *, free: int, reserve: int) -> int:
-    """Returns how many cells to make: as many as were asked for, or as fit.
+def slots_that_fit(asked: int, cell_bytes: int, *, free: int, reserve: int) -> int:
+    """Returns how many requests to serve at once: as many as were asked for, or as fit.
 
     Args:
-        asked: Number of cells wished for, at least two.
+        asked: Number of slots wished for.
         cell_bytes: Bytes of a cell, as `cells.cell_bytes` gives them.
         free: Free memory of the card, the weights loaded (`torch.cuda.mem_get_info`).
         reserve: What passes need, as `PassShape.reserve_bytes`.
 
     Raises:
-        ModelLoadError: Not even two fit.
+        ModelLoadError: Not even one fits.
     """
     room = int(free * (1 - _FREE_SHARE)) - reserve
-    fit = room // cell_bytes - 1  # the spare one
-    if fit < LEAST_CELLS:
+    fit = (room // cell_bytes - 1) // CELLS_A_SLOT  # without the spare one
+    if fit < 1:
         raise ModelLoadError(
             f"The card has {_mib(free)} free beside the weights; passes take {_mib(reserve)} of it "
-            f"and a state {_mib(cell_bytes)}, so that not even {LEAST_CELLS} states fit: end what "
-            "else is on the card, or take a smaller model, fewer slots, weights in 8 bits, "
-            "states in fp16 or another card."
+            f"and a state {_mib(cell_bytes)}, so that the {CELLS_A_SLOT} states of one request do "
+            "not fit: end what else is on the card, or take a smaller model, fewer slots, weights "
+            "in 8 bits, states in fp16 or another card."
         )
     if fit < asked:
         logger.warning(
-            "%d states of %s fit on the card, not the %d asked for: %s are free beside the "
-            "weights, and passes take %s.",
-            fit,
-            _mib(cell_bytes),
-            asked,
-            _mib(free),
-            _mib(reserve),
+            "%d requests at once fit on the card, not the %d asked for: each takes %d states of "
+            "%s, %s are free beside the weights, and passes take %s.",
+            *(fit, asked, CELLS_A_SLOT, _mib(cell_bytes), _mib(free), _mib(reserve)),
         )
     return min(fit, asked)
 

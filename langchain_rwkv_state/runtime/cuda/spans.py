@@ -18,6 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from langchain_rwkv_state.runtime.cuda.staging import sent
+
 
 class Segment(NamedTuple):
     """Ids that one conversation reads in a pass.
@@ -73,9 +75,7 @@ class Spans:
             part.append(len(end))
         numbers = [*before, *after, *start, *part, *end]
         # One copy to the device for all of them.
-        whole = torch.tensor(numbers, dtype=torch.int32)
-        if device.type == "cuda":
-            whole = whole.pin_memory().to(device, non_blocking=True)
+        whole = sent(torch.tensor(numbers, dtype=torch.int32), device)
         sizes = [total, total, len(start), len(part), len(end)]
         before_at, after_at, start_at, part_at, end_at = torch.split(whole, sizes)
         longest = max(segment.length for segment in segments)

@@ -127,6 +127,16 @@ class _Coming(Generic[T]):
         return self._found[0]
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Returns an ordinary tensor on a device, behind the work given to it; nobody waits.
+
+    PyTorch keeps the pinned memory between, and gives it to no other copy before this one is over.
+    """
+    if device.type != "cuda":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def pinned(nbytes: int) -> Tensor:
     """Returns pinned memory, uint8."""
     return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)

@@ -2,7 +2,7 @@
 
 `NativeModel` turns ids into rows, keeps a pass within a bounded number of rows, so that a long
 prompt neither takes memory by its length nor holds up everybody else, and chooses between the
-compiled pass, the plain one, and on a card its recorded steps; the arithmetic is theirs.
+compiled pass and the plain one; the arithmetic is theirs. CUDA cards have `cuda.model.CudaModel`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from langchain_rwkv_state.runtime.native.compiled import LARGEST_HEAD, CompiledP
 from langchain_rwkv_state.runtime.native.plain import PlainPass, Segments
 from langchain_rwkv_state.runtime.native.weights import Layer, Weights
 from langchain_rwkv_state.runtime.slots import Reads, check_reads
-from langchain_rwkv_state.runtime.strategy import Stage
+from langchain_rwkv_state.runtime.strategy import DTYPES, Stage
 from langchain_rwkv_state.state import RWKVState, StateLayout
 
 if TYPE_CHECKING:
@@ -37,8 +37,6 @@ NO_COMPILER = (
     "clang++ (RWKV_STATE_COMPILED=0 says that this is meant)"
 )
 """The fallback of a CPU."""
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class NativeModel:
@@ -70,7 +68,7 @@ class NativeModel:
     ) -> None:
         sorted_weights = Weights.of(tensors, checkpoint.n_layer)
         tensors.clear()
-        self._dtype = _DTYPES[stage.dtype]
+        self._dtype = DTYPES[stage.dtype]
         self._device = torch.device(stage.device)
         self.layout = StateLayout.of(
             7,

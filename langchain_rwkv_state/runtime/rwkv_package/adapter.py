@@ -21,7 +21,6 @@ from langchain_rwkv_state.runtime.rwkv_package.namespace import Namespace
 from langchain_rwkv_state.runtime.strategy import Strategy
 from langchain_rwkv_state.state import StateLayout, Version, dtype_name
 
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _AUTOCAST = {"cpu", "cuda", "mps"}  # devices where a caller's autocast would change the dtypes
 # Bounds the memory of a prefill; at a quarter of it a CPU prefill is as fast.
 _CHUNK_TOKENS = 512

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from langchain_rwkv_state.engine import choices
 from langchain_rwkv_state.runtime.native import build
 from langchain_rwkv_state.runtime.native import sampling as native
-from langchain_rwkv_state.runtime.sampling import Draw, Floats
+from langchain_rwkv_state.runtime.sampling import Draw, Floats, Found
 from tests.helpers.logits import NOTHING, SIZES, mask, some_draw, some_row
 
 needs_compiler = pytest.mark.skipif(native.compiled() is None, reason="there is no C++ compiler")
 
 
-def compiled(logits: Floats, draws: list[Draw | None]) -> list[native.Found]:
+def compiled(logits: Floats, draws: list[Draw | None]) -> list[Found]:
     choose = native.compiled()
     assert choose is not None
     return choose(logits, draws)

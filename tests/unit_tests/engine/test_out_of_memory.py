@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from langchain_rwkv_state._free_memory import is_out_of_memory
 from langchain_rwkv_state.engine import Delta, Done, Engine, Request, Sampling, Thought
 from langchain_rwkv_state.engine import engine as engine_module
+from langchain_rwkv_state.engine import slots as slots_module
 from langchain_rwkv_state.engine.slots import SlotPool
-from langchain_rwkv_state.errors import EngineError
+from langchain_rwkv_state.errors import EngineError, ModelLoadError
 from langchain_rwkv_state.grammar.constraint import json_schema_constraint
 from langchain_rwkv_state.prefix_cache import Caching, PrefixStateCache
 from langchain_rwkv_state.runtime.base import Budgets
@@ -381,3 +382,14 @@ def test_sessions_and_batches_of_a_chat_go_on_as_if_nothing_had_been(make_chat, 
         assert state.derivation == whole.derivation
         for name in state:
             torch.testing.assert_close(state[name], whole[name], rtol=0, atol=1e-4)
+
+
+def test_a_model_beside_which_no_state_fits_is_told_as_it_is_loaded(runtime, serve, monkeypatch):
+    def none(runtime: FakeRuntime, count: int) -> Any:
+        raise ModelLoadError(f"no room for {count}")
+
+    engine = serve()
+    monkeypatch.setattr(runtime, "budgets", Budgets(grows=False), raising=False)
+    monkeypatch.setattr(slots_module, "open_slots", none)
+    with pytest.raises(ModelLoadError, match="no room for 1"):
+        engine.open()

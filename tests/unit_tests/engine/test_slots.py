@@ -144,3 +144,23 @@ class TestSnapshots:
         for taken in (slot, *others):
             pool.free(taken)
         assert sorted(pool.allocate(state(runtime, 1)) for _ in range(4)) == [0, 1, 2, 3]
+
+    def test_the_oldest_goes_to_the_host_so_that_those_of_a_moment_stay_where_they_are(
+        self, runtime, monkeypatch
+    ):
+        pool = SlotPool(runtime, 4)
+        pool.make_room(2)
+        slot, *_ = (pool.allocate(state(runtime, n)) for n in (1, 2, 3))
+        kept, asked, fetch = pool.snapshot(slot), [], pool.state
+
+        def count(one: int) -> Any:
+            asked.append(one)
+            return fetch(one)
+
+        monkeypatch.setattr(pool, "state", count)
+        for n in range(20):  # one line end after another, as it is in a full crowd
+            pool.slots.put(slot, state(runtime, n))
+            passing = pool.snapshot(slot)
+            passing.drop()
+        assert len(asked) == 1
+        assert kept.state() == state(runtime, 1)

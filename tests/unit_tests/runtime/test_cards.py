@@ -60,3 +60,14 @@ def test_where_nvml_counts_no_card_auto_asks_nobody_else(
         Strategy.parse("cuda:1 fp16").require_devices()
     runtime = load_runtime(write_checkpoint(tmp_path / "m.pth", 7))
     runtime.close()
+
+
+@pytest.mark.parametrize("strategy", ["auto", "cuda fp16", "package cuda:1 bf16"])
+def test_a_child_of_a_process_that_started_cuda_is_told_what_to_do(
+    tmp_path: Path, nvml: pytest.MonkeyPatch, strategy: str
+) -> None:
+    nvml.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
+    path = write_checkpoint(tmp_path / "m.pth", 7)
+    with pytest.raises(ModelLoadError, match=r"forked from one that had started CUDA.*spawn"):
+        load_runtime(path, strategy)  # nor runs a model of a card's on the CPU without a word
+    load_runtime(path, "cpu fp32").close()

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from langchain_rwkv_state.runtime.needed_memory import free_bytes, ran_out, weights_bytes
+from langchain_rwkv_state.runtime.needed_memory import free_bytes, weights_bytes
 from langchain_rwkv_state.runtime.strategy import Strategy
 from tests.helpers.checkpoints import random_checkpoint
 
@@ -46,19 +46,3 @@ def test_a_card_is_asked_for_its_own_memory_alone(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "mem_get_info", {"cuda:1": (7, 9)}.__getitem__)
     assert free_bytes(Strategy.parse("cuda:1 fp16").stages[0]) == 7
     assert free_bytes(Strategy.parse("cpu fp32").stages[0]) > 7
-
-
-@pytest.mark.parametrize(
-    ("error", "ran"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), True),
-        (MemoryError(), True),
-        (RuntimeError("CUDA error: out of memory"), True),
-        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"), True),
-        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
-        (ValueError("out of memory"), False),
-    ],
-)
-def test_which_errors_mean_that_memory_ran_out(error: Exception, ran: bool) -> None:
-    assert ran_out(error) == ran

@@ -70,6 +70,29 @@ def test_an_unknown_strategy_is_refused_with_what_is_possible(text: str) -> None
 
 
 @pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("cuda", "cuda fp16"),
+        ("cuda:1", "cuda:1 fp16"),
+        ("CPU", "cpu fp32"),
+        ("gpu fp16", "cuda fp16"),
+        ("cuda float16", "cuda fp16"),
+        ("CUDA FP8", "cuda fp8"),
+        ("cuda int4", "cuda int8"),
+    ],
+)
+def test_what_was_meant_is_named(text: str, meant: str) -> None:
+    with pytest.raises(ModelLoadError, match=f"Perhaps '{meant}' was meant"):
+        Strategy.parse(text)
+
+
+def test_nothing_is_guessed_where_nothing_is_near() -> None:
+    with pytest.raises(ModelLoadError) as caught:
+        Strategy.parse("rocm")
+    assert "Perhaps" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("text", "stage", "shown"),
     [
         ("native cpu fp32", Stage("cpu", "fp32"), "native cpu fp32"),
@@ -144,7 +167,7 @@ def test_which_models_the_native_runtime_takes() -> None:
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(ModelLoadError, match="no CUDA device: use 'auto' or 'cpu fp32'"):
+    with pytest.raises(ModelLoadError, match=r"no CUDA device: use 'auto' or 'cpu fp32'; .*doctor"):
         Strategy.parse("cpu fp32 *1 -> cuda fp16").require_devices()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -172,6 +195,6 @@ def test_several_devices_are_for_older_versions(text: str) -> None:
     assert not strategy.is_native_for("6", deep_embed=False)
     strategy.require_for("6")
     with pytest.raises(
-        ModelLoadError, match=r"native runtime runs a model on one device\. Use 'auto'.*'cuda int8'"
+        ModelLoadError, match=r"native runtime (has|runs) .*\. Use 'auto'.*'cuda int8'"
     ):
         strategy.is_native_for("7", deep_embed=False)

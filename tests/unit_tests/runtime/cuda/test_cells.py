@@ -22,8 +22,7 @@ def test_cells_are_zero_and_one_is_spare() -> None:
     assert (cells.att_x.dtype, cells.wkv.dtype) == (torch.float16, torch.float16)
     assert not cells.wkv.any()
     arrays = (cells.att_x, cells.ffn_x, cells.wkv)
-    assert cells.nbytes_each == cell_bytes(LAYOUT, torch.float16)
-    assert sum(array.nbytes for array in arrays) == 3 * cells.nbytes_each
+    assert sum(array.nbytes for array in arrays) == 3 * cell_bytes(LAYOUT, torch.float16)
 
 
 def test_cells_that_are_not_taken_are_refused() -> None:

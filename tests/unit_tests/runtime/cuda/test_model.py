@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ import torch
 from langchain_rwkv_state.engine import Sampling
 from langchain_rwkv_state.engine.sampler import Sampler
 from langchain_rwkv_state.errors import ModelLoadError, StateMismatch
-from langchain_rwkv_state.runtime.cuda import sizing
+from langchain_rwkv_state.runtime.cuda import room, sizing
 from langchain_rwkv_state.runtime.cuda.cells import cell_bytes
 from langchain_rwkv_state.runtime.cuda.chosen import ChosenKernels
 from langchain_rwkv_state.runtime.cuda.model import CudaModel
@@ -303,10 +304,33 @@ def test_as_many_are_served_as_there_is_memory_for(
     free[0] = int((1_000_000 + 14 * each) / 0.95) + 1
     with caplog.at_level(logging.WARNING):
         assert model._fitting(8) == 4
-    assert "fit on the card, not the 24 asked for" in caplog.text
+    assert "4 requests at once fit on the card, not the 8 asked for" in caplog.text
     free[0] = 900_000
-    with pytest.raises(ModelLoadError, match="not even 2 states fit"):
+    with pytest.raises(ModelLoadError, match="3 states of one request do not fit"):
         model._fitting(8)
+
+
+def test_a_step_is_recorded_on_its_card_and_as_the_model_says_whatever_the_caller_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    StandIn(monkeypatch)
+    made = slots_of(card_runtime(), 2)._room
+    run, seen, entered = made._model.run, [], []
+
+    def watched(*args: Any) -> torch.Tensor:
+        seen.append((torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+        return run(*args)
+
+    def current(device: torch.device) -> nullcontext[None]:
+        entered.append(device)
+        return nullcontext()
+
+    monkeypatch.setattr(made._model, "run", watched)
+    monkeypatch.setattr(room, "current", current)
+    with torch.autocast("cpu", torch.bfloat16):
+        made._trial(2)()
+    assert seen == [(False, False)]
+    assert entered == [torch.device("cpu")]
 
 
 def test_it_says_what_it_had_to_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
