@@ -13,7 +13,7 @@ endif
 BIN := $(VENV)/$(BINARIES)
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
-.PHONY: demo test tests integration_tests test-oldest lint typing docs docs-serve unit integration \
+.PHONY: demo test tests integration_tests test-thorough test-oldest lint typing docs docs-serve unit integration \
 	browser gpu gpu-quick gpu-peers bench dist format clean
 
 demo: $(VENV)/.demo
@@ -26,6 +26,10 @@ test: lint typing
 # The names that LangChain's own packages have for them.
 tests: unit
 integration_tests: integration
+
+# What takes minutes and no card: a card's kernels compiled for all cards, and on cases drawn at random.
+test-thorough: $(VENV)/.dev
+	$(BIN)/python -m pytest tests -q -m thorough
 
 # The faces to LangChain on the oldest langchain-core and langchain that pyproject.toml allows: all else is
 # that of $(VENV), which this one stands upon, so that PyTorch is not installed twice.

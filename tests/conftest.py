@@ -55,6 +55,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs symbolic links, pipes or fork")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what is marked ``thorough``, unless ``-m`` speaks of it."""
+    if "thorough" not in config.option.markexpr:
+        thorough = [item for item in items if item.get_closest_marker("thorough")]
+        config.hook.pytest_deselected(items=thorough)
+        items[:] = [item for item in items if item not in thorough]
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Runs a test marked ``each_device`` that uses a model on the CPU and on a card."""
     if metafunc.definition.get_closest_marker("each_device"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -29,12 +30,11 @@ class AheadSlots(StateSlots):
         self.served = served
         self._choosing: dict[int, SamplerState] = {}
         self._last: dict[int, int] = {}
-        self._increments = np.ones(runtime.vocab_size, dtype=np.float32)
+        self._increments: Callable[[], Sequence[float]] = list
         self._ahead: dict[int, RWKVState] = {}
 
     def count_by(self, tokenizer: str, increments: Callable[[], Sequence[float]]) -> None:
-        known = increments()[: len(self._increments)]
-        self._increments[: len(known)] = known
+        self._increments = cache(increments)  # one an id: asked for where something is counted
 
     def load_sampler(self, slot: int, state: SamplerState) -> None:
         self._choosing[slot] = state
@@ -86,7 +86,8 @@ class AheadSlots(StateSlots):
             counts = counts * np.float32(state.decay)
             if token not in ids:
                 ids, counts = np.append(ids, token), np.append(counts, np.float32(0))
-            counts[ids == token] += self._increments[token]
+            known = self._increments()
+            counts[ids == token] += np.float32(known[token] if token < len(known) else 1)
         self._choosing[slot] = state._replace(n=state.n + 1, ids=ids, counts=counts)
 
     def begin_get(self, slot: int) -> Callable[[], RWKVState]:

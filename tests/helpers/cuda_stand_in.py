@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from langchain_rwkv_state.runtime.cuda import staging
+from langchain_rwkv_state.runtime.cuda import room, staging
 
 SYNCS = {
     "_local_scalar_dense",
@@ -112,6 +112,8 @@ class StandIn:
             monkeypatch.setattr(torch.cuda, name, value)
         monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
         monkeypatch.setattr(staging, "pinned", self.pinned)
+        # Plain kernels compile nothing, and read a prompt's rows one by one.
+        monkeypatch.setattr(room, "_WARM_LENGTHS", (2, 3))
 
     # -- what torch.cuda has -------------------------------------------------------------------
 

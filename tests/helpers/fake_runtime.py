@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import pytest
 import torch
 
 from langchain_rwkv_state.runtime.base import Budgets
@@ -18,6 +19,13 @@ from langchain_rwkv_state.state import Fingerprint, RWKVState, StateLayout, zero
 from tests.helpers.ahead_slots import AheadSlots
 
 _PRIME = 16_777_213  # the largest prime below 2**24: fp32 holds such numbers exactly
+
+ALL_AHEAD = os.environ.get("TESTS_RUN_AHEAD") == "1"
+"""Whether ids are chosen a step ahead in all tests, for once in a while."""
+EACH_WAY = pytest.mark.parametrize(
+    "runtime", [False, True], ids=["by steps", "ahead"], indirect=True
+)
+"""For tests that run twice, the second time a step ahead; the fixture makes the runtime."""
 
 
 class FakeRuntime:
@@ -29,21 +37,20 @@ class FakeRuntime:
     Args:
         vocab_size: Number of logits.
         before_forward: Called on the worker with the ids of each call.
+        ahead: Whether ids are chosen a step ahead, as on a card.
 
     Attributes:
         calls: The ids of every sequence read, in order.
         batches: The sequences of every call of `forward_batch`, in order.
         threads: Names of the threads that called.
-        ahead: Whether ids are chosen a step ahead, as on a card.
     """
-
-    ahead = os.environ.get("TESTS_RUN_AHEAD") == "1"  # for all tests, once in a while
 
     def __init__(
         self,
         vocab_size: int = 512,
         *,
         before_forward: Callable[[Sequence[int]], None] | None = None,
+        ahead: bool = ALL_AHEAD,
     ) -> None:
         self._layout = StateLayout.of(7, n_layer=1, n_embd=2, head_size=1)
         self._vocab_size = vocab_size
@@ -54,7 +61,7 @@ class FakeRuntime:
         self.threads: set[str] = set()
         self.overrides: dict[tuple[float, float], torch.Tensor] = {}
         self.closed = False
-        if self.ahead:
+        if ahead:
             self.slots = partial(AheadSlots, self)
             self.budgets = Budgets(grows=False)
 

@@ -36,7 +36,7 @@ from langchain_rwkv_state.errors import (
     StateMismatch,
 )
 from langchain_rwkv_state.runtime.base import Budgets
-from tests.helpers.fake_runtime import FakeRuntime
+from tests.helpers.fake_runtime import ALL_AHEAD, EACH_WAY, FakeRuntime
 from tests.helpers.scripted import GREEDY, TEMPLATE, WORLD, scripted
 
 PATIENCE_SECONDS = 60
@@ -66,8 +66,8 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-def runtime() -> FakeRuntime:
-    return FakeRuntime(65_536)
+def runtime(request: pytest.FixtureRequest) -> FakeRuntime:
+    return FakeRuntime(65_536, ahead=getattr(request, "param", ALL_AHEAD))
 
 
 @pytest.fixture
@@ -125,6 +125,7 @@ def random_request(runtime: FakeRuntime, name: int, chance: random.Random) -> Re
     return chat(runtime, text, answer, **settings)
 
 
+@EACH_WAY
 @pytest.mark.slow
 def test_everybody_in_a_crowd_gets_what_each_gets_alone(runtime, serve):
     chance = random.Random(4)
@@ -155,6 +156,7 @@ def test_everybody_in_a_crowd_gets_what_each_gets_alone(runtime, serve):
     assert max(map(len, runtime.batches)) == 8
 
 
+@EACH_WAY
 def test_a_seeded_answer_does_not_depend_on_the_others(runtime, serve):
     engine = serve()
     request = chat(

@@ -25,7 +25,7 @@ from langchain_rwkv_state.engine import engine as engine_module
 from langchain_rwkv_state.engine.sequence import TokenSequence
 from langchain_rwkv_state.errors import EngineError, StateMismatch
 from langchain_rwkv_state.state import RWKVState
-from tests.helpers.fake_runtime import FakeRuntime
+from tests.helpers.fake_runtime import ALL_AHEAD, EACH_WAY, FakeRuntime
 from tests.helpers.scripted import GREEDY, TEMPLATE, WORLD, scripted
 
 PROMPT = [
@@ -36,8 +36,8 @@ PROMPT = [
 
 
 @pytest.fixture
-def runtime() -> FakeRuntime:
-    return FakeRuntime(65_536)
+def runtime(request: pytest.FixtureRequest) -> FakeRuntime:
+    return FakeRuntime(65_536, ahead=getattr(request, "param", ALL_AHEAD))
 
 
 @pytest.fixture
@@ -62,6 +62,7 @@ def read(runtime: FakeRuntime, ids: Sequence[int]) -> RWKVState:
     return FakeRuntime(runtime.vocab_size).forward(ids, runtime.zero_state())[1]
 
 
+@EACH_WAY
 def test_an_answer_comes_in_deltas_and_ends_with_done(engine, ask):
     *deltas, done = engine.submit(ask([*WORLD.encode(" Hello there."), 261]))
     assert all(isinstance(event, Delta) for event in deltas)
@@ -79,6 +80,7 @@ def test_only_the_worker_calls_the_runtime(engine, ask, runtime):
     assert runtime.threads == {"rwkv-engine"}
 
 
+@EACH_WAY
 class TestTheStateStandsForTheText:
     """Whatever was sampled, the state is that of the prompt and the text's canonical ids."""
 
@@ -150,43 +152,47 @@ class TestTheStateStandsForTheText:
         done = engine.submit(ask([*WORLD.encode(" a"), 65_535, *WORLD.encode(" b"), 0])).result()
         self.check(runtime, done, "a b")
 
-    @settings(deadline=None, max_examples=60)
-    @given(
-        answer=st.lists(
-            st.one_of(
-                st.sampled_from([*WORLD.encode(" a b\n.\n\n \n x"), 65_535, 1 + 0xE2, 1 + 0x82]),
-                st.integers(1, 65_529),
-            ),
-            max_size=12,
+
+@pytest.mark.parametrize("ahead", [False, True])
+@settings(deadline=None, max_examples=60)
+@given(
+    answer=st.lists(
+        st.one_of(
+            st.sampled_from([*WORLD.encode(" a b\n.\n\n \n x"), 65_535, 1 + 0xE2, 1 + 0x82]),
+            st.integers(1, 65_529),
         ),
-        ending=st.sampled_from([[], [0], [261], [11, 11]]),
-        strip=st.booleans(),
-        stop=st.sampled_from([("\n\n",), (), ("b", "\n\n"), (" x\n",)]),
-        max_tokens=st.integers(1, 14),
+        max_size=12,
+    ),
+    ending=st.sampled_from([[], [0], [261], [11, 11]]),
+    strip=st.booleans(),
+    stop=st.sampled_from([("\n\n",), (), ("b", "\n\n"), (" x\n",)]),
+    max_tokens=st.integers(1, 14),
+)
+def test_the_state_is_the_text_s_whatever_was_sampled(
+    ahead, answer, ending, strip, stop, max_tokens
+):
+    runtime = FakeRuntime(65_536, ahead=ahead)
+    runtime.script(PROMPT, [*answer, *ending, 0])
+    canonical = TEMPLATE.answer_ids if strip else None
+    request = Request(
+        runtime.zero_state(),
+        PROMPT,
+        max_tokens=max_tokens,
+        sampling=GREEDY,
+        stop=stop,
+        stop_ids=WORLD.eos_ids,
+        strip=strip,
+        canonical=canonical,
     )
-    def test_whatever_was_sampled(self, answer, ending, strip, stop, max_tokens):
-        runtime = FakeRuntime(65_536)
-        runtime.script(PROMPT, [*answer, *ending, 0])
-        canonical = TEMPLATE.answer_ids if strip else None
-        request = Request(
-            runtime.zero_state(),
-            PROMPT,
-            max_tokens=max_tokens,
-            sampling=GREEDY,
-            stop=stop,
-            stop_ids=WORLD.eos_ids,
-            strip=strip,
-            canonical=canonical,
-        )
-        engine = Engine(runtime, WORLD)
-        *deltas, done = engine.submit(request)
-        engine.close()
-        assert isinstance(done, Done)
-        assert "".join(d.text for d in deltas if isinstance(d, Delta)) == done.text
-        assert not any(text in done.text for text in stop)
-        ids = (canonical or WORLD.encode)(done.text)
-        assert done.answer_ids == tuple(ids)
-        assert done.state == read(runtime, [*PROMPT, *ids])
+    engine = Engine(runtime, WORLD)
+    *deltas, done = engine.submit(request)
+    engine.close()
+    assert isinstance(done, Done)
+    assert "".join(d.text for d in deltas if isinstance(d, Delta)) == done.text
+    assert not any(text in done.text for text in stop)
+    ids = (canonical or WORLD.encode)(done.text)
+    assert done.answer_ids == tuple(ids)
+    assert done.state == read(runtime, [*PROMPT, *ids])
 
 
 def test_a_completion_keeps_white_space_and_encodes_its_text_plainly(engine, ask, runtime):
@@ -210,6 +216,7 @@ def test_reading_nothing_gives_the_base_state(engine, ask, runtime):
     assert runtime.calls == []
 
 
+@EACH_WAY
 def test_checkpoints_are_the_states_at_their_positions(engine, ask, runtime):
     done = engine.submit(ask([261], checkpoints=(5, 0, len(PROMPT), 5))).result()
     assert done.checkpoints == (
@@ -230,6 +237,7 @@ def test_a_long_prompt_is_read_in_chunks_with_progress(engine, ask, runtime):
     assert done.state == read(runtime, prompt)
 
 
+@EACH_WAY
 def test_a_seed_repeats_an_answer(engine, ask, runtime):
     def text(seed: int) -> str:
         sampling = Sampling(temperature=2, top_p=1, seed=seed)

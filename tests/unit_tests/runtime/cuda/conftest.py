@@ -1,4 +1,4 @@
-"""A card that a stand-in plays."""
+"""A card that a stand-in plays, and a process whose Triton interprets."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.helpers.cuda_stand_in import StandIn
+from tests.helpers.interpreter import Interpreter
 
 
 @pytest.fixture
@@ -15,3 +16,10 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
     cards = StandIn(monkeypatch)
     with cards.watch():
         yield cards
+
+
+@pytest.fixture(scope="package")
+def interpreter() -> Iterator[Interpreter]:
+    """Where kernels run without a card."""
+    with Interpreter() as process:
+        yield process

@@ -1,25 +1,26 @@
 """A layer's kernels in Triton's interpreter, beside the plain ones and the exact result.
 
-Triton decides at its import whether it interprets, so a process of its own runs all cases.
+Triton decides at its import whether it interprets, so a process of its own runs them.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
+import re
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import TypeAlias
 from unittest import mock
 
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 from torch import Tensor
 from torch.nn import functional
 
 from langchain_rwkv_state.runtime.cuda.kernels import PlainKernels
 from langchain_rwkv_state.runtime.cuda.spans import Segment, Spans
+from tests.helpers.interpreter import Interpreter
 from tests.helpers.kernel_cases import CPU, Case, Draws, Results, layer_case, layer_cases
 from tests.helpers.launches import launches
 
@@ -29,29 +30,6 @@ pytestmark = pytest.mark.skipif(
 
 HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32
 RANKS = (128, 128, 480, 96)  # of decay, rate, gate and value mix at 7.2B
-
-INTERPRETED = """
-import sys
-import numpy as np
-import torch
-from triton.runtime import interpreter
-from langchain_rwkv_state.runtime.cuda.layer_kernels import TritonKernels
-from langchain_rwkv_state.runtime.cuda.layer_trial import works
-
-# The interpreter keeps bf16 as bits, and multiplies them as whole numbers.
-product = interpreter.InterpreterBuilder.create_dot
-def create_dot(self, a, b, *rest):
-    for part in (a, b):
-        if part.data.dtype == np.uint16:
-            part.data = (part.data.astype(np.uint32) << 16).view(np.float32)
-    return product(self, a, b, *rest)
-interpreter.InterpreterBuilder.create_dot = create_dot
-
-cases = torch.load(sys.argv[1], weights_only=False)
-results = {name: case.run(TritonKernels()) for name, case in cases.items()}
-results["trial"] = {"why": works(torch.device("cpu"), torch.float16, (2,))}
-torch.save(results, sys.argv[2])
-"""
 
 
 def wide_cases() -> Iterator[Case]:
@@ -123,23 +101,39 @@ CASES = all_cases()
 RANDOM = [name for name, case in CASES.items() if case.note and case.note in name]
 
 
-def interpreted(folder: Path, cases: dict[str, Case]) -> dict[str, Results]:
-    torch.save(cases, folder / "cases.pt")
-    done = subprocess.run(
-        [sys.executable, "-c", INTERPRETED, str(folder / "cases.pt"), str(folder / "results.pt")],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"TRITON_INTERPRET": "1"},
+def params(kernel: str = "") -> list[ParameterSet]:
+    """Returns the names of the random cases; those that take longest are left to a thorough run."""
+    slow = re.compile(
+        "(low_rank|products) (float32|bfloat16) T=.( |$)|low_rank .* T=40|D=(2560|4096)"
     )
-    assert done.returncode == 0, done.stderr
-    loaded: dict[str, Results] = torch.load(folder / "results.pt")
-    return loaded
+    return [
+        pytest.param(name, marks=[pytest.mark.thorough] if slow.search(name) else [])
+        for name in RANDOM
+        if kernel in name
+    ]
+
+
+def interpreted(case: Case) -> Results:
+    """What the kernels give; for `Interpreter`."""
+    from langchain_rwkv_state.runtime.cuda.layer_kernels import TritonKernels
+
+    return case.run(TritonKernels())
+
+
+def tried() -> str | None:
+    """What the trial says; likewise."""
+    from langchain_rwkv_state.runtime.cuda.layer_trial import works
+
+    return works(CPU, HALF, (2,))
+
+
+Found: TypeAlias = Callable[[str], Results]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Results]:
-    return interpreted(tmp_path_factory.mktemp("triton"), CASES)
+def found(interpreter: Interpreter) -> Found:
+    """What came of a case, by its name."""
+    return cache(lambda name: interpreter.run(interpreted, CASES[name]))
 
 
 def exact(case: Case) -> Results:
@@ -148,10 +142,10 @@ def exact(case: Case) -> Results:
         return case.exact().run(PlainKernels())
 
 
-@pytest.mark.parametrize("name", RANDOM)
-def test_a_kernel_is_as_exact_as_the_plain_one(results: dict[str, Results], name: str) -> None:
+@pytest.mark.parametrize("name", params())
+def test_a_kernel_is_as_exact_as_the_plain_one(found: Found, name: str) -> None:
     case = CASES[name]
-    ours, plain, wanted = results[name], case.run(PlainKernels()), exact(case)
+    ours, plain, wanted = found(name), case.run(PlainKernels()), exact(case)
     assert ours.keys() == plain.keys()
     for part, expected in wanted.items():
         assert ours[part].dtype == plain[part].dtype
@@ -165,17 +159,17 @@ def test_a_kernel_is_as_exact_as_the_plain_one(results: dict[str, Results], name
         assert error <= factor * theirs + torch.finfo(ours[part].dtype).eps / 2, part
 
 
-def test_an_error_would_be_found(results: dict[str, Results]) -> None:
+def test_an_error_would_be_found(found: Found) -> None:
     """Rows that are off by one are no small error."""
     name = next(name for name in RANDOM if name.startswith("wide") and "mix" in name)
     wanted = exact(CASES[name])["mixed"]
-    ours = results[name]["mixed"]
+    ours = found(name)["mixed"]
     assert (ours.roll(1, 1) - wanted).abs().max() > 0.1 * wanted.abs().max()
 
 
-@pytest.mark.parametrize("name", [name for name in RANDOM if "mix float" in name])
-def test_cells_that_are_not_named_stay_bit_for_bit(results: dict[str, Results], name: str) -> None:
-    given, after = CASES[name].given, results[name]["cells"]
+@pytest.mark.parametrize("name", params("mix float"))
+def test_cells_that_are_not_named_stay_bit_for_bit(found: Found, name: str) -> None:
+    given, after = CASES[name].given, found(name)["cells"]
     others = torch.ones(len(after), dtype=torch.bool)
     others[given["at"].after[given["at"].after >= 0].long()] = False
     assert others.any()
@@ -184,8 +178,8 @@ def test_cells_that_are_not_named_stay_bit_for_bit(results: dict[str, Results], 
 
 
 @pytest.mark.parametrize("dtype", [HALF, BRAIN])
-def test_squares_end_at_the_largest_number(results: dict[str, Results], dtype: torch.dtype) -> None:
-    given, y = CASES[f"large {dtype}"].given["x"], results[f"large {dtype}"]["y"]
+def test_squares_end_at_the_largest_number(found: Found, dtype: torch.dtype) -> None:
+    given, y = CASES[f"large {dtype}"].given["x"], found(f"large {dtype}")["y"]
     largest = torch.finfo(dtype).max
     expected = PlainKernels().relu_squared(given.clone())
     assert torch.allclose(y, expected, rtol=2 * torch.finfo(dtype).eps, equal_nan=True)
@@ -194,18 +188,18 @@ def test_squares_end_at_the_largest_number(results: dict[str, Results], dtype: t
     assert y[1, 0].isnan()  # and an error upstream is not hidden
 
 
-def test_a_loud_row_stays_a_number(results: dict[str, Results]) -> None:
+def test_a_loud_row_stays_a_number(found: Found) -> None:
     case = CASES["loud"]
     hidden = functional.linear(case.given["x"].float(), case.given["key"].float())
     assert (hidden > 256).any()
-    y, plain = results["loud"]["y"], case.run(PlainKernels())["y"]
+    y, plain = found("loud")["y"], case.run(PlainKernels())["y"]
     assert y.isfinite().all()
     assert (y - plain).abs().max() < 2e-3 * plain.abs().max()
 
 
 @pytest.mark.parametrize("kernel", ["mix", "end"])
-def test_a_row_of_zeros_is_normed(results: dict[str, Results], kernel: str) -> None:
-    case, ours = CASES[f"zero {kernel}"], results[f"zero {kernel}"]
+def test_a_row_of_zeros_is_normed(found: Found, kernel: str) -> None:
+    case, ours = CASES[f"zero {kernel}"], found(f"zero {kernel}")
     assert (case.given["x"][1] == 0).all()
     for part, expected in case.run(PlainKernels()).items():
         assert ours[part].isfinite().all()
@@ -213,29 +207,28 @@ def test_a_row_of_zeros_is_normed(results: dict[str, Results], kernel: str) -> N
 
 
 @pytest.mark.parametrize(("name", "active"), [("none", 0), ("one", 1), ("sparse", 4), ("all", 250)])
-def test_rows_whose_activation_is_zero_are_not_read(
-    results: dict[str, Results], name: str, active: int
-) -> None:
+def test_rows_whose_activation_is_zero_are_not_read(found: Found, name: str, active: int) -> None:
     case = CASES[f"active {name}"]
     value = case.given["value"]
     assert value.isnan().any() == (active < 250)
     assert value.isnan().all(0).sum() == 250 - active
-    y = results[f"active {name}"]["y"]
+    y = found(f"active {name}")["y"]
     case.given["value"] = value.nan_to_num()
     expected = exact(case)["y"]
     assert (y - expected).abs().max() <= 1e-3 * expected.abs().max()
 
 
-def test_ids_in_one_pass_or_in_many_give_the_same_bits(results: dict[str, Results]) -> None:
-    whole, steps = results["whole"], results["steps"]
+def test_ids_in_one_pass_or_in_many_give_the_same_bits(found: Found) -> None:
+    whole, steps = found("whole"), found("steps")
     for part in ("total", "mixed"):
         assert torch.equal(steps[part], whole[part])
     reached = [1, 3, 4]  # the ends, and the mark
     assert torch.equal(steps["cells"][reached], whole["cells"][reached])
 
 
-def test_the_trial_lets_them_pass(results: dict[str, Results]) -> None:
-    assert results["trial"] == {"why": None}
+@pytest.mark.thorough
+def test_the_trial_lets_them_pass(interpreter: Interpreter) -> None:
+    assert interpreter.run(tried) is None
 
 
 @pytest.mark.parametrize("rows", [5, 40])

@@ -231,8 +231,18 @@ def compiled(launch: Launch, capability: int) -> None:
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="Triton's assembler may be missing")
 @pytest.mark.usefixtures("no_cache")
-@pytest.mark.slow
 class TestAhead:
+    def test_each_kernel_fits_a_hopper(self) -> None:
+        for launch in launched(4096, HALF, (1, 64)):
+            compiled(launch, 90)
+
+    @pytest.mark.parametrize("capability", [80, 120])
+    def test_the_heaviest_fit_other_cards(self, capability: int) -> None:
+        heaviest = {launch.name: launch for launch in launched(4096, HALF, (320,))}
+        for name in ("_down", "_up"):
+            compiled(heaviest[name], capability)
+
+    @pytest.mark.thorough
     @pytest.mark.parametrize(
         ("width", "dtype", "sizes"),
         [(4096, HALF, (1, 2, 16, 64, 320, 1024)), (2048, BRAIN, (1, 64, 1024))],
@@ -243,12 +253,14 @@ class TestAhead:
         for launch in launched(width, dtype, sizes):
             compiled(launch, 90)
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize("capability", [each for each in CAPABILITIES if each != 90])
     def test_kernels_fit_other_cards(self, capability: int) -> None:
         # Turing's many rows go to cuBLAS.
         for launch in launched(4096, HALF, (1, 2) if capability < 80 else (1, 320)):
             compiled(launch, capability)
 
+    @pytest.mark.thorough
     def test_decode_in_fp32_compiles(self) -> None:
         for launch in launched(2048, SINGLE, (1,)):
             made = compiled_for(

@@ -28,10 +28,12 @@ from langchain_rwkv_state.runtime.handle import RuntimeHandle
 from langchain_rwkv_state.runtime.slots import ChoosingSlots, Read
 from langchain_rwkv_state.runtime.strategy import Stage
 from langchain_rwkv_state.state import RWKVState
+from tests.helpers.ahead_slots import AheadSlots
 from tests.helpers.card import card_runtime, host_runtime
 from tests.helpers.checkpoints import DEFAULT_VOCAB
 from tests.helpers.cuda_stand_in import StandIn
 from tests.helpers.devices import on_card
+from tests.helpers.interpreter import Interpreter
 from tests.helpers.scripted import GREEDY
 
 Make = Callable[..., RuntimeHandle]
@@ -75,6 +77,54 @@ def test_it_gives_the_numbers_of_the_cpu(on_device: Make) -> None:
         expected, after = theirs.forward(ids(count), theirs.zero_state())
         assert close(logits, expected)
         assert same(state, after)
+
+
+def answered(slots: ChoosingSlots, zero: RWKVState) -> dict[str, Any]:
+    """Reads two prompts in a step, and what is chosen behind them one by one, a step ahead."""
+    slots.count_by("all", lambda: [1.0] * DEFAULT_VOCAB)
+    for slot, sampling in enumerate(
+        (Sampling(temperature=0), Sampling(top_p=0.9, frequency_penalty=0.5, seed=1))
+    ):
+        slots.put(slot, zero)
+        slots.load_sampler(slot, Sampler(sampling).handed_over())
+    step = slots.launch([Read(0, ids(20), choose=True), Read(1, ids(1), choose=True)])
+    chosen = [[found.chosen for found in step.found()]]
+    for _ in range(2):
+        step = slots.launch([Read(slot, None, choose=True, logits=True) for slot in range(2)])
+        for slot, token in enumerate(chosen[-1]):
+            assert token is not None
+            slots.confirm(slot, token)
+        chosen.append([found.chosen for found in step.found()])
+    logits = [torch.from_numpy(step.logits(slot)) for slot in range(2)]
+    states = [slots.get(slot) for slot in range(2)]
+    return {
+        "chosen": chosen,
+        "logits": logits,
+        "states": [[state[name] for name in state] for state in states],
+    }
+
+
+def answered_by_kernels() -> dict[str, Any]:
+    """The same with all that Triton interprets; for `Interpreter`."""
+    from langchain_rwkv_state.runtime.cuda import sampling_kernels
+    from langchain_rwkv_state.runtime.cuda.layer_kernels import TritonKernels
+
+    kernels = ChosenKernels(TritonKernels(), sampling_kernels.sample, recordable=False)
+    with pytest.MonkeyPatch.context() as patch:
+        StandIn(patch)
+        runtime = card_runtime(kernels=kernels)
+        return answered(slots_of(runtime, 2), runtime.zero_state())
+
+
+def test_with_all_its_kernels_it_answers_as_the_cpu_does(interpreter: Interpreter) -> None:
+    pytest.importorskip("triton")
+    host = host_runtime()
+    ours = interpreter.run(answered_by_kernels)
+    theirs = answered(AheadSlots(host, 2), host.zero_state())
+    assert ours["chosen"] == theirs["chosen"]
+    assert all(map(close, ours["logits"], theirs["logits"]))
+    for one, other in zip(ours["states"], theirs["states"], strict=True):
+        assert all(map(close, one, other))
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])

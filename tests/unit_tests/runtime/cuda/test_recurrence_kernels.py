@@ -1,8 +1,7 @@
 """The time-mix's kernels: in Triton's interpreter they give what the formulas give in fp64.
 
-Triton decides at its import whether it interprets, so they run in a process of its own, which draws
-the same cases as this one and writes what it found to a file. What the interpreter is too patient
-to see, the compiler says: it makes them for cards that are not here.
+Triton decides at its import whether it interprets, so they run in a process of its own. What the
+interpreter is too patient to see, the compiler says: it makes them for cards that are not here.
 """
 
 from __future__ import annotations
@@ -10,10 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
-import os
 import platform
-import subprocess
-import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -25,6 +21,7 @@ import torch
 from langchain_rwkv_state.runtime.cuda.kernels import PlainKernels
 from langchain_rwkv_state.runtime.cuda.spans import Spans
 from tests.helpers.ahead_of_time import CAPABILITIES, MOST_REGISTERS, MOST_SHARED, compiled_for
+from tests.helpers.interpreter import Interpreter
 from tests.helpers.time_mixes import CPU, Case, TimeMix, random_case
 
 pytestmark = pytest.mark.skipif(
@@ -34,7 +31,7 @@ compiles = pytest.mark.skipif(
     platform.machine() != "x86_64", reason="Triton's assembler may be missing"
 )
 
-Results: TypeAlias = dict[Any, Any]
+Result: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
 CASES: dict[str, dict[str, Any]] = {
     "decode": {"lengths": (1, 1, 1), "n_heads": 2},
@@ -55,36 +52,6 @@ CASES: dict[str, dict[str, Any]] = {
     "large": {"lengths": (21, 12), "scale": 60},
 }
 SEEDS = range(24)
-
-BEGIN = """
-import sys, torch
-from langchain_rwkv_state.runtime.cuda import recurrence_kernels as kernels
-from langchain_rwkv_state.runtime.cuda import recurrence_trial as trial
-from tests.helpers.time_mixes import CPU
-from tests.unit_tests.runtime.cuda import test_recurrence_kernels as tests
-results = {}
-"""
-INTERPRETED = """
-for name in tests.CASES:
-    results[name] = tests.case(name).read(kernels.time_mix)
-results["padded"] = tests.padded().read(kernels.time_mix)
-
-def works():
-    return trial.works(CPU, 32, torch.float32, torch.float32)
-
-results["works"] = works()
-with tests.tf32_products():
-    results["works with tf32"] = works()
-kernels.give_up_tf32x3(CPU)
-for name in ("ragged", "least decay", "fp16 states"):
-    results[name + " in ieee"] = tests.case(name).read(kernels.time_mix)
-torch.save(results, sys.argv[1])
-"""
-DRAWN = """
-for seed in tests.SEEDS:
-    results[seed] = tests.drawn(seed).read(kernels.time_mix)
-torch.save(results, sys.argv[1])
-"""
 
 
 def case(name: str) -> Case:
@@ -132,7 +99,7 @@ def tf32_products() -> AbstractContextManager[Any]:
     return mock.patch.object(torch.Tensor, "__matmul__", lambda x, y: exact(rounded(x), rounded(y)))
 
 
-def off(case: Case, got: tuple[torch.Tensor, torch.Tensor]) -> float:
+def off(case: Case, got: Result) -> float:
     """Returns by which share of the largest number outputs or states differ from fp64."""
     errors = [
         (one.double() - right).abs().max() / right.abs().max() - torch.finfo(one.dtype).eps
@@ -147,53 +114,69 @@ def untouched(case: Case, wkv: torch.Tensor) -> bool:
     return torch.equal(wkv[others], case.wkv[others])
 
 
-def interpreted(program: str, folder: Path) -> Results:
-    made = folder / "results.pt"
-    done = subprocess.run(
-        [sys.executable, "-c", BEGIN + program, str(made)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    loaded: Results = torch.load(made)
-    return loaded
+def interpreted(case: Case, *, ieee: bool = False) -> Result:
+    """What the kernels give; for `Interpreter`."""
+    with mock.patch.object(kernels(), "_without_tf32x3", set()):
+        if ieee:
+            kernels().give_up_tf32x3(CPU)
+        return case.read(kernels().time_mix)
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return interpreted(INTERPRETED, tmp_path_factory.mktemp("triton"))
+def in_ieee(case: Case) -> Result:
+    """Likewise, as where there is no TF32."""
+    return interpreted(case, ieee=True)
+
+
+def tried() -> list[str | None]:
+    """What the trial says, likewise; then as if products were in TF32."""
+
+    def works() -> str | None:
+        why: str | None = trial().works(CPU, 32, torch.float32, torch.float32)
+        return why
+
+    with tf32_products():
+        rounded = works()
+    return [works(), rounded]
 
 
 @pytest.mark.parametrize(
-    "name", [*CASES, "ragged in ieee", "least decay in ieee", "fp16 states in ieee"]
+    ("name", "read"),
+    [
+        *((name, interpreted) for name in CASES),
+        ("ragged", in_ieee),
+        *(
+            pytest.param(name, in_ieee, marks=pytest.mark.thorough)
+            for name in ("least decay", "fp16 states")
+        ),
+    ],
 )
-def test_it_is_what_the_formulas_give(results: Results, name: str) -> None:
-    given = case(name.removesuffix(" in ieee"))
-    assert off(given, results[name]) < 1e-5
-    assert untouched(given, results[name][1])
+def test_it_is_what_the_formulas_give(interpreter: Interpreter, name: str, read: Any) -> None:
+    given = case(name)
+    got = interpreter.run(read, given)
+    assert off(given, got) < 1e-5
+    assert untouched(given, got[1])
 
 
-def test_padding_rows_share_a_spare_cell(results: Results) -> None:
-    given, (y, wkv) = padded(), results["padded"]
+def test_padding_rows_share_a_spare_cell(interpreter: Interpreter) -> None:
+    given = padded()
+    y, wkv = interpreter.run(interpreted, given)
     right_y, right_wkv = given.exact()
     assert (y - right_y)[:2].abs().max() < 1e-5
     assert (wkv - right_wkv)[[2, 9]].abs().max() < 1e-5
     assert untouched(given, wkv)
 
 
-@pytest.mark.slow
-def test_many_drawn_cases(tmp_path: Path) -> None:
-    for seed, got in interpreted(DRAWN, tmp_path).items():
-        assert off(drawn(seed), got) < 1e-5, seed
-        assert untouched(drawn(seed), got[1]), seed
+@pytest.mark.thorough
+@pytest.mark.parametrize("seed", range(24))
+def test_a_drawn_case(interpreter: Interpreter, seed: int) -> None:
+    got = interpreter.run(interpreted, drawn(seed))
+    assert off(drawn(seed), got) < 1e-5
+    assert untouched(drawn(seed), got[1])
 
 
-def test_a_trial_does_not_mind_tf32(results: Results) -> None:
+def test_a_trial_does_not_mind_tf32(interpreter: Interpreter) -> None:
     """Its oracle once ran under the process's own setting, and refused a right kernel."""
-    assert results["works"] is None
-    assert results["works with tf32"] is None
+    assert interpreter.run(tried) == [None, None]
     given = case("ragged")
     with tf32_products():
         assert off(given, given.read(PlainKernels().time_mix)) > 2 * trial().TOLERANCE
@@ -343,11 +326,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @compiles
 @pytest.mark.usefixtures("cache")
 def test_it_compiles_for_a_card_that_is_not_here() -> None:
-    check(86, 64)
+    check(90, 64)
 
 
 @compiles
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize("size", [32, 64, 128])
 @pytest.mark.parametrize("capability", CAPABILITIES)
@@ -356,7 +339,7 @@ def test_it_compiles_for_all_cards(capability: int, size: int) -> None:
 
 
 @compiles
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize("capability", [75, 90])
 @pytest.mark.parametrize(
@@ -367,6 +350,7 @@ def test_it_compiles_for_all_kinds(capability: int, kinds: dict[str, str]) -> No
 
 
 @compiles
+@pytest.mark.thorough
 @pytest.mark.usefixtures("cache")
 def test_no_product_is_in_plain_tf32() -> None:
     """Each is in three, of what TF32 holds and of what it leaves."""
