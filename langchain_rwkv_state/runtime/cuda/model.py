@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_PASSING = 8  # states that `forward_batch` keeps room for between calls
+
 
 class CudaModel:
     """One loaded RWKV-7 on one card.
@@ -87,6 +89,8 @@ class CudaModel:
         self._opening = threading.Lock()  # two engines are not to get one room
         self._room: Room | None = None
         self._user: weakref.ref[CudaSlots] | None = None
+        self._passing: Room | None = None
+        self._forwarding = threading.Lock()
         self.about = f"the native runtime, on {self._device} with {self._kernels.layer.name}"
 
     @property
@@ -129,23 +133,40 @@ class CudaModel:
         Returns:
             Logits ``[B, V]`` and the new tensors of each state, on the CPU.
         """
-        room = self._made(len(states), 2 * len(states), record=False)
-        transfers = room.transfers
-        logits = torch.empty(len(states), self.vocab_size)
-        for cell, given in enumerate(states):
-            transfers.put(cell, given)
-        taken = []
-        for number, ids in enumerate(tokens):
-            cells = number, len(states) + number
-            for start in range(0, len(ids), room.most_rows):
-                part = ids[start : start + room.most_rows]
-                last = start + room.most_rows >= len(ids)
-                step = room.launch([Job(room.samplers.spare, part, *cells, logits=last)])
-                cells = cells[1], cells[0]
-            step.found()
-            logits[number] = torch.from_numpy(step.logits(0))
-            taken.append(transfers.begin_get(cells[0])())
-        return logits, taken
+        count = len(states)
+        with self._forwarding:
+            room = self._forward_room(count)
+            for cell, given in enumerate(states):
+                room.transfers.put(cell, given)
+            logits = torch.empty(count, self.vocab_size)
+            cells = [(number, count + number) for number in range(count)]
+            left = [list(ids) for ids in tokens]
+            while any(left):
+                waiting = [number for number in range(count) if left[number]]
+                jobs = []
+                for number in waiting:
+                    part, left[number] = (
+                        left[number][: room.most_rows],
+                        left[number][room.most_rows :],
+                    )
+                    last = not left[number]
+                    jobs.append(Job(room.samplers.spare, part, *cells[number], logits=last))
+                    cells[number] = cells[number][::-1]
+                step = room.launch(jobs)
+                step.found()
+                for row, number in enumerate(waiting):
+                    if jobs[row].logits:
+                        logits[number] = torch.from_numpy(step.logits(row))
+            copies = [room.transfers.begin_get(cell) for cell, _ in cells]
+            return logits, [finished() for finished in copies]
+
+    def _forward_room(self, count: int) -> Room:
+        """Returns room for passing states, kept for the next call unless it is large."""
+        room = self._passing
+        if room is None or room.served < count:
+            room = self._made(count, 2 * count, record=False)
+            self._passing = room if count <= _PASSING else self._passing
+        return room
 
     def _opened(self, count: int) -> Room:
         """Returns a new room; the old one goes first, if nobody uses it."""

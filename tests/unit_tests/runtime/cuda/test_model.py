@@ -135,6 +135,21 @@ def test_narrow_dtypes_stay_near(on_device: Make, dtype: str) -> None:
     assert (logits.softmax(0) - expected.softmax(0)).abs().max() < 0.02
 
 
+def test_states_that_are_handed_in_come_back_read(on_device: Make) -> None:
+    ours, theirs = on_device(), host_runtime()
+    states = [theirs.forward(ids(4, seed), theirs.zero_state())[1] for seed in range(3)]
+    for count in (3, 1, 2):
+        rows = [ids(length, length) for length in (30, 1, CudaModel.budgets.most_rows + 3)][:count]
+        logits, after = ours.forward_batch(rows, states[:count])
+        expected, known = theirs.forward_batch(rows, states[:count])
+        assert close(logits, expected)
+        assert all(map(same, after, known))
+    model = ours._open()
+    assert isinstance(model, CudaModel)
+    assert model._passing is not None
+    assert model._passing.served == 3  # made once
+
+
 def test_a_prompt_longer_than_a_pass_is_read_in_several(on_device: Make) -> None:
     ours, theirs = on_device(), host_runtime()
     long = CudaModel.budgets.most_rows + 7
