@@ -272,11 +272,10 @@ class TokenSequence:
         self.snapshots |= {at for at in self._request.checkpoints if at not in self._checkpoints}
         self._read(_Phase.PREFILL, self._request.prompt)
 
-    def _replay(self) -> bool:
-        """Goes on to reading what was said before the slot was lost; says whether there is any."""
+    def _replay(self) -> None:
+        """Goes on to reading what was said before the slot was lost, if there is any."""
         if self._ids:
             self._read(_Phase.REPLAY, tuple(self._ids))
-        return bool(self._ids)
 
     def leave(self) -> None:
         """Gives its slots back."""
@@ -302,7 +301,7 @@ class TokenSequence:
         Returns:
             Whether the next id is to be sampled.
         """
-        before, request = self._at, self._request
+        before, request, samples = self._at, self._request, self.samples_after(count)
         of_prompt = len(request.prompt) if self.prefills else request.common
         self.n_prompt_read += max(min(self._n_read + count, of_prompt) - self._n_read, 0)
         self._at += count
@@ -310,14 +309,12 @@ class TokenSequence:
         if self.prefills:
             self._marked = {before + after: copy for after, copy in (marked or {}).items()}
             self._note_prefill()
-        if self._at < len(self._unread):
-            return False
-        if self.prefills and self._replay():
-            return False
-        if self._phase is _Phase.SETTLE:
-            self._leave_with()
-            return False
-        return request.max_tokens > 0
+        if self._at == len(self._unread):
+            if self.prefills:
+                self._replay()
+            elif self._phase is _Phase.SETTLE:
+                self._leave_with()
+        return samples
 
     @property
     def given_logits(self) -> torch.Tensor | None:

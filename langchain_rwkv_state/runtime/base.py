@@ -32,8 +32,8 @@ class Budgets:
     grows: bool = True
 
 
-def budgets_of(runtime: Runtime) -> Budgets:
-    """Returns a runtime's own budgets, or those of a CPU where it offers none."""
+def budgets_of(runtime: object) -> Budgets:
+    """Returns the own budgets of a runtime, or of a model, or those of a CPU where it has none."""
     found: Budgets = getattr(runtime, "budgets", Budgets())
     return found
 

@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from langchain_rwkv_state.errors import ModelLoadError
-from langchain_rwkv_state.runtime.base import Budgets
+from langchain_rwkv_state.runtime.base import Budgets, budgets_of
 from langchain_rwkv_state.runtime.slots import (
     Slots,
     StateSlots,
@@ -85,7 +85,7 @@ class RuntimeHandle:
         self._layout = model.layout
         self._vocab_size = model.vocab_size
         self._about = model.about
-        self._budgets: Budgets = getattr(model, "budgets", Budgets())
+        self._budgets = budgets_of(model)
         self._strategy = strategy
         identity = Fingerprint(model.weights, model.compute, tokenizer or "-", template or "-")
         self._fingerprint = str(identity)

@@ -15,12 +15,11 @@ import torch
 from langchain_rwkv_state._free_memory import free_memory_bytes
 from langchain_rwkv_state._text import size
 from langchain_rwkv_state.runtime.checkpoint import Checkpoint
-from langchain_rwkv_state.runtime.strategy import Stage, Strategy
+from langchain_rwkv_state.runtime.strategy import DTYPES, Stage, Strategy
 
 _LARGE = re.compile(
     r"blocks\.\d+\.(att|ffn)\.(receptance|key|value|output|gate)\.weight|head\.weight"
 )
-_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
 def weights_bytes(
@@ -36,7 +35,7 @@ def weights_bytes(
     of_file = is_native and stage.device == "cpu"
     total = 0
     for name, tensor in tensors.items():
-        each = tensor.element_size() if of_file else _BYTES[stage.dtype]
+        each = tensor.element_size() if of_file else DTYPES[stage.dtype].itemsize
         if stage.weights != "as_is" and _LARGE.fullmatch(name):
             each = 1
         total += tensor.numel() * each

@@ -145,10 +145,8 @@ class CudaModel:
                 waiting = [number for number in range(count) if left[number]]
                 jobs = []
                 for number in waiting:
-                    part, left[number] = (
-                        left[number][: room.most_rows],
-                        left[number][room.most_rows :],
-                    )
+                    part = left[number][: room.most_rows]
+                    del left[number][: room.most_rows]
                     last = not left[number]
                     jobs.append(Job(room.samplers.spare, part, *cells[number], logits=last))
                     cells[number] = cells[number][::-1]

@@ -19,8 +19,6 @@ CELLS_A_SLOT = 3
 """Cells for each request that is served: its state, what it reads into, and a copy of an earlier
 one."""
 
-CELLS_A_SLOT = 3
-"""For each request that is served: its state, what it reads into, a copy of an earlier one."""
 _FREE_SHARE = 0.05  # left alone: PyTorch's memory comes in pieces that do not fill up
 _WIDE = 24  # tensors as wide as the model that a row has at once: mixed 6, products 3, gates 4, ...
 _FP32 = 4

@@ -1,8 +1,8 @@
 """Keeps pinned memory, through which numbers go to a card and come from it beside its work.
 
-Taking pinned memory stops the card, so there is little of it and it is used in turn. The easy
-mistake is to write into a buffer that the card has not read yet, or to read one before the card has
-written it: each use ends with an event, and the next use of the same buffer waits for it.
+Taking pinned memory stops the card, so there is little of it and it is used in turn. A buffer that
+the card has not read yet must not be written, nor one read before the card has written it: each use
+ends with an event, and the next use of the same buffer waits for it.
 """
 
 from __future__ import annotations
