@@ -295,6 +295,9 @@ class DiskTier:
             except RWKVStateError:
                 self.discard(written)
                 raise
+            # Another writer of the same entry may have missed the file, and put its own in place.
+            if self._transact(lambda rows: rows.get(written.row_key)) is None:
+                self._backend.drop_blobs((written.blob,))
         return written
 
     def update(self, row: Row, change: Callable[[Row], Row]) -> Row | None:
