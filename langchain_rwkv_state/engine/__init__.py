@@ -11,6 +11,7 @@ from langchain_rwkv_state.engine.request import (
     Request,
     Sampling,
     Thought,
+    TokenLogprob,
 )
 from langchain_rwkv_state.engine.request_handle import RequestHandle
 from langchain_rwkv_state.engine.stats import EngineStats
@@ -26,6 +27,7 @@ __all__ = [
     "Request",
     "Sampling",
     "Thought",
+    "TokenLogprob",
     "RequestHandle",
     "check_constraint",
     "in_own_context",
