@@ -79,18 +79,13 @@ class LogprobLedger:
             return
         # One without text stands with the character that comes next.
         end = max(self._n_said + partial, start + 1)
-        shown = self._shown(token, piece)
         if row is None:
-            entry = replace(shown, forced=True)
+            entry = _entry(token, piece, 0.0, forced=True)
         else:
-            logprobs, top = _log_softmax(row.scores, token, self._n_top)
-            named = (self._shown(each, self._tokenizer.decode_bytes((each,))) for each in top)
-            likeliest = zip(named, logprobs[1:], strict=True)
-            entry = replace(
-                shown,
-                logprob=logprobs[0],
-                top=tuple(replace(each, logprob=logprob) for each, logprob in likeliest),
-            )
+            (logprob, *others), top = _log_softmax(row.scores, token, self._n_top)
+            pieces = [self._tokenizer.decode_bytes((each,)) for each in top]
+            likeliest = tuple(map(_entry, top, pieces, others))
+            entry = _entry(token, piece, logprob, likeliest)
         self._waiting.append(_Waiting(start, end, entry))
 
     def hand_on(self, delta: Delta) -> Delta:
@@ -107,8 +102,17 @@ class LogprobLedger:
         self._handed_on += taken
         return replace(delta, logprobs=tuple(taken))
 
-    def _shown(self, token: int, piece: bytes) -> TokenLogprob:
-        return TokenLogprob(token, piece.decode(errors="replace"), piece, 0.0)
+
+def _entry(
+    token: int,
+    piece: bytes,
+    logprob: float,
+    top: tuple[TokenLogprob, ...] = (),
+    *,
+    forced: bool = False,
+) -> TokenLogprob:
+    text = piece.decode(errors="replace")
+    return TokenLogprob(token, text, piece, logprob, top, forced=forced)
 
 
 def _log_softmax(scores: Floats, token: int, n_top: int) -> tuple[list[float], list[int]]:
