@@ -107,7 +107,8 @@ def test_asking_changes_no_answer(runtime, engine):
 
 @EACH_WAY
 def test_nothing_is_computed_or_fetched_for_who_does_not_ask(runtime, monkeypatch):
-    rows, wanted = [], []
+    rows: list[Any] = []
+    wanted: list[bool] = []
     fetch, launch = module._log_softmax, AheadSlots.launch
 
     def counted(*given: Any) -> Any:
