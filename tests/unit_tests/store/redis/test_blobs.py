@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from typing import Any
 
 import pytest
 
@@ -53,7 +54,7 @@ def shared(request, tmp_path):
     return tmp_path if request.param == "path" else tmp_path.as_uri()
 
 
-def opened(redis, shared, **settings):
+def opened(redis: Any, shared, **settings):
     return open_blobs(redis, shared, MARKER, **settings)
 
 
@@ -112,7 +113,7 @@ def test_a_sweep_takes_old_files_that_no_row_names(redis, shared, tmp_path, monk
 
 def test_tenants_and_other_redises_do_not_sweep_each_other(redis, shared):
     mine = opened(redis, shared, large_bytes=0)
-    theirs = open_blobs(DictRedis(), shared, MARKER, large_bytes=0)
+    theirs = opened(DictRedis(), shared, large_bytes=0)
     place = theirs.write(redis, "k", REF, [STATE])
     assert mine.read(place) is None
     assert mine.sweep([]) == 0
