@@ -60,9 +60,7 @@ class Place:
 def main() -> int:
     """Runs all stores."""
     made = common.parser("Measures commits to a disk and to Redis.")
-    made.add_argument(
-        "--rounds", type=int, help="how often each takes its turn (3; 1 with --quick)"
-    )
+    made.add_argument("--rounds", type=int, help="turns of each store (3; 1 with --quick)")
     arguments = made.parse_args()
     quick = arguments.quick
     settings: dict[str, Any] = {

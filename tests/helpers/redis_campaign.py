@@ -1,6 +1,6 @@
 """Kills Redis and its clients in the middle of what they do, and checks what must be true after.
 
-Each writer has sessions of its own, and all of them share one; each says what it is about to do and
+Each writer has sessions of its own and shares others with all; each says what it is about to do and
 what was acknowledged in a file of its own. Whatever was acknowledged must be in the sessions' logs,
 once and in its order; what was under way may be there or not. A program of its own forks the
 writers: it has PyTorch loaded and no connection open.
@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 from langchain_rwkv_state.errors import SessionConflict, StoreError
 from langchain_rwkv_state.state import RWKVState, StateLayout
 from langchain_rwkv_state.store import StateStore
+from langchain_rwkv_state.store.tables import LOG_ENTRIES
 from tests.helpers.redis_notes import SHARED, Outcome, SharedNotes, WriterNotes
 from tests.helpers.redis_server import RedisServer
 from tests.helpers.states import random_state
@@ -195,6 +196,7 @@ class Writer:
         self._dice = random.Random(plan.seed * 100_000 + number)
         self._note = (folder / "notes" / str(number)).open("a")
         self._logs: dict[str, list[str]] = {}
+        self._shared = 0
         self._step = 0
         self._store = self._patient(lambda: _store(folder, plan))
 
@@ -222,7 +224,8 @@ class Writer:
         while True:
             self._step += 1
             name = f"s{self._number}-{self._dice.randrange(_OWN)}"
-            match self._dice.randrange(16):
+            full = len(self._logs.get(name, ())) >= LOG_ENTRIES - 1
+            match 0 if full else self._dice.randrange(16):
                 case 0:
                     self._say(doing="delete", session=name)
                     self._patient(lambda name=name: self._store.delete_session(name))  # type: ignore[misc]
@@ -271,17 +274,22 @@ class Writer:
 
     def _commit_shared(self) -> None:
         """Commits a turn to the session that all writers write, unless another is faster."""
-        head = self._patient(lambda: self._store.head(SHARED))
+        name = f"{SHARED}{self._shared}"
+        info = self._patient(lambda: self._store.session(name))
+        if info is not None and info.n_turns >= LOG_ENTRIES // 2:
+            self._shared += 1
+            return
+        head = None if info is None else info.head
         ref = self._store.stage(self._state(0), parent=head)
-        self._say(doing="commit", session=SHARED, ref=ref)
+        self._say(doing="commit", session=name, ref=ref)
         try:
-            self._store.commit(SHARED, ref, head)
+            self._store.commit(name, ref, head)
         except SessionConflict:
-            self._say(refused=ref)
+            self._say(refused=ref, session=name)
         except StoreError:
             return  # done or not: the log says it
         else:
-            self._say(done="commit", session=SHARED, ref=ref)
+            self._say(done="commit", session=name, ref=ref)
 
 
 def _judge(folder: Path, plan: Plan, outcome: Outcome) -> None:

@@ -1,7 +1,7 @@
 """Judges what the writers of `redis_campaign` said by what is in the store afterwards.
 
 A session's log must be what was acknowledged, or that and what was under way: nothing less, nothing
-twice, in that order. The session that all writers share must be one chain that holds all that was
+twice, in that order. A session that all writers share must be one chain that holds all that was
 acknowledged to anybody.
 """
 
@@ -12,8 +12,8 @@ from typing import Any
 
 from langchain_rwkv_state.store import StateStore
 
-SHARED = "shared"
-"""The session that all writers write."""
+SHARED = "shared-"
+"""What the names of sessions begin with that all writers write, one after the other."""
 
 
 @dataclass
@@ -111,39 +111,47 @@ class WriterNotes:
 
 
 class SharedNotes:
-    """All writers' notes on the session that they share."""
+    """All writers' notes on the sessions that they share."""
 
     def __init__(self) -> None:
-        self._doing: set[str] = set()
-        self._done: set[str] = set()
-        self._refused: set[str] = set()
+        self._doing: dict[str, set[str]] = {}
+        self._done: dict[str, set[str]] = {}
+        self._refused: dict[str, set[str]] = {}
 
     def took(self, line: dict[str, Any]) -> bool:
-        """Takes a line, if it is about that session; says whether it was."""
+        """Takes a line, if it is about such a session; says whether it was."""
+        name = str(line.get("session", ""))
+        if not name.startswith(SHARED):
+            return False
+        for said in (self._doing, self._done, self._refused):
+            said.setdefault(name, set())
         match line:
-            case {"doing": "commit", "session": "shared", "ref": ref}:
-                self._doing.add(ref)
-            case {"done": "commit", "session": "shared", "ref": ref}:
-                self._done.add(ref)
+            case {"doing": "commit", "ref": ref}:
+                self._doing[name].add(ref)
+            case {"done": "commit", "ref": ref}:
+                self._done[name].add(ref)
             case {"refused": ref}:
-                self._refused.add(ref)
-            case _:
-                return False
+                self._refused[name].add(ref)
         return True
 
     def judge(self, store: StateStore, outcome: Outcome) -> None:
         """Looks at what is there."""
-        entries = list(reversed(store.log(SHARED)))
+        for name in self._doing:
+            self._judge(store, name, outcome)
+
+    def _judge(self, store: StateStore, name: str, outcome: Outcome) -> None:
+        doing, done, refused = self._doing[name], self._done[name], self._refused[name]
+        entries = list(reversed(store.log(name)))
         found = [entry.ref for entry in entries]
         there = set(found)
-        outcome.acknowledged += len(self._done)
-        outcome.unanswered += len(there & self._doing - self._done)
-        outcome.lost.extend(f"{SHARED}: {ref} is not in its log" for ref in self._done - there)
+        outcome.acknowledged += len(done)
+        outcome.unanswered += len(there & doing - done)
+        outcome.lost.extend(f"{name}: {ref} is not in its log" for ref in done - there)
         outcome.conflicts.extend(
-            f"{SHARED}: {ref} was committed and called a conflict" for ref in self._refused & there
+            f"{name}: {ref} was committed and called a conflict" for ref in refused & there
         )
         parents = [entry.parent for entry in entries]
-        if len(there) < len(found) or parents != [None, *found[:-1]] or there - self._doing:
-            outcome.twice.append(f"{SHARED}: its log is no chain of what was committed: {found}")
+        if len(there) < len(found) or parents != [None, *found[:-1]] or there - doing:
+            outcome.twice.append(f"{name}: its log is no chain of what was committed: {found}")
         if found:
-            outcome.read(store, found[-1], "head of the shared session")
+            outcome.read(store, found[-1], f"head of {name}")

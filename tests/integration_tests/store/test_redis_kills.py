@@ -38,7 +38,7 @@ def test_a_turn_that_is_gone_or_there_twice_would_be_noticed():
         for number in range(3):
             ref = store.stage(random_state([number]), parent=head)
             store.commit("s", ref, head)
-            store.commit("shared", ref, head)
+            store.commit("shared-0", ref, head)
             head = ref
         refs = [entry.ref for entry in reversed(store.log("s"))]
         assert judged(store, refs) == Outcome(acknowledged=6)
@@ -51,10 +51,10 @@ def test_a_turn_that_is_gone_or_there_twice_would_be_noticed():
 
 
 def judged(store, said, doing=None):
-    """Judges one writer's notes: the same of a session of its own and of the shared one."""
+    """Judges one writer's notes: the same of a session of its own and of a shared one."""
     outcome = Outcome()
     own, shared = WriterNotes(outcome), SharedNotes()
-    for name, take in (("s", own.take), ("shared", shared.took)):
+    for name, take in (("s", own.take), ("shared-0", shared.took)):
         for ref in said:
             take({"doing": "commit", "session": name, "ref": ref})
             take({"done": "commit", "session": name, "ref": ref})
