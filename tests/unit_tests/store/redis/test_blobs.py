@@ -36,6 +36,9 @@ class DictRedis:
             self.values[key] = value.encode() if isinstance(value, str) else value
             self.expires[key] = ex
 
+    def exists(self, key):
+        return int(key in self.values)
+
     def unlink(self, *keys):
         for key in keys:
             self.values.pop(key, None)
@@ -109,6 +112,19 @@ def test_a_sweep_takes_old_files_that_no_row_names(redis, shared, tmp_path, monk
     assert blobs.sweep([kept]) == 1
     assert blobs.read(lost) is None
     assert blobs.read(kept) == blobs.read(young) == STATE
+
+
+def test_no_file_is_deleted_while_a_backup_holds_them(redis, shared, monkeypatch):
+    blobs = opened(redis, shared, large_bytes=0)
+    place = blobs.write(redis, "k", REF, [STATE])
+    redis.set(f"{MARKER}:hold", "1")
+    blobs.drop([place])
+    monkeypatch.setattr("langchain_rwkv_state.store.redis.blobs.ORPHAN_SECONDS", -1.0)
+    assert blobs.sweep([]) == 0
+    assert blobs.read(place) == STATE
+    redis.unlink(f"{MARKER}:hold")
+    assert blobs.sweep([]) == 1
+    assert blobs.read(place) is None
 
 
 def test_tenants_and_other_redises_do_not_sweep_each_other(redis, shared):
