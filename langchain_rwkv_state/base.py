@@ -80,10 +80,10 @@ class RWKVModel(BaseModel):
 
         @property
         def store(self) -> StateStore:
-            """A `StateStore`; given as one, a directory, a URL (``redis://…``, ``file:…``,
-            ``memory:``; see `open_store`), or ``None`` for the user's default store.
+            """A `StateStore`; given as one, a directory, a URL, or ``None`` for the user's own.
 
-            A directory or URL is opened at first use; two objects that name the same one share it.
+            A URL is one of `open_store`, such as ``redis://HOST`` or ``memory:``. What is named is
+            opened at first use; two objects that name the same one share it.
             """
             ...
     else:
