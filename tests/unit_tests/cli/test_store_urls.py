@@ -24,6 +24,11 @@ def store(monkeypatch):
     return held
 
 
+def said(result):
+    """Returns what was printed in one line, without the frame around an error."""
+    return " ".join(result.output.replace("│", "").split())
+
+
 def run(*words, env=None):
     return CliRunner().invoke(app, list(words), env=env or {"RWKV_STATE_DIR": URL})
 
@@ -50,7 +55,7 @@ def test_what_is_about_a_directory_says_so(tmp_path):
     for words in (["backup", str(tmp_path / "to")], ["restore", str(tmp_path)]):
         result = run(*words)
         assert result.exit_code == 2
-        assert "is for a store in a directory" in " ".join(result.output.split())
+        assert "is for a store in a directory" in said(result)
         assert "s3cret" not in result.output
     assert list(tmp_path.iterdir()) == []
 
@@ -66,7 +71,7 @@ def test_what_keeps_no_token_ids_says_so(store, monkeypatch):
     for words in (["transcript", "bob"], ["redact", "bob", "--turn", "1"]):
         result = run(*words)
         assert result.exit_code == 2
-        assert "keeps no token ids" in " ".join(result.output.split())
+        assert "keeps no token ids" in said(result)
 
 
 def test_doctor_looks_at_it(monkeypatch):
@@ -89,14 +94,14 @@ def test_doctor_looks_at_it(monkeypatch):
 def test_one_that_cannot_be_right_is_a_usage_error(url, says):
     for result in (run("sessions", "--store", url), run("sessions", env={"RWKV_STATE_DIR": url})):
         assert result.exit_code == 2
-        assert says in " ".join(result.output.replace("│", "").split())
+        assert says in said(result)
         assert "s3cret" not in result.output
 
 
 def test_a_file_url_is_a_directory(tmp_path):
     where = f"file:{tmp_path}/states?history=3"
     missing = run("sessions", "--store", where)
-    assert f"There is no store at {tmp_path}/states yet." in missing.output.replace("\n", "")
+    assert f"There is no store at {tmp_path}/states yet." in said(missing)
     open_store(where).close()
     assert run("sessions", "--store", where).exit_code == 0
     assert run("backup", str(tmp_path / "copy"), "--store", where).exit_code == 0

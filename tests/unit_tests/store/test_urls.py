@@ -1,8 +1,10 @@
 """A store's URL: what it says, what it refuses, and that it never shows a password."""
 
 import copy
-import os
 import pickle
+import sys
+import threading
+from typing import Any
 
 import pytest
 
@@ -62,7 +64,7 @@ class TestWhatItOpens:
             with open_store(place) as store:
                 assert isinstance(store, DiskStateStore)
                 assert store.path == tmp_path / "a b"
-        assert os.listdir(tmp_path) == ["a b"]
+        assert [each.name for each in tmp_path.iterdir()] == ["a b"]
 
     def test_memory_once_for_a_name(self):
         with open_store("memory:test_memory") as one, open_store("memory:test_memory") as other:
@@ -97,12 +99,13 @@ class TestWhatItOpens:
     def test_the_users_own(self, tmp_path, monkeypatch):
         monkeypatch.setenv("RWKV_STATE_DIR", str(tmp_path / "own"))
         with open_store() as store:
+            assert isinstance(store, DiskStateStore)
             assert store.path == tmp_path / "own"
         monkeypatch.setenv("RWKV_STATE_DIR", "memory:own")
         assert repr(open_store()) == "MemoryStateStore.named('own')"
 
     def test_nothing_without_the_extra(self, monkeypatch):
-        monkeypatch.setattr(urls, "find_spec", lambda _: None)
+        monkeypatch.setitem(sys.modules, "redis", None)
         with pytest.raises(ImportError, match=r"langchain-rwkv-state\[redis\]"):
             open_store("redis://h")
 
@@ -205,12 +208,13 @@ class TestAStoreThatIsNamed:
         assert len(redis) == 1
 
     async def test_opens_beside_the_event_loop(self, redis, monkeypatch):
-        import threading
+        seen: list[int] = []
 
-        seen = []
-        monkeypatch.setattr(
-            urls, "_redis_class", lambda: seen.append(threading.get_ident()) or FakeRedis
-        )
+        def redis_class():
+            seen.append(threading.get_ident())
+            return FakeRedis
+
+        monkeypatch.setattr(urls, "_redis_class", redis_class)
         store = lazy_store("redis://h")
         assert store.beside == {}
         assert await store.asessions() == []
@@ -227,9 +231,10 @@ class TestAStoreThatIsNamed:
         assert store.beside["filings"] is store.opened().beside["filings"] is kept
 
     def test_has_what_its_class_has(self, redis):
-        assert lazy_store("redis://h").codec == "exact"
+        store: Any = lazy_store("redis://h")
+        assert store.codec == "exact"
         with pytest.raises(AttributeError, match="sesions"):
-            _ = lazy_store("redis://h").sesions
+            _ = store.sesions
 
     def test_fails_at_each_use_and_opens_when_it_can(self, redis, monkeypatch):
         real = urls._redis_class
