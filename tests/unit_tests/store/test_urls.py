@@ -102,7 +102,9 @@ class TestWhatItOpens:
             assert isinstance(store, DiskStateStore)
             assert store.path == tmp_path / "own"
         monkeypatch.setenv("RWKV_STATE_DIR", "memory:own")
-        assert repr(open_store()) == "MemoryStateStore.named('own')"
+        own = open_store()
+        assert repr(own) == "MemoryStateStore.named('own')"
+        assert own.location == "memory:own"
 
     def test_nothing_without_the_extra(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "redis", None)
@@ -174,7 +176,7 @@ class TestAPassword:
     )
     def test_is_shown_nowhere(self, url, shown):
         store = lazy_store(url)
-        assert store.named == str(StoreUrl.read(url)) == shown
+        assert store.location == str(StoreUrl.read(url)) == shown
         assert SECRET not in repr(store) + repr(StoreUrl.read(url))
         assert repr(store) == f"open_store({shown!r})"
 
@@ -185,7 +187,7 @@ class TestAPassword:
 
     def test_left_out_comes_from_the_environment(self, redis, monkeypatch):
         monkeypatch.delenv("RWKV_STATE_PASSWORD", raising=False)
-        store = lazy_store(lazy_store(f"redis://u:{SECRET}@h").named)
+        store = lazy_store(lazy_store(f"redis://u:{SECRET}@h").location)
         with pytest.raises(StoreError, match="set RWKV_STATE_PASSWORD"):
             store.sessions()
         monkeypatch.setenv("RWKV_STATE_PASSWORD", "a/b")
@@ -253,7 +255,7 @@ class TestAStoreThatIsNamed:
     def test_of_the_users_own_keeps_no_name(self, redis, monkeypatch):
         monkeypatch.setenv("RWKV_STATE_DIR", f"redis://:{SECRET}@h")
         store = lazy_store(None)
-        assert store.named is None
+        assert store.location is None
         assert SECRET not in repr(store)
         assert store.sessions() == []
-        assert pickle.loads(pickle.dumps(store)).named is None
+        assert pickle.loads(pickle.dumps(store)).location is None
