@@ -37,6 +37,7 @@ from tests.helpers.states import random_state
 ROOT = Path(__file__).parents[2]
 _PATIENCE_SECONDS = 120.0
 _OWN = 3
+_FILES = 2048  # a state of this width takes 1.08 MB
 T = TypeVar("T")
 
 
@@ -49,8 +50,7 @@ class Plan:
         clients: How many writers are killed.
         writers: How many run at a time.
         appendfsync: Redis' setting.
-        n_embd: Width of the states; more bytes take longer to write.
-        files: Whether states go into a directory beside Redis.
+        files: Whether states are so large that they are files beside Redis.
         seed: Decides when each is killed.
     """
 
@@ -58,7 +58,6 @@ class Plan:
     clients: int
     writers: int = 4
     appendfsync: str = "always"
-    n_embd: int = 64
     files: bool = False
     seed: int = 0
 
@@ -92,12 +91,11 @@ def _server(folder: Path, plan: Plan) -> RedisServer:
 def _store(folder: Path, plan: Plan) -> StateStore:
     from langchain_rwkv_state.store import RedisStateStore
 
-    files: dict[str, Any] = {"blobs": folder / "files", "large_bytes": 0} if plan.files else {}
     return RedisStateStore(
         RedisServer(folder / "redis").url,
         persistence="always" if plan.appendfsync == "always" else "everysec",
         timeout_seconds=30,
-        **files,
+        blobs=folder / "files" if plan.files else None,
     )
 
 
@@ -106,7 +104,7 @@ def _store(folder: Path, plan: Plan) -> StateStore:
 
 def slaughter(folder: Path, plan: Plan) -> None:
     """Forks writers, and kills them and the server in a random order."""
-    layout = StateLayout.of(7, n_layer=2, n_embd=plan.n_embd, head_size=64)
+    layout = StateLayout.of(7, n_layer=2, n_embd=_FILES if plan.files else 64, head_size=64)
     dice = random.Random(plan.seed)
     victims = ["server"] * plan.servers + ["client"] * plan.clients
     dice.shuffle(victims)
