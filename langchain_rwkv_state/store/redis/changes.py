@@ -12,8 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from langchain_rwkv_state.store import rows
+from langchain_rwkv_state.store.redis.indices import entries, held_by
 from langchain_rwkv_state.store.redis.keys import (
     BYTES,
+    DIGEST_BYTES,
     TOP,
     encode,
     holder,
@@ -87,31 +89,12 @@ class RedisChanges(Changes, RedisTables):
 
     def _index(self, table: Table, columns: Sequence[Any]) -> None:
         """Enters a row in the indices that find it."""
-        keys, enter = self._keys, self._space.enter
-        if table is SessionRow.TABLE:
-            enter(keys.names, columns[0])
-            enter(keys.due(table), columns[0], columns[6])  # the time is None for never
-        elif table is LOG:
-            name, seq, ref, *_ = columns
-            enter(keys.names, name)
-            top = self._space.field(keys.session(name), TOP)
-            if is_behind(top, seq):
-                self._space.put(keys.session(name), TOP, pack_top(seq, ref))
-            if columns[6] is not None and ref is not None:
-                enter(keys.tellers(ref), numbered(name, seq))
-        elif table is StateRow.TABLE:
-            enter(keys.states, columns[0])
-        elif table is HoldRow.TABLE:
-            digest, kind, owner, expires, _ = columns
-            enter(keys.states, digest)  # a hold whose state is lost is to be found, too
-            enter(keys.holds(digest), holder(kind, owner))
-            enter(keys.due(table), digest + holder(kind, owner), expires)
-            if kind == Holder.OWNER:
-                enter(keys.kept(owner), digest)
-        elif table is TOMBSTONES:
-            enter(keys.due(table), columns[0], columns[1])
-        elif table is QueueRow.TABLE:
-            enter(keys.queues, numbered(columns[0], columns[1]), columns[5])
+        for entry in entries(self._keys, table, columns):
+            self._space.enter(*entry)
+        if table is LOG:
+            key = self._keys.session(columns[0])
+            if is_behind(self._space.field(key, TOP), columns[1]):
+                self._space.put(key, TOP, pack_top(columns[1], columns[2]))
 
     def _unindex(self, table: Table, key: Sequence[Any], raw: Raw | None) -> None:
         """Takes a row that is deleted out of the indices."""
@@ -293,7 +276,7 @@ class RedisChanges(Changes, RedisTables):
                 continue
             key: tuple[Any, ...] = (member,)
             if table is HoldRow.TABLE:
-                key = (member[:32], int(member[33:34]), member[34:])
+                key = held_by(member[:DIGEST_BYTES], member[DIGEST_BYTES:])
             raw = self._raw(table, key)
             if raw is None:  # the index alone is left
                 self._space.enter(index, member, None)
