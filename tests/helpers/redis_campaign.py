@@ -37,7 +37,6 @@ from tests.helpers.states import random_state
 ROOT = Path(__file__).parents[2]
 _PATIENCE_SECONDS = 120.0
 _OWN = 3
-_FILES = 2048  # a state of this width takes 1.08 MB
 T = TypeVar("T")
 
 
@@ -50,7 +49,8 @@ class Plan:
         clients: How many writers are killed.
         writers: How many run at a time.
         appendfsync: Redis' setting.
-        files: Whether states are so large that they are files beside Redis.
+        n_embd: Width of the states; more bytes take longer to write.
+        files: Whether every second state is a file beside Redis.
         seed: Decides when each is killed.
     """
 
@@ -58,6 +58,7 @@ class Plan:
     clients: int
     writers: int = 4
     appendfsync: str = "always"
+    n_embd: int = 128
     files: bool = False
     seed: int = 0
 
@@ -96,7 +97,12 @@ def _store(folder: Path, plan: Plan) -> StateStore:
         persistence="always" if plan.appendfsync == "always" else "everysec",
         timeout_seconds=30,
         blobs=folder / "files" if plan.files else None,
+        large_bytes=_layout(plan.n_embd).nbytes,
     )
+
+
+def _layout(n_embd: int) -> StateLayout:
+    return StateLayout.of(7, n_layer=2, n_embd=n_embd, head_size=64)
 
 
 # -- who kills -----------------------------------------------------------------------------------
@@ -104,7 +110,6 @@ def _store(folder: Path, plan: Plan) -> StateStore:
 
 def slaughter(folder: Path, plan: Plan) -> None:
     """Forks writers, and kills them and the server in a random order."""
-    layout = StateLayout.of(7, n_layer=2, n_embd=_FILES if plan.files else 64, head_size=64)
     dice = random.Random(plan.seed)
     victims = ["server"] * plan.servers + ["client"] * plan.clients
     dice.shuffle(victims)
@@ -115,7 +120,7 @@ def slaughter(folder: Path, plan: Plan) -> None:
     try:
         for victim in victims:
             while len(running) < plan.writers:
-                running[started] = _forked(folder, plan, started, layout)
+                running[started] = _forked(folder, plan, started)
                 started += 1
             ready = _ready(folder, running)
             time.sleep(dice.uniform(0.0, 0.08))
@@ -134,12 +139,12 @@ def slaughter(folder: Path, plan: Plan) -> None:
         server.kill()
 
 
-def _forked(folder: Path, plan: Plan, number: int, layout: StateLayout) -> int:
+def _forked(folder: Path, plan: Plan, number: int) -> int:
     child = os.fork()
     if child:
         return child
     try:
-        Writer(folder, plan, number, layout).run()
+        Writer(folder, plan, number).run()
     except BaseException:
         traceback.print_exc()
     os._exit(1)
@@ -185,12 +190,11 @@ class Writer:
         folder: The campaign's.
         plan: The campaign's.
         number: Its own.
-        layout: Of its states.
     """
 
-    def __init__(self, folder: Path, plan: Plan, number: int, layout: StateLayout) -> None:
+    def __init__(self, folder: Path, plan: Plan, number: int) -> None:
         self._number = number
-        self._layout = layout
+        self._layouts = [_layout(plan.n_embd // each) for each in (1, 2 if plan.files else 1)]
         self._dice = random.Random(plan.seed * 100_000 + number)
         self._note = (folder / "notes" / str(number)).open("a")
         self._logs: dict[str, list[str]] = {}
@@ -214,7 +218,8 @@ class Writer:
                 time.sleep(0.01)
 
     def _state(self, kind: int) -> RWKVState:
-        return random_state([self._number, self._step, kind], layout=self._layout)
+        layout = self._layouts[self._step % 2]
+        return random_state([self._number, self._step, kind], layout=layout)
 
     def run(self) -> None:
         """Goes on for ever."""

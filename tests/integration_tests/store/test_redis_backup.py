@@ -9,7 +9,6 @@ import threading
 import pytest
 
 from langchain_rwkv_state.errors import StoreError
-from langchain_rwkv_state.state import StateLayout
 from langchain_rwkv_state.store import RedisStateStore
 from tests.helpers.redis_server import RedisServer, needs_redis, redis_server
 from tests.helpers.states import random_state
@@ -18,19 +17,21 @@ pytestmark = [
     needs_redis,
     pytest.mark.skipif(shutil.which("redis-cli") is None, reason="no redis-cli here"),
 ]
-LARGE = StateLayout.of(7, n_layer=2, n_embd=2048, head_size=64)
 
 
 def test_a_backup_made_while_sessions_go_on_is_restored_whole(tmp_path):
     files, stop = tmp_path / "files", threading.Event()
     turns: list[str] = []
     files.mkdir()
-    with redis_server() as server, RedisStateStore(server.url, blobs=files) as store:
+    with (
+        redis_server(repl_diskless_sync_delay=0) as server,
+        RedisStateStore(server.url, blobs=files, large_bytes=0) as store,
+    ):
 
         def talk():
             head = None
             while not stop.is_set():
-                ref = store.stage(random_state([len(turns)], layout=LARGE), parent=head)
+                ref = store.stage(random_state([len(turns)]), parent=head)
                 store.commit("s", ref, head)
                 head = ref
                 turns.append(ref)
