@@ -66,6 +66,7 @@ _IN_REDIS: _Readers = {
     **_ANYWHERE,
     "tenant": str,
     "blobs": str,
+    "large_bytes": _whole,
     "persistence": str,
     "timeout_seconds": _seconds,
 }

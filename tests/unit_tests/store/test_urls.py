@@ -1,6 +1,7 @@
 """A store's URL: what it says, what it refuses, and that it never shows a password."""
 
 import copy
+import inspect
 import pickle
 import sys
 import threading
@@ -10,7 +11,13 @@ import pytest
 
 from langchain_rwkv_state.errors import StoreError
 from langchain_rwkv_state.state import StateLayout, zero_state
-from langchain_rwkv_state.store import DiskStateStore, MemoryStateStore, open_store, urls
+from langchain_rwkv_state.store import (
+    DiskStateStore,
+    MemoryStateStore,
+    RedisStateStore,
+    open_store,
+    urls,
+)
 from langchain_rwkv_state.store.lazy import LazyUrlStore, lazy_store
 from langchain_rwkv_state.store.urls import StoreUrl, is_url
 
@@ -110,6 +117,14 @@ class TestWhatItOpens:
         monkeypatch.setitem(sys.modules, "redis", None)
         with pytest.raises(ImportError, match=r"langchain-rwkv-state\[redis\]"):
             open_store("redis://h")
+
+    @pytest.mark.parametrize(
+        ("scheme", "kind"),
+        [("redis", RedisStateStore), ("file", DiskStateStore), ("memory", MemoryStateStore)],
+    )
+    def test_with_every_setting_that_the_class_has(self, scheme, kind):
+        known = set(inspect.signature(kind).parameters) - {"url", "path", "clock"}
+        assert set(urls.SCHEMES[scheme]) == known
 
 
 class TestWhatItRefuses:
