@@ -20,6 +20,7 @@ from langchain_rwkv_state.store.records import (
     TranscriptTurn,
 )
 from langchain_rwkv_state.store.settings import check_session
+from langchain_rwkv_state.store.urls import open_store
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.store.redis.store import RedisStateStore
@@ -45,6 +46,7 @@ __all__ = [
     "check_session",
     "default_directory",
     "follow",
+    "open_store",
     "watch",
 ]
 

@@ -12,14 +12,18 @@ import time
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from langchain_rwkv_state.store.clock import TTL, StoreClock, steady_seconds
+from langchain_rwkv_state.store.passwords import hidden
+from langchain_rwkv_state.store.pins import KeptPins, SharedPins
 from langchain_rwkv_state.store.records import Codec, LogKind
 from langchain_rwkv_state.store.redis.backend import RedisBackend
 from langchain_rwkv_state.store.redis.blobs import LARGE_BYTES, open_blobs
 from langchain_rwkv_state.store.redis.clock import ServerClock
 from langchain_rwkv_state.store.redis.connect import Persistence, connect, shown
 from langchain_rwkv_state.store.redis.keys import Keys
+from langchain_rwkv_state.store.redis.pins import RedisPinRows
 from langchain_rwkv_state.store.resources import OPEN_STORES, Resources
 from langchain_rwkv_state.store.settings import (
     DEFAULT_TTL,
@@ -133,9 +137,31 @@ class RedisStateStore(TableStore):
         return shared.clock
 
     @property
+    def shares_pins(self) -> bool:
+        """See `StateStore.shares_pins`."""
+        return True
+
+    def shared_pins(self) -> SharedPins:
+        """See `StateStore.shared_pins`."""
+        self._check_open()
+        backend = self._backend
+        assert isinstance(backend, RedisBackend)  # noqa: S101 # as the constructor made it
+        return KeptPins(self, RedisPinRows(backend.client, Keys(self._tenant).base), self.codec)
+
+    @property
     def url(self) -> str:
         """The server, without user and password."""
         return shown(self._url)
+
+    @property
+    def location(self) -> str | None:
+        """See `StateStore.location`."""
+        rest, _, query = hidden(self._url).partition("?")
+        usual = {"tenant": "default", "blobs": None, "persistence": "always"}
+        ours = {name: str(self._opening[name]) for name in usual}
+        more = urlencode({name: text for name, text in ours.items() if text != str(usual[name])})
+        query = "&".join(filter(None, (query, more)))
+        return hidden(f"{rest}?{query}" if query else rest)
 
     @property
     def tenant(self) -> str:
