@@ -10,7 +10,7 @@ cancelled while it waits for a piece, has it left within a step.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -22,6 +22,7 @@ from langchain_rwkv_state.prompt import plan as turn
 from langchain_rwkv_state.prompt.answer_message import ChatCall
 from langchain_rwkv_state.prompt.content import REASONING_KEY
 from langchain_rwkv_state.prompt.markers import STATE_KEY
+from langchain_rwkv_state.serve.costs import Cost
 from langchain_rwkv_state.serve.tenants import Tenant
 from langchain_rwkv_state.store import TTL
 
@@ -86,27 +87,46 @@ class Answer:
     """An answer that is being made: its pieces, and `Answered` last.
 
     Args:
-        events: Gives them.
+        batches: Gives them, all that are there each time.
+        end: Waits for the end alone, where that is cheaper than to take the pieces, too.
+        leave: Leaves an answer of which nothing was taken yet.
     """
 
-    def __init__(self, events: AsyncIterator[Event]) -> None:
-        self._events = events
+    def __init__(
+        self,
+        batches: AsyncGenerator[list[Event]],
+        *,
+        end: Callable[[], Awaitable[Answered]] | None = None,
+        leave: Callable[[], None] | None = None,
+    ) -> None:
+        self._batches = batches
+        self._end = end
+        self._leave = leave
 
-    def __aiter__(self) -> AsyncIterator[Event]:
-        return self._events
+    def batches(self) -> AsyncIterator[list[Event]]:
+        """Returns the pieces in lists: all that are there each time."""
+        return self._batches
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        """Yields the pieces one by one."""
+        async for events in self._batches:
+            for event in events:
+                yield event
 
     async def whole(self) -> Answered:
         """Waits for the end, and returns the answer."""
-        async for event in self._events:
-            if isinstance(event, Answered):
-                return event
+        if self._end is not None:
+            return await self._end()
+        async for events in self._batches:
+            if isinstance(events[-1], Answered):
+                return events[-1]
         raise RuntimeError("An answer ended without its end.")
 
     async def aclose(self) -> None:
         """Leaves the answer; after its end, does nothing."""
-        close = getattr(self._events, "aclose", None)
-        if close is not None:
-            await close()
+        await self._batches.aclose()
+        if self._leave is not None:
+            self._leave()
 
 
 async def begin(
@@ -131,41 +151,59 @@ async def begin(
     engine, call = await asyncio.to_thread(
         tenant.chat.plan_call, messages, given.pop("stop", None), given
     )
-    return Answer(_answered(tenant, call, engine.submit(call.request), keep=keep))
+    handle = engine.submit(call.request)
+    return Answer(
+        _answered(tenant, call, handle, keep=keep),
+        end=lambda: _ended(tenant, call, handle, keep=keep),
+        leave=handle.cancel,
+    )
 
 
 async def _answered(
     tenant: Tenant, call: ChatCall, handle: RequestHandle, *, keep: bool
-) -> AsyncIterator[Event]:
-    pieces = None if call.tools is None and not call.plan.continued else call.stream()
-    try:
-        async for event in handle:
-            if pieces is not None:
-                for chunk in pieces.take(event):
-                    for piece in pieces_of(chunk):
-                        yield piece
-            if isinstance(event, Delta):
-                if pieces is None:
-                    yield Piece(event.text, event.thought)
-            else:
-                yield await _end(tenant, call, event, keep=keep)
-    finally:
-        handle.cancel()
+) -> AsyncGenerator[list[Event]]:
+    plain = call.tools is None and not call.plan.continued
+    pieces = call.stream()
+    with _cost(tenant, call) as cost:
+        async for events in handle.batches():
+            cost.count(events)
+            found: list[Event] = []
+            for event in events:
+                if not plain:
+                    found += [piece for chunk in pieces.take(event) for piece in pieces_of(chunk)]
+                elif isinstance(event, Delta):
+                    found.append(Piece(event.text, event.thought))
+                if isinstance(event, Done):
+                    found.append(await _answer_of(tenant, call, event, cost, keep=keep))
+            if found:
+                yield found
 
 
-async def _end(tenant: Tenant, call: ChatCall, done: Done, *, keep: bool) -> Answered:
+async def _ended(tenant: Tenant, call: ChatCall, handle: RequestHandle, *, keep: bool) -> Answered:
+    with _cost(tenant, call) as cost:
+        async for events in handle.batches():
+            cost.count(events)
+            if isinstance(done := events[-1], Done):
+                return await _answer_of(tenant, call, done, cost, keep=keep)
+    raise RuntimeError("An answer ended without its end.")
+
+
+def _cost(tenant: Tenant, call: ChatCall) -> Cost:
+    return Cost(tenant.usage, call.plan.base.n_tokens, len(call.request.prompt))
+
+
+async def _answer_of(
+    tenant: Tenant, call: ChatCall, done: Done, cost: Cost, *, keep: bool
+) -> Answered:
     ref = None
     if keep:
         ref = await asyncio.to_thread(turn.stage, call.plan, done, tenant.chat.answer_store)
     message = call.message(done)
-    known = call.plan.base.n_tokens
-    read, cached = known + len(call.request.prompt), known + done.reused
-    tenant.usage.spent(read=read, cached=cached, answered=done.answer_tokens)
     return Answered(
         message,
         _reason(message, done.finish_reason),
-        read,
-        cached,
+        cost.read,
+        cost.cached(done),
         done.answer_tokens,
         done.thought_tokens,
         ref,
@@ -208,15 +246,15 @@ async def begin_turn(
 
 async def _turn(
     tenant: Tenant, first: AIMessageChunk, chunks: AsyncIterator[AIMessageChunk]
-) -> AsyncIterator[Event]:
+) -> AsyncGenerator[list[Event]]:
     said = first
     try:
-        for piece in pieces_of(first):
-            yield piece
+        if pieces := pieces_of(first):
+            yield [*pieces]
         async for chunk in chunks:
             said = said + chunk
-            for piece in pieces_of(chunk):
-                yield piece
+            if pieces := pieces_of(chunk):
+                yield [*pieces]
     finally:
         await chunks.aclose()  # type: ignore[attr-defined] # an asynchronous generator
     about, usage = said.response_metadata, said.usage_metadata
@@ -230,7 +268,7 @@ async def _turn(
         invalid_tool_calls=said.invalid_tool_calls,
         additional_kwargs=said.additional_kwargs,
     )
-    yield Answered(
+    answered = Answered(
         message,
         _reason(message, about["finish_reason"]),
         usage["input_tokens"],
@@ -241,6 +279,7 @@ async def _turn(
         about.get(SESSION_KEY),
         about.get("logprobs"),
     )
+    yield [answered]
 
 
 def pieces_of(chunk: AIMessageChunk) -> list[Piece]:
@@ -259,4 +298,5 @@ def pieces_of(chunk: AIMessageChunk) -> list[Piece]:
 
 def _reason(message: AIMessage, reason: str) -> str:
     """Returns OpenAI's word for why an answer ended."""
-    return "tool_calls" if message.tool_calls and reason == "stop" else reason
+    called = bool(message.tool_calls) or any(cut["name"] for cut in message.invalid_tool_calls)
+    return "tool_calls" if called and reason == "stop" else reason

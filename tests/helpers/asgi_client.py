@@ -128,9 +128,7 @@ class AsgiClient:
 
     async def __aenter__(self) -> Self:
         scope = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}
-        self._life = asyncio.ensure_future(
-            self._app(scope, self._inbox.get, self._outbox.put)  # type: ignore[arg-type]
-        )
+        self._life = asyncio.ensure_future(self._app(scope, self._inbox.get, self._outbox.put))
         await self._turn("startup")
         return self
 
