@@ -21,6 +21,7 @@ from langchain_rwkv_state.engine import Delta, Done, RequestHandle
 from langchain_rwkv_state.prompt import plan as turn
 from langchain_rwkv_state.prompt.answer_message import ChatCall
 from langchain_rwkv_state.prompt.content import REASONING_KEY
+from langchain_rwkv_state.prompt.logprobs import LOGPROBS_KEY, logprobs_metadata
 from langchain_rwkv_state.prompt.markers import STATE_KEY
 from langchain_rwkv_state.serve.costs import Cost
 from langchain_rwkv_state.serve.tenants import Tenant
@@ -45,12 +46,20 @@ class CallPiece:
 
 
 class Piece(NamedTuple):
-    """A piece of an answer: text, a thought, or a part of a call."""
+    """A piece of an answer: text, a thought, or a part of a call.
+
+    Attributes:
+        text: The next characters of what is said.
+        thought: Of what is thought.
+        call: Of a call.
+        logprobs: Of the tokens that begin in `text`, as OpenAI writes them: ``{"content": [...]}``;
+            ``None`` where they were not asked for, and where no token begins.
+    """
 
     text: str = ""
     thought: str = ""
     call: CallPiece | None = None
-    logprobs: Any = None
+    logprobs: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,7 @@ class Answered:
         reasoning_tokens: Of the thought.
         ref: The state behind it, staged or committed; ``None`` where it was not to be kept.
         session: Which session holds it, of a turn of one.
-        logprobs: As it was asked for.
+        logprobs: Those of the pieces, joined; ``None`` where they were not asked for.
     """
 
     message: AIMessage
@@ -77,7 +86,7 @@ class Answered:
     reasoning_tokens: int = 0
     ref: str | None = None
     session: str | None = None
-    logprobs: Any = None
+    logprobs: Mapping[str, Any] | None = None
 
 
 Event: TypeAlias = Piece | Answered
@@ -162,7 +171,8 @@ async def begin(
 async def _answered(
     tenant: Tenant, call: ChatCall, handle: RequestHandle, *, keep: bool
 ) -> AsyncGenerator[list[Event]]:
-    plain = call.tools is None and not call.plan.continued
+    # Then the engine's pieces are the answer's, and no message of LangChain's is made of each.
+    plain = not (call.tools or call.plan.continued) and call.request.logprobs is None
     pieces = call.stream()
     with _cost(tenant, call) as cost:
         async for events in handle.batches():
@@ -207,7 +217,15 @@ async def _answer_of(
         done.answer_tokens,
         done.thought_tokens,
         ref,
+        logprobs=_logprobs(call, done, message),
     )
+
+
+def _logprobs(call: ChatCall, done: Done, message: AIMessage) -> Mapping[str, Any] | None:
+    if call.request.logprobs is None:
+        return None
+    found: Mapping[str, Any] = logprobs_metadata(call.logprobs(done, message))[LOGPROBS_KEY]
+    return found
 
 
 async def begin_turn(
@@ -277,7 +295,7 @@ async def _turn(
         usage.get("output_token_details", {}).get("reasoning", 0),
         about.get(STATE_KEY),
         about.get(SESSION_KEY),
-        about.get("logprobs"),
+        about.get(LOGPROBS_KEY),
     )
     yield [answered]
 
@@ -289,7 +307,7 @@ def pieces_of(chunk: AIMessageChunk) -> list[Piece]:
     if thought:
         found.append(Piece(thought=thought))
     if chunk.content:
-        found.append(Piece(str(chunk.content), logprobs=chunk.response_metadata.get("logprobs")))
+        found.append(Piece(str(chunk.content), logprobs=chunk.response_metadata.get(LOGPROBS_KEY)))
     for part in chunk.tool_call_chunks:
         call = CallPiece(part["index"] or 0, part["id"], part["name"], part["args"] or "")
         found.append(Piece(call=call))

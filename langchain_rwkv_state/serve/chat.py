@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter
@@ -52,7 +52,7 @@ async def _whole(
     choice = {
         "index": 0,
         "message": _message(answered),
-        "logprobs": logprobs(answered.logprobs),
+        "logprobs": _logprobs(answered.logprobs),
         "finish_reason": answered.finish_reason,
     }
     shared = about(tenant, model, "chat.completion", "chatcmpl")
@@ -132,7 +132,7 @@ def _chunk(chunks: Chunks, piece: Piece) -> str:
         if call.id is not None:
             part |= {"id": call.id, "type": "function"}
             part["function"] = {"name": call.name, "arguments": call.arguments}
-        return chunks.more({"tool_calls": [part]}, logprobs=logprobs(piece.logprobs))
+        return chunks.more({"tool_calls": [part]}, logprobs=_logprobs(piece.logprobs))
     if piece.logprobs is None and not piece.thought:
         return chunks.plain(f'{{"content":{quoted(piece.text)}}}')
     delta = {}
@@ -140,7 +140,7 @@ def _chunk(chunks: Chunks, piece: Piece) -> str:
         delta[REASONING_KEY] = piece.thought
     if piece.text:
         delta["content"] = piece.text
-    return chunks.more(delta, logprobs=logprobs(piece.logprobs))
+    return chunks.more(delta, logprobs=_logprobs(piece.logprobs))
 
 
 def about(tenant: Tenant, model: str, kind: str, prefix: str) -> dict[str, Any]:
@@ -179,15 +179,5 @@ def usage(answered: Answered) -> dict[str, Any]:
     }
 
 
-def logprobs(found: Any) -> dict[str, Any] | None:
-    """Returns tokens' log-probabilities as chat completions have them."""
-    if found is None:
-        return None
-    content = [
-        {**_token(each), "top_logprobs": [_token(other) for other in each.top]} for each in found
-    ]
-    return {"content": content, "refusal": None}
-
-
-def _token(token: Any) -> dict[str, Any]:
-    return {"token": token.token, "logprob": token.logprob, "bytes": [*token.bytes]}
+def _logprobs(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if found is None else {**found, "refusal": None}
