@@ -46,7 +46,7 @@ class Served:
 @pytest.fixture
 async def served():
     scripted = ScriptedChat()
-    settings = {"temperature": 0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+    settings: dict = {"temperature": 0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
     llm = RWKVLLM(model="demo", store=scripted.chat.store, prefix_cache=False, **settings)
     app = app_over(scripted.chat, llm)
     async with AsgiClient(app) as client:
@@ -55,7 +55,7 @@ async def served():
 
 
 def texts_of(chunks):
-    found = {}
+    found: dict = {}
     for chunk in chunks:
         for choice in chunk["choices"]:
             found[choice["index"]] = found.get(choice["index"], "") + choice["text"]
@@ -149,7 +149,7 @@ async def test_what_asks_for_nothing_is_let_pass(served, fields):
 
 
 async def test_where_one_text_cannot_be_taken_none_is(served, monkeypatch):
-    taken = []
+    taken: list = []
     submit = served.scripted.engine.submit
 
     def refuse_the_second(request):

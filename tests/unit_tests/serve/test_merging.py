@@ -11,7 +11,7 @@ class Source:
     """Gives what is put in; remembers that it was left."""
 
     def __init__(self):
-        self.queue = asyncio.Queue()
+        self.queue: asyncio.Queue = asyncio.Queue()
         self.left = False
 
     async def __aiter__(self):

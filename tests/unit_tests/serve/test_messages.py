@@ -28,6 +28,7 @@ def test_each_role_becomes_its_kind_of_message():
     ]
     assert [each.content for each in read] == ["Be brief.", "In English.", "Hi.", "Hello.", "3"]
     assert read[2].name == "Bob"
+    assert isinstance(read[4], ToolMessage)
     assert read[4].tool_call_id == "c1"
 
 
@@ -57,7 +58,7 @@ def test_a_refusal_is_what_was_said():
 
 
 def test_what_a_client_sends_back_of_an_answer_is_let_pass():
-    sent = {"content": "Hi.", "refusal": None, "annotations": [], "audio": None}
+    sent: dict = {"content": "Hi.", "refusal": None, "annotations": [], "audio": None}
     assert one(role="assistant", function_call=None, tool_calls=None, **sent).content == "Hi."
 
 
