@@ -26,6 +26,8 @@ from langchain_rwkv_state.serve.metrics import Metrics
 from langchain_rwkv_state.serve.settings import ServeSettings
 from langchain_rwkv_state.serve.tenants import Tenants
 
+_LOOK_SECONDS = 2.0
+
 
 def make_app(settings: ServeSettings | None = None, ledger: Ledger | None = None) -> FastAPI:
     """Returns an application that serves a model.
@@ -48,9 +50,12 @@ def make_app(settings: ServeSettings | None = None, ledger: Ledger | None = None
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(tenants.load)
+        looks = asyncio.create_task(_look(tenants, metrics)) if metrics.is_one_of_many else None
         try:
             yield
         finally:
+            if looks is not None:
+                looks.cancel()
             await asyncio.to_thread(tenants.close)
 
     app = FastAPI(title="langchain-rwkv-state", version=__version__, lifespan=lifespan)
@@ -67,6 +72,13 @@ def make_app(settings: ServeSettings | None = None, ledger: Ledger | None = None
     for kind in (ApiError, ValueError):
         app.add_exception_handler(kind, _failed)
     return app
+
+
+async def _look(tenants: Tenants, metrics: Metrics) -> None:
+    """Copies the engine's figures now and then: another worker may be asked for them."""
+    while True:
+        metrics.look(tenants.stats())
+        await asyncio.sleep(_LOOK_SECONDS)
 
 
 async def _failed(request: Request, error: Exception) -> Response:

@@ -123,7 +123,9 @@ class Tenants:
             RWKVStateError: It cannot be had.
         """
         if self._model is None:
-            model = ChatRWKV(**self._of_model(), store=MemoryStateStore(), prefix_cache=False)
+            model = ChatRWKV(
+                **model_settings(self._settings), store=MemoryStateStore(), prefix_cache=False
+            )
             model.loaded()
             self._model = model
         name = next(iter(self._accounts))
@@ -317,21 +319,11 @@ class Tenants:
         self._let_go.add(task)  # a task that nobody holds may be collected
         task.add_done_callback(self._let_go.discard)
 
-    def _of_model(self) -> dict[str, Any]:
-        settings = self._settings
-        return {
-            "model": settings.model,
-            "strategy": settings.strategy,
-            "tokenizer": settings.tokenizer,
-            "template": settings.template,
-            **(settings.options or {}),
-        }
-
     def _opened(self, name: str) -> Tenant:
         """Opens a tenant; on any thread."""
         alone = self._keys is None
         store = open_store_of(self._settings, None if alone else name)
-        about = {**self._of_model(), "store": store}
+        about = {**model_settings(self._settings), "store": store}
         if not alone:
             about["cache_salt"] = name
         account = self._accounts[name]
@@ -344,6 +336,17 @@ class Tenants:
             store.close()
             raise
         return Tenant(name, chat, llm, store, account.limits, account)
+
+
+def model_settings(settings: ServeSettings) -> dict[str, Any]:
+    """Returns the settings of the server's model, as `ChatRWKV` takes them."""
+    return {
+        "model": settings.model,
+        "strategy": settings.strategy,
+        "tokenizer": settings.tokenizer,
+        "template": settings.template,
+        **(settings.options or {}),
+    }
 
 
 def _close(tenant: Tenant) -> None:
