@@ -29,12 +29,18 @@ from langchain_rwkv_state.serve.tenants import Tenants
 _LOOK_SECONDS = 2.0
 
 
-def make_app(settings: ServeSettings | None = None, ledger: Ledger | None = None) -> FastAPI:
+def make_app(
+    settings: ServeSettings | None = None,
+    ledger: Ledger | None = None,
+    *,
+    tenants: Tenants | None = None,
+) -> FastAPI:
     """Returns an application that serves a model.
 
     Args:
         settings: What is served, and to whom; ``None`` for the demo model to everybody.
         ledger: Counts what limits are about; ``None`` where no other process serves the same keys.
+        tenants: Those who may ask, where they are other than the settings say.
 
     Raises:
         ServeError: The file of keys cannot be read, or of the settings' values something is wrong.
@@ -45,7 +51,7 @@ def make_app(settings: ServeSettings | None = None, ledger: Ledger | None = None
     """
     settings = settings or ServeSettings()
     metrics, drain = Metrics(), Drain()
-    tenants = Tenants(settings, metrics, ledger)
+    tenants = tenants or Tenants(settings, metrics, ledger)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
