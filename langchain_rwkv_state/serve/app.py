@@ -23,18 +23,19 @@ from langchain_rwkv_state.serve.settings import ServeSettings
 from langchain_rwkv_state.serve.tenants import Tenants
 
 
-def make_app(settings: ServeSettings | None = None) -> FastAPI:
+def make_app(settings: ServeSettings | None = None, *, tenants: Tenants | None = None) -> FastAPI:
     """Returns an application that serves a model.
 
     Args:
         settings: What is served, and to whom; ``None`` for the demo model to everybody.
+        tenants: Those who may ask, where they are other than the settings say.
 
     Example:
         >>> app = make_app(ServeSettings(model="demo", store="states"))  # doctest: +SKIP
         >>> uvicorn.run(app, host="127.0.0.1", port=8000)  # doctest: +SKIP
     """
     settings = settings or ServeSettings()
-    tenants = Tenants(settings)
+    tenants = tenants or Tenants(settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
