@@ -16,7 +16,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from langchain_rwkv_state._version import __version__
-from langchain_rwkv_state.serve import chat, completions, models, responses
+from langchain_rwkv_state.serve import chat, completions, conversations, models, responses
 from langchain_rwkv_state.serve.errors import ApiError, as_api_error
 from langchain_rwkv_state.serve.gate import Gate
 from langchain_rwkv_state.serve.settings import ServeSettings
@@ -48,7 +48,7 @@ def make_app(settings: ServeSettings | None = None, *, tenants: Tenants | None =
     app = FastAPI(title="langchain-rwkv-state", version=__version__, lifespan=lifespan)
     app.state.settings = settings
     app.state.tenants = tenants
-    for part in (chat, completions, responses, models):
+    for part in (chat, completions, responses, conversations, models):
         app.include_router(part.router)
     app.add_middleware(Gate, tenants=tenants)
     app.add_exception_handler(RequestValidationError, _invalid)

@@ -12,13 +12,12 @@ import secrets
 from typing import Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel
 
 from langchain_rwkv_state.conversation.unread import as_unread
 from langchain_rwkv_state.serve.errors import ApiError, unsupported
+from langchain_rwkv_state.serve.fields import Body
 from langchain_rwkv_state.serve.models import Asks
 from langchain_rwkv_state.serve.response_items import read_items
-from langchain_rwkv_state.serve.responses_schema import Body
 from langchain_rwkv_state.state import StateLayout, zero_state
 from langchain_rwkv_state.store import SessionInfo, StateStore
 
@@ -35,11 +34,15 @@ class ConversationRequest(Body):
 
 
 @router.post("/v1/conversations")
-async def create_conversation(tenant: Asks, asked: ConversationRequest | None = None) -> dict[str, Any]:
+async def create_conversation(
+    tenant: Asks, asked: ConversationRequest | None = None
+) -> dict[str, Any]:
     """Makes a conversation; items are read with its first turn."""
     asked = asked or ConversationRequest()
     if asked.metadata:
-        raise unsupported("metadata", "a conversation is a state, and nothing beside. Leave it out.")
+        raise unsupported(
+            "metadata", "a conversation is a state, and nothing beside. Leave it out."
+        )
     name = _MADE_HERE + secrets.token_hex(24)
     texts = [as_unread(message) for message in read_items(asked.items)] if asked.items else []
     if texts:
@@ -68,9 +71,11 @@ async def delete_conversation(name: str, tenant: Asks) -> dict[str, Any]:
 @router.post("/v1/conversations/{name}")
 async def no_items(name: str) -> dict[str, Any]:
     """Says that no words are kept."""
-    raise unsupported(
-        "Items and metadata of a conversation",
-        f"{name!r:.100} is a state, of which no words are kept. Say it in a turn.",
+    raise ApiError(
+        400,
+        f"The conversation {name!r:.100} is a state, of which no words and no metadata are kept: say "
+        "in a turn what it is to know.",
+        code="unsupported",
     )
 
 

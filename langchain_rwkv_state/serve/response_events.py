@@ -105,8 +105,7 @@ class ResponseEvents:
         """Returns the events before any of the answer."""
         body = dumps(self._document.begun())
         return b"".join(
-            b'event: %b\ndata: {"type":"%b","response":%b%b'
-            % (name, name, body, self._number())
+            b'event: %b\ndata: {"type":"%b","response":%b%b' % (name, name, body, self._number())
             for name in (b"response.created", b"response.in_progress")
         )
 
@@ -117,7 +116,10 @@ class ResponseEvents:
             if is_new:
                 found += [self._close("completed"), self._begin(item)]
             if text:
-                found.append(b"%b%b%b" % (self._head, dumps(text), self._number()))
+                found += [self._head, dumps(text)]
+                if piece.logprobs is not None:
+                    found += [b',"logprobs":', dumps(piece.logprobs["content"])]
+                found.append(self._number())
         return b"".join(found)
 
     def end(self, answered: Answered) -> bytes:
@@ -145,11 +147,8 @@ class ResponseEvents:
 
     def _begin(self, item: Item) -> bytes:
         self._open = item
-        fields: dict[str, Any] = {"type": item.delta, **item.place}
-        if item.delta == "response.output_text.delta":
-            fields["logprobs"] = []
-        name = item.delta.encode()
-        self._head = b'event: %b\ndata: %b,"delta":' % (name, dumps(fields)[:-1])
+        fields = dumps({"type": item.delta, **item.place})[:-1]
+        self._head = b'event: %b\ndata: %b,"delta":' % (item.delta.encode(), fields)
         return self._events(item.opening())
 
     def _close(self, status: Status) -> bytes:

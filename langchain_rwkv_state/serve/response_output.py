@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from langchain_rwkv_state.serve.answers import CallPiece, Piece
 
@@ -23,18 +23,18 @@ class Item(ABC):
     """An item of an answer, as far as it came.
 
     Args:
+        prefix: Begins its id.
         index: Its place in the answer.
+        events: Begins the names of the events of more of it, and of all of it.
     """
 
-    prefix: ClassVar[str]
-    """Begins its id."""
-    delta: ClassVar[str]
-    """Names the event of more of it."""
-
-    def __init__(self, index: int) -> None:
-        self.id = f"{self.prefix}_{secrets.token_hex(16)}"
+    def __init__(self, prefix: str, index: int, events: str) -> None:
+        self.id = f"{prefix}_{secrets.token_hex(16)}"
         self.index = index
+        self.delta = f"{events}.delta"
+        self._done = f"{events}.done"
         self._parts: list[str] = []
+        self.place: dict[str, Any] = {"item_id": self.id, "output_index": index}
 
     @property
     def text(self) -> str:
@@ -45,161 +45,143 @@ class Item(ABC):
         """Takes more of it."""
         self._parts.append(text)
 
-    @property
-    def place(self) -> dict[str, Any]:
-        """Says in events which item it is, and which part of it."""
-        return {"item_id": self.id, "output_index": self.index}
-
     @abstractmethod
     def document(self, status: Status) -> dict[str, Any]:
         """Returns it as the API writes it."""
 
+    @abstractmethod
+    def _inner_opening(self) -> list[Event]:
+        """Returns the events between its beginning and the first of its text."""
+
+    @abstractmethod
+    def _inner_closing(self) -> list[Event]:
+        """Returns the events between the last of its text and its end."""
+
     def opening(self) -> list[Event]:
         """Returns the events that begin it."""
         added = {"output_index": self.index, "item": self.document("in_progress")}
-        return [("response.output_item.added", added)]
+        return [("response.output_item.added", added), *self._inner_opening()]
 
     def closing(self, status: Status) -> list[Event]:
         """Returns the events that end it."""
         done = {"output_index": self.index, "item": self.document(status)}
-        return [("response.output_item.done", done)]
+        return [*self._inner_closing(), ("response.output_item.done", done)]
 
 
-class Message(Item):
-    """What is said in words."""
+class Kind(NamedTuple):
+    """A kind of items that hold one text.
 
-    prefix = "msg"
-    delta = "response.output_text.delta"
+    Attributes:
+        prefix: Begins their ids.
+        fields: What they all say.
+        holds: The field with their text's part.
+        part: The part's type.
+        events: Begins the names of the text's events.
+        about: Begins the names of the part's events.
+    """
 
-    def __init__(self, index: int) -> None:
-        super().__init__(index)
-        self.logprobs: list[dict[str, Any]] = []
+    prefix: str
+    fields: Mapping[str, Any]
+    holds: str
+    part: str
+    events: str
+    about: str
 
-    @property
-    def place(self) -> dict[str, Any]:
-        return {**super().place, "content_index": 0}
+
+MESSAGE: Final = Kind(
+    "msg",
+    {"type": "message", "role": "assistant"},
+    "content",
+    "output_text",
+    "response.output_text",
+    "response.content_part",
+)
+"""What is said in words."""
+THOUGHT: Final = Kind(
+    "rs",
+    {"type": "reasoning", "summary": []},
+    "content",
+    "reasoning_text",
+    "response.reasoning_text",
+    "response.content_part",
+)
+"""What was thought before, told as what it is."""
+SUMMARY: Final = Kind(
+    "rs",
+    {"type": "reasoning"},
+    "summary",
+    "summary_text",
+    "response.reasoning_summary_text",
+    "response.reasoning_summary_part",
+)
+"""What was thought before, told as a summary, which is what most clients read."""
+
+
+class TextItem(Item):
+    """An item that holds one text.
+
+    Args:
+        kind: Which text.
+        index: Its place in the answer.
+    """
+
+    def __init__(self, kind: Kind, index: int) -> None:
+        super().__init__(kind.prefix, index, kind.events)
+        self.kind = kind
+        self.logprobs: list[Mapping[str, Any]] = []
+        self.place[f"{kind.holds}_index"] = 0
 
     def document(self, status: Status) -> dict[str, Any]:
-        content = [] if status == "in_progress" else [self._part()]
-        return {
-            "id": self.id,
-            "type": "message",
-            "role": "assistant",
-            "status": status,
-            "content": content,
-        }
+        """Returns it as the API writes it."""
+        told = [] if status == "in_progress" else [self._part(self.text, self.logprobs)]
+        return {"id": self.id, **self.kind.fields, "status": status, self.kind.holds: told}
 
-    def opening(self) -> list[Event]:
-        return [
-            *super().opening(),
-            ("response.content_part.added", {**self.place, "part": self._part()}),
-        ]
+    def _inner_opening(self) -> list[Event]:
+        return [(f"{self.kind.about}.added", {**self.place, "part": self._part("", [])})]
 
-    def closing(self, status: Status) -> list[Event]:
-        said = {**self.place, "text": self.text, "logprobs": self.logprobs}
-        return [
-            ("response.output_text.done", said),
-            ("response.content_part.done", {**self.place, "part": self._part()}),
-            *super().closing(status),
-        ]
+    def _inner_closing(self) -> list[Event]:
+        text = self.text
+        said: dict[str, Any] = {**self.place, "text": text}
+        if self.kind is MESSAGE:
+            said["logprobs"] = self.logprobs
+        part = {**self.place, "part": self._part(text, self.logprobs)}
+        return [(self._done, said), (f"{self.kind.about}.done", part)]
 
-    def _part(self) -> dict[str, Any]:
-        return {
-            "type": "output_text",
-            "text": self.text,
-            "annotations": [],
-            "logprobs": self.logprobs,
-        }
+    def _part(self, text: str, logprobs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        part: dict[str, Any] = {"type": self.kind.part, "text": text}
+        return part | {"annotations": [], "logprobs": logprobs} if self.kind is MESSAGE else part
 
 
-class Call(Item):
+class CallItem(Item):
     """A call of a tool.
 
     Args:
-        index: Its place in the answer.
         piece: The first of it.
+        index: Its place in the answer.
     """
 
-    prefix = "fc"
-    delta = "response.function_call_arguments.delta"
-
-    def __init__(self, index: int, piece: CallPiece) -> None:
-        super().__init__(index)
+    def __init__(self, piece: CallPiece, index: int) -> None:
+        super().__init__("fc", index, "response.function_call_arguments")
         self.number = piece.index
         self._call_id = piece.id or f"call_{secrets.token_hex(16)}"
         self._name = piece.name or ""
 
     def document(self, status: Status) -> dict[str, Any]:
+        """Returns it as the API writes it."""
         return {
             "id": self.id,
             "type": "function_call",
             "status": status,
             "call_id": self._call_id,
             "name": self._name,
-            "arguments": self.text,
+            "arguments": "" if status == "in_progress" else self.text,
         }
 
-    def closing(self, status: Status) -> list[Event]:
-        said = {**self.place, "name": self._name, "arguments": self.text}
-        return [("response.function_call_arguments.done", said), *super().closing(status)]
+    def _inner_opening(self) -> list[Event]:
+        return []
 
-
-class Thought(Item):
-    """What was thought before the answer, told as what it is."""
-
-    prefix = "rs"
-    delta = "response.reasoning_text.delta"
-
-    @property
-    def place(self) -> dict[str, Any]:
-        return {**super().place, "content_index": 0}
-
-    def document(self, status: Status) -> dict[str, Any]:
-        told = {} if status == "in_progress" else {"content": [self._part()]}
-        return {"id": self.id, "type": "reasoning", "status": status, "summary": [], **told}
-
-    def opening(self) -> list[Event]:
-        added = {**self.place, "part": self._part()}
-        return [*super().opening(), ("response.content_part.added", added)]
-
-    def closing(self, status: Status) -> list[Event]:
-        return [
-            ("response.reasoning_text.done", {**self.place, "text": self.text}),
-            ("response.content_part.done", {**self.place, "part": self._part()}),
-            *super().closing(status),
-        ]
-
-    def _part(self) -> dict[str, Any]:
-        return {"type": "reasoning_text", "text": self.text}
-
-
-class Summary(Item):
-    """What was thought before the answer, told as a summary, which is what most clients read."""
-
-    prefix = "rs"
-    delta = "response.reasoning_summary_text.delta"
-
-    @property
-    def place(self) -> dict[str, Any]:
-        return {**super().place, "summary_index": 0}
-
-    def document(self, status: Status) -> dict[str, Any]:
-        told = [] if status == "in_progress" else [self._part()]
-        return {"id": self.id, "type": "reasoning", "status": status, "summary": told}
-
-    def opening(self) -> list[Event]:
-        added = {**self.place, "part": self._part()}
-        return [*super().opening(), ("response.reasoning_summary_part.added", added)]
-
-    def closing(self, status: Status) -> list[Event]:
-        return [
-            ("response.reasoning_summary_text.done", {**self.place, "text": self.text}),
-            ("response.reasoning_summary_part.done", {**self.place, "part": self._part()}),
-            *super().closing(status),
-        ]
-
-    def _part(self) -> dict[str, Any]:
-        return {"type": "summary_text", "text": self.text}
+    def _inner_closing(self) -> list[Event]:
+        return [(self._done, {**self.place, "name": self._name, "arguments": self.text})]
 
 
 class Output:
@@ -216,7 +198,7 @@ class Output:
     """
 
     def __init__(self, *, summarised: bool = False) -> None:
-        self._thinks: type[Item] = Summary if summarised else Thought
+        self._thinks = SUMMARY if summarised else THOUGHT
         self.items: list[Item] = []
 
     @property
@@ -228,16 +210,19 @@ class Output:
         """Adds a piece; returns what of it each item took, and whether the item is new."""
         found = []
         if piece.thought:
-            found.append(self._add(piece.thought, self._thinks))
+            found.append(self._add(self._text_item(self._thinks), piece.thought))
         if piece.text:
-            found.append(self._add(piece.text, Message))
+            item = self._text_item(MESSAGE)
+            if piece.logprobs is not None:
+                item.logprobs += piece.logprobs["content"]
+            found.append(self._add(item, piece.text))
         if piece.call is not None:
-            found.append(self._add_call(piece.call))
+            found.append(self._add(self._call_item(piece.call), piece.call.arguments))
         return found
 
     def begin_empty(self) -> Item | None:
         """Begins a message where nothing at all was said: clients look for one."""
-        return None if self.items else self._begin(Message(0))
+        return None if self.items else self._add(self._text_item(MESSAGE), "")[0]
 
     def documents(self, last: Status = "completed") -> list[dict[str, Any]]:
         """Returns all items as the API writes them.
@@ -250,20 +235,23 @@ class Output:
             item.document(last if at == end else "completed") for at, item in enumerate(self.items)
         ]
 
-    def _add(self, text: str, kind: type[Item]) -> tuple[Item, str, bool]:
+    def _text_item(self, kind: Kind) -> TextItem:
+        """Returns the item that more text of a kind belongs to."""
         last = self.last
-        is_new = type(last) is not kind
-        item = self._begin(kind(len(self.items))) if last is None or is_new else last
+        if isinstance(last, TextItem) and last.kind is kind:
+            return last
+        return TextItem(kind, len(self.items))
+
+    def _call_item(self, call: CallPiece) -> CallItem:
+        """Returns the item that a piece of a call belongs to."""
+        last = self.last
+        if isinstance(last, CallItem) and last.number == call.index:
+            return last
+        return CallItem(call, len(self.items))
+
+    def _add(self, item: Item, text: str) -> tuple[Item, str, bool]:
+        is_new = item is not self.last
+        if is_new:
+            self.items.append(item)
         item.add(text)
         return item, text, is_new
-
-    def _add_call(self, call: CallPiece) -> tuple[Item, str, bool]:
-        last = self.last
-        is_new = not (isinstance(last, Call) and last.number == call.index)
-        item = self._begin(Call(len(self.items), call)) if last is None or is_new else last
-        item.add(call.arguments)
-        return item, call.arguments, is_new
-
-    def _begin(self, item: Item) -> Item:
-        self.items.append(item)
-        return item

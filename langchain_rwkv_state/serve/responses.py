@@ -8,7 +8,6 @@ can go on from it, at any replica over the same store.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -21,7 +20,7 @@ from langchain_rwkv_state.messages import marker
 from langchain_rwkv_state.prompt.markers import leading_system
 from langchain_rwkv_state.serve.answers import Answer, Answered, begin, begin_turn
 from langchain_rwkv_state.serve.conversations import require_conversation
-from langchain_rwkv_state.serve.errors import as_api_error, unsupported
+from langchain_rwkv_state.serve.errors import ApiError, as_api_error
 from langchain_rwkv_state.serve.models import Asks, Settings, require_model
 from langchain_rwkv_state.serve.replies import EventStream, JsonReply
 from langchain_rwkv_state.serve.response_events import ResponseDocument, ResponseEvents
@@ -60,10 +59,11 @@ async def delete_response(response_id: str, tenant: Asks) -> dict[str, Any]:
 @router.get("/v1/responses/{response_id}/input_items")
 async def get_response(response_id: str) -> dict[str, Any]:
     """Says that no words are kept."""
-    raise unsupported(
-        "GET of a response",
-        f"the state behind {response_id!r:.100} may be kept, and its words are not. Keep the "
-        "answer where you got it, or go on from it with previous_response_id.",
+    raise ApiError(
+        400,
+        f"The words of {response_id!r:.100} are not kept, only the state behind them: keep the answer "
+        "where you got it, or go on from it with previous_response_id.",
+        code="unsupported",
     )
 
 
@@ -85,12 +85,13 @@ class _Turn:
         """Returns the response once it is there."""
         answer = await self._begin()
         try:
-            async for event in answer:
-                if isinstance(event, Answered):
-                    await self._keep(event)
-                    self._output.begin_empty()
-                    return self._document.ended(self._output, event)
-                self._output.take(event)
+            async for events in answer.batches():
+                for event in events:
+                    if isinstance(event, Answered):
+                        await self._keep(event)
+                        self._output.begin_empty()
+                        return self._document.ended(self._output, event)
+                    self._output.take(event)
         finally:
             await answer.aclose()
         raise RuntimeError("An answer ended without its end.")
@@ -104,16 +105,18 @@ class _Turn:
         events = ResponseEvents(self._document, self._output)
         is_begun, unsent = False, b""  # the first events go with the first piece, in one write
         try:
-            async for event in answer:
+            async for pieces in answer.batches():
                 if not is_begun:
                     is_begun, unsent = True, events.begin()
-                if isinstance(event, Answered):
-                    await self._keep(event)
-                    yield unsent + events.end(event)
-                    return
-                said, unsent = unsent + events.piece(event), b""
-                if said:
-                    yield said
+                for piece in pieces:
+                    if isinstance(piece, Answered):
+                        await self._keep(piece)
+                        unsent += events.end(piece)
+                    else:
+                        unsent += events.piece(piece)
+                if unsent:
+                    yield unsent
+                unsent = b""
         except Exception as error:
             if not is_begun:
                 raise
@@ -134,9 +137,7 @@ class _Turn:
                 tenant, conversation, messages, options, on_conflict=asked.on_conflict
             )
         if before is not None:
-            ref = await state_of(
-                tenant.store, before, self._now, param="previous_response_id"
-            )
+            ref = await state_of(tenant.store, before, self._now, param="previous_response_id")
             messages = _behind(ref, messages)
         return await begin(tenant, messages, options, keep=asked.kept)
 

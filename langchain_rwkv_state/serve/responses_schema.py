@@ -6,79 +6,63 @@ the value that says nothing; one that only labels a request is taken and has no 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 
+from langchain_rwkv_state.serve.chat_schema import Effort, tool_options
 from langchain_rwkv_state.serve.errors import ApiError, unsupported
-from langchain_rwkv_state.store.settings import NAME_MAX
+from langchain_rwkv_state.serve.fields import Body, Refused, Texts
+from langchain_rwkv_state.store.rows import NAME_MAX
 
 LOGPROBS = "message.output_text.logprobs"
 
-_SAME = ("temperature", "top_p", "parallel_tool_calls")
-_OURS = ("seed", "stop", "top_k", "presence_penalty", "frequency_penalty", "penalty_decay")
-_EFFORTS: Mapping[str, Any] = {"none": False, "low": "low", "medium": "medium", "high": "high"}
-
-_REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
-    "background": ((False,), "answers are made while the connection is open. Leave it out."),
-    "prompt": ((), "no prompt templates are kept. Pass the text as instructions."),
-    "max_tool_calls": ((), "there are no built-in tools whose calls it could count. Leave it out."),
-    "context_management": (([],), "a state has one size, with nothing to compact. Leave it out."),
-    "moderation": ((), "nothing is moderated here. Leave it out."),
-    "service_tier": (("auto", "default"), "there is one tier. Leave it out."),
-    "truncation": (("disabled", "auto"), "it is 'disabled' or 'auto', and nothing is cut off."),
-}
-"""Fields of OpenAI's by the values that say nothing, and why others cannot be had."""
-
-_LABELS = (
-    *("metadata", "user", "safety_identifier", "prompt_cache_key", "prompt_cache_options"),
-    *("prompt_cache_retention", "stream_options"),
+_PASSED_ON = (
+    *("temperature", "top_p", "top_k", "seed", "stop"),
+    *("presence_penalty", "frequency_penalty", "penalty_decay"),
 )
-
-
-class Body(BaseModel):
-    """A request: its fields have the types that JSON says, and no others."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known(cls, given: Any) -> Any:
-        if isinstance(given, Mapping):
-            for name in given:
-                if name not in cls.model_fields:
-                    raise unknown_field(str(name), cls.model_fields)
-        return given
-
-
-def unknown_field(name: str, known: Mapping[str, Any]) -> ApiError:
-    """Returns the error for a field that nobody knows, with the name that comes nearest."""
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f": did you mean {near[0]!r}?" if near else ": leave it out."
-    return ApiError(
-        400, f"There is no field {name!r:.100} here{hint}", code="unknown_parameter", param=name
-    )
+_EFFORTS: Mapping[str, Any] = {"none": False, "minimal": "low"}
+_Summary = Literal["auto", "concise", "detailed"]
 
 
 class ReasoningOptions(Body):
     """Whether a model is to think first, and how its thought is told."""
 
-    effort: str | None = None
-    summary: Literal["auto", "concise", "detailed"] | None = None
-    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+    effort: Effort | None = None
+    summary: _Summary | None = None
+    generate_summary: _Summary | None = None
 
 
 class TextOptions(Body):
     """What form an answer's text is to have."""
 
+    refused: ClassVar[Mapping[str, Refused]] = {
+        "verbosity": Refused("say in words how long an answer is to be.", ("medium",)),
+    }
+
     format: dict[str, Any] | None = None
-    verbosity: str | None = None
 
 
 class ResponseRequest(Body):
     """A request for a response."""
+
+    passed = frozenset(
+        {
+            *("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
+            "stream_options",
+        }
+    )
+    refused: ClassVar[Mapping[str, Refused]] = {
+        "background": Refused("answers are made while their connection is open.", (False,)),
+        "context_management": Refused("a state has one size, with nothing to compact.", ([],)),
+        "max_tool_calls": Refused("there are no built-in tools whose calls it could count."),
+        "max_tokens": Refused("here it is called max_output_tokens."),
+        "moderation": Refused("nothing is moderated."),
+        "prompt": Refused("no prompt templates are kept; pass the text as instructions."),
+        "response_format": Refused("here it is called text.format."),
+        "service_tier": Refused("all requests are served alike.", ("auto", "default")),
+    }
 
     model: str
     input: Any = None
@@ -99,7 +83,7 @@ class ResponseRequest(Body):
     max_output_tokens: int | None = Field(None, ge=1)
     top_logprobs: int | None = Field(None, ge=0, le=20)
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: Texts | None = None
     top_k: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
@@ -107,17 +91,7 @@ class ResponseRequest(Body):
     metadata: dict[str, str] | None = None
     user: str | None = None
     safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_options: Any = None
-    prompt_cache_retention: str | None = None
-    stream_options: dict[str, Any] | None = None
-    background: bool | None = None
-    prompt: Any = None
-    max_tool_calls: int | None = None
-    context_management: Any = None
-    moderation: Any = None
-    service_tier: str | None = None
-    truncation: str | None = None
+    truncation: Literal["auto", "disabled"] | None = None
 
     def check(self) -> None:
         """Refuses what cannot be had.
@@ -125,15 +99,9 @@ class ResponseRequest(Body):
         Raises:
             ApiError: There is something, which it names.
         """
-        for name, (neutral, why) in _REFUSED.items():
-            value = getattr(self, name)
-            if value is not None and value not in neutral:
-                raise unsupported(name, why)
         for place, name in enumerate(self.include or ()):
             if name != LOGPROBS:
                 raise unsupported(f"include[{place}]", f"of {name!r:.100} nothing is kept.")
-        if self.text is not None and self.text.verbosity not in (None, "medium"):
-            raise unsupported("text.verbosity", "ask for short or long answers in words.")
         if self.previous_response_id is not None and self.conversation is not None:
             raise ApiError(
                 400,
@@ -182,17 +150,15 @@ class ResponseRequest(Body):
         Raises:
             ApiError: One cannot be had.
         """
-        found = {name: getattr(self, name) for name in (*_SAME, *_OURS)}
+        found = {name: getattr(self, name) for name in _PASSED_ON}
         found["max_tokens"] = self.max_output_tokens
-        if isinstance(self.stop, str):
-            found["stop"] = [self.stop]
+        found |= tool_options([*map(_in_chat, self.tools or ())], _choice(self.tool_choice))
         if self.tools:
-            found["tools"] = [_tool(tool, f"tools[{at}]") for at, tool in enumerate(self.tools)]
-        found["tool_choice"] = _choice(self.tool_choice)
+            found["parallel_tool_calls"] = self.parallel_tool_calls
         if self.text is not None and self.text.format is not None:
             found["response_format"] = _format(self.text.format)
-        if self.reasoning is not None and self.reasoning.effort is not None:
-            found["reasoning"] = _effort(self.reasoning.effort)
+        if self.reasoning is not None and (effort := self.reasoning.effort) is not None:
+            found["reasoning"] = _EFFORTS.get(effort, effort)
         if self.told:
             found |= {"logprobs": True, "top_logprobs": self.top_logprobs or 0}
         return {name: value for name, value in found.items() if value is not None}
@@ -229,29 +195,24 @@ class ResponseRequest(Body):
         }
 
 
-def _tool(tool: Mapping[str, Any], at: str) -> dict[str, Any]:
-    kind = tool.get("type")
-    if kind != "function":
-        raise unsupported(
-            f"{at}.type",
-            f"there is no built-in tool {kind!r:.100}. Pass functions, and run them yourself.",
-        )
-    if not isinstance(tool.get("name"), str):
-        raise ApiError(400, f"{at}.name is missing: a function has one.", param=f"{at}.name")
+def _in_chat(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a tool, or the name of one, as a chat completion has it."""
+    if tool.get("type") != "function" or "function" in tool:
+        return dict(tool)
     known = ("name", "description", "parameters", "strict")
     function = {key: tool[key] for key in known if tool.get(key) is not None}
     return {"type": "function", "function": function}
 
 
 def _choice(given: Any) -> Any:
-    kind = given.get("type") if isinstance(given, Mapping) else given
-    if kind in (None, "auto", "none", "required"):
-        return kind
-    if kind == "function" and isinstance(given, Mapping):
-        return {"type": "function", "function": {"name": given.get("name")}}
-    raise unsupported(
-        "tool_choice", "it is 'auto', 'none', 'required', or {'type': 'function', 'name': ...}."
-    )
+    """Returns the choice of a tool as a chat completion has it."""
+    if not isinstance(given, Mapping):
+        return given
+    if given.get("type") == "allowed_tools" and isinstance(given.get("tools"), list):
+        named = [_in_chat(tool) for tool in given["tools"] if isinstance(tool, Mapping)]
+        allowed = {"mode": given.get("mode"), "tools": named}
+        return {"type": "allowed_tools", "allowed_tools": allowed}
+    return _in_chat(given)
 
 
 def _format(given: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -265,9 +226,3 @@ def _format(given: Mapping[str, Any]) -> dict[str, Any] | None:
     raise unsupported(
         "text.format.type", f"it is text, json_object or json_schema, not {kind!r:.100}."
     )
-
-
-def _effort(given: str) -> Any:
-    if given not in _EFFORTS:
-        raise unsupported("reasoning.effort", f"it is none, low, medium or high, not {given!r:.100}.")
-    return _EFFORTS[given]
