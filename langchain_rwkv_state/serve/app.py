@@ -17,7 +17,14 @@ from starlette.exceptions import HTTPException
 
 from langchain_rwkv_state._version import __version__
 from langchain_rwkv_state.errors import StoreError
-from langchain_rwkv_state.serve import chat, completions, health, models, responses
+from langchain_rwkv_state.serve import (
+    chat,
+    completions,
+    conversations,
+    health,
+    models,
+    responses,
+)
 from langchain_rwkv_state.serve.drain import Drain
 from langchain_rwkv_state.serve.errors import ApiError, as_api_error
 from langchain_rwkv_state.serve.gate import Gate
@@ -69,7 +76,7 @@ def make_app(
     app.state.tenants = tenants
     app.state.metrics = metrics
     app.state.drain = drain
-    for part in (chat, completions, responses, models, health):
+    for part in (chat, completions, responses, conversations, models, health):
         app.include_router(part.router)
     app.add_middleware(Gate, tenants=tenants, drain=drain, metrics=metrics)
     app.add_exception_handler(RequestValidationError, _invalid)
