@@ -20,6 +20,7 @@ from langchain_rwkv_state.cli.options import (
     PresenceOption,
     ReasoningOption,
     SeedOption,
+    StoreOption,
     StrategyOption,
     TemperatureOption,
     TokenizerOption,
@@ -53,16 +54,7 @@ def serve(
     port: Annotated[
         int, typer.Option("--port", min=0, max=65535, help="0 takes one that is free.")
     ] = 8000,
-    store: Annotated[
-        str | None,
-        typer.Option(
-            "--store",
-            metavar="DIR|URL",
-            envvar="RWKV_STATE_DIR",
-            show_default="the user's data directory",
-            help="Where conversations are kept: a directory, redis://..., memory:.",
-        ),
-    ] = None,
+    store: StoreOption = None,
     ttl: Annotated[
         float | None,
         typer.Option(

@@ -130,8 +130,9 @@ class Tenants:
             self._model = model
         name = next(iter(self._accounts))
         if name not in self._places:
-            place = self._places[name] = _Place()
+            place = _Place()
             place.tenant = self._opened(name)
+            self._places[name] = place
             self._metrics.tenants.inc()
 
     def stop(self) -> None:
@@ -243,10 +244,9 @@ class Tenants:
             if place.opening is None or place.opening.done():
                 del self._places[name]
             return
-        if not self._keeps_nothing:
-            seconds = self._settings.idle_seconds
-            place.closing = loop.call_later(seconds, self._close_unused, name)
-            self._close_surplus()
+        seconds = self._settings.idle_seconds
+        place.closing = loop.call_later(seconds, self._close_unused, name)
+        self._close_surplus()
 
     async def probe(self) -> None:
         """Looks whether a store can be read.
@@ -278,11 +278,6 @@ class Tenants:
             )
             raise ApiError(401, says, code="invalid_api_key")
         return name
-
-    @property
-    def _keeps_nothing(self) -> bool:
-        """Whether a store that is closed has lost everything, so that it stays open."""
-        return self._settings.store is not None and self._settings.store.startswith("memory:")
 
     async def _open(self, name: str, place: _Place) -> Tenant:
         try:

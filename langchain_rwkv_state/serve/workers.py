@@ -25,6 +25,7 @@ from typing import Any
 from langchain_rwkv_state.serve.ledger import SharedLedger
 from langchain_rwkv_state.serve.listening import address
 from langchain_rwkv_state.serve.settings import ServeError, ServeSettings
+from langchain_rwkv_state.serve.stores import is_memory
 
 logger = logging.getLogger("langchain_rwkv_state.serve")
 
@@ -75,7 +76,7 @@ class Workers:
     ) -> None:
         if not hasattr(os, "fork"):
             raise ServeError("Several workers need fork, which this system has not: --workers 1.")
-        if settings.store is not None and settings.store.startswith("memory:"):
+        if is_memory(settings.store):
             raise ServeError(
                 "A store in memory is one process's: several workers need a directory or Redis."
             )
