@@ -7,9 +7,6 @@ of a delta, as DeepSeek and vLLM have it; OpenAI has no field for it here.
 
 from __future__ import annotations
 
-import hashlib
-import time
-import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
@@ -17,12 +14,12 @@ from fastapi import APIRouter
 from langchain_core.messages import BaseMessage
 from starlette.responses import Response
 
-from langchain_rwkv_state._version import __version__
 from langchain_rwkv_state.prompt.content import REASONING_KEY
 from langchain_rwkv_state.prompt.json_text import json_text
 from langchain_rwkv_state.serve.answers import Answered, Piece, begin
 from langchain_rwkv_state.serve.chat_schema import ChatBody
 from langchain_rwkv_state.serve.chunks import DONE, Chunks, as_bytes, quoted
+from langchain_rwkv_state.serve.envelopes import about, usage
 from langchain_rwkv_state.serve.errors import as_api_error
 from langchain_rwkv_state.serve.messages import to_langchain
 from langchain_rwkv_state.serve.models import Asks, Settings, require_model
@@ -30,6 +27,8 @@ from langchain_rwkv_state.serve.replies import EventStream, JsonReply, event
 from langchain_rwkv_state.serve.tenants import Tenant
 
 router = APIRouter()
+
+_TIER = {"service_tier": "default"}
 
 
 @router.post("/v1/chat/completions")
@@ -55,8 +54,8 @@ async def _whole(
         "logprobs": _logprobs(answered.logprobs),
         "finish_reason": answered.finish_reason,
     }
-    shared = about(tenant, model, "chat.completion", "chatcmpl")
-    return {**shared, "choices": [choice], "usage": usage(answered)}
+    shared = about(tenant, model, "chat.completion", "chatcmpl") | _TIER
+    return {**shared, "choices": [choice], "usage": _usage(answered)}
 
 
 def _message(answered: Answered) -> dict[str, Any]:
@@ -97,7 +96,7 @@ async def _stream(
     with_usage: bool,
 ) -> AsyncGenerator[bytes]:
     answer = await begin(tenant, messages, options)
-    shared = about(tenant, model, "chat.completion.chunk", "chatcmpl")
+    shared = about(tenant, model, "chat.completion.chunk", "chatcmpl") | _TIER
     choice = {"index": 0, "delta": None, "logprobs": None, "finish_reason": None}
     chunks = Chunks(shared, choice, "delta", with_usage=with_usage)
     told: list[str] = []
@@ -112,7 +111,7 @@ async def _stream(
                     told.append(_chunk(chunks, each))
                 else:
                     told.append(chunks.more({}, finish_reason=each.finish_reason))
-                    told.append(chunks.usage(usage(each)))
+                    told.append(chunks.usage(_usage(each)))
             yield as_bytes(told)
             told.clear()
     except Exception as error:
@@ -143,40 +142,13 @@ def _chunk(chunks: Chunks, piece: Piece) -> str:
     return chunks.more(delta, logprobs=_logprobs(piece.logprobs))
 
 
-def about(tenant: Tenant, model: str, kind: str, prefix: str) -> dict[str, Any]:
-    """Returns what an answer says of itself before anything of it is said.
-
-    Args:
-        tenant: Who asked.
-        model: What clients call the model.
-        kind: OpenAI's ``object``.
-        prefix: What its id begins with.
-    """
-    runs = f"{tenant.chat.loaded().runtime.fingerprint} {__version__}"
-    return {
-        "id": f"{prefix}-{uuid.uuid4().hex}",
-        "object": kind,
-        "created": int(time.time()),
-        "model": model,
-        "service_tier": "default",
-        "system_fingerprint": f"fp_{hashlib.sha256(runs.encode()).hexdigest()[:10]}",
-    }
-
-
-def usage(answered: Answered) -> dict[str, Any]:
-    """Returns what an answer cost, as completions tell it."""
-    return {
-        "prompt_tokens": answered.prompt_tokens,
-        "completion_tokens": answered.completion_tokens,
-        "total_tokens": answered.prompt_tokens + answered.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": answered.cached_tokens, "audio_tokens": 0},
-        "completion_tokens_details": {
-            "reasoning_tokens": answered.reasoning_tokens,
-            "audio_tokens": 0,
-            "accepted_prediction_tokens": 0,
-            "rejected_prediction_tokens": 0,
-        },
-    }
+def _usage(answered: Answered) -> dict[str, Any]:
+    return usage(
+        read=answered.prompt_tokens,
+        cached=answered.cached_tokens,
+        answered=answered.completion_tokens,
+        thought=answered.reasoning_tokens,
+    )
 
 
 def _logprobs(found: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -19,11 +19,14 @@ class Cost:
         usage: Is told.
         known: How many tokens the state stands for that is gone on from.
         prompt: How many are to be read.
+
+    Attributes:
+        known: As it was given.
     """
 
     def __init__(self, usage: Usage, known: int, prompt: int) -> None:
         self._usage = usage
-        self._known = known
+        self.known = known
         self._prompt = prompt
         self._pieces = 0
         self._told = False
@@ -31,11 +34,11 @@ class Cost:
     @property
     def read(self) -> int:
         """What the answer stands on, in tokens."""
-        return self._known + self._prompt
+        return self.known + self._prompt
 
     def cached(self, done: Done) -> int:
         """Returns how many tokens of these had not to be read."""
-        return self._known + done.reused
+        return self.known + done.reused
 
     def count(self, events: list[Event]) -> None:
         """Counts what came; where the end is among it, the usage is told."""
@@ -59,4 +62,4 @@ class Cost:
     ) -> None:
         """Tells the usage of an answer that was left, if anything of it was seen."""
         if self._pieces and not self._told:
-            self._tell(self._known, self._pieces)
+            self._tell(self.known, self._pieces)

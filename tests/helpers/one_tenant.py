@@ -53,9 +53,12 @@ class OneTenant(Tenants):
         """Loads nothing anew."""
         self._one.chat.loaded()
 
-    async def of(self, key: str | None) -> Tenant:
+    async def enter(self, name: str) -> Tenant:
         """Returns the one."""
         return self._one
+
+    def leave(self, name: str) -> None:
+        """Does nothing: the one stays."""
 
     def close(self) -> None:
         """Closes nothing: that is for whoever made the models."""
