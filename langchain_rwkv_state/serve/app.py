@@ -33,6 +33,8 @@ from langchain_rwkv_state.serve.metrics import Metrics
 from langchain_rwkv_state.serve.settings import ServeSettings
 from langchain_rwkv_state.serve.tenants import Tenants
 
+_LOOK_SECONDS = 2.0
+
 
 def make_app(
     settings: ServeSettings | None = None,
@@ -61,9 +63,12 @@ def make_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(tenants.load)
+        looks = asyncio.create_task(_look(tenants, metrics)) if metrics.is_one_of_many else None
         try:
             yield
         finally:
+            if looks is not None:
+                looks.cancel()
             await asyncio.to_thread(tenants.close)
 
     app = FastAPI(title="langchain-rwkv-state", version=__version__, lifespan=lifespan)
@@ -80,6 +85,13 @@ def make_app(
     for kind in (ApiError, ValueError):
         app.add_exception_handler(kind, _failed)
     return app
+
+
+async def _look(tenants: Tenants, metrics: Metrics) -> None:
+    """Copies the engine's figures now and then: another worker may be asked for them."""
+    while True:
+        metrics.look(tenants.stats())
+        await asyncio.sleep(_LOOK_SECONDS)
 
 
 async def _failed(request: Request, error: Exception) -> Response:
