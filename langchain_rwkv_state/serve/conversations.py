@@ -73,8 +73,8 @@ async def no_items(name: str) -> dict[str, Any]:
     """Says that no words are kept."""
     raise ApiError(
         400,
-        f"The conversation {name!r:.100} is a state, of which no words and no metadata are kept: say "
-        "in a turn what it is to know.",
+        f"The conversation {name!r:.100} is a state, of which no words and no metadata are kept: "
+        "say in a turn what it is to know.",
         code="unsupported",
     )
 

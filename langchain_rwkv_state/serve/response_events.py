@@ -13,7 +13,14 @@ from typing import Any
 from langchain_rwkv_state.serve.answers import Answered, Piece
 from langchain_rwkv_state.serve.errors import ApiError
 from langchain_rwkv_state.serve.replies import dumps
-from langchain_rwkv_state.serve.response_output import Event, Item, Output, Status
+from langchain_rwkv_state.serve.response_output import (
+    MESSAGE,
+    Event,
+    Item,
+    Output,
+    Status,
+    TextItem,
+)
 
 
 class ResponseDocument:
@@ -99,7 +106,7 @@ class ResponseEvents:
         self._output = output
         self._count = 0
         self._open: Item | None = None
-        self._head = b""
+        self._head = self._tail = b""
 
     def begin(self) -> bytes:
         """Returns the events before any of the answer."""
@@ -118,8 +125,9 @@ class ResponseEvents:
             if text:
                 found += [self._head, dumps(text)]
                 if piece.logprobs is not None:
-                    found += [b',"logprobs":', dumps(piece.logprobs["content"])]
-                found.append(self._number())
+                    found += [b',"logprobs":', dumps(piece.logprobs["content"]), self._number()]
+                else:
+                    found += [self._tail, self._number()]
         return b"".join(found)
 
     def end(self, answered: Answered) -> bytes:
@@ -149,6 +157,8 @@ class ResponseEvents:
         self._open = item
         fields = dumps({"type": item.delta, **item.place})[:-1]
         self._head = b'event: %b\ndata: %b,"delta":' % (item.delta.encode(), fields)
+        says = isinstance(item, TextItem) and item.kind is MESSAGE
+        self._tail = b',"logprobs":[]' if says else b""  # clients expect some of any text
         return self._events(item.opening())
 
     def _close(self, status: Status) -> bytes:

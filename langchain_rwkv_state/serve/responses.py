@@ -61,8 +61,8 @@ async def get_response(response_id: str) -> dict[str, Any]:
     """Says that no words are kept."""
     raise ApiError(
         400,
-        f"The words of {response_id!r:.100} are not kept, only the state behind them: keep the answer "
-        "where you got it, or go on from it with previous_response_id.",
+        f"The words of {response_id!r:.100} are not kept, only the state behind them: keep the "
+        "answer where you got it, or go on from it with previous_response_id.",
         code="unsupported",
     )
 
