@@ -17,7 +17,14 @@ from starlette.exceptions import HTTPException
 
 from langchain_rwkv_state._version import __version__
 from langchain_rwkv_state.errors import StoreError
-from langchain_rwkv_state.serve import chat, completions, health, models, responses
+from langchain_rwkv_state.serve import (
+    chat,
+    completions,
+    conversations,
+    health,
+    models,
+    responses,
+)
 from langchain_rwkv_state.serve.drain import Drain
 from langchain_rwkv_state.serve.errors import ApiError, as_api_error
 from langchain_rwkv_state.serve.gate import Gate
@@ -25,6 +32,8 @@ from langchain_rwkv_state.serve.ledger import Ledger
 from langchain_rwkv_state.serve.metrics import Metrics
 from langchain_rwkv_state.serve.settings import ServeSettings
 from langchain_rwkv_state.serve.tenants import Tenants
+
+_LOOK_SECONDS = 2.0
 
 
 def make_app(
@@ -54,9 +63,12 @@ def make_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(tenants.load)
+        looks = asyncio.create_task(_look(tenants, metrics)) if metrics.is_one_of_many else None
         try:
             yield
         finally:
+            if looks is not None:
+                looks.cancel()
             await asyncio.to_thread(tenants.close)
 
     app = FastAPI(title="langchain-rwkv-state", version=__version__, lifespan=lifespan)
@@ -64,7 +76,7 @@ def make_app(
     app.state.tenants = tenants
     app.state.metrics = metrics
     app.state.drain = drain
-    for part in (chat, completions, responses, models, health):
+    for part in (chat, completions, responses, conversations, models, health):
         app.include_router(part.router)
     app.add_middleware(Gate, tenants=tenants, drain=drain, metrics=metrics)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -73,6 +85,13 @@ def make_app(
     for kind in (ApiError, ValueError):
         app.add_exception_handler(kind, _failed)
     return app
+
+
+async def _look(tenants: Tenants, metrics: Metrics) -> None:
+    """Copies the engine's figures now and then: another worker may be asked for them."""
+    while True:
+        metrics.look(tenants.stats())
+        await asyncio.sleep(_LOOK_SECONDS)
 
 
 async def _failed(request: Request, error: Exception) -> Response:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from langchain_rwkv_state.serve.settings import Limits, ServeError
+from langchain_rwkv_state.serve.sizes import read_size
 
 logger = logging.getLogger("langchain_rwkv_state.serve")
 
@@ -28,8 +29,6 @@ METRICS = "metrics"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|kB|KB|MB|GB)?")
-_UNITS = {None: 1, "B": 1, "kB": 1 << 10, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
 _LIMITS = {"requests": "requests", "tokens_per_minute": "tokens_per_minute", "body": "body_bytes"}
 _SHORT = 16  # characters; fewer can be guessed
 
@@ -184,23 +183,3 @@ def _count(text: str) -> int | None:
     if not re.fullmatch(r"\d+", text) or int(text) < 1:
         raise ValueError(f"{text!r} is no number from 1 on: give one, or none for no limit.")
     return int(text)
-
-
-def read_size(text: str) -> int:
-    """Reads a number of bytes.
-
-    Args:
-        text: Such as ``4194304``, ``512kB`` or ``4MB``; a MB is 1024 times 1024 bytes here.
-
-    Raises:
-        ValueError: It is none, or less than one byte.
-
-    Example:
-        >>> read_size("4MB"), read_size("100")
-        (4194304, 100)
-    """
-    found = _SIZE.fullmatch(text.strip())
-    size = int(float(found[1]) * _UNITS[found[2]]) if found else 0
-    if size < 1:
-        raise ValueError(f"{text!r} is no size: give bytes, or a number with kB, MB or GB.")
-    return size

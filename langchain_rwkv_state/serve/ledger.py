@@ -115,6 +115,10 @@ class SharedLedger:
             begin = row * self._row_bytes + _NAME_BYTES + process * 2 * _CELL_BYTES
             cells[begin : begin + _CELL_BYTES] = bytes(_CELL_BYTES)
 
+    def close(self) -> None:
+        """Lets go of it; counts that somebody still holds go on."""
+        self._gate.close()
+
     @contextmanager
     def _alone(self) -> Iterator[None]:
         import fcntl  # there is none on Windows, nor are there workers

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
+_OF_TOKENS = ("tenant", "kind")
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
@@ -74,6 +75,11 @@ class Metrics:
         self.workers.set(1)
         self.draining.set(0)
 
+    @property
+    def is_one_of_many(self) -> bool:
+        """Whether another worker may be asked for this one's figures."""
+        return MULTIPROCESS in os.environ
+
     def answered(
         self, route: str, status: int, seconds: float, first_byte_seconds: float | None
     ) -> None:
@@ -127,6 +133,3 @@ class Metrics:
             registry = CollectorRegistry()
             multiprocess.MultiProcessCollector(registry, folder)  # type: ignore[no-untyped-call]
         return generate_latest(registry)
-
-
-_OF_TOKENS = ("tenant", "kind")

@@ -123,13 +123,16 @@ class Tenants:
             RWKVStateError: It cannot be had.
         """
         if self._model is None:
-            model = ChatRWKV(**self._of_model(), store=MemoryStateStore(), prefix_cache=False)
+            model = ChatRWKV(
+                **model_settings(self._settings), store=MemoryStateStore(), prefix_cache=False
+            )
             model.loaded()
             self._model = model
         name = next(iter(self._accounts))
         if name not in self._places:
-            place = self._places[name] = _Place()
+            place = _Place()
             place.tenant = self._opened(name)
+            self._places[name] = place
             self._metrics.tenants.inc()
 
     def stop(self) -> None:
@@ -241,10 +244,9 @@ class Tenants:
             if place.opening is None or place.opening.done():
                 del self._places[name]
             return
-        if not self._keeps_nothing:
-            seconds = self._settings.idle_seconds
-            place.closing = loop.call_later(seconds, self._close_unused, name)
-            self._close_surplus()
+        seconds = self._settings.idle_seconds
+        place.closing = loop.call_later(seconds, self._close_unused, name)
+        self._close_surplus()
 
     async def probe(self) -> None:
         """Looks whether a store can be read.
@@ -276,11 +278,6 @@ class Tenants:
             )
             raise ApiError(401, says, code="invalid_api_key")
         return name
-
-    @property
-    def _keeps_nothing(self) -> bool:
-        """Whether a store that is closed has lost everything, so that it stays open."""
-        return self._settings.store is not None and self._settings.store.startswith("memory:")
 
     async def _open(self, name: str, place: _Place) -> Tenant:
         try:
@@ -317,21 +314,11 @@ class Tenants:
         self._let_go.add(task)  # a task that nobody holds may be collected
         task.add_done_callback(self._let_go.discard)
 
-    def _of_model(self) -> dict[str, Any]:
-        settings = self._settings
-        return {
-            "model": settings.model,
-            "strategy": settings.strategy,
-            "tokenizer": settings.tokenizer,
-            "template": settings.template,
-            **(settings.options or {}),
-        }
-
     def _opened(self, name: str) -> Tenant:
         """Opens a tenant; on any thread."""
         alone = self._keys is None
         store = open_store_of(self._settings, None if alone else name)
-        about = {**self._of_model(), "store": store}
+        about = {**model_settings(self._settings), "store": store}
         if not alone:
             about["cache_salt"] = name
         account = self._accounts[name]
@@ -344,6 +331,17 @@ class Tenants:
             store.close()
             raise
         return Tenant(name, chat, llm, store, account.limits, account)
+
+
+def model_settings(settings: ServeSettings) -> dict[str, Any]:
+    """Returns the settings of the server's model, as `ChatRWKV` takes them."""
+    return {
+        "model": settings.model,
+        "strategy": settings.strategy,
+        "tokenizer": settings.tokenizer,
+        "template": settings.template,
+        **(settings.options or {}),
+    }
 
 
 def _close(tenant: Tenant) -> None:
