@@ -8,7 +8,7 @@ prompt.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -25,6 +25,7 @@ from langchain_rwkv_state.conversation.lanes import each_as_completed
 from langchain_rwkv_state.engine import (
     Delta,
     Done,
+    Engine,
     Event,
     Request,
     RequestHandle,
@@ -285,8 +286,27 @@ class RWKVLLM(RWKVModel, BaseLLM):
         finally:
             handle.cancel()
 
+    def plan_call(
+        self, prompt: str, stop: Sequence[str] | None, options: Mapping[str, Any]
+    ) -> tuple[Engine, PromptPlan, Request]:
+        """Plans a call, for who asks the engine itself, as `ChatRWKV.plan_call` does.
+
+        Args:
+            prompt: The text that is gone on from.
+            stop: Texts that end the answer.
+            options: Other options of a call, ``state`` among them.
+
+        Returns:
+            The engine, for ``submit(request)``, what is read, and the request.
+
+        Raises:
+            RWKVStateError, ValueError: The call cannot be had.
+        """
+        loaded, [(planned, request)] = self._prepare([prompt], stop, options)
+        return loaded.engine, planned, request
+
     def _prepare(
-        self, prompts: Sequence[str], stop: Sequence[str] | None, options: dict[str, Any]
+        self, prompts: Sequence[str], stop: Sequence[str] | None, options: Mapping[str, Any]
     ) -> tuple[Loaded, list[tuple[PromptPlan, Request]]]:
         """Plans one reading for each prompt.
 
