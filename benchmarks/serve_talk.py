@@ -107,9 +107,9 @@ class Talk:
         ]
         return self._ask(items, store=False)
 
-    def _ask(self, said: str | list[dict[str, str]], **options: Any) -> Asked:
+    def _ask(self, said: Any, **options: Any) -> Asked:
         start = time.perf_counter()
-        response = self._client.responses.create(input=said, **options, **self._options)
+        response: Response = self._client.responses.create(input=said, **options, **self._options)
         return Asked(response, time.perf_counter() - start, len(json.dumps(said)))
 
 

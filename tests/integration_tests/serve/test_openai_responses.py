@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from typing import Any
 
 import openai
 import pytest
@@ -17,8 +18,8 @@ from pydantic import BaseModel
 from langchain_rwkv_state.serve import ServeSettings
 from tests.helpers.server import serving
 
-GREEDY = {"model": "demo", "temperature": 0}
-WEATHER = {
+GREEDY: Any = {"model": "demo", "temperature": 0}
+WEATHER: Any = {
     "type": "function",
     "name": "weather",
     "description": "Tell the weather.",
@@ -31,7 +32,7 @@ WEATHER = {
     "strict": True,
 }
 
-LONG = {
+LONG: Any = {
     "text": {
         "format": {
             "type": "json_schema",
@@ -273,7 +274,7 @@ def test_five_turns_by_previous_response_id_read_what_is_new_alone(url, stream):
         else:
             answer = chat.invoke(said)
         assert isinstance(answer, AIMessage)
-        usage = answer.usage_metadata
+        usage: Any = answer.usage_metadata
         counts.append(usage["input_tokens"] - usage["input_token_details"]["cache_read"])
         said += [answer, HumanMessage("What is my name?")]
     assert "Bob" in said[-2].text
