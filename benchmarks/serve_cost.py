@@ -36,7 +36,7 @@ from langchain_rwkv_state.serve import ServeSettings, make_app
 
 CPU_GOAL = 1.6
 THROUGHPUT_GOAL = 0.85
-_QUESTIONS = (
+QUESTIONS = (
     "Good morning. How are you?",
     "My name is Bob. What is my name?",
     "What is the capital of France?",
@@ -97,7 +97,7 @@ class Bench:
         """Returns questions of which none was asked before: nothing of them is cached."""
         known = range(self._asked, self._asked + count)
         self._asked += count
-        return [f"{n}. " + _QUESTIONS[n % len(_QUESTIONS)].format(n=n) for n in known]
+        return [f"{n}. " + QUESTIONS[n % len(QUESTIONS)].format(n=n) for n in known]
 
     # -- the engine alone -------------------------------------------------------------------
 

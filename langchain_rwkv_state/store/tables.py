@@ -431,7 +431,7 @@ class Tables:
             StateCorrupt: Sessions are missing whose names nothing tells any more.
         """
         start = name_bytes(prefix)
-        end = _after(start)
+        end = name_end(start)
         if end is None:
             found = self._sql("SELECT * FROM sessions ORDER BY name", ())
         else:
@@ -526,7 +526,7 @@ _KEPT = (
 )
 
 
-def _after(start: bytes) -> bytes | None:
+def name_end(start: bytes) -> bytes | None:
     """Returns the first name behind all that begin so; ``None`` where there is none."""
     stripped = start.rstrip(b"\xff")
     return stripped[:-1] + bytes([stripped[-1] + 1]) if stripped else None

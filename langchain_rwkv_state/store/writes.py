@@ -99,7 +99,7 @@ class OpenStore(StateStore):
 
     def _shared_clock(self, clock: Callable[[], float]) -> StoreClock:
         """Returns the store's clock: one for all objects that go by the machine's own."""
-        shared, load = self._resources.value, functools.partial(_clock_mark, self._backend)
+        shared, load = self._resources.value, functools.partial(clock_mark, self._backend)
         if clock is not time.time:
             return StoreClock(clock, self._ttl, load)
         if shared.clock is None:
@@ -415,7 +415,7 @@ class OpenStore(StateStore):
         return reference(kept.derivation, self._key), kept
 
 
-def _clock_mark(backend: Backend) -> ClockMark | None:
+def clock_mark(backend: Backend) -> ClockMark | None:
     """Returns what an earlier process, or another one, noted of the clock."""
     try:
         found = json.loads(backend.view(0.0).meta("clock") or b"{}")
