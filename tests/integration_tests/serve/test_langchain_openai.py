@@ -88,7 +88,7 @@ class Served(ChatModelIntegrationTests):
         chat.invoke(question)
         if stream:
             chunks = list(chat.stream(question))
-            answer = sum(chunks[1:], start=chunks[0])
+            answer: AIMessage = sum(chunks[1:], start=chunks[0])
             assert isinstance(answer, AIMessageChunk)
         else:
             answer = chat.invoke(question)
