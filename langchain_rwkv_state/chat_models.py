@@ -416,7 +416,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> ChatResult:
-        engine, call = self._prepare(messages, stop, kwargs)
+        engine, call = self.plan_call(messages, stop, kwargs)
         return self._result(call, engine.submit(call.request).result())
 
     async def _agenerate(
@@ -426,7 +426,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> ChatResult:
-        engine, call = await asyncio.to_thread(self._prepare, messages, stop, kwargs)
+        engine, call = await asyncio.to_thread(self.plan_call, messages, stop, kwargs)
         done = await engine.submit(call.request).aresult()
         return await asyncio.to_thread(self._result, call, done)
 
@@ -437,7 +437,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        engine, call = self._prepare(messages, stop, kwargs)
+        engine, call = self.plan_call(messages, stop, kwargs)
         handle, pieces = engine.submit(call.request), call.stream()
         try:
             for event in handle:
@@ -455,7 +455,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        engine, call = await asyncio.to_thread(self._prepare, messages, stop, kwargs)
+        engine, call = await asyncio.to_thread(self.plan_call, messages, stop, kwargs)
         handle, pieces = engine.submit(call.request), call.stream()
         try:
             async for event in handle:
@@ -640,10 +640,25 @@ class ChatRWKV(RWKVModel, BaseChatModel):
 
     # -- the way down and up -----------------------------------------------------------------
 
-    def _prepare(
-        self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, options: dict[str, Any]
+    def plan_call(
+        self,
+        messages: Sequence[BaseMessage],
+        stop: Sequence[str] | None,
+        options: Mapping[str, Any],
     ) -> tuple[Engine, ChatCall]:
-        """Plans a call: settings, options and messages become one request."""
+        """Plans a call, for who asks the engine itself: settings, options, messages make a request.
+
+        Args:
+            messages: What is said; a state's marker may be among them.
+            stop: Texts that end the answer.
+            options: Other options of a call.
+
+        Returns:
+            The engine, for ``submit(call.request)``, and the call, which reads its answer.
+
+        Raises:
+            RWKVStateError, ValueError: The call cannot be had.
+        """
         loaded = self.loaded()
         template, ask = loaded.template, self._ask(options)
         constraint = ask.constraint(template.tools)
