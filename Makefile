@@ -14,7 +14,7 @@ BIN := $(VENV)/$(BINARIES)
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 .PHONY: demo test tests integration_tests test-thorough test-oldest lint typing docs docs-serve unit integration \
-	browser gpu gpu-quick gpu-peers bench dist format clean
+	browser redis gpu gpu-quick gpu-peers bench dist format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -68,7 +68,7 @@ unit: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/unit_tests --disable-socket --allow-unix-socket -q --durations=25
 	$(BIN)/python -m pytest --doctest-modules langchain_rwkv_state --disable-socket --allow-unix-socket -q
 
-integration: $(VENV)/.dev browser
+integration: $(VENV)/.dev browser redis
 	$(BIN)/python -m pytest tests/integration_tests -q --durations=25
 
 # The report page is tested in a browser; without one that test is skipped, and says what to install.
@@ -80,6 +80,20 @@ browser:
 		(apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y \
 			--no-install-recommends chromium fonts-dejavu-core) >/dev/null 2>&1 && exit 0; fi; \
 	echo "No chromium here: the test of the report page will be skipped"
+
+# Sessions in Redis are tested with a private server; without one those tests are skipped, and say what
+# to install. Debian's package would start a server for the whole machine, which policy-rc.d prevents.
+redis:
+	@if command -v redis-server >/dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "Installing redis-server for the tests of sessions in Redis"; \
+		policy=/usr/sbin/policy-rc.d; \
+		if [ ! -e $$policy ]; then \
+			trap 'rm -f /usr/sbin/policy-rc.d' EXIT; \
+			printf '#!/bin/sh\nexit 101\n' >$$policy && chmod +x $$policy; fi; \
+		(apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y \
+			--no-install-recommends redis-server) >/dev/null 2>&1 && exit 0; fi; \
+	echo "No redis-server here: the tests of sessions in Redis will be skipped"
 
 # On a machine with a CUDA card; ALBATROSS=PATH names a checkout to compare with. gpu-peers builds what
 # there is to compare with, once, before the others.

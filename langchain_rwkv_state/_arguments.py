@@ -19,6 +19,8 @@ from langchain_rwkv_state.prefix_cache import hidden_salt
 from langchain_rwkv_state.prompt.template import TEMPLATES, ChatTemplate
 from langchain_rwkv_state.store import StateStore
 from langchain_rwkv_state.store.disk import LazyDiskStateStore
+from langchain_rwkv_state.store.lazy import lazy_store
+from langchain_rwkv_state.store.urls import is_url
 
 SAME_AS_MODEL = ("model_name", "model_path", "model_id")
 """What other integrations call the model; taken as ``model``."""
@@ -137,15 +139,16 @@ def store(value: Any) -> StateStore:
     """Returns a store; one that was only named is opened at its first use.
 
     Raises:
-        ValueError: It is none of these, or empty.
+        ValueError: It is none of these, or empty, or a URL that cannot be read.
     """
     if isinstance(value, StateStore):
         return value
     if value is None:
-        return LazyDiskStateStore(None)
+        return lazy_store(None)
     if not isinstance(value, str | os.PathLike):
         raise ValueError(  # noqa: TRY004 # of pydantic's validators
-            f"store is a StateStore, a directory, or None for the user's own store, got {value!r}."
+            "store is a StateStore, a directory, a URL such as redis://HOST, or None for the "
+            f"user's own store, got {value!r}."
         )
     path = os.fspath(value)
     if not isinstance(path, str) or not path.strip():
@@ -153,7 +156,8 @@ def store(value: Any) -> StateStore:
             f"store={value!r} names no directory: give one, or None for the user's own store "
             "($RWKV_STATE_DIR)."
         )
-    return LazyDiskStateStore(path)
+    # A Path is a directory, whatever it is called.
+    return lazy_store(path) if is_url(value) else LazyDiskStateStore(path)
 
 
 def template(value: Any) -> Any:

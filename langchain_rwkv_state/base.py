@@ -36,6 +36,7 @@ from langchain_rwkv_state.runtime import check_model
 from langchain_rwkv_state.runtime.registry import SharedModel
 from langchain_rwkv_state.store import StateStore
 from langchain_rwkv_state.store.disk import LazyDiskStateStore
+from langchain_rwkv_state.store.lazy import LazyStore
 
 SAMPLING_FIELDS = (
     "temperature",
@@ -79,9 +80,10 @@ class RWKVModel(BaseModel):
 
         @property
         def store(self) -> StateStore:
-            """A `StateStore`; given as one, a directory, or ``None`` for the user's default store.
+            """A `StateStore`; given as one, a directory, a URL (``redis://…``, ``file:…``,
+            ``memory:``; see `open_store`), or ``None`` for the user's default store.
 
-            A directory is opened at first use; two objects that name the same one share it.
+            A directory or URL is opened at first use; two objects that name the same one share it.
             """
             ...
     else:
@@ -206,15 +208,21 @@ class RWKVModel(BaseModel):
 
     @field_serializer("store")
     def _store_path(self, store: Any) -> str | None:
-        """Returns the store as text: its directory, ``None`` for one in memory."""
-        if isinstance(store, LazyDiskStateStore):
+        """Returns the store as text: its directory or its URL without a password.
+
+        That is ``None`` for one in memory, unless a URL names it.
+        """
+        if isinstance(store, LazyStore):
             return store.named
         path = getattr(store, "path", None)
         return None if path is None else str(path)
 
     @property
     def store_location(self) -> str | None:
-        """The store's directory; ``None`` for the user's default store, and for one in memory."""
+        """The store's directory, or its URL without a password.
+
+        That is ``None`` for the user's default store, and for one in memory that no URL names.
+        """
         return self._store_path(self.store)
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
@@ -222,7 +230,7 @@ class RWKVModel(BaseModel):
         fields, always = type(self).model_fields, ("model", "strategy", "store")
         for name in dict.fromkeys((*always, *fields)):
             value = getattr(self, name)
-            if name == "store" and isinstance(value, LazyDiskStateStore):
+            if name == "store" and isinstance(value, LazyStore):
                 value = value.named
             default = fields[name].get_default(call_default_factory=True)
             if name == "metadata":  # LangChain notes versions there
@@ -237,7 +245,7 @@ class RWKVModel(BaseModel):
         check_model(self.model, self.strategy)
 
     def to_json(self) -> Any:
-        """Returns what LangChain's `dumpd` writes: a store by its directory, a cache not at all."""
+        """Returns what LangChain's `dumpd` writes: a store by its name, a cache not at all."""
         form: Any = super().to_json()  # type: ignore[misc] # of the class beside this one
         written = form.get("kwargs", {})
         written.pop("store", None)
@@ -287,10 +295,10 @@ class RWKVModel(BaseModel):
         That is `store`; only where the user's own cannot be opened it is one in memory.
         """
         store = self.store
-        return store.or_memory() if isinstance(store, LazyDiskStateStore) else store
+        return store.or_memory() if isinstance(store, LazyStore) else store
 
     def _opened_store(self) -> StateStore:
-        """Returns the store, opened.
+        """Returns the store, a directory opened; what may wait for a network does so at a verb.
 
         Raises:
             StoreError, StoreFull: It cannot be.

@@ -12,7 +12,6 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -38,7 +37,6 @@ from langchain_rwkv_state.cli.options import (
     given,
     is_store,
     open_store,
-    store_directory,
 )
 from langchain_rwkv_state.cli.sessions import existing_store, unknown_session
 from langchain_rwkv_state.cli.streams import is_piped, piped_text
@@ -144,7 +142,7 @@ def ask(
             llm.unload()
 
 
-def _begin_with_a_session(words: list[str], directory: Path | None, *, aside: bool) -> bool:
+def _begin_with_a_session(words: list[str], place: str | None, *, aside: bool) -> bool:
     """Says whether a session's name stands before the question.
 
     With ``--aside`` it must, if no option names one. Without it only before a question in quotes,
@@ -153,15 +151,15 @@ def _begin_with_a_session(words: list[str], directory: Path | None, *, aside: bo
     if aside:
         return len(words) > 1
     quoted = len(words) == 2 and len(words[1].split()) > 1
-    if not quoted or not is_store(store_directory(directory)):
+    if not quoted or not is_store(place):
         return False
-    with existing_store(directory) as found:
+    with existing_store(place) as found:
         return found is not None and found.session(words[0], renew=False) is not None
 
 
 @contextmanager
 def _opened(
-    session: str | None, directory: Path | None, *, create: bool, aside: bool
+    session: str | None, place: str | None, *, create: bool, aside: bool
 ) -> Iterator[StateStore]:
     """Opens the store that a conversation is in.
 
@@ -174,12 +172,12 @@ def _opened(
 
         yield MemoryStateStore()
     elif aside:
-        with existing_store(directory) as found:
+        with existing_store(place) as found:
             if found is None or found.session(session, renew=False) is None:
                 raise unknown_session(session)
             yield found
     else:
-        with closing(open_store(directory, create=create)) as made:
+        with closing(open_store(place, create=create)) as made:
             yield made
 
 

@@ -29,8 +29,11 @@ def backup(
 
     The copy is a store as it stood at one moment: any command takes it by --store.
     """
+    from langchain_rwkv_state.store import DiskStateStore
+
+    store_directory(store, what="A backup")
     with existing_store(store) as opened:
-        if opened is None:
+        if not isinstance(opened, DiskStateStore):  # there is none
             raise typer.Exit(1)
         _say("Backed up", opened.backup(directory))
 
@@ -46,7 +49,7 @@ def restore(
     """
     from langchain_rwkv_state.store import DiskStateStore
 
-    _say("Restored", DiskStateStore.restore(directory, store_directory(store)))
+    _say("Restored", DiskStateStore.restore(directory, store_directory(store, what="To restore")))
 
 
 def _say(what: str, made: Backup) -> None:

@@ -8,6 +8,7 @@ nothing can be read nothing is offered.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sqlite3
 from collections.abc import Iterable
@@ -21,12 +22,15 @@ _SESSIONS_MOST = 200
 _MODEL_ENDS = (".pth", ".gguf", ".safetensors")
 _STATE_ENDS = (".safetensors", ".state", ".pt", ".pth", ".zip")
 _END = b"\xff"
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
 
 def complete_session(ctx: typer.Context, incomplete: str) -> list[str]:
     """Offers the sessions of the store that the line names; those that need no quotes."""
     try:
-        named = ctx.params.get("store")
+        named = ctx.params.get("store") or os.environ.get("RWKV_STATE_DIR")
+        if named and _URL.match(str(named)):
+            return []  # no key press is to wait for a server
         return _sessions(Path(named).expanduser() if named else _default_store(), incomplete)
     except (OSError, sqlite3.Error, ValueError):
         return []

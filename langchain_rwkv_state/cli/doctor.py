@@ -24,13 +24,15 @@ from langchain_rwkv_state.cli.model_check import check_files, trial
 from langchain_rwkv_state.cli.options import (
     JsonOption,
     StoreOption,
+    is_directory,
     is_store,
     open_store,
     store_directory,
+    store_name,
 )
 
 if TYPE_CHECKING:
-    from langchain_rwkv_state.store import DiskStateStore
+    from langchain_rwkv_state.store import StateStore
 
 _PACKAGES = (
     "langchain-rwkv-state",
@@ -151,14 +153,13 @@ def _demo() -> Iterator[Finding]:
         chat.unload()
 
 
-def _store(directory: Path | None, *, fix: bool) -> Iterator[Finding]:
-    path = store_directory(directory)
-    if not is_store(path):
-        yield _no_store(path)
+def _store(place: str | None, *, fix: bool) -> Iterator[Finding]:
+    if not is_store(place):
+        yield _no_store(store_directory(place))
         return
-    store = open_store(directory)
+    store = open_store(place)
     try:
-        yield Finding("path", str(path))
+        yield Finding("path" if is_directory(place) else "url", store_name(place))
         stats = store.stats()
         limit = "no limit" if stats.size_limit is None else f"limit {output.size(stats.size_limit)}"
         yield Finding("sessions", str(stats.sessions), figure=stats.sessions, unit="sessions")
@@ -168,12 +169,17 @@ def _store(directory: Path | None, *, fix: bool) -> Iterator[Finding]:
             figure=stats.states,
             unit="states",
         )
-        files = [file.stat().st_size for file in path.rglob("*") if file.is_file()]
-        on_disk = f"{output.size(sum(files))} in {counted(len(files), 'file')}"
-        yield Finding("on disk", on_disk, figure=sum(files), unit="bytes")
+        if is_directory(place):
+            yield _on_disk(store_directory(place))
         yield from _fixed(store) if fix else _checked(store)
     finally:
         store.close()
+
+
+def _on_disk(path: Path) -> Finding:
+    files = [file.stat().st_size for file in path.rglob("*") if file.is_file()]
+    on_disk = f"{output.size(sum(files))} in {counted(len(files), 'file')}"
+    return Finding("on disk", on_disk, figure=sum(files), unit="bytes")
 
 
 def _no_store(path: Path) -> Finding:
@@ -190,7 +196,7 @@ def _no_store(path: Path) -> Finding:
     return Finding("path", f"{path} (none yet: the first conversation makes it)")
 
 
-def _checked(store: DiskStateStore) -> Iterator[Finding]:
+def _checked(store: StateStore) -> Iterator[Finding]:
     """Says whether a store is sound."""
     problems = store.check().problems
     if not problems:
@@ -203,7 +209,7 @@ def _checked(store: DiskStateStore) -> Iterator[Finding]:
         yield Finding("problem", f"and {more} more", "Repair those first.")
 
 
-def _fixed(store: DiskStateStore) -> Iterator[Finding]:
+def _fixed(store: StateStore) -> Iterator[Finding]:
     """Repairs a store; says what was wrong, what was done, and what is left."""
     report = store.check(fix=True)
     for problem in report.problems:

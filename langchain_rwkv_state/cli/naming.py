@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,7 +21,7 @@ from langchain_rwkv_state.cli.options import StoreOption
 from langchain_rwkv_state.cli.sessions import existing_store, unknown_session
 
 if TYPE_CHECKING:
-    from langchain_rwkv_state.store import DiskStateStore
+    from langchain_rwkv_state.store import StateStore
 
 SessionArgument = Annotated[str, typer.Argument(help="Its name.", autocompletion=complete_session)]
 NewNameArgument = Annotated[str, typer.Argument(help="A name that no session has.")]
@@ -64,7 +63,7 @@ def rename(session: SessionArgument, new: NewNameArgument, store: StoreOption = 
 
 
 @contextmanager
-def _store_of(session: str, directory: Path | None) -> Iterator[DiskStateStore]:
+def _store_of(session: str, place: str | None) -> Iterator[StateStore]:
     """Opens the store of a session; keeps what is kept behind its head.
 
     Raises:
@@ -72,13 +71,13 @@ def _store_of(session: str, directory: Path | None) -> Iterator[DiskStateStore]:
     """
     from langchain_rwkv_state.store.tables import LOG_ENTRIES
 
-    with existing_store(directory, history=LOG_ENTRIES) as opened:
+    with existing_store(place, history=LOG_ENTRIES) as opened:
         if opened is None or opened.session(session, renew=False) is None:
             raise unknown_session(session)
         yield opened
 
 
-def _say(store: DiskStateStore, what: str, session: str, new: str) -> None:
+def _say(store: StateStore, what: str, session: str, new: str) -> None:
     """Says what was done, and where the session stands."""
     info = store.session(new, renew=False)
     turns = 0 if info is None else info.n_turns

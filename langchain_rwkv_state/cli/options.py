@@ -14,16 +14,36 @@ import typer
 from langchain_rwkv_state.cli.completion import complete_model
 
 if TYPE_CHECKING:
-    from langchain_rwkv_state.store import DiskStateStore
+    from langchain_rwkv_state.store import StateStore
+    from langchain_rwkv_state.store.urls import StoreUrl
+
+
+def read_store(text: str) -> str:
+    """Reads a store's name: a URL is checked, and a directory taken as it is.
+
+    Raises:
+        typer.BadParameter: It is a URL that no store has.
+    """
+    if ":" in text:
+        from langchain_rwkv_state.store.urls import StoreUrl, is_url
+
+        try:
+            if is_url(text):
+                StoreUrl.read(text)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+    return text
+
 
 StoreOption = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--store",
-        metavar="DIR",
+        parser=read_store,
+        metavar="DIR|URL",
         envvar="RWKV_STATE_DIR",
         show_default="the user's data directory",
-        help="Directory of the store.",
+        help="Directory of the store, or its URL: redis://HOST.",
     ),
 ]
 CreateOption = Annotated[
@@ -131,23 +151,30 @@ def check_plot(plot: Path | None) -> None:
         require_picture(plot)
 
 
-def open_store(directory: Path | None, *, create: bool = False, history: int = 1) -> DiskStateStore:
+def open_store(
+    place: str | None, *, create: bool = False, history: int | None = None
+) -> StateStore:
     """Opens a store, made where it is missing; among other files only once that was allowed.
 
     Args:
-        directory: Its directory; ``None`` for the user's own.
+        place: Its directory or URL; ``None`` for the user's own.
         create: Whether it may be made among other files; else a terminal is asked.
-        history: How many states before a head are kept, where a head is moved.
+        history: How many states before a head are kept, where a head is moved; ``None`` for as
+            its URL says, or one.
 
     Raises:
         StoreError: It is foreign, damaged or not to be opened.
     """
-    from langchain_rwkv_state.store import DiskStateStore
+    from langchain_rwkv_state.store import open_store
 
-    path = store_directory(directory)
-    if not create and _holds_others(path):
-        create = _may_create(path)
-    return DiskStateStore(directory, create=create or None, history=history)
+    settings: dict[str, Any] = {} if history is None else {"history": history}
+    if is_directory(place):
+        path = store_directory(place)
+        if not create and _holds_others(path):
+            create = _may_create(path)
+        if create:
+            settings["create"] = True
+    return open_store(place, **settings)
 
 
 def _holds_others(path: Path) -> bool:
@@ -188,17 +215,61 @@ def _is_terminal() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def store_directory(directory: Path | None) -> Path:
-    """Returns the directory of a store, whether or not it is there."""
+def _url(place: str | None) -> StoreUrl | None:
+    if place is None or ":" not in place:
+        return None
+    from langchain_rwkv_state.store.urls import StoreUrl, is_url
+
+    return StoreUrl.read(place) if is_url(place) else None
+
+
+def is_directory(place: str | None) -> bool:
+    """Says whether a store lies in a directory of this machine."""
+    url = _url(place)
+    return url is None or url.scheme == "file"
+
+
+def store_directory(place: str | None, *, what: str = "This") -> Path:
+    """Returns the directory of a store, whether or not it is there.
+
+    Args:
+        place: The store's directory or URL; ``None`` for the user's own.
+        what: What needs a directory, as a sentence begins.
+
+    Raises:
+        typer.BadParameter: The store is no directory.
+    """
     from langchain_rwkv_state.store import default_directory
 
-    return default_directory() if directory is None else directory.expanduser()
+    url = _url(place)
+    if url is not None and url.scheme != "file":
+        raise typer.BadParameter(
+            f"{what} is for a store in a directory, and {url.shown} is none. A Redis server is "
+            "copied, checked and restored by its own means; `export` and `import` carry a session "
+            "from any store to any other.",
+            param_hint="'--store'",
+        )
+    if url is not None:
+        return Path(url.place).expanduser()
+    return default_directory() if place is None else Path(place).expanduser()
 
 
-def is_store(directory: Path) -> bool:
-    """Says whether there is a store in a directory; opening it would make one."""
+def store_name(place: str | None) -> str:
+    """Returns what a store is called, for all to see: a path, or a URL without its password."""
+    url = _url(place)
+    return str(store_directory(place)) if url is None or url.scheme == "file" else url.shown
+
+
+def is_store(place: str | None) -> bool:
+    """Says whether there is a store; opening one in a directory would make it.
+
+    One that is no directory is taken to be there: opening it makes nothing.
+    """
     from langchain_rwkv_state.store.files import RESERVE
     from langchain_rwkv_state.store.schema import DATABASE
 
+    if not is_directory(place):
+        return True
+    directory = store_directory(place)
     # A store that lost its database is one, for whoever opens it to say so.
     return any((directory / name).exists() for name in (DATABASE, RESERVE))

@@ -6,10 +6,10 @@ somebody else's text, so it goes through `output.plain` before it is printed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -22,12 +22,13 @@ from langchain_rwkv_state.cli.options import (
     StoreOption,
     StrategyOption,
     TokenizerOption,
+    store_name,
 )
 from langchain_rwkv_state.cli.sessions import existing_store, unknown_session
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.chat_models import ChatRWKV
-    from langchain_rwkv_state.store import DiskStateStore
+    from langchain_rwkv_state.store import StateStore
 
 
 def transcript(
@@ -42,7 +43,7 @@ def transcript(
     Only a program that opens the store with log="tokens" keeps that.
     """
     with _at_work(session, store, model, strategy, tokenizer) as (opened, chat):
-        for turn in opened.transcript(session, chat):
+        for turn in _verb(opened, "transcript", store)(session, chat):
             said = "(its token ids are not kept)" if turn.text is None else turn.text
             before = " and those before it" if turn.joined else ""
             output.out().print(Text(f"{turn.number}{before}", style="bold"))
@@ -78,8 +79,9 @@ def redact(
     and backups that were made before hold them still.
     """
     with _at_work(session, store, model, strategy, tokenizer) as (opened, chat):
+        redacted = _verb(opened, "redact", store)
         with _cache_beside(cache):
-            done = opened.redact(session, turn, chat)
+            done = redacted(session, turn, chat)
         info = opened.session(session, renew=False)
     left = counted(0 if info is None else info.n_turns, "turn")
     what = f"Took {counted(len(done.turns), 'turn')} out of "
@@ -92,10 +94,26 @@ def redact(
     output.note("Bundles and backups that were made before hold these turns still.")
 
 
+def _verb(opened: StateStore, name: str, place: str | None) -> Callable[..., Any]:
+    """Returns a verb that not every store has.
+
+    Raises:
+        typer.BadParameter: This one has it not.
+    """
+    found: Callable[..., Any] | None = getattr(opened, name, None)
+    if found is None:
+        raise typer.BadParameter(
+            f"{store_name(place)} keeps no token ids that could be read again: `{name}` is for a "
+            "store in a directory.",
+            param_hint="'--store'",
+        )
+    return found
+
+
 @contextmanager
 def _at_work(
-    session: str, store: Path | None, model: str, strategy: str, tokenizer: str | None
-) -> Iterator[tuple[DiskStateStore, ChatRWKV]]:
+    session: str, store: str | None, model: str, strategy: str, tokenizer: str | None
+) -> Iterator[tuple[StateStore, ChatRWKV]]:
     """Opens a session's store, and gives its model."""
     with existing_store(store, history=0) as opened:
         if opened is None or opened.session(session, renew=False) is None:

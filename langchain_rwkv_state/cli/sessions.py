@@ -10,7 +10,6 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,12 +23,12 @@ from langchain_rwkv_state.cli.options import (
     StoreOption,
     is_store,
     open_store,
-    store_directory,
+    store_name,
 )
 from langchain_rwkv_state.errors import RWKVStateError
 
 if TYPE_CHECKING:
-    from langchain_rwkv_state.store import DiskStateStore, LogEntry, SessionInfo
+    from langchain_rwkv_state.store import LogEntry, SessionInfo, StateStore
 
 _UNREAD_SHOWN_CHARS = 60
 
@@ -46,13 +45,13 @@ def sessions(
         found = [] if opened is None else list(_infos(opened, prefix, damaged))
         if as_json:
             listed = [_as_json(info) for info in found]
-            path = str(store_directory(store))
-            output.as_json({"store": path, "sessions": listed, "damaged": damaged})
+            name = store_name(store)
+            output.as_json({"store": name, "sessions": listed, "damaged": damaged})
             return
         if opened is None:
             return
         if not found:
-            console.print(Text(f"No sessions in {opened.path}."), soft_wrap=True)
+            console.print(Text(f"No sessions in {store_name(store)}."), soft_wrap=True)
             return
         now = time.time()
         table = Table(box=None, header_style="bold", pad_edge=False)
@@ -137,7 +136,7 @@ def prune(store: StoreOption = None, as_json: JsonOption = False) -> None:
     with existing_store(store) as opened:
         count = 0 if opened is None else opened.prune()
         if as_json:
-            output.as_json({"store": str(store_directory(store)), "removed": count})
+            output.as_json({"store": store_name(store), "removed": count})
         elif opened is not None:
             what = "session or state" if count == 1 else "sessions and states"
             output.out().print(f"Removed {count} expired {what}.")
@@ -164,7 +163,7 @@ def log_table(log: list[LogEntry]) -> Table:
     return table
 
 
-def _infos(store: DiskStateStore, prefix: str, damaged: list[str]) -> Iterator[SessionInfo]:
+def _infos(store: StateStore, prefix: str, damaged: list[str]) -> Iterator[SessionInfo]:
     """Yields the sessions; a damaged one is told of, named, and does not hide the others."""
     for name in store.sessions(prefix):
         try:
@@ -244,14 +243,13 @@ def unknown_session(session: str) -> typer.Exit:
 
 
 @contextmanager
-def existing_store(directory: Path | None, *, history: int = 1) -> Iterator[DiskStateStore | None]:
+def existing_store(place: str | None, *, history: int | None = None) -> Iterator[StateStore | None]:
     """Opens a store and closes it at the end; gives ``None``, with a note, where there is none."""
-    path = store_directory(directory)
-    if not is_store(path):
-        output.note(f"There is no store at {path} yet.")
+    if not is_store(place):
+        output.note(f"There is no store at {store_name(place)} yet.")
         yield None
         return
-    opened = open_store(directory, history=history)
+    opened = open_store(place, history=history)
     try:
         yield opened
     finally:

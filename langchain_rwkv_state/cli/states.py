@@ -44,7 +44,7 @@ PROBE = "\n\nUser: What do you know about me?\n\nAssistant:"
 """What is read from a state where a model is asked what it makes of it."""
 
 
-def state_of(source: str, store: Path | None) -> RWKVState:
+def state_of(source: str, store: str | None) -> RWKVState:
     """Returns the state that a session or a file stands for; this counts as no use of it."""
     from langchain_rwkv_state.state import RWKVState
     from langchain_rwkv_state.store.events import snapshot_of
@@ -102,7 +102,7 @@ def read_healthy(file: Path | None) -> Healthy | None:
     return None if file is None else Healthy.from_json(read_text(file))
 
 
-def keep(state: RWKVState, into: str, store: Path | None, *, create: bool = False) -> None:
+def keep(state: RWKVState, into: str, store: str | None, *, create: bool = False) -> None:
     """Puts a state into a new session or a new file, and says so."""
     if not into.endswith(FILE):
         keep_session(state, into, store, create=create)
@@ -114,7 +114,7 @@ def keep(state: RWKVState, into: str, store: Path | None, *, create: bool = Fals
 
 
 def keep_session(
-    state: RWKVState, session: str, store: Path | None, *, create: bool = False
+    state: RWKVState, session: str, store: str | None, *, create: bool = False
 ) -> None:
     """Begins a session with a state, and says so."""
     with closing(open_store(store, create=create)) as opened:

@@ -227,7 +227,7 @@ def _parts(given: list[str] | None) -> list[int | str] | None:
     return [int(part) if part.isdecimal() else part for part in given]
 
 
-def _export_session(session: str, file: Path, store: Path | None, *, tokens: bool) -> None:
+def _export_session(session: str, file: Path, store: str | None, *, tokens: bool) -> None:
     with existing_store(store) as opened:
         if opened is None or opened.session(session, renew=False) is None:
             raise unknown_session(session)
@@ -236,7 +236,7 @@ def _export_session(session: str, file: Path, store: Path | None, *, tokens: boo
 
 
 def _import_session(
-    file: Path, session: str | None, ttl: float | None, store: Path | None, *, create: bool
+    file: Path, session: str | None, ttl: float | None, store: str | None, *, create: bool
 ) -> None:
     if not file.is_file():  # before a store comes to be
         raise FileNotFoundError(f"There is no file {file}.")

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,7 +18,7 @@ from rich.text import Text
 
 from langchain_rwkv_state.cli import output
 from langchain_rwkv_state.cli.completion import complete_session
-from langchain_rwkv_state.cli.options import StoreOption, is_store, open_store, store_directory
+from langchain_rwkv_state.cli.options import StoreOption, is_store, open_store, store_name
 from langchain_rwkv_state.cli.sessions import unknown_session
 from langchain_rwkv_state.cli.states import HealthyOption, read_healthy
 
@@ -71,15 +70,14 @@ def watch(
         return  # the way to end it
 
 
-def _wait_for_store(directory: Path | None, every: float, *, once: bool, session: str) -> None:
+def _wait_for_store(place: str | None, every: float, *, once: bool, session: str) -> None:
     """Waits until there is a store, since opening it would make one."""
-    path = store_directory(directory)
-    if is_store(path):
+    if is_store(place):
         return
-    output.note(f"There is no store at {path} yet.")
+    output.note(f"There is no store at {store_name(place)} yet.")
     if once:
         raise unknown_session(session)
-    while not is_store(path):
+    while not is_store(place):
         time.sleep(every)
 
 

@@ -36,6 +36,8 @@ from langchain_rwkv_state.prompt.markers import (
     message_from_json,
 )
 from langchain_rwkv_state.store import TTL, StateStore, check_session
+from langchain_rwkv_state.store.lazy import lazy_store
+from langchain_rwkv_state.store.urls import is_url
 
 if TYPE_CHECKING:
     from langchain_core.chat_history import BaseChatMessageHistory
@@ -59,12 +61,12 @@ class RWKVStateHistory(BaseChatMessageHistory):
 
     Args:
         session_id: The session's name: 1 to 512 characters.
-        store: Where the chain's model keeps its states (``chat.store``).
+        store: Where the chain's model keeps its states (``chat.store``), or that store's URL.
         ttl: The session's time to live from each turn on; ``None`` for the store's default.
 
     Raises:
         ValueError: The name or the time to live is not possible.
-        TypeError: `store` is no `StateStore`.
+        TypeError: `store` is no `StateStore` and no URL.
 
     Example:
         >>> from langchain_core.runnables.history import RunnableWithMessageHistory
@@ -82,8 +84,10 @@ class RWKVStateHistory(BaseChatMessageHistory):
     hands_out_markers: ClassVar[bool] = True
     """Tells a model, which sees the history around a call, that its markers alone count."""
 
-    def __init__(self, session_id: str, store: StateStore, *, ttl: TTL = None) -> None:
+    def __init__(self, session_id: str, store: StateStore | str, *, ttl: TTL = None) -> None:
         super().__init__()
+        if isinstance(store, str) and is_url(store):
+            store = lazy_store(store)
         if not isinstance(store, StateStore):
             raise TypeError(
                 f"The store of a history is {store!r:.100}, which is no StateStore: pass that of "

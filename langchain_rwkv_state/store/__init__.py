@@ -17,6 +17,7 @@ from langchain_rwkv_state.store.records import (
     TranscriptTurn,
 )
 from langchain_rwkv_state.store.settings import check_session
+from langchain_rwkv_state.store.urls import open_store
 
 follow = watch  # its name before
 
@@ -38,5 +39,6 @@ __all__ = [
     "check_session",
     "default_directory",
     "follow",
+    "open_store",
     "watch",
 ]

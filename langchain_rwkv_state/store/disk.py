@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable
@@ -37,9 +38,21 @@ from langchain_rwkv_state.store.verbs import twin
 DIRECTORY_VARIABLE = "RWKV_STATE_DIR"
 
 
+_URL = re.compile(r"(redis|rediss|unix|file|memory):", re.IGNORECASE)
+
+
 def default_directory() -> Path:
-    """Returns the user's own store: ``$RWKV_STATE_DIR``, or a folder in the user's data."""
+    """Returns the user's own store: ``$RWKV_STATE_DIR``, or a folder in the user's data.
+
+    Raises:
+        StoreError: The variable holds a URL, so that the user's own store is no directory.
+    """
     named = os.environ.get(DIRECTORY_VARIABLE)
+    if named and _URL.match(named):
+        raise StoreError(
+            f"{DIRECTORY_VARIABLE} names the user's own store by a URL, and here a directory is "
+            "needed: open_store() opens a URL, or name a directory."
+        )
     if named:
         return Path(named).expanduser()
     return Path(platformdirs.user_data_dir("langchain-rwkv-state", appauthor=False)) / "states"
@@ -113,6 +126,12 @@ class DiskStateStore(TableStore):
             )
         if read_only and create:
             raise ValueError("A store that is opened read_only cannot be made: leave create out.")
+        url = None if path is None else _URL.match(str(path))
+        if url is not None:  # a folder called "redis:" is nobody's wish
+            raise ValueError(
+                f"{url[0]}... is a URL and no directory: open_store() opens it, and a directory "
+                "that is called so is written with ./ before it."
+            )
         self._path = _absolute(default_directory() if path is None else path)
         self._opening: dict[str, Any] = {
             "timeout_seconds": timeout_seconds,

@@ -1,26 +1,27 @@
 """`MemoryStateStore`: a store that lives and dies with its object, for tests and demos.
 
 The same code, the same tables and the same bytes as on disk, in a database and a dict in memory. It
-is not a cache and evicts nothing. A forked child has a copy of its own.
+is not a cache and evicts nothing. A forked child has a copy of its own. One that has a name, as the
+URL ``memory:NAME`` gives it, lives as long as the process instead: closing an object ends nothing.
 """
 
 from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from langchain_rwkv_state._fork import ForkLock
-from langchain_rwkv_state._registry import Hold
+from langchain_rwkv_state._registry import Hold, of_process
 from langchain_rwkv_state.errors import StoreError
 from langchain_rwkv_state.store.clock import TTL
 from langchain_rwkv_state.store.records import CheckReport, Codec, LogKind
 from langchain_rwkv_state.store.resources import Resources
 from langchain_rwkv_state.store.schema import make_tables
 from langchain_rwkv_state.store.settings import DEFAULT_TTL, StoreSettings
-from langchain_rwkv_state.store.staging import StagedFiles
+from langchain_rwkv_state.store.staging import STAGED_BUDGET_BYTES, StagedFiles
 from langchain_rwkv_state.store.store import TableStore
 from langchain_rwkv_state.store.tables import Sql
 
@@ -182,6 +183,21 @@ class MemoryStateStore(TableStore):
         files = None if staged_bytes is None else StagedFiles(None)
         super().__init__(Hold(Resources(MemoryBackend(), files), _nothing), settings)
 
+    @staticmethod
+    def named(name: str = "", **settings: Any) -> MemoryStateStore:
+        """Returns a store that all of this process share who name it so, to the process's end.
+
+        Args:
+            name: Any text.
+            settings: As those of the class; each object goes by its own.
+
+        Example:
+            >>> MemoryStateStore.named("both").append_unread("bob", ['"hello"'])
+            >>> MemoryStateStore.named("both").sessions()
+            ['bob']
+        """
+        return _NamedMemoryStateStore(name, settings)
+
     def close(self) -> None:
         """See `StateStore.close`: everything in it goes."""
         if not self._closed:
@@ -206,6 +222,32 @@ class MemoryStateStore(TableStore):
             "A MemoryStateStore cannot be pickled, since what it holds is in this process alone: "
             "use a DiskStateStore."
         )
+
+
+class _NamedMemoryStateStore(MemoryStateStore):
+    """See `MemoryStateStore.named`."""
+
+    def __init__(self, name: str, settings: Mapping[str, Any]) -> None:
+        wanted = StoreSettings(**{"staged_bytes": STAGED_BUDGET_BYTES, **settings})
+        shared = of_process(("store in memory", name), _shared)
+        TableStore.__init__(self, Hold(shared, _nothing), wanted)
+        self._name = name
+        self._given = dict(settings)
+
+    def close(self) -> None:
+        """See `StateStore.close`: what is in it stays, for others of its name."""
+        TableStore.close(self)
+
+    def __repr__(self) -> str:
+        return f"MemoryStateStore.named({self._name!r})"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Travels as its name: another process has its own store of that name."""
+        return _NamedMemoryStateStore, (self._name, self._given)
+
+
+def _shared() -> Resources:
+    return Resources(MemoryBackend(), StagedFiles(None))
 
 
 def _nothing(*, now: bool = False) -> None:
