@@ -508,6 +508,18 @@ def thread_tokens(report: dict[str, Any]) -> str:
     return table(["turn", *heads], rows)
 
 
+def stores(report: dict[str, Any]) -> str:
+    """Returns commits a second and how long one takes, by store, size and number of processes."""
+    settings, rows = report["settings"], []
+    for size in settings["commits"]:
+        for name, by in report["results"][size].items():
+            for processes, each in by.items():
+                times = [f"{each[key]:.1f} ms" for key in ("p50_ms", "p99_ms", "read_p50_ms")]
+                rows.append([size, name, processes, f"{each['commits_per_second']:.1f}", *times])
+    head = ["state", "store", "processes", "commits a second", "commit, p50", "p99", "read, p50"]
+    return table(head, rows)
+
+
 TABLES: dict[str, tuple[str, Callable[..., str]]] = {
     "machine": ("conversation", machine),
     "recall targets": ("recall", targets),
@@ -518,6 +530,8 @@ TABLES: dict[str, tuple[str, Callable[..., str]]] = {
     "resume": ("conversation", resume),
     "bytes": ("conversation", stored),
     "store targets": ("store", targets),
+    "stores machine": ("stores", machine),
+    "stores": ("stores", stores),
     "speed machine": ("speed", machine),
     "speeds": ("speed", speeds),
     "speed targets": ("speed", speed_targets),

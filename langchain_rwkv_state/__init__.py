@@ -27,7 +27,12 @@ if TYPE_CHECKING:
     from langchain_rwkv_state.prompt.template import ChatTemplate
     from langchain_rwkv_state.prompt.tools import ToolFormat
     from langchain_rwkv_state.state import RWKVState, StateLayout
-    from langchain_rwkv_state.store import DiskStateStore, MemoryStateStore, StateStore
+    from langchain_rwkv_state.store import (
+        DiskStateStore,
+        MemoryStateStore,
+        RedisStateStore,
+        StateStore,
+    )
 
 __all__ = [
     "ChatRWKV",
@@ -40,6 +45,7 @@ __all__ = [
     "RWKVState",
     "RWKVStateHistory",
     "RWKVStateMiddleware",
+    "RedisStateStore",
     "StateLayout",
     "StateStore",
     "ToolFormat",
@@ -62,6 +68,7 @@ _HOMES = {
     "RWKVState": "state",
     "RWKVStateHistory": "conversation.history",
     "RWKVStateMiddleware": "conversation.middleware",
+    "RedisStateStore": "store",
     "StateLayout": "state",
     "StateStore": "store",
     "ToolFormat": "prompt.tools",

@@ -80,10 +80,10 @@ class RWKVModel(BaseModel):
 
         @property
         def store(self) -> StateStore:
-            """A `StateStore`; given as one, a directory, a URL (``redis://…``, ``file:…``,
-            ``memory:``; see `open_store`), or ``None`` for the user's default store.
+            """A `StateStore`; given as one, a directory, a URL, or ``None`` for the user's own.
 
-            A directory or URL is opened at first use; two objects that name the same one share it.
+            A URL is one of `open_store`, such as ``redis://HOST`` or ``memory:``. What is named is
+            opened at first use; two objects that name the same one share it.
             """
             ...
     else:
@@ -450,6 +450,7 @@ class RWKVModel(BaseModel):
             caching=planned.caching(self.prefix_cache, self.cache_salt if salt is None else salt),
             deadline=self.timeout if timeout is None else timeout,
             tokenizer=loaded.tokenizer,
+            logprobs=settings.logprobs(options),
         )
 
     @property
@@ -470,7 +471,15 @@ def seen(options: Mapping[str, Any]) -> dict[str, Any]:
 _LANGCHAIN_OPTIONS = frozenset({"stream", "ls_structured_output_format"})
 """Options that LangChain itself passes down to a model."""
 
-CALL_OPTIONS = (*SAMPLING_FIELDS, "max_tokens", "stop", "timeout", "cache_salt")
+CALL_OPTIONS = (
+    *SAMPLING_FIELDS,
+    "max_tokens",
+    "stop",
+    "timeout",
+    "cache_salt",
+    "logprobs",
+    "top_logprobs",
+)
 """What a call may set anew."""
 
 _SAMPLING: Mapping[str, float] = {"temperature": 1.0, "top_p": 0.3}

@@ -44,6 +44,7 @@ from langchain_rwkv_state.engine import (
     Done,
     Engine,
     Request,
+    TokenLogprob,
     check_constraint,
 )
 from langchain_rwkv_state.prefix_cache import CachedState, Namespace
@@ -126,7 +127,9 @@ class ChatRWKV(RWKVModel, BaseChatModel):
     Response metadata:
         ``model_name``, ``template``, ``sampling`` (what was used), ``finish_reason`` (``stop`` or
         ``length``) and ``rwkv_state``, the reference of the state behind the answer. It is kept in
-        memory for a short while; commit it to a session, or keep it, to make it last.
+        memory for a short while; commit it to a session, or keep it, to make it last. A call with
+        ``logprobs=True`` gets ``logprobs``, as OpenAI writes them: how likely each token of the
+        content was, and with ``top_logprobs`` (0 to 20) so many of the likeliest in its place.
     """
 
     reasoning: Any = None
@@ -678,22 +681,22 @@ class ChatRWKV(RWKVModel, BaseChatModel):
 
     def _result(self, call: ChatCall, done: Done) -> ChatResult:
         message = call.message(done)
-        about, usage = self._finish(call, done, message)
+        about, usage = self._finish(call, done, message, call.logprobs(done, message))
         message.response_metadata = about
         message.usage_metadata = usage
         return ChatResult(generations=[ChatGeneration(message=message)])
 
     def _last_chunk(self, call: ChatCall, done: Done) -> ChatGenerationChunk:
-        about, usage = self._finish(call, done, call.message(done))
+        about, usage = self._finish(call, done, call.message(done), ())
         message = AIMessageChunk(
             content="", response_metadata=about, usage_metadata=usage, chunk_position="last"
         )
         return ChatGenerationChunk(message=message)
 
     def _finish(
-        self, call: ChatCall, done: Done, message: AIMessage
+        self, call: ChatCall, done: Done, message: AIMessage, logprobs: Sequence[TokenLogprob]
     ) -> tuple[dict[str, Any], UsageMetadata]:
         """Stages and files the state behind an answer; returns what the message says of it."""
         ref = turn.stage(call.plan, done, self.answer_store)
         file_answer(call.plan, done, ref, self.answer_store, message)
-        return call.about(done, ref, model=self.model)
+        return call.about(done, ref, model=self.model, logprobs=logprobs)

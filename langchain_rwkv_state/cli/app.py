@@ -33,6 +33,7 @@ from langchain_rwkv_state.cli.prefill import prefill, zero
 from langchain_rwkv_state.cli.recall import recall
 from langchain_rwkv_state.cli.redact import redact, transcript
 from langchain_rwkv_state.cli.report import report
+from langchain_rwkv_state.cli.serve import serve
 from langchain_rwkv_state.cli.sessions import prune, rm, sessions, show
 from langchain_rwkv_state.cli.size import size
 from langchain_rwkv_state.cli.streams import is_piped, prepare_streams
@@ -122,6 +123,7 @@ _COMMANDS: dict[str, dict[Callable[..., None], str]] = {
     "Talk": {
         ask: 'ask "What is my name?" --session bob',
         chat: "chat --session bob",
+        serve: "serve --model rwkv-7.pth --port 8000",
     },
     "Sessions": {
         sessions: "sessions",

@@ -163,8 +163,9 @@ def open_store(
             its URL says, or one.
 
     Raises:
-        StoreError: It is foreign, damaged or not to be opened.
+        StoreError: It is foreign, damaged or not to be opened, or its extra is missing.
     """
+    from langchain_rwkv_state.errors import StoreError
     from langchain_rwkv_state.store import open_store
 
     settings: dict[str, Any] = {} if history is None else {"history": history}
@@ -174,7 +175,10 @@ def open_store(
             create = _may_create(path)
         if create:
             settings["create"] = True
-    return open_store(place, **settings)
+    try:
+        return open_store(place, **settings)
+    except ImportError as error:
+        raise StoreError(str(error)) from error
 
 
 def _holds_others(path: Path) -> bool:

@@ -30,6 +30,7 @@ from langchain_rwkv_state.prefix_cache.entries import CachedState, Entry, Hit, N
 from langchain_rwkv_state.prefix_cache.index import Index
 from langchain_rwkv_state.prefix_cache.radix_tree import pack
 from langchain_rwkv_state.prefix_cache.redacted import StandsOn
+from langchain_rwkv_state.prefix_cache.shared import SharedSide
 from langchain_rwkv_state.prefix_cache.stats import (
     CacheStats,
     Explanation,
@@ -37,7 +38,9 @@ from langchain_rwkv_state.prefix_cache.stats import (
     cause_here,
     sentence,
 )
+from langchain_rwkv_state.store import StateStore
 from langchain_rwkv_state.store.clock import TTL, ttl_seconds
+from langchain_rwkv_state.store.lazy import lazy_store
 from langchain_rwkv_state.store.redacted_ids import RedactedIds, listeners
 from langchain_rwkv_state.store.schema import DATABASE
 
@@ -61,13 +64,15 @@ class PrefixStateCache:
         disk: A directory that any number of processes share, ``True`` for the user's own, ``None``
             for none. It holds the ids of prompts, so it is as private as they are.
         disk_bytes: The most bytes of states on disk.
+        shared: A store in Redis, or its URL: what is pinned anywhere is pinned for all that share
+            it, on every machine. Its states stay in the store until `unpin`.
         device_bytes: The most bytes of states that stay on an accelerator; others are moved to
             memory when they are kept.
         ttl: How long an unused state is kept (seconds or a `timedelta`); pinned ones stay.
         clock: Gives Unix time.
 
     Raises:
-        ValueError: A number is out of range.
+        ValueError: A number is out of range, or the shared store is of a kind that shares no pins.
         StoreError: The directory holds a session store, or other things than a cache.
 
     Example:
@@ -86,6 +91,7 @@ class PrefixStateCache:
         disk: str | os.PathLike[str] | bool | None = None,
         disk_bytes: int = _DISK_BYTES,
         device_bytes: int = 0,
+        shared: StateStore | str | None = None,
         ttl: TTL = None,
         clock: Callable[[], float] = time.time,
         _only_reads: bool = False,
@@ -109,6 +115,7 @@ class PrefixStateCache:
         self._only_reads = _only_reads
         self._clock = clock
         self._disk = DiskSide(self._directory, disk_bytes, self._ttl, clock, only_reads=_only_reads)
+        self._shared = SharedSide(lazy_store(shared) if isinstance(shared, str) else shared)
         self._begin_anew()
         _caches.add(self)
 
@@ -134,6 +141,7 @@ class PrefixStateCache:
         self._lock = threading.RLock()
         self._index = Index(self._device_bytes, self._ram_bytes, self._ttl, self._clock)
         self._disk.begin(self._index, self._lock)
+        self._shared.begin(self._index, self._lock, self._unpin)
         self._count = Counter[str]()
         self._misses = Counter[str]()
         self._cold: deque[tuple[Namespace, bytes]] = deque(maxlen=_MISSES_KEPT)
@@ -146,7 +154,9 @@ class PrefixStateCache:
     def __repr__(self) -> str:
         if self._only_reads:
             return f"PrefixStateCache.reading({str(self._directory)!r})"
-        return f"PrefixStateCache({self._ram_bytes}, disk={str(self._directory or '') or None!r})"
+        shared = "" if self._shared.store is None else f", shared={self._shared.store!r}"
+        disk = str(self._directory or "") or None
+        return f"PrefixStateCache({self._ram_bytes}, disk={disk!r}{shared})"
 
     def _repr_html_(self) -> str:
         try:
@@ -185,6 +195,7 @@ class PrefixStateCache:
         """
         key, size = pack(ids), len(ids)
         self._disk.take_in()
+        self._shared.look_soon()
         while True:
             with self._lock:
                 path = self._index.tree.find(namespace, key)
@@ -291,10 +302,11 @@ class PrefixStateCache:
     def pin(self, namespace: Namespace, ids: Sequence[int], cached: CachedState, name: str) -> None:
         """Keeps a state under a name until `unpin`: it is not evicted and does not expire.
 
-        With a disk tier it survives restarts.
+        With a disk tier it survives restarts; with a shared store all begin from it that share it.
 
         Raises:
             StoreFull: It does not fit beside what is pinned already.
+            StoreError: The shared store cannot be used; it is pinned in this process alone.
             ValueError: The name is empty.
         """
         if not name:
@@ -318,21 +330,31 @@ class PrefixStateCache:
                 f"{self._disk_bytes} bytes on disk: unpin something, or give it a larger "
                 "disk_bytes."
             )
+        self._shared.pin(namespace, ids, cached.state, name)
 
     def unpin(self, name: str) -> bool:
-        """Lets a pinned prefix go the way of others; says whether there was one."""
+        """Lets a pinned prefix go the way of others; says whether there was one.
+
+        Raises:
+            StoreError: The shared store cannot be used; it is pinned there still.
+        """
+        elsewhere = self._shared.unpin(name)
         self._disk.take_in()
         with self._lock:
             found = self._index.pinned(name, None)
         for entry in found:
             self._unpin(entry)
-        return bool(found)
+        return bool(found or elsewhere)
 
     def warm(self, fingerprint: str) -> int:
-        """Loads a model's pinned states from disk into memory; returns how many there are.
+        """Loads a model's pinned states into memory, from the disk and from the shared store.
+
+        Returns:
+            How many came from the disk.
 
         Where the cache only reads, each waits on disk for the first prompt that begins with it.
         """
+        self._shared.warm(fingerprint)
         if self._only_reads:
             return 0
         self._disk.take_in()
@@ -347,22 +369,28 @@ class PrefixStateCache:
         return sum(self._disk.load(entry, entry.row) is not None for entry in waiting)
 
     def clear(self) -> None:
-        """Forgets everything, pinned entries too, and those on disk unless it only reads them."""
+        """Forgets everything, pinned entries too, and those on disk unless it only reads them.
+
+        What is pinned in a shared store is others', too, and comes back: `unpin` lets it go.
+        """
         self._disk.forget_writes()
         with self._lock:
             self._index.clear()
         self._disk.clear()
+        self._shared.forget_all()
 
     def forget(self, redacted: RedactedIds) -> int:
         """Drops what stands on turns that were taken out of a session; returns how much that was.
 
-        On disk it is written over there, too. What other processes hold in memory they keep.
+        On disk it is written over there, too, and pins of a shared store that stand on them go.
+        What other processes hold in memory they keep.
 
         Args:
             redacted: What was taken out, as a store tells.
 
         Raises:
-            StoreError, StoreFull: The directory cannot be changed, and holds what it held.
+            StoreError, StoreFull: The directory or the shared store cannot be changed, and holds
+                what it held.
         """
         stands = StandsOn(redacted)
         self.flush()
@@ -376,7 +404,7 @@ class PrefixStateCache:
             for entry in gone:
                 self._index.drop(entry, "evicted")
         on_disk = self._disk.forget(stands)
-        return sum(entry.row is None for entry in gone) + on_disk
+        return sum(entry.row is None for entry in gone) + on_disk + self._shared.forget(stands)
 
     def flush(self, seconds: float = 30.0) -> bool:
         """Waits until what is to be written to disk is there; says whether it is."""
@@ -432,7 +460,7 @@ class PrefixStateCache:
                 evictions={tier: index.evictions[tier] for tier in ("device", "ram", "disk")},
                 expired=index.expired,
                 corrupt=self._disk.corrupt,
-                errors=self._disk.errors,
+                errors=self._disk.errors + self._shared.errors,
             )
 
     def note_shared(self) -> None:

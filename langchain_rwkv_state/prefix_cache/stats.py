@@ -53,7 +53,7 @@ class CacheStats:
         evictions: States that had to leave a tier for others, by tier.
         expired: States whose time ran out.
         corrupt: Entries on disk that were damaged or foreign; they were removed.
-        errors: Times that the disk could not be used; each was a miss.
+        errors: Times that the disk or the shared store could not be used; each was a miss.
     """
 
     lookups: int = 0

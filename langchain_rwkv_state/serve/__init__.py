@@ -5,7 +5,25 @@
 made is for `answers`, who asks for it for `tenants`.
 """
 
-from langchain_rwkv_state.serve.app import make_app
-from langchain_rwkv_state.serve.settings import ServeSettings
+from __future__ import annotations
 
-__all__ = ["ServeSettings", "make_app"]
+from typing import TYPE_CHECKING, Any
+
+from langchain_rwkv_state.serve.settings import Limits, ServeError, ServeSettings
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.serve.app import make_app
+
+__all__ = ["Limits", "ServeError", "ServeSettings", "make_app"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what needs the extra once somebody asks for it."""
+    if name != "make_app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from langchain_rwkv_state.serve.server import require_extra
+
+    require_extra()
+    from langchain_rwkv_state.serve.app import make_app
+
+    return make_app

@@ -10,7 +10,7 @@ cancelled while it waits for a piece, has it left within a step.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -21,7 +21,9 @@ from langchain_rwkv_state.engine import Delta, Done, RequestHandle
 from langchain_rwkv_state.prompt import plan as turn
 from langchain_rwkv_state.prompt.answer_message import ChatCall
 from langchain_rwkv_state.prompt.content import REASONING_KEY
+from langchain_rwkv_state.prompt.logprobs import LOGPROBS_KEY, logprobs_metadata
 from langchain_rwkv_state.prompt.markers import STATE_KEY
+from langchain_rwkv_state.serve.costs import Cost
 from langchain_rwkv_state.serve.tenants import Tenant
 from langchain_rwkv_state.store import TTL
 
@@ -44,12 +46,20 @@ class CallPiece:
 
 
 class Piece(NamedTuple):
-    """A piece of an answer: text, a thought, or a part of a call."""
+    """A piece of an answer: text, a thought, or a part of a call.
+
+    Attributes:
+        text: The next characters of what is said.
+        thought: Of what is thought.
+        call: Of a call.
+        logprobs: Of the tokens that begin in `text`, as OpenAI writes them: ``{"content": [...]}``;
+            ``None`` where they were not asked for, and where no token begins.
+    """
 
     text: str = ""
     thought: str = ""
     call: CallPiece | None = None
-    logprobs: Any = None
+    logprobs: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,7 @@ class Answered:
         reasoning_tokens: Of the thought.
         ref: The state behind it, staged or committed; ``None`` where it was not to be kept.
         session: Which session holds it, of a turn of one.
-        logprobs: As it was asked for.
+        logprobs: Those of the pieces, joined; ``None`` where they were not asked for.
     """
 
     message: AIMessage
@@ -76,7 +86,7 @@ class Answered:
     reasoning_tokens: int = 0
     ref: str | None = None
     session: str | None = None
-    logprobs: Any = None
+    logprobs: Mapping[str, Any] | None = None
 
 
 Event: TypeAlias = Piece | Answered
@@ -86,27 +96,46 @@ class Answer:
     """An answer that is being made: its pieces, and `Answered` last.
 
     Args:
-        events: Gives them.
+        batches: Gives them, all that are there each time.
+        end: Waits for the end alone, where that is cheaper than to take the pieces, too.
+        leave: Leaves an answer of which nothing was taken yet.
     """
 
-    def __init__(self, events: AsyncIterator[Event]) -> None:
-        self._events = events
+    def __init__(
+        self,
+        batches: AsyncGenerator[list[Event]],
+        *,
+        end: Callable[[], Awaitable[Answered]] | None = None,
+        leave: Callable[[], None] | None = None,
+    ) -> None:
+        self._batches = batches
+        self._end = end
+        self._leave = leave
 
-    def __aiter__(self) -> AsyncIterator[Event]:
-        return self._events
+    def batches(self) -> AsyncIterator[list[Event]]:
+        """Returns the pieces in lists: all that are there each time."""
+        return self._batches
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        """Yields the pieces one by one."""
+        async for events in self._batches:
+            for event in events:
+                yield event
 
     async def whole(self) -> Answered:
         """Waits for the end, and returns the answer."""
-        async for event in self._events:
-            if isinstance(event, Answered):
-                return event
+        if self._end is not None:
+            return await self._end()
+        async for events in self._batches:
+            if isinstance(events[-1], Answered):
+                return events[-1]
         raise RuntimeError("An answer ended without its end.")
 
     async def aclose(self) -> None:
         """Leaves the answer; after its end, does nothing."""
-        close = getattr(self._events, "aclose", None)
-        if close is not None:
-            await close()
+        await self._batches.aclose()
+        if self._leave is not None:
+            self._leave()
 
 
 async def begin(
@@ -131,45 +160,72 @@ async def begin(
     engine, call = await asyncio.to_thread(
         tenant.chat.plan_call, messages, given.pop("stop", None), given
     )
-    return Answer(_answered(tenant, call, engine.submit(call.request), keep=keep))
+    handle = engine.submit(call.request)
+    return Answer(
+        _answered(tenant, call, handle, keep=keep),
+        end=lambda: _ended(tenant, call, handle, keep=keep),
+        leave=handle.cancel,
+    )
 
 
 async def _answered(
     tenant: Tenant, call: ChatCall, handle: RequestHandle, *, keep: bool
-) -> AsyncIterator[Event]:
-    pieces = None if call.tools is None and not call.plan.continued else call.stream()
-    try:
-        async for event in handle:
-            if pieces is not None:
-                for chunk in pieces.take(event):
-                    for piece in pieces_of(chunk):
-                        yield piece
-            if isinstance(event, Delta):
-                if pieces is None:
-                    yield Piece(event.text, event.thought)
-            else:
-                yield await _end(tenant, call, event, keep=keep)
-    finally:
-        handle.cancel()
+) -> AsyncGenerator[list[Event]]:
+    # Then the engine's pieces are the answer's, and no message of LangChain's is made of each.
+    plain = not (call.tools or call.plan.continued) and call.request.logprobs is None
+    pieces = call.stream()
+    with _cost(tenant, call) as cost:
+        async for events in handle.batches():
+            cost.count(events)
+            found: list[Event] = []
+            for event in events:
+                if not plain:
+                    found += [piece for chunk in pieces.take(event) for piece in pieces_of(chunk)]
+                elif isinstance(event, Delta):
+                    found.append(Piece(event.text, event.thought))
+                if isinstance(event, Done):
+                    found.append(await _answer_of(tenant, call, event, cost, keep=keep))
+            if found:
+                yield found
 
 
-async def _end(tenant: Tenant, call: ChatCall, done: Done, *, keep: bool) -> Answered:
+async def _ended(tenant: Tenant, call: ChatCall, handle: RequestHandle, *, keep: bool) -> Answered:
+    with _cost(tenant, call) as cost:
+        async for events in handle.batches():
+            cost.count(events)
+            if isinstance(done := events[-1], Done):
+                return await _answer_of(tenant, call, done, cost, keep=keep)
+    raise RuntimeError("An answer ended without its end.")
+
+
+def _cost(tenant: Tenant, call: ChatCall) -> Cost:
+    return Cost(tenant.usage, call.plan.base.n_tokens, len(call.request.prompt))
+
+
+async def _answer_of(
+    tenant: Tenant, call: ChatCall, done: Done, cost: Cost, *, keep: bool
+) -> Answered:
     ref = None
     if keep:
         ref = await asyncio.to_thread(turn.stage, call.plan, done, tenant.chat.answer_store)
     message = call.message(done)
-    known = call.plan.base.n_tokens
-    read, cached = known + len(call.request.prompt), known + done.reused
-    tenant.usage.spent(read=read, cached=cached, answered=done.answer_tokens)
     return Answered(
         message,
         _reason(message, done.finish_reason),
-        read,
-        cached,
+        cost.read,
+        cost.cached(done),
         done.answer_tokens,
         done.thought_tokens,
         ref,
+        logprobs=_logprobs(call, done, message),
     )
+
+
+def _logprobs(call: ChatCall, done: Done, message: AIMessage) -> Mapping[str, Any] | None:
+    if call.request.logprobs is None:
+        return None
+    found: Mapping[str, Any] = logprobs_metadata(call.logprobs(done, message))[LOGPROBS_KEY]
+    return found
 
 
 async def begin_turn(
@@ -208,15 +264,15 @@ async def begin_turn(
 
 async def _turn(
     tenant: Tenant, first: AIMessageChunk, chunks: AsyncIterator[AIMessageChunk]
-) -> AsyncIterator[Event]:
+) -> AsyncGenerator[list[Event]]:
     said = first
     try:
-        for piece in pieces_of(first):
-            yield piece
+        if pieces := pieces_of(first):
+            yield [*pieces]
         async for chunk in chunks:
             said = said + chunk
-            for piece in pieces_of(chunk):
-                yield piece
+            if pieces := pieces_of(chunk):
+                yield [*pieces]
     finally:
         await chunks.aclose()  # type: ignore[attr-defined] # an asynchronous generator
     about, usage = said.response_metadata, said.usage_metadata
@@ -230,7 +286,7 @@ async def _turn(
         invalid_tool_calls=said.invalid_tool_calls,
         additional_kwargs=said.additional_kwargs,
     )
-    yield Answered(
+    answered = Answered(
         message,
         _reason(message, about["finish_reason"]),
         usage["input_tokens"],
@@ -239,8 +295,9 @@ async def _turn(
         usage.get("output_token_details", {}).get("reasoning", 0),
         about.get(STATE_KEY),
         about.get(SESSION_KEY),
-        about.get("logprobs"),
+        about.get(LOGPROBS_KEY),
     )
+    yield [answered]
 
 
 def pieces_of(chunk: AIMessageChunk) -> list[Piece]:
@@ -250,7 +307,7 @@ def pieces_of(chunk: AIMessageChunk) -> list[Piece]:
     if thought:
         found.append(Piece(thought=thought))
     if chunk.content:
-        found.append(Piece(str(chunk.content), logprobs=chunk.response_metadata.get("logprobs")))
+        found.append(Piece(str(chunk.content), logprobs=chunk.response_metadata.get(LOGPROBS_KEY)))
     for part in chunk.tool_call_chunks:
         call = CallPiece(part["index"] or 0, part["id"], part["name"], part["args"] or "")
         found.append(Piece(call=call))
@@ -259,4 +316,5 @@ def pieces_of(chunk: AIMessageChunk) -> list[Piece]:
 
 def _reason(message: AIMessage, reason: str) -> str:
     """Returns OpenAI's word for why an answer ended."""
-    return "tool_calls" if message.tool_calls and reason == "stop" else reason
+    called = bool(message.tool_calls) or any(cut["name"] for cut in message.invalid_tool_calls)
+    return "tool_calls" if called and reason == "stop" else reason

@@ -13,13 +13,13 @@ from langchain_rwkv_state.serve.tenants import Tenant
 router = APIRouter()
 
 
-def tenant_of(request: Request) -> Tenant:
-    """Returns who asks, as the gate found."""
+async def tenant_of(request: Request) -> Tenant:
+    """Returns who asks, as the gate found; asynchronous, or FastAPI takes a thread for it."""
     found: Tenant = request.state.tenant
     return found
 
 
-def settings_of(request: Request) -> ServeSettings:
+async def settings_of(request: Request) -> ServeSettings:
     """Returns what the server was started with."""
     found: ServeSettings = request.app.state.settings
     return found

@@ -5,6 +5,7 @@ Nothing is opened or loaded here; `tenants` does that with them.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,20 @@ class Limits:
         requests: At once; one more is a 429.
         tokens_per_minute: Of prompts that had to be read, and of answers.
         body_bytes: Of one request's body; more is a 413.
+
+    Raises:
+        ServeError: A number is less than 1.
     """
 
     requests: int | None = None
     tokens_per_minute: int | None = None
     body_bytes: int = 4 << 20
+
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        for name, value in vars(self).items():
+            if value is not None and value < 1:
+                raise ServeError(f"{name} is {value!r}: give a number from 1 on.")
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,11 @@ class ServeSettings:
         api_key_file: Names of tenants and their keys; ``None`` for one tenant without a key.
         limits: Of each key that sets no others.
         drain_seconds: How long what runs may go on once the server was told to stop.
+        open_tenants: So many tenants' stores stay open though nobody asks.
+        idle_seconds: A tenant's store is closed when nobody asked for so long.
+
+    Raises:
+        ServeError: A value is not possible.
     """
 
     model: str = "demo"
@@ -61,6 +76,17 @@ class ServeSettings:
     api_key_file: str | None = None
     limits: Limits = Limits()
     drain_seconds: float = 30.0
+    open_tenants: int = 64
+    idle_seconds: float = 600.0
+
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        for name in ("drain_seconds", "idle_seconds"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ServeError(f"{name} is {value!r}: give seconds, from 0 on.")
+        if self.open_tenants < 1:
+            raise ServeError(f"open_tenants is {self.open_tenants!r}: give a number from 1 on.")
 
     @property
     def model_name(self) -> str:

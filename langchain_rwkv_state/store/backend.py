@@ -40,6 +40,14 @@ class Backend(Protocol):
         """
         ...
 
+    def view(self, now: float) -> Tables:
+        """Returns the tables outside of a transaction, or in that of `look`, at a store's time."""
+        ...
+
+    def changes(self, sql: Sql, now: float) -> Changes:
+        """Returns the tables in a transaction, which runs its statements by `sql`."""
+        ...
+
     def look(self, work: Callable[[], T]) -> T:
         """Runs `work`, whose `sql` sees all as it stood at one moment; it may run anew.
 
@@ -65,12 +73,15 @@ class Backend(Protocol):
         """
         ...
 
-    def write_blob(self, name: str, parts: Sequence[Buffer]) -> None:
+    def write_blob(self, name: str, parts: Sequence[Buffer]) -> str:
         """Writes a file, durably, or nothing.
 
         Args:
             name: A name that was never used.
             parts: Its bytes, in pieces.
+
+        Returns:
+            The name that finds it: the same, or one that begins so.
 
         Raises:
             StoreFull: The disk leaves no room.
@@ -153,9 +164,31 @@ class Backend(Protocol):
         ...
 
 
+class SqlTables:
+    """What a backend that runs SQL gives as tables."""
+
+    lists_states: bool
+
+    if TYPE_CHECKING:
+
+        def sql(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+            """See `Backend.sql`."""
+
+        def blob_exists(self, name: str) -> bool:
+            """See `Backend.blob_exists`."""
+
+    def view(self, now: float) -> Tables:
+        """See `Backend.view`."""
+        return Tables(self.sql, now)
+
+    def changes(self, sql: Sql, now: float) -> Changes:
+        """See `Backend.changes`."""
+        return Changes(sql, now, blob_exists=self.blob_exists, lists_states=self.lists_states)
+
+
 def look(backend: Backend, now: float, work: Callable[[Tables], T]) -> T:
     """Runs `work` on the tables as they stood at one moment."""
-    return backend.look(lambda: work(Tables(backend.sql, now)))
+    return backend.look(lambda: work(backend.view(now)))
 
 
 def change(
@@ -169,9 +202,7 @@ def change(
     """Runs `work` on the tables in a transaction, then deletes the files that it let go of."""
 
     def transaction(sql: Sql) -> tuple[T, list[str]]:
-        changes = Changes(
-            sql, now, blob_exists=backend.blob_exists, lists_states=backend.lists_states
-        )
+        changes = backend.changes(sql, now)
         result = work(changes)
         changes.finish()
         return result, changes.dropped

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, Self, TypeAlias, overload
 from langchain_rwkv_state import _markup as markup
 from langchain_rwkv_state import state as states
 from langchain_rwkv_state._text import ago, short, size, until
-from langchain_rwkv_state.errors import SessionConflict, StateNotFound
+from langchain_rwkv_state.errors import SessionConflict, StateNotFound, StoreError
 from langchain_rwkv_state.state import is_reference
 from langchain_rwkv_state.store.clock import TTL
 from langchain_rwkv_state.store.events import snapshot_of
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         Reader,
         RWKVState,
     )
+    from langchain_rwkv_state.store.pins import SharedPins
     from langchain_rwkv_state.store.records import SessionInfo
 
 
@@ -77,6 +78,22 @@ class StateStore(AsyncVerbs):
         """
         kept: dict[str, Beside] = self.__dict__.setdefault("_beside", {})
         return kept
+
+    @property
+    def shares_pins(self) -> bool:
+        """Whether this kind of store has `shared_pins`; that is known before it is opened."""
+        return False
+
+    def shared_pins(self) -> SharedPins:
+        """Returns the pinned prefixes that all who use this store share.
+
+        Raises:
+            StoreError: This kind of store has none, or it cannot be used.
+        """
+        raise StoreError(
+            f"{self!r} shares no pinned prefixes: a store in Redis does, and on one machine a "
+            "directory, PrefixStateCache(disk=DIR)."
+        )
 
     # -- the toolbox, by name: looking is no use of a session, whose time to live goes on ---------
 

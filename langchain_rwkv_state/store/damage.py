@@ -181,7 +181,7 @@ class Damages:
 
     def problems(self) -> list[str]:
         """Returns a sentence on each, with whose it is and what mends it."""
-        view = Tables(self._backend.sql, self._clock())
+        view = self._backend.view(self._clock())
         return [
             " ".join([each.problem, *advice(view, each.row.ref, self._is_whole)])
             for each in self._found.values()
@@ -211,7 +211,7 @@ class Damages:
 
     def _still_named(self, row: StateRow) -> bool:
         with suppress(StateCorrupt):
-            now = Tables(self._backend.sql, self._clock()).stored_state(row.ref)
+            now = self._backend.view(self._clock()).stored_state(row.ref)
             return now is not None and now.blob == row.blob
         return False  # the row is what is wrong, and is reported as such
 

@@ -28,6 +28,7 @@ from langchain_rwkv_state._fork import (
     not_amid_a_fork,
 )
 from langchain_rwkv_state.errors import RWKVStateError, StateCorrupt, StoreError, StoreFull
+from langchain_rwkv_state.store.backend import SqlTables
 from langchain_rwkv_state.store.files import (
     StateFiles,
     file_limit,
@@ -58,7 +59,7 @@ T = TypeVar("T")
 _LOOK_AGAIN_SECONDS = 0.01  # at a lock that somebody else holds
 
 
-class DiskBackend:
+class DiskBackend(SqlTables):
     """Tables and files in a directory.
 
     Args:
@@ -166,11 +167,12 @@ class DiskBackend:
         self.files.fill_reserve()
         return result
 
-    def write_blob(self, name: str, parts: Sequence[Buffer]) -> None:
+    def write_blob(self, name: str, parts: Sequence[Buffer]) -> str:
         """See `Backend.write_blob`."""
         self._require_writable()
         self._require_identity()
         self.files.write(name, parts)
+        return name
 
     def adopt_blob(self, name: str, path: Path) -> bool:
         """See `Backend.adopt_blob`."""

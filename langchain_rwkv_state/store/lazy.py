@@ -18,6 +18,7 @@ from langchain_rwkv_state._registry import of_process
 from langchain_rwkv_state.errors import StoreError
 from langchain_rwkv_state.store.base import Beside, StateStore
 from langchain_rwkv_state.store.disk import DIRECTORY_VARIABLE, LazyDiskStateStore
+from langchain_rwkv_state.store.pins import SharedPins
 from langchain_rwkv_state.store.urls import StoreUrl, environment_url, is_url
 from langchain_rwkv_state.store.verbs import StoreVerbs, Threads
 
@@ -92,6 +93,15 @@ class LazyUrlStore(StateStore):
     def or_memory(self) -> StateStore:
         """Returns this store: what is named by a URL is meant, and nothing takes its place."""
         return self
+
+    @property
+    def shares_pins(self) -> bool:
+        """See `StateStore.shares_pins`."""
+        return self._url.is_redis
+
+    def shared_pins(self) -> SharedPins:
+        """See `StateStore.shared_pins`."""
+        return self.opened().shared_pins()
 
     def close(self) -> None:
         """See `StateStore.close`; a store that was not opened yet is not opened for it."""

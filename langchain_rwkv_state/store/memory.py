@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from langchain_rwkv_state._fork import ForkLock
 from langchain_rwkv_state._registry import Hold, of_process
 from langchain_rwkv_state.errors import StoreError
+from langchain_rwkv_state.store.backend import SqlTables
 from langchain_rwkv_state.store.clock import TTL
 from langchain_rwkv_state.store.records import CheckReport, Codec, LogKind
 from langchain_rwkv_state.store.resources import Resources
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class MemoryBackend:
+class MemoryBackend(SqlTables):
     """Tables on one connection, which readers take turns at, and files in a dict."""
 
     read_only = False
@@ -79,11 +80,12 @@ class MemoryBackend:
             self.sql("COMMIT")
             return result
 
-    def write_blob(self, name: str, parts: Sequence[Buffer]) -> None:
+    def write_blob(self, name: str, parts: Sequence[Buffer]) -> str:
         """See `Backend.write_blob`."""
         data = b"".join(parts)
         with self._lock:
             self._blobs[name] = (data, time.monotonic())
+        return name
 
     def adopt_blob(self, name: str, path: Path) -> bool:  # noqa: ARG002
         """See `Backend.adopt_blob`: nothing of it lies in files."""

@@ -182,7 +182,7 @@ def finish(backend: Backend, now: float) -> None:
     Raises:
         StoreError: Somebody reads what was there before.
     """
-    while (note := Tables(backend.sql, now).meta(_SCRUB)) is not None:
+    while (note := backend.view(now).meta(_SCRUB)) is not None:
         backend.scrub(frozenset(json.loads(note)))
         change(backend, now, functools.partial(_scrubbed, note=note), freeing=True)
 

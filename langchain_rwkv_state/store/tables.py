@@ -46,6 +46,7 @@ _TOTALS = "totals"
 
 Sql = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
 """Runs a statement and returns what it finds."""
+_HoldKey = tuple[bytes, int, bytes]
 
 _SESSION = (
     "SELECT s.*, l.seq, l.ref FROM (SELECT 1) LEFT JOIN sessions s ON s.name = ?1"
@@ -138,11 +139,7 @@ class Tables:
             row = SessionRow.unpack(raw)
             if row.turns == seq and raw[1] == head:
                 return row
-        raise StateCorrupt(
-            f"The row of the session {name!r} is lost or was changed, though nobody deleted the "
-            "session: restore the store from a copy, or let the session start anew with "
-            f"store.delete_session({name!r})."
-        )
+        raise lost_session(name)
 
     def head(self, name: str) -> tuple[str | None, float, float, bool] | None:
         """Returns a living session's head, end, time to live and whether that slides; no more.
@@ -219,11 +216,7 @@ class Tables:
 
     def path(self, ref: str) -> list[tuple[str, Origin]]:
         """Returns how a state was read, oldest step first; empty where no token ids are kept."""
-        found = self._sql(
-            "SELECT DISTINCT session FROM log WHERE ref = ? AND origin IS NOT NULL",
-            (ref_bytes(ref),),
-        )
-        for (session,) in found:
+        for session in self._tellers(ref):
             name = rows.readable_name(session)
             if name is None:
                 continue  # a changed row, which `check` tells of
@@ -233,6 +226,14 @@ class Tables:
                 return steps
         row = self.stored_state(ref)
         return [] if row is None or row.origin is None else [(ref, row.origin)]
+
+    def _tellers(self, ref: str) -> list[Any]:
+        """Returns the names, as bytes, of the sessions whose logs tell how a state was read."""
+        found = self._sql(
+            "SELECT DISTINCT session FROM log WHERE ref = ? AND origin IS NOT NULL",
+            (ref_bytes(ref),),
+        )
+        return [session for (session,) in found]
 
     def sessions_with(self, refs: Iterable[str]) -> set[str]:
         """Returns the sessions, expired ones too, that hold one of these states or log it."""
@@ -337,20 +338,29 @@ class Tables:
 
     def lives(self, ref: str) -> bool:
         """Says whether a state is stored and has not expired."""
-        there = self._sql("SELECT 1 FROM states WHERE ref = ?", (ref_bytes(ref),))
-        return bool(there) and self.expired_at(ref) is None
+        return self._has(StateRow.TABLE, (ref_bytes(ref),)) and self.expired_at(ref) is None
 
     def missing(self, ref: str) -> StateExpired | StateNotFound | StateCorrupt:
         """Returns the error that says why a state has no row."""
-        found = self._sql("SELECT * FROM tombstones WHERE ref = ?", (ref_bytes(ref),))
-        if found:
-            return self._gone(ref, TOMBSTONES.unpack(found[0])[1] - TOMBSTONE_SECONDS)
+        found = self._tombstone(ref)
+        if found is not None:
+            return self._gone(ref, TOMBSTONES.unpack(found)[1] - TOMBSTONE_SECONDS)
         if any(True for _ in self.holders(ref)):
             return StateCorrupt(f"The row of the state {ref} is lost: run check() on the store.")
         return StateNotFound(
             f"No state {ref} is stored here. It belongs to another store, was deleted, has left "
             "its session's history, or was never committed."
         )
+
+    def _tombstone(self, ref: str) -> Raw | None:
+        """Returns the row that says when a state expired."""
+        found = self._sql("SELECT * FROM tombstones WHERE ref = ?", (ref_bytes(ref),))
+        return found[0] if found else None
+
+    def _has(self, table: Table, key: Sequence[Any]) -> bool:
+        """Says whether a table has a row of a key, whole or damaged."""
+        where = _WHERE[table.name]
+        return bool(self._sql(f"SELECT 1 FROM {table.name} WHERE {where}", key))  # noqa: S608
 
     def _gone(self, ref: str, expired: float) -> StateExpired | StateNotFound:
         ago = self.now - expired
@@ -421,7 +431,7 @@ class Tables:
             StateCorrupt: Sessions are missing whose names nothing tells any more.
         """
         start = name_bytes(prefix)
-        end = _after(start)
+        end = name_end(start)
         if end is None:
             found = self._sql("SELECT * FROM sessions ORDER BY name", ())
         else:
@@ -479,6 +489,15 @@ class Tables:
         return living
 
 
+def lost_session(name: str) -> StateCorrupt:
+    """Returns the error that says that a session's row is lost."""
+    return StateCorrupt(
+        f"The row of the session {name!r} is lost or was changed, though nobody deleted the "
+        "session: restore the store from a copy, or let the session start anew with "
+        f"store.delete_session({name!r})."
+    )
+
+
 _CHUNK = 400  # values; a statement has them up to twice, and may hold 999
 
 
@@ -507,7 +526,7 @@ _KEPT = (
 )
 
 
-def _after(start: bytes) -> bytes | None:
+def name_end(start: bytes) -> bytes | None:
     """Returns the first name behind all that begin so; ``None`` where there is none."""
     stripped = start.rstrip(b"\xff")
     return stripped[:-1] + bytes([stripped[-1] + 1]) if stripped else None
@@ -547,6 +566,7 @@ class Changes(Tables):
         lists_states: Whether each state also gets a row of diskcache's own table.
 
     Attributes:
+        limit: The most bytes that the store may come to, for whoever counts them only as it writes.
         dropped: Files to delete once the transaction has happened.
         states_removed: How many states went so far.
     """
@@ -568,6 +588,7 @@ class Changes(Tables):
         self._added: set[str] = set()
         self._listed: dict[str, StateRow] = {}
         self._unlisted: list[str] = []
+        self.limit: int | None = None
         self.dropped: list[str] = []
         self.states_removed = 0
 
@@ -601,9 +622,21 @@ class Changes(Tables):
 
     def delete_key(self, table: Table, key: Sequence[Any]) -> bool:
         """Deletes the row of a key, whole or damaged; says whether there was one."""
-        return bool(self._delete(table, _WHERE[table.name], key))
+        return bool(self._delete_rows(table, key))
 
-    def _delete(self, table: Table, where: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+    def _delete_rows(self, table: Table, key: Sequence[Any]) -> list[Raw]:
+        """Deletes the rows whose keys begin so; returns them as they stood."""
+        where = " AND ".join(f"{name} = ?" for name in list(table.columns)[: len(key)])
+        return self._delete(table, where, key)
+
+    def _delete_turns(self, name: str, first: int, end: int | None = None) -> list[Raw]:
+        """Deletes log rows from the number `first` to before `end`; returns them as they stood."""
+        if end is None:
+            return self._delete(LOG, "session = ? AND seq >= ?", (name_bytes(name), first))
+        found = "session = ? AND seq >= ? AND seq < ?"
+        return self._delete(LOG, found, (name_bytes(name), first, end))
+
+    def _delete(self, table: Table, where: str, values: Sequence[Any]) -> list[Raw]:
         """Deletes rows; returns them as they stood."""
         if table is StateRow.TABLE:
             self._known.clear()
@@ -614,7 +647,7 @@ class Changes(Tables):
             found = self._sql(f"SELECT * FROM {table.name} WHERE {where}", values)  # noqa: S608
             self._sql(delete, values)
         self._nbytes -= sum(rows.size(raw[:-1]) for raw in found)
-        return found
+        return list(found)
 
     def note(self, key: str, value: bytes) -> None:
         """Notes something of the store as a whole."""
@@ -710,7 +743,7 @@ class Changes(Tables):
         self._known[row.ref] = row
         self._added.add(row.ref)
         key = (ref_bytes(row.ref),)
-        if self._sql("SELECT 1 FROM tombstones WHERE ref = ?", key):
+        if self._has(TOMBSTONES, key):
             self.delete_key(TOMBSTONES, key)
 
     def _write_state(self, ref: str) -> None:
@@ -724,12 +757,16 @@ class Changes(Tables):
         if row.ref in self._added:
             self._added.discard(row.ref)
         else:
-            self._sql("DELETE FROM states WHERE ref = ?", (ref_bytes(row.ref),))
+            self._forget_state(row.ref)
             self._nbytes -= row.nbytes + row.size
             self.unlist_state(ref_bytes(row.ref))
         if not keep_file:
             self.dropped.append(row.blob)
         self.states_removed += 1
+
+    def _forget_state(self, ref: str) -> None:
+        """Deletes a state's row, unlooked at."""
+        self._sql("DELETE FROM states WHERE ref = ?", (ref_bytes(ref),))
 
     def erase_state(self, ref: str) -> list[HoldRow]:
         """Removes a state whatever holds it, with its tombstone; returns what held it."""
@@ -738,7 +775,7 @@ class Changes(Tables):
             self.let_go(ref, hold.kind, hold.owner)
         row = self.stored_state(ref)
         if row is not None:  # it was counted as held more often, or a hold was changed
-            self._delete(HoldRow.TABLE, "ref = ?", (ref_bytes(ref),))
+            self._delete_rows(HoldRow.TABLE, (ref_bytes(ref),))
             self.remove_state(row)
         self.delete_key(TOMBSTONES, (ref_bytes(ref),))
         return holds
@@ -749,11 +786,14 @@ class Changes(Tables):
         Raises:
             StateCorrupt: Its row was changed.
         """
-        found = self._sql(
-            "SELECT * FROM holds WHERE ref = ? AND kind = ? AND owner = ?",
-            (ref_bytes(ref), int(kind), name_bytes(owner)),
-        )
-        return HoldRow.unpack(found[0]) if found else None
+        found = self._raw_hold((ref_bytes(ref), int(kind), name_bytes(owner)))
+        return HoldRow.unpack(found) if found else None
+
+    def _raw_hold(self, key: _HoldKey) -> Raw | None:
+        """Returns a hold's row as it stands."""
+        where = _WHERE["holds"]
+        found = self._sql(f"SELECT * FROM holds WHERE {where}", key)  # noqa: S608 # names of ours
+        return found[0] if found else None
 
     def hold(self, ref: str, kind: Holder, owner: str, ttl: float = math.inf) -> None:
         """Makes something hold a state from now on, or renews its hold."""
@@ -778,14 +818,14 @@ class Changes(Tables):
             Whether there was such a hold.
         """
         key = (ref_bytes(ref), int(kind), name_bytes(owner))
-        ((held, others, *raw),) = self._sql(_LET_GO, key)
+        held, others, raw = self._hold_and_state(key)
         if not held:
             return False
-        self._sql(_END_HOLD, key)
+        self._end_hold(key)
         self._nbytes -= rows.size((*key, None, None))
         if ref not in self._known:
             try:
-                self._known[ref] = None if raw[0] is None else StateRow.unpack(raw)
+                self._known[ref] = None if raw is None else StateRow.unpack(raw)
             except StateCorrupt:
                 return True  # it is left alone
         state = self._known[ref]
@@ -799,22 +839,41 @@ class Changes(Tables):
             self.put_columns(TOMBSTONES, TOMBSTONES.pack((ref, expired_at + TOMBSTONE_SECONDS)))
         return True
 
+    def _hold_and_state(self, key: _HoldKey) -> tuple[bool, bool, Raw | None]:
+        """Says whether a hold is there, whether others hold its state; and that state's row."""
+        ((held, others, *raw),) = self._sql(_LET_GO, key)
+        return bool(held), bool(others), None if raw[0] is None else raw
+
+    def _end_hold(self, key: _HoldKey) -> None:
+        """Deletes a hold's row, unlooked at."""
+        self._sql(_END_HOLD, key)
+
     def renew_kept(self, owner: str, left: float) -> None:
         """Lets an owner's holds start anew of whose times no more than the share `left` is left.
 
         A row that was changed is left for `check`.
         """
-        for raw in self._sql(_WORN, (name_bytes(owner), self.now, left)):
+        for raw in self._worn(owner, left):
             with suppress(StateCorrupt):
                 hold = HoldRow.unpack(raw)
                 self.hold(hold.ref, Holder.OWNER, owner, hold.ttl)
 
     def release(self, owner: str) -> int:
         """Ends all holds of an owner; returns how many there were."""
+        return sum(
+            self.let_go(rows.ref_text(ref), Holder.OWNER, owner) for ref in self._kept_refs(owner)
+        )
+
+    def _worn(self, owner: str, left: float) -> list[Raw]:
+        """Returns an owner's holds of whose times no more than a share is left."""
+        return list(self._sql(_WORN, (name_bytes(owner), self.now, left)))
+
+    def _kept_refs(self, owner: str) -> list[bytes]:
+        """Returns the states that an owner keeps, as `ref_bytes` has them; expired ones, too."""
         found = self._sql(
             "SELECT ref FROM holds WHERE kind = 1 AND owner = ?", (name_bytes(owner),)
         )
-        return sum(self.let_go(rows.ref_text(ref), Holder.OWNER, owner) for (ref,) in found)
+        return [ref for (ref,) in found]
 
     # -- sessions --------------------------------------------------------------------------------
 
@@ -841,8 +900,8 @@ class Changes(Tables):
         self._put_turn(session, turn)
         if turn.seq <= LOG_ENTRIES:
             return
-        last = (name_bytes(session), turn.seq - LOG_ENTRIES)
-        for raw in self._delete(LOG, _WHERE["log"], last):
+        last = turn.seq - LOG_ENTRIES
+        for raw in self._delete_turns(session, last, last + 1):
             oldest = rows.unpack_turn(raw)
             successor = None if oldest.origin is None else self.turn(session, oldest.seq + 1)
             if successor is not None:
@@ -863,11 +922,11 @@ class Changes(Tables):
 
     def cut_log(self, name: str, last: int) -> None:
         """Forgets the turns behind `last`."""
-        self._delete(LOG, "session = ? AND seq > ?", (name_bytes(name), last))
+        self._delete_turns(name, last + 1)
 
     def cut_log_before(self, name: str, first: int) -> None:
         """Forgets the turns before `first`."""
-        self._delete(LOG, "session = ? AND seq > 0 AND seq < ?", (name_bytes(name), first))
+        self._delete_turns(name, 1, first)
 
     def rename_session(self, row: SessionRow, new: str) -> None:
         """Gives a session a name that is free; its old one is nobody's then."""
@@ -897,7 +956,7 @@ class Changes(Tables):
         """Removes all rows of a session; one that cannot be read holds what its log names."""
         key = name_bytes(name)
         held: set[str] = set()
-        for raw in self._delete(LOG, "session = ?", (key,)):
+        for raw in self._delete_rows(LOG, (key,)):
             if raw[1] == 0:
                 self._sessions -= 1
                 self._names ^= name_digest(key)
@@ -937,23 +996,27 @@ class Changes(Tables):
             How many things went, and how many of them were sessions.
         """
         gone = sessions = 0
-        bound = (self.now, limit)
-        for (name,) in self._sql("SELECT name" + _DUE.format("sessions"), bound):
+        for raw in self._due(SessionRow.TABLE, limit):
             with suppress(StateCorrupt, ValueError, TypeError):
-                session = self.stored_session(rows.name_text(name))
+                session = self.stored_session(rows.name_text(raw[0]))
                 if session is not None and session.expires <= self.now:
                     self._remove(session.name, session, expired=True)
                     sessions += 1
-        for raw in self._sql("SELECT *" + _DUE.format("holds"), bound):
+        for raw in self._due(HoldRow.TABLE, limit):
             with suppress(StateCorrupt):
                 hold = HoldRow.unpack(raw)
                 if hold.expires <= self.now:
                     self.let_go(hold.ref, hold.kind, hold.owner, expired_at=hold.expires)
                     gone += 1
-        for raw in self._sql("SELECT *" + _DUE.format("tombstones"), bound):
+        for raw in self._due(TOMBSTONES, limit):
             with suppress(StateCorrupt):
                 gone += self.delete_key(TOMBSTONES, (ref_bytes(TOMBSTONES.unpack(raw)[0]),))
         return gone + sessions, sessions
 
+    def _due(self, table: Table, limit: int) -> list[Raw]:
+        """Returns the rows of a table that have expired, oldest first; of sessions their names."""
+        what = "name" if table is SessionRow.TABLE else "*"
+        return list(self._sql(_DUE.format(what, table.name), (self.now, limit)))
 
-_DUE = " FROM {} WHERE expires <= ? ORDER BY expires LIMIT ?"
+
+_DUE = "SELECT {} FROM {} WHERE expires <= ? ORDER BY expires LIMIT ?"

@@ -13,7 +13,6 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from importlib.util import find_spec
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
@@ -376,15 +375,6 @@ def _with_password(place: str) -> str:
 
 
 def _redis_class() -> Callable[..., StateStore]:
-    """Returns `RedisStateStore`.
-
-    Raises:
-        ImportError: Its extra is missing.
-    """
-    if find_spec("redis") is None:
-        raise ImportError(
-            'A store in Redis needs redis-py: pip install "langchain-rwkv-state[redis]".'
-        )
     from langchain_rwkv_state.store.redis import RedisStateStore
 
     found: Callable[..., StateStore] = RedisStateStore

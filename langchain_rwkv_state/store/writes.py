@@ -13,6 +13,7 @@ import secrets
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from langchain_rwkv_state import state as states
@@ -98,7 +99,7 @@ class OpenStore(StateStore):
 
     def _shared_clock(self, clock: Callable[[], float]) -> StoreClock:
         """Returns the store's clock: one for all objects that go by the machine's own."""
-        shared, load = self._resources.value, functools.partial(_clock_mark, self._backend)
+        shared, load = self._resources.value, functools.partial(clock_mark, self._backend)
         if clock is not time.time:
             return StoreClock(clock, self._ttl, load)
         if shared.clock is None:
@@ -115,7 +116,7 @@ class OpenStore(StateStore):
         return known
 
     def _view(self) -> Tables:
-        return Tables(self._backend.sql, self._clock.now())
+        return self._backend.view(self._clock.now())
 
     def _look(self, work: Callable[[Tables], T]) -> T:
         """Runs `work` on the tables as they stand at one moment."""
@@ -144,6 +145,7 @@ class OpenStore(StateStore):
 
         def transaction(changes: Changes) -> T:
             before = 0 if limit is None else changes.totals().nbytes
+            changes.limit = limit
             result = work(changes)
             if mark is not None:
                 body = {"wall": mark.wall, "offset": mark.offset}
@@ -365,8 +367,7 @@ class OpenStore(StateStore):
             origin=origin,
             model=model_named_by(state),
         )
-        self._backend.write_blob(row.blob, parts)
-        return row
+        return replace(row, blob=self._backend.write_blob(row.blob, parts))
 
     def _tidy(self, row: StateRow) -> None:
         """Deletes bytes that no row names; where that is not certain, `check` does it later."""
@@ -414,10 +415,10 @@ class OpenStore(StateStore):
         return reference(kept.derivation, self._key), kept
 
 
-def _clock_mark(backend: Backend) -> ClockMark | None:
+def clock_mark(backend: Backend) -> ClockMark | None:
     """Returns what an earlier process, or another one, noted of the clock."""
     try:
-        found = json.loads(Tables(backend.sql, 0.0).meta("clock") or b"{}")
+        found = json.loads(backend.view(0.0).meta("clock") or b"{}")
         return ClockMark(float(found["wall"]), float(found["offset"]))
     except (StateCorrupt, ValueError, KeyError, TypeError):
         return None  # without a mark the clock is taken at its word

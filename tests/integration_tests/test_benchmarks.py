@@ -25,6 +25,7 @@ from langchain_rwkv_state.demo.held_out import is_held_out
 from langchain_rwkv_state.tokenizer import WorldTokenizer
 from langchain_rwkv_state.toolbox.recall.nouns import WORDS
 from langchain_rwkv_state.toolbox.recall.values import KINDS, number
+from tests.helpers import redis_server
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPTS = sorted(
@@ -36,6 +37,7 @@ NEEDS = {
     "endurance": (os.name != "nt", "counts descriptors"),
     "model_files": (Path("/proc/self/clear_refs").exists(), "asks Linux for the peak of memory"),
     "store": (hasattr(os, "fork"), "forks writers and kills them"),
+    "stores": (bool(redis_server.BINARY), "starts a redis-server"),
 }
 OPTIONS = {"retention": ["-n", "1"]}
 

@@ -16,6 +16,7 @@ EXPORTED = [
     "RWKVState",
     "RWKVStateHistory",
     "RWKVStateMiddleware",
+    "RedisStateStore",
     "StateLayout",
     "StateStore",
     "ToolFormat",

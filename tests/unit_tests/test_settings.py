@@ -13,9 +13,16 @@ from langchain_core.load import dumpd, dumps, load
 from langchain_core.runnables import ConfigurableField
 from pydantic import SecretStr
 
-from langchain_rwkv_state import RWKVLLM, ChatRWKV, DiskStateStore, MemoryStateStore
+from langchain_rwkv_state import (
+    RWKVLLM,
+    ChatRWKV,
+    DiskStateStore,
+    MemoryStateStore,
+    RWKVStateHistory,
+)
 from langchain_rwkv_state.errors import ModelLoadError, StoreError
 from langchain_rwkv_state.prompt.template import ChatTemplate, G1Template, WorldTemplate
+from langchain_rwkv_state.store import open_store
 from langchain_rwkv_state.store.resources import OPEN_STORES
 from langchain_rwkv_state.tokenizer import WorldTokenizer
 
@@ -265,6 +272,60 @@ class TestAStoreThatIsNamed:
         assert len(OPEN_STORES) == before + 1
         store.close()
         assert len(OPEN_STORES) == before
+
+
+class TestAStoreWithAUrl:
+    URL = "redis://user:s3cret@127.0.0.1:1/0?tenant=a"
+    SHOWN = "redis://user:***@127.0.0.1:1/0?tenant=a"
+
+    def test_is_a_value_that_shows_no_password(self, kind):
+        model = kind(model="demo", store=self.URL)
+        assert model.store_location == self.SHOWN
+        assert f"store='{self.SHOWN}'" in repr(model)
+        for seen in (
+            repr(model) + str(model) + repr(model.store),
+            dumps(model),
+            str(model.model_dump()) + model.model_dump_json(),
+            str(model._identifying_params) + str(model._get_ls_params()),
+            repr(model.model_copy(update={"store": self.URL})),
+            repr(model | (lambda found: found)),
+        ):
+            assert "s3cret" not in seen
+        assert self.SHOWN in dumps(model)
+
+    @pytest.mark.filterwarnings("ignore:The function `load` is in beta")
+    def test_travels(self, kind):
+        model = kind(model="demo", store=self.URL)
+        assert "s3cret" in pickle.loads(pickle.dumps(model)).store.url.text
+        loaded = load(
+            dumpd(model), allowed_objects=[kind], valid_namespaces=["langchain_rwkv_state"]
+        )
+        assert loaded.store_location == self.SHOWN
+        assert loaded.store.url.settings == {"tenant": "a"}
+
+    def test_that_cannot_be_right_is_refused_at_once(self, kind):
+        for wrong, says in {
+            "reddis://user:s3cret@h": "Did you mean redis:",
+            "redis://user:s3cret@h?tenat=a": "did you mean tenant",
+        }.items():
+            with pytest.raises(ValueError, match=says) as error:
+                kind(model="demo", store=wrong)
+            assert "s3cret" not in str(error.value)
+
+    def test_in_memory_is_one_for_whoever_names_it(self, make_chat, kind):
+        make_chat(7, store="memory:test_settings").with_session("bob").invoke("Hello.")
+        other = kind(model="demo", store="memory:test_settings")
+        assert other.store.sessions() == ["bob"]
+        assert pickle.loads(pickle.dumps(other)).store.sessions() == ["bob"]
+        history = RWKVStateHistory("bob", "memory:test_settings")
+        assert len(history.messages) == 1
+
+    def test_may_be_the_users_own(self, make_chat, monkeypatch):
+        monkeypatch.setenv("RWKV_STATE_DIR", "memory:test_settings_own")
+        chat = make_chat(7, store=None)
+        assert chat.store_location is None
+        chat.with_session("bob").invoke("Hello.")
+        assert open_store().sessions() == ["bob"]
 
 
 class TestWithoutAHome:

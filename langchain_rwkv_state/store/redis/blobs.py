@@ -108,7 +108,8 @@ def open_blobs(
         client: A connection to its Redis.
         blobs: A directory that all machines share, as a path, as ``file:///mnt/share`` or as
             another URL that fsspec reads (``s3://bucket/states``); ``None`` for Redis alone.
-        marker: The key of Redis under which the name of the tenant's folder is kept.
+        marker: The key of Redis under which the name of the tenant's folder is kept; while there
+            is a key of that name and ``:hold`` no file is deleted.
         large_bytes: States of so many bytes go there, smaller ones into Redis.
 
     Raises:
@@ -146,7 +147,7 @@ def open_blobs(
             "mounted, and is it the directory that the other machines name? If those files are "
             f"lost, delete the key {marker} to go on without them."
         )
-    return FileBlobs(client, root.files(folder), large_bytes)
+    return FileBlobs(client, root.files(folder), f"{marker}:hold", large_bytes)
 
 
 class RedisBlobs:
@@ -221,12 +222,17 @@ class FileBlobs(RedisBlobs):
     Args:
         client: A connection.
         files: The tenant's folder.
+        hold: While there is a key of this name in Redis no file is deleted, so that whoever makes
+            a backup finds all that a snapshot of Redis names. A later sweep takes what was left.
         large_bytes: What is large.
     """
 
-    def __init__(self, client: Redis, files: Files, large_bytes: int = LARGE_BYTES) -> None:
+    def __init__(
+        self, client: Redis, files: Files, hold: str, large_bytes: int = LARGE_BYTES
+    ) -> None:
         super().__init__(client)
         self._files = files
+        self._hold = hold
         self._large_bytes = large_bytes
 
     def write(self, client: Redis, key: str, ref: str, parts: Sequence[Buffer]) -> BlobPlace:
@@ -253,10 +259,19 @@ class FileBlobs(RedisBlobs):
         """See `Blobs.drop`."""
         every = list(places)
         super().drop(place for place in every if _file(place) is None)
-        self._files.drop_all([name for place in every if (name := _file(place)) is not None])
+        names = [name for place in every if (name := _file(place)) is not None]
+        if names and not self._is_held():
+            self._files.drop_all(names)
+
+    def _is_held(self) -> bool:
+        with errors():
+            found: Any = self._client.exists(self._hold)
+        return bool(found)
 
     def orphans(self, known: Collection[BlobPlace]) -> list[BlobPlace]:
         """See `Blobs.orphans`."""
+        if self._is_held():
+            return []
         named = frozenset(known)
         return [
             f"f:{name}"

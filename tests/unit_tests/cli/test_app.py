@@ -246,7 +246,7 @@ def test_a_terminal_is_asked_first(tmp_path, monkeypatch, answer):
     monkeypatch.setattr(options, "_is_terminal", lambda: True)
     monkeypatch.setattr(typer, "confirm", confirm)
     with contextlib.nullcontext() if answer else pytest.raises(StoreError, match="--create"):
-        options.open_store(tmp_path).close()
+        options.open_store(str(tmp_path)).close()
     assert ["holds other things" in text for text in asked] == [True]
     assert (tmp_path / "cache.db").exists() == answer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,9 @@ class DictRedis:
             self.values[key] = value.encode() if isinstance(value, str) else value
             self.expires[key] = ex
 
+    def exists(self, key):
+        return int(key in self.values)
+
     def unlink(self, *keys):
         for key in keys:
             self.values.pop(key, None)
@@ -53,7 +57,7 @@ def shared(request, tmp_path):
     return tmp_path if request.param == "path" else tmp_path.as_uri()
 
 
-def opened(redis, shared, **settings):
+def opened(redis: Any, shared, **settings):
     return open_blobs(redis, shared, MARKER, **settings)
 
 
@@ -110,9 +114,22 @@ def test_a_sweep_takes_old_files_that_no_row_names(redis, shared, tmp_path, monk
     assert blobs.read(kept) == blobs.read(young) == STATE
 
 
+def test_no_file_is_deleted_while_a_backup_holds_them(redis, shared, monkeypatch):
+    blobs = opened(redis, shared, large_bytes=0)
+    place = blobs.write(redis, "k", REF, [STATE])
+    redis.set(f"{MARKER}:hold", "1")
+    blobs.drop([place])
+    monkeypatch.setattr("langchain_rwkv_state.store.redis.blobs.ORPHAN_SECONDS", -1.0)
+    assert blobs.sweep([]) == 0
+    assert blobs.read(place) == STATE
+    redis.unlink(f"{MARKER}:hold")
+    assert blobs.sweep([]) == 1
+    assert blobs.read(place) is None
+
+
 def test_tenants_and_other_redises_do_not_sweep_each_other(redis, shared):
     mine = opened(redis, shared, large_bytes=0)
-    theirs = open_blobs(DictRedis(), shared, MARKER, large_bytes=0)
+    theirs = opened(DictRedis(), shared, large_bytes=0)
     place = theirs.write(redis, "k", REF, [STATE])
     assert mine.read(place) is None
     assert mine.sweep([]) == 0
