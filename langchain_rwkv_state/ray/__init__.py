@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RayArguments", "app"]
 
+_TRIES = 5
+"""How often a replica is started before that is an error: a model that is not there stays away."""
 _AFFINE_ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 
 
@@ -67,6 +69,7 @@ def app(args: Mapping[str, Any]) -> Application:
             upscale_delay_s=given.upscale_delay_s,
             downscale_delay_s=given.downscale_delay_s,
         ),
+        max_constructor_retry_count=_TRIES,
         graceful_shutdown_timeout_s=given.drain_seconds,
         health_check_period_s=given.health_check_period_s,
         health_check_timeout_s=given.health_check_timeout_s,

@@ -101,7 +101,7 @@ class RayArguments(BaseModel):
     num_gpus: float = Field(default=0.0, ge=0)
     drain_seconds: float = Field(default=60.0, gt=0)
     """How long the requests of a replica that is stopped may go on."""
-    health_check_period_s: float = Field(default=5.0, gt=0)
+    health_check_period_s: float = Field(default=2.0, gt=0)
     health_check_timeout_s: float = Field(default=30.0, gt=0)
     affinity: bool = False
     """Whether requests with one value of the header ``x-session-id`` go to one replica while it is

@@ -375,7 +375,7 @@ def _with_password(place: str) -> str:
 
 
 def _redis_class() -> Callable[..., StateStore]:
-    from langchain_rwkv_state.store.redis import RedisStateStore
+    from langchain_rwkv_state.store.redis.store import RedisStateStore
 
     found: Callable[..., StateStore] = RedisStateStore
     return found

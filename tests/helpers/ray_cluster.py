@@ -116,7 +116,9 @@ def _await_ready(driver: subprocess.Popen[bytes], log: Path, seconds: float) -> 
     deadline = time.monotonic() + seconds
     while _READY not in log.read_bytes():
         if driver.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"Ray did not start: {log.read_text('utf-8', 'replace')[-4000:]}")
+            logs = [log, *log.parent.glob("session_latest/logs/serve/replica_*.log")]
+            told = "\n".join(each.read_text("utf-8", "replace")[-3000:] for each in logs[:2])
+            raise RuntimeError(f"Ray did not start: {told}")
         time.sleep(0.2)
 
 

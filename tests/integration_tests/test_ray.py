@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
+import yaml
 
+from langchain_rwkv_state.ray import app
 from tests.helpers import ray_cluster
+from tests.helpers.ray_campaign import campaign
+from tests.helpers.redis_server import redis_server
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(ray_cluster.MISSING is not None, reason=str(ray_cluster.MISSING)),
-]
+pytestmark = pytest.mark.skipif(ray_cluster.MISSING is not None, reason=str(ray_cluster.MISSING))
 _REPLICAS = 3
 _BACK_SECONDS = 20
+_MINUTES = float(os.environ.get("RWKV_STATE_RAY_MINUTES", "3"))
 
 
 def ask(cluster, **body):
@@ -33,6 +37,7 @@ def text_of(response):
     return response["output"][0]["content"][0]["text"]
 
 
+@pytest.mark.slow
 def test_a_conversation_goes_on_over_replicas_and_over_the_death_of_one(tmp_path):
     arguments = [
         f"store={tmp_path / 'store'}",
@@ -73,3 +78,31 @@ def test_a_conversation_goes_on_over_replicas_and_over_the_death_of_one(tmp_path
         for turn in (0, len(ids) // 2, -1):
             response, _ = ask(cluster, input="What is my name?", previous_response_id=ids[turn])
             assert text_of(response) == "Your name is Bob."
+
+
+@pytest.mark.thorough
+def test_no_acknowledged_turn_is_lost_while_replicas_are_killed_under_load():
+    arguments = [f"min_replicas={_REPLICAS}", f"max_replicas={_REPLICAS}", "num_cpus=0"]
+    with (
+        redis_server() as redis,
+        ray_cluster.serving("model=demo", f"store={redis.url}", *arguments) as cluster,
+    ):
+        found = campaign(cluster, redis.url, minutes=_MINUTES, replicas=_REPLICAS)
+    assert found.kills >= _MINUTES
+    assert found.acknowledged > 100 * _MINUTES
+    assert (found.lost, found.twice) == ([], [])
+    assert sum(found.unanswered.values()) < found.acknowledged / 50
+    assert max(found.back_seconds) < _BACK_SECONDS, found
+
+
+@pytest.mark.filterwarnings("ignore")  # of Ray, as it is imported
+def test_ray_understands_the_file_of_the_examples():
+    from ray.serve import Application
+    from ray.serve.schema import ServeDeploySchema
+
+    file = Path(__file__).parents[2] / "examples" / "deploy" / "ray.yaml"
+    read = ServeDeploySchema.model_validate(yaml.safe_load(file.read_text("utf-8")))
+    assert read.applications[0].args["max_replicas"] == 8
+    assert read.http_options.host == "127.0.0.1"
+    assert isinstance(app(read.applications[0].args), Application)
+    assert isinstance(app({"store": "redis://redis:6379/0", "affinity": "true"}), Application)
