@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_rwkv_state.store.clock import TTL, StoreClock, steady_seconds
 from langchain_rwkv_state.store.records import Codec, LogKind
 from langchain_rwkv_state.store.redis.backend import RedisBackend
-from langchain_rwkv_state.store.redis.blobs import open_blobs
+from langchain_rwkv_state.store.redis.blobs import LARGE_BYTES, open_blobs
 from langchain_rwkv_state.store.redis.clock import ServerClock
 from langchain_rwkv_state.store.redis.connect import Persistence, connect, shown
 from langchain_rwkv_state.store.redis.keys import Keys
@@ -58,8 +58,9 @@ class RedisStateStore(TableStore):
         clock: Gives Unix time; by default that of the server, which all processes share.
         staged_bytes: The most bytes of staged states to hold in memory; beyond that they are kept
             in temporary files, which end with the process.
-        blobs: A directory that all machines share, or a URL that fsspec reads, for states of a
-            megabyte and more; ``None`` for all in Redis.
+        blobs: A directory that all machines share, or a URL that fsspec reads, for large states;
+            ``None`` for all in Redis.
+        large_bytes: States of so many bytes are large.
         persistence: What the server must promise, see `check_persistence`: ``"always"`` that what
             was acknowledged is on its disk.
         timeout_seconds: How long to wait for an answer, and for others who write the same.
@@ -89,6 +90,7 @@ class RedisStateStore(TableStore):
         clock: Callable[[], float] = time.time,
         staged_bytes: int = STAGED_BUDGET_BYTES,
         blobs: str | os.PathLike[str] | None = None,
+        large_bytes: int = LARGE_BYTES,
         persistence: Persistence = "always",
         timeout_seconds: float = 60.0,
     ) -> None:
@@ -100,6 +102,7 @@ class RedisStateStore(TableStore):
         self._opening: dict[str, Any] = {
             "tenant": tenant,
             "blobs": blobs,
+            "large_bytes": large_bytes,
             "persistence": persistence,
             "timeout_seconds": timeout_seconds,
         }
@@ -108,7 +111,7 @@ class RedisStateStore(TableStore):
             client = connect(url, timeout_seconds=timeout_seconds, persistence=persistence)
             try:
                 keys = Keys(tenant)
-                where = open_blobs(client, blobs, keys.folder)
+                where = open_blobs(client, blobs, keys.folder, large_bytes=large_bytes)
                 backend = RedisBackend(client, keys, where, timeout_seconds)
             except BaseException:
                 client.close()
