@@ -23,6 +23,7 @@ from langchain_rwkv_state.store import RedisStateStore
 from langchain_rwkv_state.store.redis import moments, tables
 from langchain_rwkv_state.store.redis.blobs import UNCOMMITTED_SECONDS
 from langchain_rwkv_state.testing.states import DAY, Reader, SetClock, chat, random_state, turns
+from tests.helpers.found import forms_of_ids, forms_of_ref, found_in
 from tests.helpers.redis_server import RedisServer, redis_server
 
 Open = Callable[..., RedisStateStore]
@@ -383,6 +384,33 @@ def test_an_index_that_lost_an_entry_is_made_again(make: Open, client: Any) -> N
     assert store.check().sound
     assert {key: client.zrange(key, 0, -1, withscores=True) for key in indices} == before
     assert store.sessions() == ["bob"]
+
+
+# -- redaction -----------------------------------------------------------------------------------
+
+
+def test_redacted_turns_are_off_the_servers_disk(
+    make: Open, client: Any, server: RedisServer
+) -> None:
+    client.config_set("rdbcompression", "no")
+    store, runtime = make(log="tokens"), Reader()
+    said = [[number * 1111 + each for each in range(6)] for number in range(1, 5)]
+    refs: list[str | None] = [None]
+    state = runtime.zero_state()
+    for ids in said:
+        _, state = runtime.forward(ids, state)
+        refs.append(store.stage(state, parent=refs[-1], tokens=ids))
+        store.commit("bob", refs[-1] or "", refs[-2])
+    gone = refs[2] or ""
+    wanted = {**forms_of_ids(said[1]), **forms_of_ref(gone)}
+    assert found_in(server.folder / "appendonlydir", wanted)
+    result = store.redact("bob", [2], runtime)
+    assert "bob" in str(result)
+    assert store.session("bob").n_turns == 3  # type: ignore[union-attr]
+    with pytest.raises(StateNotFound):
+        store.get(gone)
+    assert found_in(server.folder / "appendonlydir", wanted) == []
+    assert store.check().sound
 
 
 # -- room ----------------------------------------------------------------------------------------
