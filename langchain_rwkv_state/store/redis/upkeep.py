@@ -82,7 +82,7 @@ def _candidates(client: Redis, keys: Keys, space: Space) -> Iterator[Entry]:
     due = [keys.due(table) for table in (SessionRow.TABLE, HoldRow.TABLE, TOMBSTONES)]
     own = (keys.names, keys.states, keys.queues, *due)
     for index in _scanned(client, keys, (b"h:", b"o:", b"g:"), *own):
-        for member in space.between(index):
+        for member in space.members(index):
             yield Entry(index, member, None)
 
 

@@ -512,3 +512,42 @@ def test_names_are_listed_in_pages(store: RedisStateStore, monkeypatch: pytest.M
     assert store.sessions() == list("abcdefg")
     store.append_unread("aa", ['"one"'])
     assert store.sessions("a") == ["a", "aa"]
+
+
+def test_places_in_queues_with_ends_of_their_own_are_all_swept(
+    make: Open, clock: SetClock, client: Any
+) -> None:
+    store = make(clock=clock)
+    for number, name in enumerate("cab"):
+        store.enter_queue(name, "mine", 10 + number)
+        store.enter_queue(name, "another", 30 - number)
+    clock.advance(25)
+    store.prune()
+    assert [len(store.queue(name)) for name in "abc"] == [1, 1, 1]
+    clock.advance(25)
+    store.prune()
+    assert client.keys("*:q:*") == client.keys("*:queues") == []
+
+
+def test_a_use_of_an_owner_reads_only_what_is_due(
+    make: Open, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make(clock=clock)
+    refs = [store.put(random_state([number])) for number in range(30)]
+    for ref in refs:
+        store.keep(ref, "thread", ttl=100)
+    backend: Any = store._backend
+    asked: list[Any] = []
+    own = backend._moments.run
+
+    def run(ops: Any) -> Any:
+        asked.extend(ops)
+        return own(ops)
+
+    monkeypatch.setattr(backend._moments, "run", run)
+    store.keep(refs[0], "thread", ttl=100)
+    assert len(asked) < 15
+    clock.advance(60)
+    store.keep(refs[0], "thread", ttl=100)
+    clock.advance(60)
+    assert len(store.kept("thread")) == 30
