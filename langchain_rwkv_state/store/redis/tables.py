@@ -151,13 +151,13 @@ class RedisTables(Tables):
 
     def state(self, ref: str) -> StateRow:
         if self._space.sure is not None:
-            found: StateRow = self._space.sure(self.now, lambda tables: tables.state(ref))
+            found: StateRow = self._space.sure(lambda at: RedisTables(at, self.now).state(ref))
             return found
         return super().state(ref)
 
     def lives(self, ref: str) -> bool:
         if self._space.sure is not None:
-            return bool(self._space.sure(self.now, lambda tables: tables.lives(ref)))
+            return bool(self._space.sure(lambda at: RedisTables(at, self.now).lives(ref)))
         return super().lives(ref)
 
     def holders(self, ref: str, kind: Holder | None = None) -> Iterator[HoldRow | None]:

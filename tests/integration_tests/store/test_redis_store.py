@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from langchain_rwkv_state.errors import (
     StoreFull,
 )
 from langchain_rwkv_state.store import RedisStateStore
+from langchain_rwkv_state.store.redis import moments, tables
 from langchain_rwkv_state.store.redis.blobs import UNCOMMITTED_SECONDS
 from langchain_rwkv_state.testing.states import DAY, Reader, SetClock, chat, random_state, turns
 from tests.helpers.redis_server import RedisServer, redis_server
@@ -64,7 +66,7 @@ def store(make: Open) -> RedisStateStore:
 def key_of(store: RedisStateStore, ref: str) -> bytes:
     """Returns the key of a state's bytes."""
     row = store._view().state(ref)
-    key = store._backend._keys.bytes_key(row.blob)  # type: ignore[attr-defined]
+    key = store._backend.keys.bytes_key(row.blob)  # type: ignore[attr-defined]
     assert isinstance(key, bytes)
     return key
 
@@ -422,3 +424,63 @@ def test_large_states_lie_in_a_shared_directory(
     assert store.check().sound
     store.delete_session("bob")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+# -- many ----------------------------------------------------------------------------------------
+
+
+def test_what_reads_much_is_of_one_moment_beside_writers(
+    make: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moments, "_MOST", 10)
+    here, there = make(0), make(1)
+    for number in range(10):
+        turns(here, f"s{number}", 1)
+        here.keep(here.head(f"s{number}") or "", "thread")
+    done = threading.Event()
+    conflicts: list[Exception] = []
+
+    def write() -> None:
+        head, number = there.head("s0"), 0
+        while not done.is_set():
+            ref = there.stage(random_state([number, 99]))
+            try:
+                there.commit("s0", ref, head)
+            except SessionConflict as error:
+                conflicts.append(error)
+            head, number = ref, number + 1
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(3):
+            assert here.check().problems == ()
+        assert here.check(fix=True).repaired == ()
+        assert here.release("thread") == 10
+    finally:
+        done.set()
+        writer.join()
+    assert not conflicts
+    assert here.check().sound
+    assert here.kept("thread") == []
+
+
+def test_who_holds_writers_up_and_dies_does_so_for_seconds_only(
+    store: RedisStateStore, client: Any
+) -> None:
+    (ref,) = turns(store, "bob", 1)
+    backend: Any = store._backend
+    client.set(backend.keys.pause, "another", px=300)
+    assert store.head("bob") == ref, "whoever reads goes on"
+    store.commit("bob", store.stage(random_state([8])), ref)
+    assert not client.exists(backend.keys.pause)
+
+
+def test_names_are_listed_in_pages(store: RedisStateStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (moments, tables):
+        monkeypatch.setattr(module, "PAGE", 3)
+    for name in "gfedcba":
+        store.append_unread(name, ['"one"'])
+    assert store.sessions() == list("abcdefg")
+    store.append_unread("aa", ['"one"'])
+    assert store.sessions("a") == ["a", "aa"]
