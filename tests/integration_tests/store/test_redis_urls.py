@@ -182,6 +182,22 @@ class TestPinnedPrefixes:
         assert reused(replica(cache_salt="bob"), SYSTEM, HumanMessage("One.")) == 0
         assert reused(replica(cache_salt="ada"), SYSTEM, HumanMessage("One.")) > 0
 
+    def test_outlive_an_upkeep_and_a_killed_server(
+        self, replica: Callable[..., ChatRWKV], url: str, server: RedisServer
+    ) -> None:
+        one = replica()
+        one.pin_prefix([SYSTEM], name="support")
+        with open_store(url) as store:
+            store.prune()
+            assert store.check(fix=True).sound
+        server.restart()
+        assert reused(replica(), SYSTEM, HumanMessage("One.")) > 0
+        one.pin_prefix([SYSTEM, HumanMessage("Hello.")], name="support")
+        with open_store(url) as store:
+            assert store.stats().states == 1
+            cache_of(one).unpin("support")
+            assert store.stats().states == 0
+
     def test_are_kept_from_no_answer_by_a_server_that_is_away(
         self, make_chat: MakeChat, caplog: pytest.LogCaptureFixture
     ) -> None:
