@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from langchain_rwkv_state.engine import MOST_TOP_LOGPROBS
 from langchain_rwkv_state.prefix_cache import hidden_salt
 from langchain_rwkv_state.prompt.template import TEMPLATES, ChatTemplate
 from langchain_rwkv_state.store import StateStore
@@ -114,6 +115,35 @@ def stop_texts(stop: str | Sequence[Any]) -> list[str]:
         if not isinstance(text, str) or not text:
             raise ValueError(f"stop must be texts, none of them empty, got {text!r}.")
     return texts
+
+
+def logprobs(options: Mapping[str, Any]) -> int | None:
+    """Returns how many likeliest tokens a call wants beside each; ``None`` for no log-probability.
+
+    Args:
+        options: Of the call; ``logprobs`` and ``top_logprobs`` are read.
+
+    Raises:
+        ValueError: One cannot have that value, or the second comes without the first.
+    """
+    wanted, top = options.get("logprobs"), options.get("top_logprobs")
+    if wanted is not None and not isinstance(wanted, bool):
+        raise ValueError(
+            f"logprobs is True, False or None, got {wanted!r}: how many of the likeliest tokens "
+            "come with each is top_logprobs."
+        )
+    if top is None:
+        return 0 if wanted else None
+    if not isinstance(top, int) or isinstance(top, bool) or not 0 <= top <= MOST_TOP_LOGPROBS:
+        raise ValueError(
+            f"top_logprobs is a whole number from 0 to {MOST_TOP_LOGPROBS}, or None, got {top!r}."
+        )
+    if not wanted:
+        raise ValueError(
+            f"top_logprobs={top} comes with log-probabilities, and logprobs={wanted} asks for "
+            "none: pass logprobs=True, too, or leave it out."
+        )
+    return top
 
 
 def salt(value: Any) -> str | None:

@@ -445,6 +445,7 @@ class RWKVModel(BaseModel):
             caching=planned.caching(self.prefix_cache, self.cache_salt if salt is None else salt),
             deadline=self.timeout if timeout is None else timeout,
             tokenizer=loaded.tokenizer,
+            logprobs=settings.logprobs(options),
         )
 
     @property
@@ -465,7 +466,15 @@ def seen(options: Mapping[str, Any]) -> dict[str, Any]:
 _LANGCHAIN_OPTIONS = frozenset({"stream", "ls_structured_output_format"})
 """Options that LangChain itself passes down to a model."""
 
-CALL_OPTIONS = (*SAMPLING_FIELDS, "max_tokens", "stop", "timeout", "cache_salt")
+CALL_OPTIONS = (
+    *SAMPLING_FIELDS,
+    "max_tokens",
+    "stop",
+    "timeout",
+    "cache_salt",
+    "logprobs",
+    "top_logprobs",
+)
 """What a call may set anew."""
 
 _SAMPLING: Mapping[str, float] = {"temperature": 1.0, "top_p": 0.3}

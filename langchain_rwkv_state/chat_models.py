@@ -44,6 +44,7 @@ from langchain_rwkv_state.engine import (
     Done,
     Engine,
     Request,
+    TokenLogprob,
     check_constraint,
 )
 from langchain_rwkv_state.prefix_cache import CachedState, Namespace
@@ -126,7 +127,9 @@ class ChatRWKV(RWKVModel, BaseChatModel):
     Response metadata:
         ``model_name``, ``template``, ``sampling`` (what was used), ``finish_reason`` (``stop`` or
         ``length``) and ``rwkv_state``, the reference of the state behind the answer. It is kept in
-        memory for a short while; commit it to a session, or keep it, to make it last.
+        memory for a short while; commit it to a session, or keep it, to make it last. A call with
+        ``logprobs=True`` gets ``logprobs``, as OpenAI writes them: how likely each token of the
+        content was, and with ``top_logprobs`` (0 to 20) so many of the likeliest in its place.
     """
 
     reasoning: Any = None
@@ -416,7 +419,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> ChatResult:
-        engine, call = self._prepare(messages, stop, kwargs)
+        engine, call = self.plan_call(messages, stop, kwargs)
         return self._result(call, engine.submit(call.request).result())
 
     async def _agenerate(
@@ -426,7 +429,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> ChatResult:
-        engine, call = await asyncio.to_thread(self._prepare, messages, stop, kwargs)
+        engine, call = await asyncio.to_thread(self.plan_call, messages, stop, kwargs)
         done = await engine.submit(call.request).aresult()
         return await asyncio.to_thread(self._result, call, done)
 
@@ -437,7 +440,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        engine, call = self._prepare(messages, stop, kwargs)
+        engine, call = self.plan_call(messages, stop, kwargs)
         handle, pieces = engine.submit(call.request), call.stream()
         try:
             for event in handle:
@@ -455,7 +458,7 @@ class ChatRWKV(RWKVModel, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        engine, call = await asyncio.to_thread(self._prepare, messages, stop, kwargs)
+        engine, call = await asyncio.to_thread(self.plan_call, messages, stop, kwargs)
         handle, pieces = engine.submit(call.request), call.stream()
         try:
             async for event in handle:
@@ -640,10 +643,25 @@ class ChatRWKV(RWKVModel, BaseChatModel):
 
     # -- the way down and up -----------------------------------------------------------------
 
-    def _prepare(
-        self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, options: dict[str, Any]
+    def plan_call(
+        self,
+        messages: Sequence[BaseMessage],
+        stop: Sequence[str] | None,
+        options: Mapping[str, Any],
     ) -> tuple[Engine, ChatCall]:
-        """Plans a call: settings, options and messages become one request."""
+        """Plans a call, for who asks the engine itself: settings, options, messages make a request.
+
+        Args:
+            messages: What is said; a state's marker may be among them.
+            stop: Texts that end the answer.
+            options: Other options of a call.
+
+        Returns:
+            The engine, for ``submit(call.request)``, and the call, which reads its answer.
+
+        Raises:
+            RWKVStateError, ValueError: The call cannot be had.
+        """
         loaded = self.loaded()
         template, ask = loaded.template, self._ask(options)
         constraint = ask.constraint(template.tools)
@@ -663,22 +681,22 @@ class ChatRWKV(RWKVModel, BaseChatModel):
 
     def _result(self, call: ChatCall, done: Done) -> ChatResult:
         message = call.message(done)
-        about, usage = self._finish(call, done, message)
+        about, usage = self._finish(call, done, message, call.logprobs(done, message))
         message.response_metadata = about
         message.usage_metadata = usage
         return ChatResult(generations=[ChatGeneration(message=message)])
 
     def _last_chunk(self, call: ChatCall, done: Done) -> ChatGenerationChunk:
-        about, usage = self._finish(call, done, call.message(done))
+        about, usage = self._finish(call, done, call.message(done), ())
         message = AIMessageChunk(
             content="", response_metadata=about, usage_metadata=usage, chunk_position="last"
         )
         return ChatGenerationChunk(message=message)
 
     def _finish(
-        self, call: ChatCall, done: Done, message: AIMessage
+        self, call: ChatCall, done: Done, message: AIMessage, logprobs: Sequence[TokenLogprob]
     ) -> tuple[dict[str, Any], UsageMetadata]:
         """Stages and files the state behind an answer; returns what the message says of it."""
         ref = turn.stage(call.plan, done, self.answer_store)
         file_answer(call.plan, done, ref, self.answer_store, message)
-        return call.about(done, ref, model=self.model)
+        return call.about(done, ref, model=self.model, logprobs=logprobs)

@@ -8,7 +8,7 @@ prompt.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -22,9 +22,18 @@ from langchain_core.runnables import RunnableConfig
 from langchain_rwkv_state.base import CALL_OPTIONS, RWKVModel, seen
 from langchain_rwkv_state.conversation.filings import file_answer
 from langchain_rwkv_state.conversation.lanes import each_as_completed
-from langchain_rwkv_state.engine import Delta, Done, Event, Request, RequestHandle
+from langchain_rwkv_state.engine import (
+    Delta,
+    Done,
+    Engine,
+    Event,
+    Request,
+    RequestHandle,
+    TokenLogprob,
+)
 from langchain_rwkv_state.loaded import Loaded
 from langchain_rwkv_state.prompt import plan as turn
+from langchain_rwkv_state.prompt.logprobs import logprobs_metadata
 from langchain_rwkv_state.prompt.markers import (
     STATE_KEY,
     as_model_input,
@@ -98,7 +107,8 @@ class RWKVLLM(RWKVModel, BaseLLM):
 
         ``finish_reason`` is ``stop`` or ``length``, and ``rwkv_state`` the reference of the state
         behind the answer, for ``state=`` of the next call. It is kept in memory for a short while;
-        `StateStore.keep` or a session makes it last. ``llm_output`` counts the tokens.
+        `StateStore.keep` or a session makes it last. ``llm_output`` counts the tokens. A call with
+        ``logprobs=True`` gets ``logprobs``, in the form that `ChatRWKV` has.
     """
 
     cache: Any = False
@@ -276,8 +286,27 @@ class RWKVLLM(RWKVModel, BaseLLM):
         finally:
             handle.cancel()
 
+    def plan_call(
+        self, prompt: str, stop: Sequence[str] | None, options: Mapping[str, Any]
+    ) -> tuple[Engine, PromptPlan, Request]:
+        """Plans a call, for who asks the engine itself, as `ChatRWKV.plan_call` does.
+
+        Args:
+            prompt: The text that is gone on from.
+            stop: Texts that end the answer.
+            options: Other options of a call, ``state`` among them.
+
+        Returns:
+            The engine, for ``submit(request)``, what is read, and the request.
+
+        Raises:
+            RWKVStateError, ValueError: The call cannot be had.
+        """
+        loaded, [(planned, request)] = self._prepare([prompt], stop, options)
+        return loaded.engine, planned, request
+
     def _prepare(
-        self, prompts: Sequence[str], stop: Sequence[str] | None, options: dict[str, Any]
+        self, prompts: Sequence[str], stop: Sequence[str] | None, options: Mapping[str, Any]
     ) -> tuple[Loaded, list[tuple[PromptPlan, Request]]]:
         """Plans one reading for each prompt.
 
@@ -313,18 +342,33 @@ class RWKVLLM(RWKVModel, BaseLLM):
 
     def _chunk(self, planned: PromptPlan, event: Event) -> GenerationChunk:
         if isinstance(event, Delta):
-            return GenerationChunk(text=event.text)
-        return GenerationChunk(text="", generation_info=self._finish(planned, event))
+            info = logprobs_metadata(event.logprobs) if event.logprobs else None
+            return GenerationChunk(text=event.text, generation_info=info)
+        return GenerationChunk(text="", generation_info=self._finish(planned, event, ()))
 
-    def _finish(self, planned: PromptPlan, done: Done) -> dict[str, Any]:
-        """Stages and files the state behind an answer; returns the answer's information."""
+    def _finish(
+        self, planned: PromptPlan, done: Done, logprobs: Sequence[TokenLogprob]
+    ) -> dict[str, Any]:
+        """Stages and files the state behind an answer; returns the answer's information.
+
+        Args:
+            planned: What was read.
+            done: The answer.
+            logprobs: Tokens that it says, too, how likely they were, where that was asked for.
+        """
         ref = turn.stage(planned, done, self.answer_store)
         file_answer(planned, done, ref, self.answer_store)
-        return {"finish_reason": done.finish_reason, STATE_KEY: ref}
+        known = {} if done.logprobs is None else logprobs_metadata(logprobs)
+        return {"finish_reason": done.finish_reason, STATE_KEY: ref, **known}
 
     def _result(self, all_planned: Sequence[PromptPlan], answers: Sequence[Done]) -> LLMResult:
         generations = [
-            [Generation(text=done.text, generation_info=self._finish(planned, done))]
+            [
+                Generation(
+                    text=done.text,
+                    generation_info=self._finish(planned, done, done.logprobs or ()),
+                )
+            ]
             for planned, done in zip(all_planned, answers, strict=True)
         ]
         read = sum(one.base.n_tokens + len(one.ids) for one in all_planned)

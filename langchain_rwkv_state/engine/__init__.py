@@ -4,6 +4,7 @@ from langchain_rwkv_state.engine.callbacks import in_own_context
 from langchain_rwkv_state.engine.constraints import check_constraint
 from langchain_rwkv_state.engine.engine import Engine, Limits
 from langchain_rwkv_state.engine.request import (
+    MOST_TOP_LOGPROBS,
     Delta,
     Done,
     Event,
@@ -11,11 +12,13 @@ from langchain_rwkv_state.engine.request import (
     Request,
     Sampling,
     Thought,
+    TokenLogprob,
 )
 from langchain_rwkv_state.engine.request_handle import RequestHandle
 from langchain_rwkv_state.engine.stats import EngineStats
 
 __all__ = [
+    "MOST_TOP_LOGPROBS",
     "Delta",
     "Done",
     "Engine",
@@ -26,6 +29,7 @@ __all__ = [
     "Request",
     "Sampling",
     "Thought",
+    "TokenLogprob",
     "RequestHandle",
     "check_constraint",
     "in_own_context",

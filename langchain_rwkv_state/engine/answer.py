@@ -24,6 +24,7 @@ class Answer:
         self._tag: Thought | None = request.thought
         self._awaited = "" if self._tag is None else self._tag.opening  # until it was said
         self._opening = ""  # of the thought, as far as it was read
+        self._n_before = 0  # characters that came before what may be the answer
         self._thinking: StopMatcher | None = None
         if self._tag is not None:
             stops = [self._tag.closing] if self._tag.closing else []
@@ -54,6 +55,11 @@ class Answer:
         return self._matcher.stopped or (self._thinking is not None and self._thinking.stopped)
 
     @property
+    def begins(self) -> int:
+        """How many characters of all that was said come before `text`, once there is some."""
+        return self._n_before + self._matcher.skipped
+
+    @property
     def held(self) -> str:
         """Text that is not let out yet."""
         return self._opening + (self._thinking or self._matcher).held
@@ -65,14 +71,18 @@ class Answer:
         behind = self._behind_opening(text)
         if behind is None:
             known, self._opening, self._thinking = self._opening + text, "", None
+            self._n_before = 0
             return self._let_out(text=self._matcher.push(known))
+        self._n_before += len(text)
         if self._tag is not None and not self._tag.closing:
             self._thinking = self._thinking if self._awaited else None
+            self._n_before -= len(behind)
             return self._let_out(text=self._matcher.push(behind))
         thought = self._thinking.push(behind)
         if self._tag is None or self._thinking.end != self._tag.closing:
             return self._let_out(thought=thought)
         rest, self._thinking = self._thinking.rest, None
+        self._n_before -= len(rest)
         return self._let_out(thought=thought, text=self._matcher.push(rest))
 
     def ignore_stops(self) -> None:
@@ -89,6 +99,7 @@ class Answer:
             return self._let_out(text=self._matcher.flush())
         if self._thought is None:  # nothing but what may have become the opening
             rest, self._opening, self._thinking = self._opening, "", None
+            self._n_before = 0
             rest = "" if cut and rest.strip() else rest
             said = self._matcher.push(rest)
             return self._let_out(text=said + self._matcher.flush())

@@ -22,6 +22,9 @@ from langchain_rwkv_state.tokenizer import Tokenizer
 FinishReason = Literal["stop", "length"]
 
 
+MOST_TOP_LOGPROBS = 20
+"""So many of the likeliest tokens at a place can be asked for, as OpenAI has it."""
+
 _REAL = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "penalty_decay")
 
 
@@ -132,6 +135,8 @@ class Request:
         deadline: Seconds from the submission after which the request ends with
             `DeadlineExceeded`, waiting or served; ``None`` for none.
         tokenizer: Turns what is sampled into text; ``None`` for the engine's own.
+        logprobs: Whether each token of the answer comes with its log-probability, and with how many
+            of the likeliest tokens at its place, 0 to `MOST_TOP_LOGPROBS`; ``None`` for neither.
 
     Raises:
         ValueError: A number is out of its range, a stop text is empty, there is nothing to
@@ -160,6 +165,7 @@ class Request:
     on_progress: Callable[[int, int], None] | None = None
     deadline: float | None = None
     tokenizer: Tokenizer | None = None
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         """Checks the ranges, and keeps the ids from being changed from outside."""
@@ -176,6 +182,9 @@ class Request:
         )
         if self.deadline is not None:
             _check("deadline", self.deadline, 0, math.inf, "seconds; None for no end")
+        if self.logprobs is not None:
+            hint = "likeliest tokens beside each; None for no log-probabilities"
+            _check("logprobs", self.logprobs, 0, MOST_TOP_LOGPROBS, hint, whole=True)
         _check_texts("stop", self.stop)
         _check_texts("roles", self.roles)
         if self.max_tokens and not self.prompt:
@@ -247,16 +256,47 @@ def common(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """How likely a token was: the logarithm of its probability, and those of the likeliest.
+
+    The distribution is the model's own, log-softmax of the raw logits in fp32: before penalties,
+    temperature, top-p and top-k, and before a constraint's mask.
+
+    Attributes:
+        id: The token.
+        token: Its text, with U+FFFD for bytes that are no whole character.
+        bytes: Its bytes, which joined with its neighbours' are the text; empty for a special token.
+        logprob: Its log-probability. 0.0 where it was forced: the model was not asked.
+        top: The likeliest tokens at its place, the likeliest first, of equals the least id; it may
+            be among them. Empty where it was forced. These have no `top` and no place themselves.
+        at: The place in `Done.text` of the first character that it is a part of; 0 for the first
+            token, though white space before the text may have come with it.
+        forced: Whether a constraint left nothing else, so that the model was not asked.
+    """
+
+    id: int
+    token: str
+    bytes: bytes
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+    at: int = 0
+    forced: bool = False
+
+
+@dataclass(frozen=True)
 class Delta:
     """A piece of what is said: the pieces joined are `Done.text` and `Done.thought`.
 
     Attributes:
         text: Of the answer.
         thought: Of the thought, which comes before any text.
+        logprobs: Of the tokens whose first character comes with `text`, where they were asked for:
+            each token comes once, and all of it, though the rest of its text may come later.
     """
 
     text: str
     thought: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -278,6 +318,10 @@ class Done:
         thought: The thought, ``None`` where none was to come.
         forced_tokens: How many of `answer_tokens` the constraint forced: the model was not asked.
         thought_tokens: How many of `answer_tokens` belong to the thought, the tag behind it too.
+        logprobs: Of the tokens that have a part in `text`, ``None`` where they were not asked for.
+            A token is whole, so that the first one's bytes and the last one's may reach beyond the
+            text: white space that is left out around it, the end of a tag before it, the beginning
+            of a stop text behind it. A thought's tokens and the one that ends a text are not there.
     """
 
     text: str
@@ -292,6 +336,7 @@ class Done:
     thought: str | None = None
     thought_tokens: int = 0
     forced_tokens: int = 0
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 Event = Delta | Done

@@ -100,6 +100,17 @@ class RequestHandle:
         finally:
             self.cancel()
 
+    async def batches(self) -> AsyncIterator[list[Event]]:
+        """Yields the events in lists: all that are there each time, and one at least."""
+        try:
+            while True:
+                await self._until(lambda: bool(self._events) or self._over)
+                if not (events := self._take()):
+                    return
+                yield events
+        finally:
+            self.cancel()
+
     def put(self, event: Event) -> None:
         """Hands an event to the caller; the worker's side. After the end, does nothing."""
         with self._lock:
@@ -146,6 +157,14 @@ class RequestHandle:
             if self._error is not None:
                 raise _reason(self._error)
             return None
+
+    def _take(self) -> list[Event]:
+        with self._lock:
+            events = list(self._events)
+            self._events.clear()
+        if not events and self._error is not None:
+            raise _reason(self._error)
+        return events
 
     def _outcome(self) -> Done:
         if self._error is not None:

@@ -18,6 +18,7 @@ import torch
 
 from langchain_rwkv_state.engine.answer import Answer
 from langchain_rwkv_state.engine.constraints import Choice, Guide
+from langchain_rwkv_state.engine.logprobs import LogprobLedger
 from langchain_rwkv_state.engine.request import (
     Delta,
     Done,
@@ -104,6 +105,9 @@ class TokenSequence:
         self._guide = guide
         self._decoder = StreamDecoder()
         self._answer = Answer(request)
+        self._logprobs: LogprobLedger | None = None
+        if request.logprobs is not None:
+            self._logprobs = LogprobLedger(request.logprobs, tokenizer, self._answer)
         self._settled = request.prompt if request.settled is None else request.settled
         self._ids: list[int] = []
         self._n_thought = 0
@@ -197,7 +201,13 @@ class TokenSequence:
     @property
     def may_want_logits(self) -> bool:
         """Whether the next logits may be asked for though the next id is chosen without."""
-        return self._guide is not None or (self.prefills and self.prefix is not None)
+        cached = self.prefills and self.prefix is not None
+        return self._guide is not None or cached or self.wants_logprobs
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether the logits are asked for behind every id, whoever chooses it."""
+        return self._logprobs is not None
 
     def marks(self, count: int) -> tuple[int, ...]:
         """Returns after how many of the next `count` ids the state is to be kept."""
@@ -355,7 +365,11 @@ class TokenSequence:
             self._ids.append(token)
             new = self._decoder.push(piece)
             text += new
-            self._emit(self._answer.push(new))
+            delta = self._answer.push(new)
+            if self._logprobs is not None:
+                seen = row if place < choice.chosen else None
+                self._logprobs.note(token, piece, new, seen, partial=bool(self._decoder.pending))
+            self._emit(delta)
             ended = choice.ended and place == len(choice.ids) - 1
             if self._answer.stopped or ended or self.n_sampled == self._request.max_tokens:
                 self._end("stop" if self._answer.stopped or ended else "length")
@@ -498,6 +512,7 @@ class TokenSequence:
                 thought=self._answer.thought,
                 thought_tokens=0 if self._answer.thought is None else self._n_thought,
                 forced_tokens=self.n_forced,
+                logprobs=None if self._logprobs is None else self._logprobs.handed_on,
             )
         )
 
@@ -507,8 +522,9 @@ class TokenSequence:
         self._at = 0
 
     def _emit(self, delta: Delta | None) -> None:
-        if delta is not None:
-            self.handle.put(delta)
+        if delta is None:
+            return
+        self.handle.put(delta if self._logprobs is None else self._logprobs.hand_on(delta))
 
 
 def _prefix(request: Request) -> Prefix | None:

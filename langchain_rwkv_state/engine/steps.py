@@ -200,7 +200,8 @@ class CardSteps:
             advanced.append((sequence, count, marks))
         for row in ahead:
             rows.append(row._replace(number=len(wanted)))
-            wanted.append(Read(row.sequence.slot, None, choose=True))
+            logits = row.sequence.wants_logprobs
+            wanted.append(Read(row.sequence.slot, None, choose=True, logits=logits))
             self._count(row)
         try:
             step = self._slots.launch(wanted)

@@ -34,6 +34,9 @@ class StopMatcher:
         before: What the answer begins with already. It is not let out again, stop texts in it do
             not count, and white space behind it is no beginning.
 
+    Attributes:
+        skipped: Number of characters that were left out before the answer's first.
+
     Example:
         >>> matcher = StopMatcher(["END"], strip=True)
         >>> [matcher.push(piece) for piece in (" Hel", "lo E", "xit EN", "D and")]
@@ -58,6 +61,7 @@ class StopMatcher:
         self._held = half.group() if half else ""
         self._known = len(self._held)  # characters of what is held that were said before
         self._started = bool(before)
+        self.skipped = 0
         self._end: str | None = None
         self._rest = ""
 
@@ -121,7 +125,10 @@ class StopMatcher:
         self._known -= known
         text = text[known:]
         if self._strip:
-            text = text.rstrip() if self._started else text.strip()
+            text = text.rstrip()
+            if not self._started:
+                known, text = len(text), text.lstrip()
+                self.skipped = known - len(text)
         self._started = self._started or bool(text)
         return text
 

@@ -21,10 +21,11 @@ from langchain_core.messages import AIMessage, AIMessageChunk, ToolCall
 from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
 
-from langchain_rwkv_state.engine import Delta, Done, Request, Thought
+from langchain_rwkv_state.engine import Delta, Done, Request, Thought, TokenLogprob
 from langchain_rwkv_state.grammar.constraint import Constraint
 from langchain_rwkv_state.prompt.call_options import Ask
 from langchain_rwkv_state.prompt.content import REASONING_KEY
+from langchain_rwkv_state.prompt.logprobs import ContentLogprobs, logprobs_metadata
 from langchain_rwkv_state.prompt.markers import STATE_KEY
 from langchain_rwkv_state.prompt.plan import PromptPlan
 from langchain_rwkv_state.prompt.template import ChatTemplate
@@ -121,13 +122,22 @@ class ChatCall:
         answer = read_answer(text, self.tools, called=self.held)
         return answer.message(thought=done.thought)
 
-    def about(self, done: Done, ref: str, *, model: str) -> tuple[dict[str, Any], UsageMetadata]:
+    def logprobs(self, done: Done, message: AIMessage) -> list[TokenLogprob]:
+        """Returns the tokens that have a part in the content of a whole answer's message."""
+        content = ContentLogprobs(len(self.plan.continued))
+        content.add(done.logprobs or ())
+        return content.take(len(message.text))
+
+    def about(
+        self, done: Done, ref: str, *, model: str, logprobs: Sequence[TokenLogprob] = ()
+    ) -> tuple[dict[str, Any], UsageMetadata]:
         """Returns what an answer's message says of it: its metadata and its usage.
 
         Args:
             done: The answer.
             ref: The state behind it.
             model: The model's name.
+            logprobs: Tokens that it says, too, how likely they were, where that was asked for.
         """
         metadata = {
             "model_name": model,
@@ -136,6 +146,8 @@ class ChatCall:
             "finish_reason": done.finish_reason,
             STATE_KEY: ref,
         }
+        if self.request.logprobs is not None:
+            metadata |= logprobs_metadata(logprobs)
         known = self.plan.base.n_tokens
         read = known + len(self.request.prompt)
         usage = UsageMetadata(
@@ -385,6 +397,7 @@ class AnswerStream:
         self._begun: list[str] = []  # ids of the calls
         self._sent = 0  # characters of the last call's arguments
         self._held = ""  # white space that may stand before a call
+        self._logprobs = ContentLogprobs(len(begun))
 
     def push(self, text: str, thought: str = "") -> list[AIMessageChunk]:
         """Takes the next piece; returns chunks, none where all of it is held back."""
@@ -403,7 +416,10 @@ class AnswerStream:
 
     def take(self, event: Delta | Done) -> list[AIMessageChunk]:
         """Takes the engine's next event; returns chunks, but for the last, which tells the end."""
-        return self.push(event.text, event.thought) if isinstance(event, Delta) else self.end()
+        if isinstance(event, Done):
+            return self._with_logprobs(self.end())
+        self._logprobs.add(event.logprobs)
+        return self._with_logprobs(self.push(event.text, event.thought))
 
     def end(self) -> list[AIMessageChunk]:
         """Returns chunks of what was held back."""
@@ -413,6 +429,13 @@ class AnswerStream:
         if self._called and self._tools is not None and self._tools.begun(text):
             text = ""
         return [*chunks, AIMessageChunk(content=text)] if text.strip() else chunks
+
+    def _with_logprobs(self, chunks: list[AIMessageChunk]) -> list[AIMessageChunk]:
+        """Returns chunks that say how likely the tokens were that begin in their content."""
+        for chunk in chunks:
+            if begun := self._logprobs.take(len(chunk.content)):
+                chunk.response_metadata = logprobs_metadata(begun)
+        return chunks
 
     def _calls(self) -> list[AIMessageChunk]:
         reader = self._reader

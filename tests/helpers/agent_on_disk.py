@@ -170,7 +170,7 @@ def _until_killed(folder: Path, at: int) -> None:
         points.around(agent.chat.store, "stage")
         points.around(agent.chat.store, "keep")
         points.around(add, "func")
-        points.around(agent.chat, "_prepare")
+        points.around(agent.chat, "plan_call")
         agent.say(ASKED)
 
 

@@ -55,7 +55,7 @@ class ScriptedChat:
     def prompt(self, messages: str | Sequence[BaseMessage], **options: Any) -> Sequence[int]:
         """Returns the ids that are read before an answer."""
         given = [HumanMessage(messages)] if isinstance(messages, str) else list(messages)
-        return self.chat._prepare(given, None, options)[1].request.prompt
+        return self.chat.plan_call(given, None, options)[1].request.prompt
 
     def close(self) -> None:
         """Ends its worker."""

@@ -199,10 +199,10 @@ class TextRWKV(ChatRWKV):
         """Ends its worker."""
         self.loaded().engine.close()
 
-    def _prepare(self, messages: Any, stop: Any, options: Any) -> Any:
+    def plan_call(self, messages: Any, stop: Any, options: Any) -> Any:
         if self._failures:
             raise self._failures.pop(0)
-        engine, call = super()._prepare(messages, stop, options)
+        engine, call = super().plan_call(messages, stop, options)
         read = self.loaded().tokenizer.decode(list(call.plan.ids))
         self._calls.append(Heard(self.text(call.plan.base_ref), read))
         return engine, call

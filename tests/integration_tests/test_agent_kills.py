@@ -25,7 +25,7 @@ def test_a_thread_goes_on_after_a_kill_at_any_point_and_is_told_nothing_twice(tm
     killed = kill_everywhere(tmp_path)
     # The checkpointer writes on a thread of its own, so that the points come in any order.
     assert len(killed) > 20
-    assert {"put", "put_writes", "keep", "_prepare"} <= {each.point.split()[1] for each in killed}
+    assert {"put", "put_writes", "keep", "plan_call"} <= {each.point.split()[1] for each in killed}
     for each in killed:
         assert each.heard == TOLD, each.point
         assert each.answers == ["done", "You are Ann."], each.point

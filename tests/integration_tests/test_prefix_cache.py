@@ -286,7 +286,7 @@ class TestTogether:
         system = SystemMessage("Word. " * 300)
         stream = chat.stream([system, human("One?")])
         reader = threading.Thread(target=lambda: next(stream, None))
-        engine, plan = chat._prepare([system, human("One?")], None, {})
+        engine, plan = chat.plan_call([system, human("One?")], None, {})
         handle = engine.submit(plan.request)
         reader.start()
         handle.cancel()
@@ -302,7 +302,7 @@ class TestTogether:
         watched = watch(chat)
         watched.delay_seconds = 0.2
         system = SystemMessage("Word. " * 300)
-        engine, plan = chat._prepare([system, human("One?")], None, {})
+        engine, plan = chat.plan_call([system, human("One?")], None, {})
         handle = engine.submit(plan.request)
         with pytest.raises(RWKVStateError, match="deadline"):
             chat.invoke([system, human("One?")], timeout=0.1)

@@ -46,9 +46,10 @@ def told_apart(said: str, stops: list[str], thought: Thought) -> tuple[str, str,
 def test_thought_and_text_do_not_depend_on_the_borders(said, stops, thought, data):
     want = told_apart(said, stops, thought)
     for pieces in (cut(said, data), list(said), [said]):
-        answer, deltas = Answer(request(stop=stops, thought=thought)), []
+        answer, deltas, pushed = Answer(request(stop=stops, thought=thought)), [], ""
         for piece in pieces:
             deltas.append(answer.push(piece))
+            pushed += piece
             if answer.stopped:
                 break
         deltas.append(answer.flush(cut=False))
@@ -56,6 +57,7 @@ def test_thought_and_text_do_not_depend_on_the_borders(said, stops, thought, dat
         assert (answer.thought, answer.text, answer.stopped) == want
         assert "".join(delta.thought for delta in shown) == answer.thought
         assert "".join(delta.text for delta in shown) == answer.text
+        assert not answer.text or pushed[answer.begins :].startswith(answer.text)
         first_text = next((n for n, delta in enumerate(shown) if delta.text), len(shown))
         assert not any(delta.thought for delta in shown[first_text + 1 :])
 

@@ -76,12 +76,19 @@ def near(one: torch.Tensor, other: torch.Tensor) -> bool:
     return bool((one.float() - other.float()).abs().max() < 1e-3)
 
 
+def likely(done: Done) -> list[tuple[int, Any]]:
+    """How likely the answer's tokens were, to be compared with another's."""
+    assert done.logprobs is not None
+    return [(each.id, pytest.approx(each.logprob, abs=1e-3)) for each in done.logprobs]
+
+
 def test_a_crowd_gets_on_a_card_what_it_gets_on_the_cpu(cards: StandIn) -> None:
-    ours = answers(card_runtime(vocab=VOCAB), 24, slots=5)
-    theirs = answers(host_runtime(vocab=VOCAB), 24, slots=5)
+    ours = answers(card_runtime(vocab=VOCAB), 24, slots=5, logprobs=0)
+    theirs = answers(host_runtime(vocab=VOCAB), 24, slots=5, logprobs=0)
     for found, expected in zip(ours, theirs, strict=True):
         assert found.text == expected.text
         assert found.answer_ids == expected.answer_ids
+        assert [(each.id, each.logprob) for each in found.logprobs or ()] == likely(expected)
         assert found.state.derivation == expected.state.derivation
         for name in expected.state:
             assert near(found.state[name], expected.state[name])
@@ -118,16 +125,16 @@ def watched(cards: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_is_read_before_it_is_there(
     cards: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings: dict[str, Any] = {"sampling": Sampling(temperature=0)}
-    expected = [
-        done.answer_ids for done in answers(host_runtime(vocab=VOCAB), 16, slots=4, **settings)
-    ]
+    settings: dict[str, Any] = {"sampling": Sampling(temperature=0), "logprobs": 1}
+    expected = [*answers(host_runtime(vocab=VOCAB), 16, slots=4, **settings)]
     watched(cards, monkeypatch)
     runtime = card_runtime(kernels=ChosenKernels(PlainKernels(), greedy), vocab=VOCAB)
     model = runtime._open()
     assert isinstance(model, CudaModel)
-    found = [done.answer_ids for done in answers(runtime, 16, slots=4, **settings)]
-    assert found == expected
+    found = [*answers(runtime, 16, slots=4, **settings)]
+    assert [each.answer_ids for each in found] == [each.answer_ids for each in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert [(each.id, each.logprob) for each in one.logprobs or ()] == likely(other)
     assert model._room is not None
     assert model._room.recordings is not None
     assert model._room.recordings.recorded == [1, 2, 4]

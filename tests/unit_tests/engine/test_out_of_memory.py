@@ -288,6 +288,8 @@ def request_of(
     common = len(prompt) - ("settled" in more)
     if chance.random() < 0.4:
         more |= {"checkpoints": (common, common // 2, 0)}
+    if more["max_tokens"]:
+        more |= {"logprobs": chance.choice([None, 0, 3])}
     return Request(
         runtime.zero_state(),
         prompt,
@@ -314,6 +316,8 @@ def answers(
         *deltas, done = list(handle)
         assert isinstance(done, Done)
         text = "".join(each.text for each in deltas if isinstance(each, Delta))
+        came = [entry for each in deltas if isinstance(each, Delta) for entry in each.logprobs]
+        assert came == list(done.logprobs or ())
         found.append((done, text, seen))
     stats = engine.stats()
     assert stats.decoded_tokens == sum(done.answer_tokens for done, _, _ in found)
@@ -355,6 +359,7 @@ def test_whatever_fails_and_when_answers_and_states_are_those_of_an_undisturbed_
         assert one.checkpoints == other.checkpoints
         assert one.answer_ids == other.answer_ids
         assert one.thought == other.thought
+        assert one.logprobs == other.logprobs
         assert (one.answer_tokens, one.forced_tokens, one.thought_tokens, one.reread) == (
             *(other.answer_tokens, other.forced_tokens, other.thought_tokens, other.reread),
         )

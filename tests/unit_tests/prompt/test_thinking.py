@@ -24,7 +24,7 @@ def g1():
 
 
 def prompt_of(scripted, messages, **options):
-    return WORLD.decode(scripted.chat._prepare(messages, None, options)[1].request.prompt)
+    return WORLD.decode(scripted.chat.plan_call(messages, None, options)[1].request.prompt)
 
 
 @pytest.mark.parametrize(

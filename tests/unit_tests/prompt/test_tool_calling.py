@@ -78,7 +78,7 @@ def bound(scripted, said, tools=TOOLS, messages="Hi.", **options):
 
 def test_the_tools_stand_below_the_system_prompt(scripted):
     runnable = scripted.chat.bind_tools(TOOLS)
-    _, plan = scripted.chat._prepare(
+    _, plan = scripted.chat.plan_call(
         [SystemMessage("Be kind."), HumanMessage("Hi.")], None, dict(runnable.kwargs)
     )
     assert WORLD.decode(plan.request.prompt) == (
@@ -212,11 +212,11 @@ def test_a_conversation_reads_its_tools_once(scripted):
     answer = runnable.invoke([HumanMessage("Hi.")])
     known = marker(answer.response_metadata[STATE_KEY])
     result = ToolMessage("7", tool_call_id="x")
-    _, plan = scripted.chat._prepare([known, result], None, dict(runnable.kwargs))
+    _, plan = scripted.chat.plan_call([known, result], None, dict(runnable.kwargs))
     assert WORLD.decode(plan.request.prompt) == "\n\nUser: Function output:\n7\n\nAssistant:"
     other = scripted.chat.bind_tools([now])
     with pytest.warns(UserWarning, match="messages before the state marker"):
-        _, plan = scripted.chat._prepare([known, result], None, dict(other.kwargs))
+        _, plan = scripted.chat.plan_call([known, result], None, dict(other.kwargs))
     assert "- now()" in WORLD.decode(plan.request.prompt)
 
 
@@ -225,7 +225,7 @@ def test_tokens_are_counted_with_tools(scripted):
     bare = scripted.chat.get_num_tokens_from_messages(said)
     listed = scripted.chat.get_num_tokens_from_messages(said, tools=TOOLS)
     runnable = scripted.chat.bind_tools(TOOLS)
-    _, plan = scripted.chat._prepare(said, None, dict(runnable.kwargs))
+    _, plan = scripted.chat.plan_call(said, None, dict(runnable.kwargs))
     assert bare < listed == len(plan.request.prompt)
 
 
