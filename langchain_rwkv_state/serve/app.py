@@ -16,7 +16,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from langchain_rwkv_state._version import __version__
-from langchain_rwkv_state.errors import StoreError
+from langchain_rwkv_state.errors import RWKVStateError, StoreError
 from langchain_rwkv_state.serve import (
     chat,
     completions,
@@ -82,7 +82,8 @@ def make_app(
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _plain)
     app.add_exception_handler(Exception, _failed)
-    for kind in (ApiError, ValueError):
+    # By their own kinds, or each would be logged as an error that nobody expected, too.
+    for kind in (ApiError, ValueError, RWKVStateError):
         app.add_exception_handler(kind, _failed)
     return app
 

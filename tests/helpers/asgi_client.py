@@ -52,6 +52,7 @@ class Exchange:
 
     Attributes:
         sent: How many messages with a body came.
+        error: What the application raised.
     """
 
     def __init__(self, app: ASGIApp, scope: dict[str, Any], body: bytes) -> None:
@@ -183,6 +184,8 @@ class AsgiClient:
         exchange = await self.send(method, path, document, **how).start()
         body = b"".join([piece async for piece in exchange.pieces()])
         await exchange.task
+        if exchange.error is not None:  # a server would log it, with all that led there
+            raise exchange.error
         return Reply(exchange.status, exchange.headers, body)
 
     async def get(self, path: str, **how: Any) -> Reply:

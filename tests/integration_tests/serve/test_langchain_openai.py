@@ -88,7 +88,7 @@ class Served(ChatModelIntegrationTests):
         chat.invoke(question)
         if stream:
             chunks = list(chat.stream(question))
-            answer = sum(chunks[1:], start=chunks[0])
+            answer: AIMessage = sum(chunks[1:], start=chunks[0])
             assert isinstance(answer, AIMessageChunk)
         else:
             answer = chat.invoke(question)
@@ -99,3 +99,11 @@ class Served(ChatModelIntegrationTests):
 
 class TestChatCompletions(Served):
     """By ``/v1/chat/completions``."""
+
+
+class TestResponses(Served):
+    """By ``/v1/responses``."""
+
+    @property
+    def chat_model_params(self) -> dict:
+        return {**super().chat_model_params, "use_responses_api": True}
