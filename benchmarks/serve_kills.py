@@ -31,11 +31,11 @@ from typing import Any
 
 import httpx
 import psutil
-from tests.helpers.redis_server import redis_server
 
 from benchmarks import common
 from benchmarks.crowd_talks import question
 from langchain_rwkv_state import ChatRWKV, MemoryStateStore
+from tests.helpers.redis_server import redis_server
 
 _TOKENS = 12
 _PAUSE_SECONDS = 0.05
