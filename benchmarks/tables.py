@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import agent_thread, public_models
+from benchmarks import agent_thread, public_models, sizes
 from benchmarks.agent_calls import STATE, TRANSCRIPT
 from benchmarks.common import RESULTS
 from benchmarks.crowd import WAYS
@@ -520,6 +520,21 @@ def stores(report: dict[str, Any]) -> str:
     return table(head, rows)
 
 
+def serve_talk(report: dict[str, Any]) -> str:
+    """Returns what a turn by HTTP takes, by the id of the answer before and by transcripts."""
+    ways, rows = ("by id", "transcript", "transcript, cached"), []
+    for row in report["results"]["rows"]:
+        each = [row[way] for way in ways]
+        times = [f"{one['seconds']:.2f} s" for one in each]
+        reads = [f"{one['tokens_read']:,}" for one in each]
+        rows.append(
+            [str(row["turn"]), *times, *reads, *(f"{each[at]['sent_bytes']:,}" for at in (0, 1))]
+        )
+    named = ("by id", "transcript", "transcript and prefix cache")
+    heads = [f"{what}, {way}" for what in ("time", "tokens read") for way in named]
+    return table(["turn", *heads, "bytes said, by id", "bytes said, transcript"], rows)
+
+
 TABLES: dict[str, tuple[str, Callable[..., str]]] = {
     "machine": ("conversation", machine),
     "recall targets": ("recall", targets),
@@ -532,6 +547,9 @@ TABLES: dict[str, tuple[str, Callable[..., str]]] = {
     "store targets": ("store", targets),
     "stores machine": ("stores", machine),
     "stores": ("stores", stores),
+    "serve talk machine": ("serve_talk", machine),
+    "serve talk": ("serve_talk", serve_talk),
+    "serve talk targets": ("serve_talk", targets),
     "speed machine": ("speed", machine),
     "speeds": ("speed", speeds),
     "speed targets": ("speed", speed_targets),
@@ -599,6 +617,7 @@ TABLES: dict[str, tuple[str, Callable[..., str]]] = {
 
 COMPUTED: dict[str, Callable[[], str]] = {
     "public models": public_models.table,
+    "sizes": sizes.table,
     "estimate": estimate.page,
 }
 """By the name in the page: tables that need no measurement."""

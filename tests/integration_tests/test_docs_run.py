@@ -8,8 +8,10 @@ import torch
 from langchain_rwkv_state import ChatRWKV, DiskStateStore, MemoryStateStore
 from langchain_rwkv_state.runtime import locate
 from langchain_rwkv_state.runtime.checkpoint import read_tensors
+from langchain_rwkv_state.serve import ServeSettings
 from tests.helpers.checkpoints import write_checkpoint
 from tests.helpers.pages import ROOT, Reader, blocks, not_run
+from tests.helpers.server import serving
 
 pytestmark = pytest.mark.filterwarnings("ignore:The function `load` is in beta")
 PAGES = sorted(
@@ -18,6 +20,7 @@ PAGES = sorted(
     if blocks(page)
 )
 TUTORIALS = [page for page in PAGES if page.startswith("docs/tutorials/")]
+SERVED = {"docs/serve.md"}
 EXPECTED = {
     "docs/tools.md": ["get_weather {'city': 'Lisbon'}", "Sunny in Lisbon.", "name='Marlow' age=31"],
     "docs/command_line.md": ["Nice to meet you, Marlow.", "Your name is Marlow.", "Talk"],
@@ -123,6 +126,12 @@ EXPECTED = {
     "docs/json.md": ['"damaged": []', '"section": "store"'],
     "docs/models.md": ["True False"],
     "docs/runtimes.md": ["64 "],
+    "docs/serve.md": [
+        "Your name is Marlow.\nread ",
+        "langchain: Your name is Marlow.",
+        "branch: You live in Lisbon.\nbranch: You live in Kyoto.",
+        "conversation: Your name is Marlow.",
+    ],
     "docs/monitoring.md": [
         "True 0 ",
         "rwkv_loaded 1.0",
@@ -134,9 +143,11 @@ NOT_RUN = {
     "docs/command_line.md": 5,
     "docs/demo_model.md": 1,
     "docs/models.md": 2,
+    "docs/redis.md": 5,
     "docs/toolbox/codecs.md": 1,
     "docs/toolbox/recall.md": 2,
     "docs/toolbox/watch.md": 4,
+    "docs/serve.md": 3,
     "docs/thinking.md": 1,
     "README.md": 1,
     "docs/tutorials/first_hour.md": 1,
@@ -186,6 +197,19 @@ def reader(desk, tmp_path):
     return Reader(tmp_path / "desk", tmp_path / "desk" / "home")
 
 
+@pytest.fixture
+def _served(request, tmp_path, monkeypatch):
+    """What a page's clients ask, where it has some."""
+    if request.getfixturevalue("page") not in SERVED:
+        yield
+        return
+    with serving(ServeSettings(model="demo", store=str(tmp_path / "served"))) as url:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{url}/v1")
+        monkeypatch.setenv("OPENAI_API_KEY", "none")
+        yield
+
+
+@pytest.mark.usefixtures("_served")
 @pytest.mark.parametrize("page", [page for page in PAGES if page != "README.md"])
 def test_the_code_of_a_page_runs_in_its_own_order(page, reader, tmp_path):
     if page in TUTORIALS:  # which begin with nothing but the package

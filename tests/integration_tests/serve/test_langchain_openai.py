@@ -99,3 +99,11 @@ class Served(ChatModelIntegrationTests):
 
 class TestChatCompletions(Served):
     """By ``/v1/chat/completions``."""
+
+
+class TestResponses(Served):
+    """By ``/v1/responses``."""
+
+    @property
+    def chat_model_params(self) -> dict:
+        return {**super().chat_model_params, "use_responses_api": True}

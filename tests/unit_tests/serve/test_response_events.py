@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from langchain_core.messages import AIMessage
@@ -32,7 +33,7 @@ def streamed(pieces, reason="stop", *, summarised=False, fails=None):
     events = ResponseEvents(document, output)
     raw = events.begin() + b"".join(map(events.piece, pieces))
     raw += events.end(answered(reason)) if fails is None else events.fail(fails)
-    found = []
+    found: list[Any] = []
     for each in raw.decode().split("\n\n")[:-1]:
         name, data = each.split("\n")
         found.append(json.loads(data.removeprefix("data: ")))
@@ -42,7 +43,7 @@ def streamed(pieces, reason="stop", *, summarised=False, fails=None):
 
 
 def names(events):
-    found = []
+    found: list[str] = []
     for event in events:
         name = event["type"].removeprefix("response.")
         if not found or found[-1] != name:
@@ -95,7 +96,8 @@ def test_a_thought_is_told_before_the_text(summarised, part, text):
 @pytest.mark.parametrize("reason", ["stop", "length"])
 def test_a_stream_adds_up_to_the_whole_answer(pieces, summarised, reason):
     events = streamed(pieces, reason, summarised=summarised)
-    items, texts = {}, {}
+    items: dict[str, Any] = {}
+    texts: dict[str, str] = {}
     for event in events:
         if event["type"] == "response.output_item.added":
             item = event["item"]

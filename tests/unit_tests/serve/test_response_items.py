@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 
@@ -61,7 +63,8 @@ def test_a_thought_a_text_and_calls_that_follow_one_another_are_one_answer():
 
 def test_two_answers_in_a_row_stay_two():
     items = [said("assistant", "One."), said("assistant", "Two."), CALL, said("assistant", "3.")]
-    one, two, three = read_items(items)
+    answers: list[Any] = read_items(items)
+    one, two, three = answers
     assert (one.content, two.content, three.content) == ("One.", "Two.", "3.")
     assert (len(one.tool_calls), len(two.tool_calls), len(three.tool_calls)) == (0, 1, 0)
 
@@ -74,7 +77,7 @@ def test_an_answer_that_said_nothing_is_said_and_a_thought_alone_is_not():
 
 @pytest.mark.parametrize("arguments", ['{"a":', "[1]", "7", "[" * 100_000])
 def test_a_call_that_was_cut_off_stays_so(arguments):
-    (answer,) = read_items([{**CALL, "arguments": arguments}])
+    answer: Any = read_items([{**CALL, "arguments": arguments}])[0]
     assert not answer.tool_calls
     assert answer.invalid_tool_calls[0]["args"] == arguments
 

@@ -55,7 +55,9 @@ class Served:
             return [event async for event in stream.data()]
 
     def held(self, response):
-        return self.store.kept(ResponseId.parse(response["id"]).owner)
+        known = ResponseId.parse(response["id"])
+        assert known is not None
+        return self.store.kept(known.owner)
 
 
 @pytest.fixture
