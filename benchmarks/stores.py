@@ -13,6 +13,7 @@ import multiprocessing
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -121,21 +122,20 @@ def _by_turns(
     settings: dict[str, Any],
 ) -> dict[str, dict[str, float]]:
     """Returns what each store took with some processes."""
-    commits: dict[str, list[float]] = {name: [] for name in places}
-    reads: dict[str, list[float]] = {name: [] for name in places}
-
-    def run(name: str, place: Place, round_: int) -> None:
-        work = partial(_commit_some, place, layout, count, round_)
-        for took, read in pool.map(work, range(processes)):
-            commits[name] += took
-            reads[name] += read
-
-    times = common.interleaved_seconds(
-        {name: partial(run, name, place) for name, place in places.items()}, settings["rounds"]
-    )
+    found: dict[str, list[_Worked]] = {name: [] for name in places}
+    rates: dict[str, list[float]] = {name: [] for name in places}
+    for round_ in range(settings["rounds"]):
+        for name, place in places.items():
+            work = partial(_commit_some, place, layout, count, round_)
+            worked = list(pool.map(work, range(processes)))
+            whole = max(each.end for each in worked) - min(each.start for each in worked)
+            rates[name].append(processes * count / whole)
+            found[name] += worked
+    commits = {name: [took for each in found[name] for took in each.commits] for name in places}
+    reads = {name: [took for each in found[name] for took in each.reads] for name in places}
     return {
         name: {
-            "commits_per_second": processes * count / statistics.median(times[name]),
+            "commits_per_second": statistics.median(rates[name]),
             "p50_ms": _at(commits[name], 0.5),
             "p99_ms": _at(commits[name], 0.99),
             "read_p50_ms": _at(reads[name], 0.5),
@@ -145,6 +145,16 @@ def _by_turns(
     }
 
 
+@dataclass(frozen=True)
+class _Worked:
+    """What one process did: when its commits began and ended, and what each of them took."""
+
+    start: float
+    end: float
+    commits: list[float]
+    reads: list[float]
+
+
 def _at(seconds: Sequence[float], share: float) -> float:
     """Returns the time, in ms, that a share of them does not exceed."""
     return sorted(seconds)[min(len(seconds) - 1, int(share * len(seconds)))] * 1e3
@@ -152,13 +162,15 @@ def _at(seconds: Sequence[float], share: float) -> float:
 
 def _commit_some(
     place: Place, layout: StateLayout, count: int, round_: int, worker: int
-) -> tuple[list[float], list[float]]:
-    """Commits turns to a session of its own, then reads its head anew; returns what each took."""
+) -> _Worked:
+    """Commits turns to a session of its own, then reads its head anew."""
     tensors = _tensors(layout, worker)
     session = f"s{round_}-{worker}"
     took = []
     with place.opened() as store:
+        store.head(session)  # opened, as a service has it
         head: str | None = None
+        start = time.monotonic()  # one clock for all processes
         for number in range(count):
             state = RWKVState(layout, tensors, Derivation("model").read([round_, worker, number]))
 
@@ -167,10 +179,11 @@ def _commit_some(
 
             took.append(common.seconds(turn))
             head = store.head(session)
+        end = time.monotonic()
     with place.opened() as store:
         read = [common.seconds(partial(store.get, str(head))) for _ in range(3)]
         store.delete_session(session)
-    return took, read
+    return _Worked(start, end, took, read)
 
 
 def _print(size: str, found: dict[str, dict[str, dict[str, float]]]) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import agent_thread, public_models
+from benchmarks import agent_thread, public_models, sizes
 from benchmarks.agent_calls import STATE, TRANSCRIPT
 from benchmarks.common import RESULTS
 from benchmarks.crowd import WAYS
@@ -617,6 +617,7 @@ TABLES: dict[str, tuple[str, Callable[..., str]]] = {
 
 COMPUTED: dict[str, Callable[[], str]] = {
     "public models": public_models.table,
+    "sizes": sizes.table,
     "estimate": estimate.page,
 }
 """By the name in the page: tables that need no measurement."""

@@ -207,15 +207,10 @@ class RWKVModel(BaseModel):
         return False if setting is False else None
 
     @field_serializer("store")
-    def _store_path(self, store: Any) -> str | None:
-        """Returns the store as text: its directory or its URL without a password.
-
-        That is ``None`` for one in memory, unless a URL names it.
-        """
-        if isinstance(store, LazyStore):
-            return store.named
-        path = getattr(store, "path", None)
-        return None if path is None else str(path)
+    def _store_name(self, store: Any) -> str | None:
+        """Returns the store as text: see `StateStore.location`."""
+        location: str | None = store.location
+        return location
 
     @property
     def store_location(self) -> str | None:
@@ -223,7 +218,7 @@ class RWKVModel(BaseModel):
 
         That is ``None`` for the user's default store, and for one in memory that no URL names.
         """
-        return self._store_path(self.store)
+        return self._store_name(self.store)
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         """Shows what tells a model from another: model, strategy, store, and what was set."""
@@ -231,7 +226,7 @@ class RWKVModel(BaseModel):
         for name in dict.fromkeys((*always, *fields)):
             value = getattr(self, name)
             if name == "store" and isinstance(value, LazyStore):
-                value = value.named
+                value = value.location
             default = fields[name].get_default(call_default_factory=True)
             if name == "metadata":  # LangChain notes versions there
                 value = {key: value[key] for key in value or {} if key != "lc_versions"} or None

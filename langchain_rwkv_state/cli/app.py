@@ -35,6 +35,7 @@ from langchain_rwkv_state.cli.redact import redact, transcript
 from langchain_rwkv_state.cli.report import report
 from langchain_rwkv_state.cli.serve import serve
 from langchain_rwkv_state.cli.sessions import prune, rm, sessions, show
+from langchain_rwkv_state.cli.size import size
 from langchain_rwkv_state.cli.streams import is_piped, prepare_streams
 from langchain_rwkv_state.cli.toolbox import blend, decay, export, import_, renormalise
 from langchain_rwkv_state.cli.watch import watch
@@ -154,6 +155,7 @@ _COMMANDS: dict[str, dict[Callable[..., None], str]] = {
     },
     "Models": {
         doctor: "doctor --model rwkv-7.pth",
+        size: "size --model rwkv-7.pth --sessions 10000",
         memory: "memory --model rwkv-7.pth",
         recall: "recall --plot recall.png",
         half_life: "half-life --plot half_life.png",

@@ -35,8 +35,9 @@ from langchain_rwkv_state.cli.streams import read_text
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.chat_models import ChatRWKV
-    from langchain_rwkv_state.prefix_cache import Namespace
+    from langchain_rwkv_state.prefix_cache import Namespace, PrefixStateCache
     from langchain_rwkv_state.prefix_cache.disk_tier import DiskTier, Row
+    from langchain_rwkv_state.store import StateStore
 
 _SHOWN_CHARS = 60
 
@@ -160,17 +161,17 @@ def warm(
 ) -> None:
     """Read prompts and pin them in the prefix cache on disk, for every process to begin from.
 
+    With a store in Redis they are pinned in that, for every machine; on disk only with --dir.
+
     FILE holds a list; each prompt has a name, and a system text or messages:
     "- {name: support, system: You are ...}" or
     "- {name: shop, salt: tenant, messages: [[system, You are ...], [human, ...], [ai, ...]]}".
     """
-    from langchain_rwkv_state.prefix_cache import PrefixStateCache
-
     prompts = read_prompts(file)
     console = output.out()
     with (
         closing(open_store(store, create=create)) as opened,
-        closing(PrefixStateCache(disk=_directory(directory))) as into,
+        closing(_into(directory, opened)) as into,
     ):
         llm = _model(model, strategy, store=opened, prefix_cache=into)
         try:
@@ -184,11 +185,22 @@ def warm(
                 console.print(line, soft_wrap=True)
         finally:
             llm.unload()
-        console.print(Text(_how_to_use(into.directory)), soft_wrap=True)
+        console.print(Text(_how_to_use(into.directory, opened)), soft_wrap=True)
 
 
-def _how_to_use(directory: Path | None) -> str:
+def _into(directory: Path | None, store: StateStore) -> PrefixStateCache:
+    """Returns the cache to pin prompts in."""
+    from langchain_rwkv_state.prefix_cache import PrefixStateCache
+
+    if not store.shares_pins:
+        return PrefixStateCache(disk=_directory(directory))
+    return PrefixStateCache(disk=directory and _directory(directory), shared=store)
+
+
+def _how_to_use(directory: Path | None, store: StateStore) -> str:
     """Says what makes other processes begin from what was read."""
+    if store.shares_pins:
+        return f"Processes begin from them with PrefixStateCache(shared={store.location!r})."
     from langchain_rwkv_state.prefix_cache import DIRECTORY_VARIABLE, default_cache_directory
 
     named = os.environ.get(DIRECTORY_VARIABLE)

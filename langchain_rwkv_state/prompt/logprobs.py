@@ -17,18 +17,23 @@ LOGPROBS_KEY = "logprobs"
 """Where LangChain's integrations have them, in an answer's metadata."""
 
 
-def logprobs_metadata(entries: Iterable[TokenLogprob]) -> dict[str, Any]:
-    """Returns what an answer's metadata says of tokens: their lists join as LangChain merges it.
+def as_openai(entries: Iterable[TokenLogprob]) -> dict[str, list[dict[str, Any]]]:
+    """Returns tokens as a choice of OpenAI's has them under ``logprobs``.
 
     Args:
         entries: The tokens. One that a constraint forced has 0.0, and no likeliest beside it.
 
     Example:
-        >>> logprobs_metadata([TokenLogprob(1, "a", b"a", -0.5)])["logprobs"]["content"]
+        >>> as_openai([TokenLogprob(1, "a", b"a", -0.5)])["content"]
         [{'token': 'a', 'bytes': [97], 'logprob': -0.5, 'top_logprobs': []}]
     """
     content = [{**_written(each), "top_logprobs": [*map(_written, each.top)]} for each in entries]
-    return {LOGPROBS_KEY: {"content": content}}
+    return {"content": content}
+
+
+def logprobs_metadata(entries: Iterable[TokenLogprob]) -> dict[str, Any]:
+    """Returns what an answer's metadata says of tokens: lists join as LangChain merges chunks."""
+    return {LOGPROBS_KEY: as_openai(entries)}
 
 
 def _written(entry: TokenLogprob) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import signal
 import socket
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,7 @@ logger = logging.getLogger("langchain_rwkv_state.serve")
 _BACKLOG = 2048
 _KEEP_ALIVE_SECONDS = 30
 _LAST_SECONDS = 5.0  # for errors to be sent to whoever was not answered in time
+_CUT_SECONDS = 0.5  # the same once a second signal came
 
 
 def run(
@@ -43,13 +45,22 @@ def run(
     Returns:
         Whether nothing was cut off by a second signal.
     """
-    server = _Server(app, on_listening, orphaned)
+    server = Server(app, on_listening, orphaned)
     server.run(sockets=[bound])
-    return not server.force_exit
+    return not server.cut_off
 
 
-class _Server(uvicorn.Server):
-    """Uvicorn's, but that a signal lets what runs end before it closes anything."""
+class Server(uvicorn.Server):
+    """Uvicorn's, but that a signal lets what runs end before it closes anything.
+
+    Args:
+        app: See `run`; so the others.
+        on_listening: Called once requests are taken.
+        orphaned: A pipe.
+
+    Attributes:
+        cut_off: Whether a second signal did not let it.
+    """
 
     def __init__(
         self, app: FastAPI, on_listening: Callable[[], None], orphaned: int | None
@@ -73,45 +84,54 @@ class _Server(uvicorn.Server):
         self._orphaned = orphaned
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
-        self._draining: asyncio.Task[None] | None = None
+        self.cut_off = False
+        self._ending: asyncio.Task[None] | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serves, to its end."""
         self._loop = asyncio.get_running_loop()
         await super().serve(sockets=sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Starts the application, and listens."""
         await super().startup(sockets=sockets)
         if not self.started:
             return
         loop = asyncio.get_running_loop()
-        if hasattr(signal, "SIGHUP"):
+        if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
             loop.add_signal_handler(signal.SIGHUP, self._read_keys)
         if self._orphaned is not None:
             loop.add_reader(self._orphaned, self._orphan, self._orphaned)
         self._on_listening()
 
     def handle_exit(self, sig: int, frame: Any) -> None:  # noqa: ARG002 # as uvicorn calls it
+        """Takes a signal: the first lets what runs end, another does not wait for it."""
         # A handler of Python's: on the main thread, between any two lines.
-        if self._stopping:
-            self.should_exit = self.force_exit = True
-            return
-        self._stopping = True
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._begin_draining)
+            self._loop.call_soon_threadsafe(self._cut_short if self._stopping else self._drain)
+        self.cut_off = self._stopping
+        self._stopping = True
 
-    def _begin_draining(self) -> None:
+    def _drain(self) -> None:
         state = self._app.state
+        seconds = state.settings.drain_seconds
         state.drain.begin()
         state.metrics.draining.set(1)
-        self._draining = asyncio.ensure_future(self._drain())
+        logger.info("Ending: %d requests run, and may for %g s", state.drain.running, seconds)
+        self._ending = asyncio.ensure_future(self._end_within(seconds, _LAST_SECONDS))
 
-    async def _drain(self) -> None:
-        drain, seconds = self._app.state.drain, self._app.state.settings.drain_seconds
-        logger.info("Ending: %d requests run, and may for %g s", drain.running, seconds)
+    def _cut_short(self) -> None:
+        if self._ending is not None:
+            self._ending.cancel()
+        self.config.timeout_graceful_shutdown = 0
+        self._ending = asyncio.ensure_future(self._end_within(0, _CUT_SECONDS))
+
+    async def _end_within(self, seconds: float, last_seconds: float) -> None:
+        drain = self._app.state.drain
         if not await drain.idle_within(seconds):
-            logger.warning("%d requests did not end within %g s", drain.running, seconds)
+            logger.warning("%d requests have not ended, and fail now", drain.running)
             await asyncio.to_thread(self._app.state.tenants.stop)
-            await drain.idle_within(_LAST_SECONDS)
+            await drain.idle_within(last_seconds)
         self.should_exit = True
 
     def _orphan(self, pipe: int) -> None:

@@ -80,6 +80,14 @@ class StateStore(AsyncVerbs):
         return kept
 
     @property
+    def location(self) -> str | None:
+        """What names this store, for `open_store` and ``store=``; without a password.
+
+        That is ``None`` for one that nothing names: in memory, or the user's own.
+        """
+        return None
+
+    @property
     def shares_pins(self) -> bool:
         """Whether this kind of store has `shared_pins`; that is known before it is opened."""
         return False

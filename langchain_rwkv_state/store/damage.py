@@ -19,7 +19,7 @@ from langchain_rwkv_state.errors import StateCorrupt, StoreError
 from langchain_rwkv_state.store.backend import Backend, change
 from langchain_rwkv_state.store.records import LogEntry
 from langchain_rwkv_state.store.rows import Holder, HoldRow, SessionRow, StateRow
-from langchain_rwkv_state.store.tables import Changes, Tables
+from langchain_rwkv_state.store.tables import TOMBSTONE_SECONDS, Changes, Tables
 
 if TYPE_CHECKING:
     from langchain_rwkv_state.state import RWKVState
@@ -211,8 +211,12 @@ class Damages:
 
     def _still_named(self, row: StateRow) -> bool:
         with suppress(StateCorrupt):
-            now = self._backend.view(self._clock()).stored_state(row.ref)
-            return now is not None and now.blob == row.blob
+            view = self._backend.view(self._clock())
+            now = view.stored_state(row.ref)
+            if now is None or now.blob != row.blob:
+                return False
+            expired = view.expired_at(row.ref)  # a week later its bytes may be gone before its row
+            return expired is None or expired + TOMBSTONE_SECONDS > view.now
         return False  # the row is what is wrong, and is reported as such
 
     def _mend(self, changes: Changes, damage: _Damage) -> list[str]:

@@ -167,6 +167,11 @@ class DiskStateStore(TableStore):
         return self._path
 
     @property
+    def location(self) -> str | None:
+        """See `StateStore.location`."""
+        return str(self._path)
+
+    @property
     def read_only(self) -> bool:
         """Whether nothing can be written."""
         return self._backend.read_only
@@ -308,6 +313,11 @@ class LazyDiskStateStore(DiskStateStore):
     def named(self) -> str | None:
         """The directory as it was given, ``None`` for the user's own."""
         return None if self._named is None else os.fspath(self._named)
+
+    @property
+    def location(self) -> str | None:
+        """See `StateStore.location`."""
+        return self.named
 
     def opened(self) -> DiskStateStore:
         """Opens the store, if that was not done yet, and returns it."""

@@ -18,9 +18,11 @@ from langchain_rwkv_state._registry import of_process
 from langchain_rwkv_state.errors import StoreError
 from langchain_rwkv_state.store.base import Beside, StateStore
 from langchain_rwkv_state.store.disk import DIRECTORY_VARIABLE, LazyDiskStateStore
-from langchain_rwkv_state.store.pins import SharedPins
 from langchain_rwkv_state.store.urls import StoreUrl, environment_url, is_url
 from langchain_rwkv_state.store.verbs import StoreVerbs, Threads
+
+if TYPE_CHECKING:
+    from langchain_rwkv_state.store.pins import SharedPins
 
 T = TypeVar("T")
 
@@ -66,8 +68,8 @@ class LazyUrlStore(StateStore):
         return self._url
 
     @property
-    def named(self) -> str | None:
-        """The URL without its password, ``None`` for the user's own store."""
+    def location(self) -> str | None:
+        """See `StateStore.location`."""
         return None if self._given is None else self._url.shown
 
     def opened(self) -> StateStore:

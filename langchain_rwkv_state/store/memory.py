@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
+from urllib.parse import quote
 
 from langchain_rwkv_state._fork import ForkLock
 from langchain_rwkv_state._registry import Hold, of_process
@@ -239,6 +240,11 @@ class _NamedMemoryStateStore(MemoryStateStore):
     def close(self) -> None:
         """See `StateStore.close`: what is in it stays, for others of its name."""
         TableStore.close(self)
+
+    @property
+    def location(self) -> str | None:
+        """See `StateStore.location`."""
+        return f"memory:{quote(self._name)}"
 
     def __repr__(self) -> str:
         return f"MemoryStateStore.named({self._name!r})"

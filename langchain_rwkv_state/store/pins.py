@@ -14,12 +14,11 @@ import json
 import logging
 import math
 import secrets
+import struct
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
-
-import numpy as np
 
 from langchain_rwkv_state.errors import StateCorrupt, StoreError
 from langchain_rwkv_state.state import LOSSY
@@ -201,7 +200,7 @@ def _key(name: str, namespace: str) -> bytes:
 
 def _row(key: bytes, pin: SharedPin) -> bytes:
     head = json.dumps([pin.name, pin.namespace, pin.ref]).encode()
-    body = head + b"\n" + np.asarray(pin.ids, "<u4").tobytes()
+    body = head + b"\n" + struct.pack(f"<{len(pin.ids)}I", *pin.ids)
     return _check(key, body) + body
 
 
@@ -216,7 +215,7 @@ def _pin(key: bytes, row: bytes) -> SharedPin:
         raise StateCorrupt("Its row was truncated or changed.")
     head, _, ids = body.partition(b"\n")
     name, namespace, ref = json.loads(head)
-    return SharedPin(name, namespace, tuple(np.frombuffer(ids, "<u4").tolist()), ref)
+    return SharedPin(name, namespace, struct.unpack(f"<{len(ids) // 4}I", ids), ref)
 
 
 def _check(key: bytes, body: bytes) -> bytes:

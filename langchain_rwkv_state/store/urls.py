@@ -14,21 +14,16 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
-from langchain_rwkv_state.errors import StoreError
 from langchain_rwkv_state.store.base import StateStore
 from langchain_rwkv_state.store.disk import DIRECTORY_VARIABLE, DiskStateStore
 from langchain_rwkv_state.store.memory import MemoryStateStore
+from langchain_rwkv_state.store.passwords import HIDDEN, PASSWORD_VARIABLE, filled, hidden
 from langchain_rwkv_state.store.settings import StoreSettings
 
-PASSWORD_VARIABLE = "RWKV_STATE_PASSWORD"  # noqa: S105 # where it is, not what it is
-"""What a URL's ``***`` stands for: the password that was left out where the URL was shown."""
-
-HIDDEN = "***"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")  # one letter is a drive of Windows
 _DRIVE = re.compile(r"/[A-Za-z]:(/|$)")
-_USER_INFO = re.compile(r"(?<=://)([^/@:]*):.*@")  # to the last @: one may stand in a password
 
 
 def _flag(text: str) -> bool:
@@ -71,6 +66,7 @@ _IN_REDIS: _Readers = {
     **_ANYWHERE,
     "tenant": str,
     "blobs": str,
+    "large_bytes": _whole,
     "persistence": str,
     "timeout_seconds": _seconds,
 }
@@ -148,7 +144,7 @@ class StoreUrl:
             place = _directory(rest) if scheme == "file" else unquote(_behind(rest))
         known = {each.name for each in fields(StoreSettings)}
         StoreSettings(**{name: value for name, value in settings.items() if name in known})
-        return cls(scheme, text, _shown(text), place, settings)
+        return cls(scheme, text, hidden(text), place, settings)
 
     def open(self, **settings: Any) -> StateStore:
         """Opens the store.
@@ -165,7 +161,7 @@ class StoreUrl:
             return DiskStateStore(self.place, **wanted)
         if self.scheme == "memory":
             return MemoryStateStore.named(self.place, **wanted)
-        opened: StateStore = _redis_class()(_with_password(self.place), **wanted)
+        opened: StateStore = _redis_class()(filled(self.place), **wanted)
         return opened
 
     def __repr__(self) -> str:
@@ -344,38 +340,8 @@ def _behind(rest: str) -> str:
     return rest.partition(":")[2].removeprefix("//")
 
 
-def _shown(text: str) -> str:
-    """Returns a URL without passwords: its own, and one of the place for large states."""
-    rest, mark, query = text.partition("?")
-    shown = []
-    for part in query.split("&") if query else []:
-        name, equals, value = part.partition("=")
-        plain = unquote(value)
-        hidden = _USER_INFO.sub(rf"\1:{HIDDEN}@", plain)
-        shown.append(name + equals + (value if hidden == plain else quote(hidden, safe=":/*@")))
-    return _USER_INFO.sub(rf"\1:{HIDDEN}@", rest) + mark + "&".join(shown)
-
-
-def _with_password(place: str) -> str:
-    """Returns a URL with the password that its ``***`` stands for.
-
-    Raises:
-        StoreError: There is none.
-    """
-    found = _USER_INFO.search(place)
-    if found is None or found[0] != f"{found[1]}:{HIDDEN}@":
-        return place
-    password = os.environ.get(PASSWORD_VARIABLE)
-    if not password:
-        raise StoreError(
-            f"The password of {place} was left out where the URL was written down: set "
-            f"{PASSWORD_VARIABLE}, or pass the whole URL as store=."
-        )
-    return f"{place[: found.start()]}{found[1]}:{quote(password, safe='')}@{place[found.end() :]}"
-
-
 def _redis_class() -> Callable[..., StateStore]:
-    from langchain_rwkv_state.store.redis import RedisStateStore
+    from langchain_rwkv_state.store.redis.store import RedisStateStore
 
     found: Callable[..., StateStore] = RedisStateStore
     return found

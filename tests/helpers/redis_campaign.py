@@ -50,7 +50,7 @@ class Plan:
         writers: How many run at a time.
         appendfsync: Redis' setting.
         n_embd: Width of the states; more bytes take longer to write.
-        files: Whether states go into a directory beside Redis.
+        files: Whether every second state is a file beside Redis.
         seed: Decides when each is killed.
     """
 
@@ -58,7 +58,7 @@ class Plan:
     clients: int
     writers: int = 4
     appendfsync: str = "always"
-    n_embd: int = 64
+    n_embd: int = 128
     files: bool = False
     seed: int = 0
 
@@ -92,13 +92,17 @@ def _server(folder: Path, plan: Plan) -> RedisServer:
 def _store(folder: Path, plan: Plan) -> StateStore:
     from langchain_rwkv_state.store import RedisStateStore
 
-    files: dict[str, Any] = {"blobs": folder / "files", "large_bytes": 0} if plan.files else {}
     return RedisStateStore(
         RedisServer(folder / "redis").url,
         persistence="always" if plan.appendfsync == "always" else "everysec",
         timeout_seconds=30,
-        **files,
+        blobs=folder / "files" if plan.files else None,
+        large_bytes=_layout(plan.n_embd).nbytes,
     )
+
+
+def _layout(n_embd: int) -> StateLayout:
+    return StateLayout.of(7, n_layer=2, n_embd=n_embd, head_size=64)
 
 
 # -- who kills -----------------------------------------------------------------------------------
@@ -106,7 +110,6 @@ def _store(folder: Path, plan: Plan) -> StateStore:
 
 def slaughter(folder: Path, plan: Plan) -> None:
     """Forks writers, and kills them and the server in a random order."""
-    layout = StateLayout.of(7, n_layer=2, n_embd=plan.n_embd, head_size=64)
     dice = random.Random(plan.seed)
     victims = ["server"] * plan.servers + ["client"] * plan.clients
     dice.shuffle(victims)
@@ -117,7 +120,7 @@ def slaughter(folder: Path, plan: Plan) -> None:
     try:
         for victim in victims:
             while len(running) < plan.writers:
-                running[started] = _forked(folder, plan, started, layout)
+                running[started] = _forked(folder, plan, started)
                 started += 1
             ready = _ready(folder, running)
             time.sleep(dice.uniform(0.0, 0.08))
@@ -136,12 +139,12 @@ def slaughter(folder: Path, plan: Plan) -> None:
         server.kill()
 
 
-def _forked(folder: Path, plan: Plan, number: int, layout: StateLayout) -> int:
+def _forked(folder: Path, plan: Plan, number: int) -> int:
     child = os.fork()
     if child:
         return child
     try:
-        Writer(folder, plan, number, layout).run()
+        Writer(folder, plan, number).run()
     except BaseException:
         traceback.print_exc()
     os._exit(1)
@@ -187,12 +190,11 @@ class Writer:
         folder: The campaign's.
         plan: The campaign's.
         number: Its own.
-        layout: Of its states.
     """
 
-    def __init__(self, folder: Path, plan: Plan, number: int, layout: StateLayout) -> None:
+    def __init__(self, folder: Path, plan: Plan, number: int) -> None:
         self._number = number
-        self._layout = layout
+        self._layouts = [_layout(plan.n_embd // each) for each in (1, 2 if plan.files else 1)]
         self._dice = random.Random(plan.seed * 100_000 + number)
         self._note = (folder / "notes" / str(number)).open("a")
         self._logs: dict[str, list[str]] = {}
@@ -216,7 +218,8 @@ class Writer:
                 time.sleep(0.01)
 
     def _state(self, kind: int) -> RWKVState:
-        return random_state([self._number, self._step, kind], layout=self._layout)
+        layout = self._layouts[self._step % 2]
+        return random_state([self._number, self._step, kind], layout=layout)
 
     def run(self) -> None:
         """Goes on for ever."""

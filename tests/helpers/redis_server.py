@@ -53,22 +53,27 @@ class RedisServer:
         assert self._process is not None, "it was not started"
         return self._process.pid
 
-    def start(self) -> None:
-        """Starts it, and returns once it answers and has loaded what it had."""
+    def start(self, **settings: object) -> None:
+        """Starts it, and returns once it answers and has loaded what it had.
+
+        Args:
+            settings: Those of this start alone.
+        """
         assert self._process is None, "it runs"
         socket = self.folder / "s"
         socket.unlink(missing_ok=True)  # of one that was killed
-        settings = {
+        given = {**self._settings, **settings}
+        options = {
             "port": 0,
             "unixsocket": socket,
             "dir": self.folder,
             "save": "",
             "logfile": self.folder / "log",
             "enable-debug-command": "yes",
-            **{name.replace("_", "-"): value for name, value in self._settings.items()},
+            **{name.replace("_", "-"): value for name, value in given.items()},
         }
-        options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-        self._process = subprocess.Popen([BINARY, *options], stdout=subprocess.DEVNULL)
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        self._process = subprocess.Popen([BINARY, *words], stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + _SECONDS
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -123,18 +128,20 @@ class RedisServer:
 
 
 @contextmanager
-def redis_server(**settings: object) -> Iterator[RedisServer]:
+def redis_server(*, start: bool = True, **settings: object) -> Iterator[RedisServer]:
     """Starts a server in a directory of its own, and takes both away; skips where there is none.
 
     Args:
+        start: Whether to start it; else its files can be laid first.
         settings: See `RedisServer`.
     """
     if not BINARY:
         pytest.skip(MISSING)
     with tempfile.TemporaryDirectory(prefix="rwkv-redis-") as name:
         server = RedisServer(Path(name), **settings)
-        server.start()
         try:
+            if start:
+                server.start()
             yield server
         finally:
             server.kill()

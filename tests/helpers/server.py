@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import uvicorn
-
 from langchain_rwkv_state.serve import ServeSettings, make_app
+from langchain_rwkv_state.serve.listening import address, listening
+from langchain_rwkv_state.serve.running import Server
 from tests.helpers.command import PATIENCE_SECONDS, RWKV_STATE
 
 _ADDRESS = re.compile(r"http://[\w.\[\]:]+:\d+")
@@ -37,33 +37,36 @@ def serving(what: ServeSettings | Sequence[str] | Any) -> Iterator[str]:
             yield url
         return
     app = make_app(what) if isinstance(what, ServeSettings) else what
-    with _in_a_thread(app) as url:
+    with served_in_a_thread(app) as (url, _):
         yield url
 
 
 @contextmanager
-def _in_a_thread(app: Any) -> Iterator[str]:
+def served_in_a_thread(app: Any) -> Iterator[tuple[str, Server]]:
+    """Serves an application in a thread of this process.
+
+    Yields:
+        The address, and the server; ``handle_exit`` is what a signal calls.
+    """
     started = threading.Event()
+    bound = listening("127.0.0.1", 0)
+    url = address(bound)
+    server = Server(app, started.set, None)
 
-    class _Server(uvicorn.Server):
-        async def startup(self, sockets: Any = None) -> None:
-            try:
-                await super().startup(sockets=sockets)
-            finally:
-                started.set()
+    def run() -> None:
+        try:
+            server.run(sockets=[bound])
+        finally:
+            started.set()
+            bound.close()
 
-    config = uvicorn.Config(
-        app, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=10
-    )
-    server = _Server(config)
     # No daemon: a server that does not end is a failure of the test.
-    thread = threading.Thread(target=server.run, name="test-server")
+    thread = threading.Thread(target=run, name="test-server")
     thread.start()
     try:
         assert started.wait(PATIENCE_SECONDS), "The server did not start."
         assert server.started, "The server ended as it started."
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield f"http://127.0.0.1:{port}"
+        yield url, server
     finally:
         server.should_exit = True
         thread.join(PATIENCE_SECONDS)
@@ -93,13 +96,14 @@ def served_by_command(
 
     def read() -> None:
         assert process.stderr is not None
-        for line in process.stderr:
-            lines.append(line)
-            sys.stderr.write(line)  # pytest shows it with a failure
-            address = _ADDRESS.search(line)
-            if address and not url:
-                url.append(address.group())
-                found.set()
+        with process.stderr as said:
+            for line in said:
+                lines.append(line)
+                sys.stderr.write(line)  # pytest shows it with a failure
+                address = _ADDRESS.search(line)
+                if address and not url:
+                    url.append(address.group())
+                    found.set()
         found.set()
 
     reader = threading.Thread(target=read, daemon=True)

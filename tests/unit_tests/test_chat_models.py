@@ -401,8 +401,8 @@ class TestWhatIsRefused:
     def test_an_unknown_option(self, chat):
         with pytest.raises(ValueError, match="'temprature'"):
             chat.invoke("Hello.", temprature=0)
-        with pytest.raises(ValueError, match="'logprobs'"):
-            list(chat.stream("Hello.", logprobs=True))
+        with pytest.raises(ValueError, match="'logit_bias'"):
+            list(chat.stream("Hello.", logit_bias={}))
 
     def test_an_image(self, chat):
         url = {"url": "data:image/png;base64,"}

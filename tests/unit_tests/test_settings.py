@@ -22,7 +22,7 @@ from langchain_rwkv_state import (
 )
 from langchain_rwkv_state.errors import ModelLoadError, StoreError
 from langchain_rwkv_state.prompt.template import ChatTemplate, G1Template, WorldTemplate
-from langchain_rwkv_state.store import open_store
+from langchain_rwkv_state.store import open_store, urls
 from langchain_rwkv_state.store.resources import OPEN_STORES
 from langchain_rwkv_state.tokenizer import WorldTokenizer
 
@@ -319,6 +319,22 @@ class TestAStoreWithAUrl:
         assert pickle.loads(pickle.dumps(other)).store.sessions() == ["bob"]
         history = RWKVStateHistory("bob", "memory:test_settings")
         assert len(history.messages) == 1
+
+    async def test_is_opened_beside_the_event_loop(self, make_chat, monkeypatch):
+        held, opening = MemoryStateStore(), set()
+
+        def opened(*_: Any, **__: Any) -> MemoryStateStore:
+            opening.add(threading.get_ident())
+            return held
+
+        monkeypatch.setattr(urls, "_redis_class", lambda: opened)
+        url = "redis://test_settings"
+        await make_chat(7, store=url).with_session("bob").ainvoke("Hello.")
+        await make_chat(7, store=url).ainvoke("Hello.")
+        await RWKVStateHistory("bob", url).aget_messages()
+        assert held.sessions() == ["bob"]
+        assert opening
+        assert threading.get_ident() not in opening
 
     def test_may_be_the_users_own(self, make_chat, monkeypatch):
         monkeypatch.setenv("RWKV_STATE_DIR", "memory:test_settings_own")

@@ -28,6 +28,8 @@ from langchain_rwkv_state.store.redis.functions import APPLY, FREE, NAMES, STAND
 from langchain_rwkv_state.store.redis.keys import Keys
 from langchain_rwkv_state.store.redis.space import Space
 from langchain_rwkv_state.store.redis.tables import PAGE, RedisTables
+from langchain_rwkv_state.store.redis.upkeep import check_indices
+from langchain_rwkv_state.store.rows import StateRow
 from langchain_rwkv_state.store.tables import Changes, Sql, Tables
 
 if TYPE_CHECKING:
@@ -89,10 +91,13 @@ class RedisBackend:
         """See `Backend.look`."""
         if getattr(self._at_work, "space", None) is not None:
             return work()
+        return self._looked(lambda _: work())
+
+    def _looked(self, work: Callable[[Space], T]) -> T:
         for number in range(_LOOKS):
             space = self._space()
             with self._working(space):
-                result, error = _outcome(work)
+                result, error = _outcome(partial(work, space))
             if space.is_one or number == _LOOKS - 1 or self._stands(space):
                 break
         if error is not None:
@@ -162,7 +167,7 @@ class RedisBackend:
             if error is not None:
                 if space.is_one or self._stands(space):
                     raise error
-            elif not space.is_changed or self._applied(space, freeing=freeing):
+            elif self._happened(space, freeing=freeing):
                 return result  # type: ignore[return-value] # as above
             if time.monotonic() > deadline:
                 raise StoreError(
@@ -172,9 +177,11 @@ class RedisBackend:
             time.sleep(random.uniform(0, pause))  # noqa: S311 # so that two do not meet again
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
-    def _applied(self, space: Space, *, freeing: bool) -> bool:
+    def _happened(self, space: Space, *, freeing: bool) -> bool:
         """Writes all that a transaction came to; says whether what it read still stood."""
         self._require_open()
+        if not space.is_changed:
+            return space.is_one or self._stands(space)
         limit = b"-" if space.limit is None else b"%d" % space.limit
         args = [secrets.token_bytes(16).hex().encode(), limit, b"%d" % space.growth]
         args += [*space.seen(), *space.written()]
@@ -224,9 +231,9 @@ class RedisBackend:
 
         def exists(blob: str) -> bool:
             key = self._keys.bytes_key(blob)
-            if key is None or not isinstance(sql, Space):
+            if key is None:
                 return self.blob_exists(blob)
-            return bool(sql.read([(b"EXISTS", key)])[0])
+            return bool(_space_of(sql).read([(b"EXISTS", key)])[0])
 
         return exists
 
@@ -274,9 +281,36 @@ class RedisBackend:
 
     # -- upkeep ----------------------------------------------------------------------------------
 
-    def check(self, *, fix: bool) -> CheckReport:  # noqa: ARG002
+    def check(self, *, fix: bool) -> CheckReport:
         """See `Backend.check`."""
-        return CheckReport(())
+
+        def look(work: Callable[[Space], Any]) -> Any:
+            return self._looked(work)
+
+        def change(work: Callable[[Space], Any]) -> Any:
+            return self.transact(lambda sql: work(_space_of(sql)), freeing=True)
+
+        found = check_indices(
+            self.client, self._keys, self._view_space(), look, change if fix else None
+        )
+        orphans, can_go = self._orphans()
+        problems = [f"The file {place} belongs to no state." for place in orphans]
+        repaired = []
+        if fix and can_go:
+            self._blobs.drop(orphans)
+            repaired = [f"Deleted the file {place}." for place in orphans]
+        return CheckReport((*found.problems, *problems), (*found.repaired, *repaired))
+
+    def _orphans(self) -> tuple[list[str], bool]:
+        """Returns the files that no row names, and whether all rows can be read that might."""
+        known: set[str] = set()
+        all_sound = True
+        for raw in RedisTables(self._view_space(), 0.0).rows_of(StateRow.TABLE):
+            try:
+                known.add(self._keys.place(StateRow.unpack(raw).blob))
+            except StateCorrupt:
+                all_sound = False
+        return self._blobs.orphans(known), all_sound
 
     @property
     def is_usable(self) -> bool:
@@ -287,6 +321,11 @@ class RedisBackend:
         """See `Backend.close`."""
         self._closed = True
         self.client.close()
+
+
+def _space_of(sql: Sql) -> Space:
+    assert isinstance(sql, Space)  # noqa: S101 # as `transact` gives it
+    return sql
 
 
 def _outcome(work: Callable[[], T]) -> tuple[T | None, Exception | None]:

@@ -12,14 +12,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from langchain_rwkv_state.store import rows
+from langchain_rwkv_state.store.redis.functions import Op
+from langchain_rwkv_state.store.redis.indices import entries, held_by
 from langchain_rwkv_state.store.redis.keys import (
     BYTES,
+    DIGEST_BYTES,
+    ROW,
     TOP,
     encode,
     holder,
+    number,
     numbered,
     pack_top,
 )
+from langchain_rwkv_state.store.redis.space import some
 from langchain_rwkv_state.store.redis.tables import (
     HALF_BITS,
     TOTALS,
@@ -43,8 +49,9 @@ from langchain_rwkv_state.store.rows import (
     name_bytes,
     ref_bytes,
 )
-from langchain_rwkv_state.store.tables import TOMBSTONE_SECONDS, Changes, Sql, Totals
+from langchain_rwkv_state.store.tables import LOG_ENTRIES, TOMBSTONE_SECONDS, Changes, Sql, Totals
 
+_ENOUGH = 2  # holders: one's own, and another
 _LAST_SECONDS = TOMBSTONE_SECONDS + 86400.0
 """So much longer than what holds them do bytes live in Redis; then they go by themselves."""
 
@@ -61,6 +68,34 @@ class RedisChanges(Changes, RedisTables):
     def __init__(self, space: Sql, now: float, blob_exists: Callable[[str], bool]) -> None:
         super().__init__(space, now, blob_exists=blob_exists)
         self._lasting: dict[bytes, float] = {}
+
+    def stored_session(self, name: str) -> SessionRow | None:
+        row = super().stored_session(name)
+        if row is not None:
+            self._read_ahead(row)
+        return row
+
+    def _read_ahead(self, row: SessionRow) -> None:
+        """Reads at once what the next turn of a session lets go of."""
+        keys, name = self._keys, name_bytes(row.name)
+        key = keys.session(name)
+        ops: list[Op] = [(b"HMGET", key, TOP)]
+        if row.turns >= LOG_ENTRIES:
+            ops.append((b"HMGET", key, number(row.turns + 1 - LOG_ENTRIES)))
+        for ref in row.kept:
+            digest = ref_bytes(ref)
+            ops += [
+                (b"HMGET", keys.state(digest), holder(Holder.SESSION, name)),
+                (b"HMGET", keys.state(digest), ROW),
+                some(keys.holds(digest), limit=_ENOUGH),
+            ]
+        self._space.early(ops)
+
+    def _raw_state(self, digest: bytes) -> Raw | None:
+        row = (b"HMGET", self._keys.state(digest), ROW)
+        if not self._space.knows(row):  # a state that is not there is added, it may be
+            self._space.early([row, (b"HMGET", self._keys.tombstones, digest)])
+        return super()._raw_state(digest)
 
     # -- rows ------------------------------------------------------------------------------------
 
@@ -87,31 +122,12 @@ class RedisChanges(Changes, RedisTables):
 
     def _index(self, table: Table, columns: Sequence[Any]) -> None:
         """Enters a row in the indices that find it."""
-        keys, enter = self._keys, self._space.enter
-        if table is SessionRow.TABLE:
-            enter(keys.names, columns[0])
-            enter(keys.due(table), columns[0], columns[6])  # the time is None for never
-        elif table is LOG:
-            name, seq, ref, *_ = columns
-            enter(keys.names, name)
-            top = self._space.field(keys.session(name), TOP)
-            if is_behind(top, seq):
-                self._space.put(keys.session(name), TOP, pack_top(seq, ref))
-            if columns[6] is not None and ref is not None:
-                enter(keys.tellers(ref), numbered(name, seq))
-        elif table is StateRow.TABLE:
-            enter(keys.states, columns[0])
-        elif table is HoldRow.TABLE:
-            digest, kind, owner, expires, _ = columns
-            enter(keys.states, digest)  # a hold whose state is lost is to be found, too
-            enter(keys.holds(digest), holder(kind, owner))
-            enter(keys.due(table), digest + holder(kind, owner), expires)
-            if kind == Holder.OWNER:
-                enter(keys.kept(owner), digest)
-        elif table is TOMBSTONES:
-            enter(keys.due(table), columns[0], columns[1])
-        elif table is QueueRow.TABLE:
-            enter(keys.queues, numbered(columns[0], columns[1]), columns[5])
+        for entry in entries(self._keys, table, columns):
+            self._space.enter(*entry)
+        if table is LOG:
+            key = self._keys.session(columns[0])
+            if is_behind(self._space.field(key, TOP), columns[1]):
+                self._space.put(key, TOP, pack_top(columns[1], columns[2]))
 
     def _unindex(self, table: Table, key: Sequence[Any], raw: Raw | None) -> None:
         """Takes a row that is deleted out of the indices."""
@@ -144,7 +160,8 @@ class RedisChanges(Changes, RedisTables):
 
     def _unstate(self, digest: bytes) -> None:
         """Takes a state of which neither a row nor a hold is left out of the index of states."""
-        if self._raw_state(digest) is None and next(self._holders(digest), None) is None:
+        held = self._space.between(self._keys.holds(digest), limit=_ENOUGH)
+        if not held and self._raw_state(digest) is None:
             self._space.enter(self._keys.states, digest, None)
 
     def _delete_rows(self, table: Table, key: Sequence[Any]) -> list[Raw]:
@@ -257,8 +274,8 @@ class RedisChanges(Changes, RedisTables):
         own = holder(kind, owner)
         if self._raw_hold(key) is None:
             return False, False, None
-        some = self._space.between(self._keys.holds(digest), limit=2)
-        return True, any(member != own for member in some), self._raw_state(digest)
+        held = self._space.between(self._keys.holds(digest), limit=_ENOUGH)
+        return True, any(member != own for member in held), self._raw_state(digest)
 
     def _end_hold(self, key: tuple[bytes, int, bytes]) -> None:
         self._delete_row(HoldRow.TABLE, key, None)  # `let_go` counts its bytes
@@ -293,7 +310,7 @@ class RedisChanges(Changes, RedisTables):
                 continue
             key: tuple[Any, ...] = (member,)
             if table is HoldRow.TABLE:
-                key = (member[:32], int(member[33:34]), member[34:])
+                key = held_by(member[:DIGEST_BYTES], member[DIGEST_BYTES:])
             raw = self._raw(table, key)
             if raw is None:  # the index alone is left
                 self._space.enter(index, member, None)

@@ -15,7 +15,16 @@ from typing import Any
 from urllib.parse import quote
 
 from langchain_rwkv_state.store import rows
-from langchain_rwkv_state.store.rows import Raw, Table
+from langchain_rwkv_state.store.rows import (
+    LOG,
+    TOMBSTONES,
+    HoldRow,
+    QueueRow,
+    Raw,
+    SessionRow,
+    StateRow,
+    Table,
+)
 
 ROW = b"row"
 """The field of a session's or a state's own row, in its hash."""
@@ -23,6 +32,9 @@ TOP = b"top"
 """The field that tells the newest log row of a session: its number and state."""
 BYTES = b"bytes"
 """The field of a state's hash that names the key of its bytes, which expire with it."""
+
+DIGEST_BYTES = 32
+"""Of a state's reference."""
 
 _COUNT = struct.Struct(">q")
 _NUMBER = struct.Struct(">d")
@@ -128,6 +140,17 @@ def name_of(member: bytes) -> bytes:
     return member[_COUNT.size :]
 
 
+def number_of(member: bytes) -> int:
+    """Reads the number from what `numbered` made.
+
+    Raises:
+        ValueError: It made no such thing.
+    """
+    if len(member) < _COUNT.size:
+        raise ValueError("no number")
+    return int(_COUNT.unpack_from(member)[0])
+
+
 def pack_top(seq: int, ref: bytes | None) -> bytes:
     """Returns what `TOP` holds."""
     return _COUNT.pack(seq) + (ref or b"")
@@ -136,6 +159,27 @@ def pack_top(seq: int, ref: bytes | None) -> bytes:
 def top_number(top: bytes) -> int:
     """Reads the number from what `pack_top` made; -1 where it was changed."""
     return int(_COUNT.unpack_from(top)[0]) if len(top) >= _COUNT.size else -1
+
+
+def row_place(keys: Keys, table: Table, key: Sequence[Any]) -> tuple[bytes, bytes]:
+    """Returns the hash and the field that a row lies in.
+
+    Args:
+        keys: What rows are called.
+        table: The row's table.
+        key: Its columns, or the first of them.
+    """
+    if table is SessionRow.TABLE:
+        return keys.session(key[0]), ROW
+    if table is LOG:
+        return keys.session(key[0]), number(key[1])
+    if table is StateRow.TABLE:
+        return keys.state(key[0]), ROW
+    if table is HoldRow.TABLE:
+        return keys.state(key[0]), holder(key[1], key[2])
+    if table is QueueRow.TABLE:
+        return keys.queue(key[0]), number(key[1])
+    return (keys.tombstones if table is TOMBSTONES else keys.meta), key[0]
 
 
 # -- rows ----------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ Sure = Callable[[float, Callable[[Any], Any]], Any]
 Run = Callable[[Sequence[Op]], list[Any]]
 """Runs commands at once and returns their replies."""
 
+_MEMBERS = 8
 _FIELDS = 500  # of one command: Lua takes no more than some thousands of words at once
 
 
@@ -50,6 +51,7 @@ class Space:
         self.growth = 0
         self._run = run
         self._seen: dict[Op, Any] = {}
+        self._early: dict[Op, Any] = {}
         self._hashes: dict[bytes, dict[bytes, bytes | None]] = {}
         self._sorted: dict[bytes, dict[bytes, float | None]] = {}
         self._more: list[Op] = []
@@ -68,10 +70,23 @@ class Space:
         """Runs commands that only read, as if nothing had been written here."""
         if self.sure is not None:
             return self._run(ops)
+        for op in ops:
+            if op in self._early:
+                self._seen[op] = self._early.pop(op)
         new = [op for op in dict.fromkeys(ops) if op not in self._seen]
         if new:
             self._seen.update(zip(new, self._run(new), strict=True))
         return [self._seen[op] for op in ops]
+
+    def early(self, ops: Iterable[Op]) -> None:
+        """Runs commands at once that will probably be read; only what is read then is noted."""
+        new = [op for op in ops if not self.knows(op)]
+        if new:
+            self._early.update(zip(new, self._run(new), strict=True))
+
+    def knows(self, op: Op) -> bool:
+        """Says whether a command was run already."""
+        return op in self._seen or op in self._early
 
     def glance(self, *op: bytes) -> Any:
         """Runs one command that only reads, whose answer may be another by the time of writing."""
@@ -123,7 +138,7 @@ class Space:
         op: Op = (b"ZRANGEBYLEX", key, low, high)
         own = self._sorted.get(key, {})
         if limit is not None:
-            op = (*op, b"LIMIT", b"0", b"%d" % (limit + len(own)))
+            op = some(key, low, high, limit + len(own))
         found = {member for member in self.read([op])[0] if own.get(member, 0.0) is not None}
         found |= {
             member
@@ -166,10 +181,6 @@ class Space:
 
     # -- for Redis -------------------------------------------------------------------------------
 
-    def forget(self) -> None:
-        """Forgets what was read."""
-        self._seen = {}
-
     @property
     def is_one(self) -> bool:
         """Whether all that was read was read at once."""
@@ -210,6 +221,12 @@ class Space:
                 some = there[start : start + _FIELDS]
                 words = [word for member, score in some for word in (repr(score).encode(), member)]
                 yield (b"ZADD", key, *words)
+
+
+def some(key: bytes, low: bytes = b"-", high: bytes = b"+", limit: int = 1) -> Op:
+    """Returns the command for at least so many members of a sorted set, if there are."""
+    limit = -(-limit // _MEMBERS) * _MEMBERS  # so that one more or less asks nothing else
+    return (b"ZRANGEBYLEX", key, low, high, b"LIMIT", b"0", b"%d" % limit)
 
 
 def _is_between(member: bytes, low: bytes, high: bytes) -> bool:

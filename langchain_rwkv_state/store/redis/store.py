@@ -12,14 +12,18 @@ import time
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from langchain_rwkv_state.store.clock import TTL, StoreClock, steady_seconds
+from langchain_rwkv_state.store.passwords import hidden
+from langchain_rwkv_state.store.pins import KeptPins, SharedPins
 from langchain_rwkv_state.store.records import Codec, LogKind
 from langchain_rwkv_state.store.redis.backend import RedisBackend
-from langchain_rwkv_state.store.redis.blobs import open_blobs
+from langchain_rwkv_state.store.redis.blobs import LARGE_BYTES, open_blobs
 from langchain_rwkv_state.store.redis.clock import ServerClock
 from langchain_rwkv_state.store.redis.connect import Persistence, connect, shown
 from langchain_rwkv_state.store.redis.keys import Keys
+from langchain_rwkv_state.store.redis.pins import RedisPinRows
 from langchain_rwkv_state.store.resources import OPEN_STORES, Resources
 from langchain_rwkv_state.store.settings import (
     DEFAULT_TTL,
@@ -58,8 +62,9 @@ class RedisStateStore(TableStore):
         clock: Gives Unix time; by default that of the server, which all processes share.
         staged_bytes: The most bytes of staged states to hold in memory; beyond that they are kept
             in temporary files, which end with the process.
-        blobs: A directory that all machines share, or a URL that fsspec reads, for states of a
-            megabyte and more; ``None`` for all in Redis.
+        blobs: A directory that all machines share, or a URL that fsspec reads, for large states;
+            ``None`` for all in Redis.
+        large_bytes: States of so many bytes are large.
         persistence: What the server must promise, see `check_persistence`: ``"always"`` that what
             was acknowledged is on its disk.
         timeout_seconds: How long to wait for an answer, and for others who write the same.
@@ -89,6 +94,7 @@ class RedisStateStore(TableStore):
         clock: Callable[[], float] = time.time,
         staged_bytes: int = STAGED_BUDGET_BYTES,
         blobs: str | os.PathLike[str] | None = None,
+        large_bytes: int = LARGE_BYTES,
         persistence: Persistence = "always",
         timeout_seconds: float = 60.0,
     ) -> None:
@@ -100,6 +106,7 @@ class RedisStateStore(TableStore):
         self._opening: dict[str, Any] = {
             "tenant": tenant,
             "blobs": blobs,
+            "large_bytes": large_bytes,
             "persistence": persistence,
             "timeout_seconds": timeout_seconds,
         }
@@ -108,7 +115,7 @@ class RedisStateStore(TableStore):
             client = connect(url, timeout_seconds=timeout_seconds, persistence=persistence)
             try:
                 keys = Keys(tenant)
-                where = open_blobs(client, blobs, keys.folder)
+                where = open_blobs(client, blobs, keys.folder, large_bytes=large_bytes)
                 backend = RedisBackend(client, keys, where, timeout_seconds)
             except BaseException:
                 client.close()
@@ -130,9 +137,31 @@ class RedisStateStore(TableStore):
         return shared.clock
 
     @property
+    def shares_pins(self) -> bool:
+        """See `StateStore.shares_pins`."""
+        return True
+
+    def shared_pins(self) -> SharedPins:
+        """See `StateStore.shared_pins`."""
+        self._check_open()
+        backend = self._backend
+        assert isinstance(backend, RedisBackend)  # noqa: S101 # as the constructor made it
+        return KeptPins(self, RedisPinRows(backend.client, Keys(self._tenant).base), self.codec)
+
+    @property
     def url(self) -> str:
         """The server, without user and password."""
         return shown(self._url)
+
+    @property
+    def location(self) -> str | None:
+        """See `StateStore.location`."""
+        rest, _, query = hidden(self._url).partition("?")
+        usual = {"tenant": "default", "blobs": None, "persistence": "always"}
+        ours = {name: str(self._opening[name]) for name in usual}
+        more = urlencode({name: text for name, text in ours.items() if text != str(usual[name])})
+        query = "&".join(filter(None, (query, more)))
+        return hidden(f"{rest}?{query}" if query else rest)
 
     @property
     def tenant(self) -> str:

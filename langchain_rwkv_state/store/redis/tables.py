@@ -22,6 +22,7 @@ from langchain_rwkv_state.store.redis.keys import (
     name_of,
     number,
     pack_top,
+    row_place,
     top_number,
 )
 from langchain_rwkv_state.store.redis.space import Space
@@ -216,19 +217,7 @@ class RedisTables(Tables):
         return None if data is None else decode(table, key, data)
 
     def _place(self, table: Table, key: Sequence[Any]) -> tuple[bytes, bytes]:
-        """Returns the hash and the field that a row lies in."""
-        keys = self._keys
-        if table is SessionRow.TABLE:
-            return keys.session(key[0]), ROW
-        if table is LOG:
-            return keys.session(key[0]), number(key[1])
-        if table is StateRow.TABLE:
-            return keys.state(key[0]), ROW
-        if table is HoldRow.TABLE:
-            return keys.state(key[0]), holder(key[1], key[2])
-        if table is QueueRow.TABLE:
-            return keys.queue(key[0]), number(key[1])
-        return (keys.tombstones if table is TOMBSTONES else keys.meta), key[0]
+        return row_place(self._keys, table, key)
 
     # -- the store as a whole --------------------------------------------------------------------
 

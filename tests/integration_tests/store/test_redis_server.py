@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 
 from langchain_rwkv_state.errors import StoreError, StoreFull
+from langchain_rwkv_state.state import encode
+from langchain_rwkv_state.store.redis.blobs import UNCOMMITTED_SECONDS, open_blobs
 from langchain_rwkv_state.store.redis.connect import connect, errors
 from tests.helpers.redis_server import needs_redis, redis_server
+from tests.helpers.states import random_state
 
 pytestmark = needs_redis
 
@@ -25,6 +28,22 @@ def test_a_kill_and_a_restart_keep_what_was_acknowledged():
             client.get("a")
         server.start()
         assert client.get("a") == b"\x00\xff"
+
+
+def test_bytes_that_no_row_names_expire_and_outlive_a_kill_until_then(tmp_path):
+    data = encode(random_state([1]))
+    with redis_server() as server, connect(server.url) as client:
+        for shared, kind in ((None, "r"), (tmp_path, "f")):
+            blobs = open_blobs(client, shared, f"{kind}:folder", large_bytes=0)
+            place = blobs.write(client, "k", "rwkv1-" + "ab" * 32, [data[:7], data[7:]])
+            assert place.startswith(f"{kind}:")
+            server.restart()
+            assert open_blobs(client, shared, f"{kind}:folder").read(place) == data
+            assert blobs.read_start(place, 7) == data[:7]
+            if kind == "r":
+                assert 0 < client.ttl("k") <= UNCOMMITTED_SECONDS
+            blobs.drop([place])
+            assert blobs.read(place) is None
 
 
 def test_there_is_no_server(tmp_path):

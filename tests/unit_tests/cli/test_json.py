@@ -184,6 +184,14 @@ def test_memory(tmp_path):
     assert length["cache_bytes"] == 2 * 6 * 128 * 2 * 1000 == 4 * length["grouped_cache_bytes"]
 
 
+def test_size():
+    words = ["size", "--json", "--slots", "3", "--sessions", "10", "--history", "2"]
+    found = valid("size", CliRunner().invoke(app, words).stdout)
+    assert (found["state_bytes"], found["slots_bytes"]) == (202_752, 3 * 202_752)
+    assert found["stored_bytes"] == 10 * 3 * found["stored_state_bytes"]
+    assert found["redis_bytes"] == 30 * found["redis_state_bytes"] > found["stored_bytes"]
+
+
 def test_cache_and_explain(tmp_path):
     (tmp_path / "prompts.yaml").write_text(
         "- {name: lamps, system: You answer questions on lamps.}\n"

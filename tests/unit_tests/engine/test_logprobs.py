@@ -107,7 +107,8 @@ def test_asking_changes_no_answer(runtime, engine):
 
 @EACH_WAY
 def test_nothing_is_computed_or_fetched_for_who_does_not_ask(runtime, monkeypatch):
-    rows, wanted = [], []
+    rows: list[Any] = []
+    wanted: list[bool] = []
     fetch, launch = module._log_softmax, AheadSlots.launch
 
     def counted(*given: Any) -> Any:
@@ -321,7 +322,12 @@ PIECES = st.lists(
 )
 
 
-@given(said=PIECES, data=st.data(), strip=st.booleans(), kind=st.sampled_from(["", "asked", "not"]))
+@given(
+    said=PIECES,
+    data=st.data(),
+    strip=st.booleans(),
+    kind=st.sampled_from(["", "asked", "not", "tag"]),
+)
 def test_each_token_with_a_part_in_the_text_comes_once(said, data, strip, kind):
     whole = "".join(said).encode()
     cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=12)))
@@ -331,6 +337,7 @@ def test_each_token_with_a_part_in_the_text_comes_once(said, data, strip, kind):
         "": None,
         "asked": Thought(">", "</think>"),
         "not": Thought("> x", "</think>", asked=False),
+        "tag": Thought("> x", ""),
     }
     request = ask(
         FakeRuntime(8), stop=("END",), roles=("User",), strip=strip, thought=thought[kind]
@@ -364,3 +371,16 @@ def test_any_finite_logits_give_finite_logprobs_in_order(scores):
     assert logprobs == pytest.approx([wanted[each].item() for each in ids], rel=1e-5, abs=1e-5)
     assert top == sorted(range(len(scores)), key=lambda each: (-scores[each], each))[:4]
     assert max(logprobs) <= 0
+
+
+def test_half_a_character_behind_white_space_is_part_of_the_text():
+    text, handed, _ = spoken(ask(FakeRuntime(8), strip=True), [b" \xc3", b"\xa9", b"!"])
+    assert text == "é!"
+    assert [(each.bytes, each.at) for each in handed] == [(b" \xc3", 0), (b"\xa9", 0), (b"!", 1)]
+
+
+def test_a_tag_that_is_left_out_moves_no_place():
+    request = ask(FakeRuntime(8), strip=True, thought=Thought(">", ""))
+    text, handed, _ = spoken(request, [b"> ", b"Yes", b"!"])
+    assert text == "Yes!"
+    assert [(each.bytes, each.at) for each in handed] == [(b"Yes", 0), (b"!", 3)]

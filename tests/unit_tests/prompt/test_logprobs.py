@@ -138,6 +138,14 @@ async def test_of_an_answer_that_is_continued_only_what_is_new_has_some(scripted
     assert joined(content_of(answer.response_metadata)) == "ning, you."
 
 
+async def test_of_an_answer_that_is_continued_up_to_a_call_the_call_has_none(scripted):
+    messages = [HumanMessage("Hi."), AIMessage("Good morning to you, and")]
+    scripted.will_say(f" on.\n```json\n{CALL}\n```", messages, tools=[add])
+    answer = await both_ways(scripted, messages, tools=[add])
+    assert answer.tool_calls
+    assert joined(content_of(answer.response_metadata)) == " on."
+
+
 async def test_a_session_hands_them_on(scripted):
     bob = scripted.chat.with_session("bob")
     scripted.will_say(" Hello.")

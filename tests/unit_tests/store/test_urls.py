@@ -1,6 +1,7 @@
 """A store's URL: what it says, what it refuses, and that it never shows a password."""
 
 import copy
+import inspect
 import pickle
 import sys
 import threading
@@ -10,7 +11,13 @@ import pytest
 
 from langchain_rwkv_state.errors import StoreError
 from langchain_rwkv_state.state import StateLayout, zero_state
-from langchain_rwkv_state.store import DiskStateStore, MemoryStateStore, open_store, urls
+from langchain_rwkv_state.store import (
+    DiskStateStore,
+    MemoryStateStore,
+    RedisStateStore,
+    open_store,
+    urls,
+)
 from langchain_rwkv_state.store.lazy import LazyUrlStore, lazy_store
 from langchain_rwkv_state.store.urls import StoreUrl, is_url
 
@@ -102,12 +109,22 @@ class TestWhatItOpens:
             assert isinstance(store, DiskStateStore)
             assert store.path == tmp_path / "own"
         monkeypatch.setenv("RWKV_STATE_DIR", "memory:own")
-        assert repr(open_store()) == "MemoryStateStore.named('own')"
+        own = open_store()
+        assert repr(own) == "MemoryStateStore.named('own')"
+        assert own.location == "memory:own"
 
     def test_nothing_without_the_extra(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "redis", None)
         with pytest.raises(ImportError, match=r"langchain-rwkv-state\[redis\]"):
             open_store("redis://h")
+
+    @pytest.mark.parametrize(
+        ("scheme", "kind"),
+        [("redis", RedisStateStore), ("file", DiskStateStore), ("memory", MemoryStateStore)],
+    )
+    def test_with_every_setting_that_the_class_has(self, scheme, kind):
+        known = set(inspect.signature(kind).parameters) - {"url", "path", "clock"}
+        assert set(urls.SCHEMES[scheme]) == known
 
 
 class TestWhatItRefuses:
@@ -174,7 +191,7 @@ class TestAPassword:
     )
     def test_is_shown_nowhere(self, url, shown):
         store = lazy_store(url)
-        assert store.named == str(StoreUrl.read(url)) == shown
+        assert store.location == str(StoreUrl.read(url)) == shown
         assert SECRET not in repr(store) + repr(StoreUrl.read(url))
         assert repr(store) == f"open_store({shown!r})"
 
@@ -185,7 +202,7 @@ class TestAPassword:
 
     def test_left_out_comes_from_the_environment(self, redis, monkeypatch):
         monkeypatch.delenv("RWKV_STATE_PASSWORD", raising=False)
-        store = lazy_store(lazy_store(f"redis://u:{SECRET}@h").named)
+        store = lazy_store(lazy_store(f"redis://u:{SECRET}@h").location)
         with pytest.raises(StoreError, match="set RWKV_STATE_PASSWORD"):
             store.sessions()
         monkeypatch.setenv("RWKV_STATE_PASSWORD", "a/b")
@@ -253,7 +270,7 @@ class TestAStoreThatIsNamed:
     def test_of_the_users_own_keeps_no_name(self, redis, monkeypatch):
         monkeypatch.setenv("RWKV_STATE_DIR", f"redis://:{SECRET}@h")
         store = lazy_store(None)
-        assert store.named is None
+        assert store.location is None
         assert SECRET not in repr(store)
         assert store.sessions() == []
-        assert pickle.loads(pickle.dumps(store)).named is None
+        assert pickle.loads(pickle.dumps(store)).location is None
