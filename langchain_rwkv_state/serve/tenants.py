@@ -123,8 +123,8 @@ class Tenants:
             RWKVStateError: It cannot be had.
         """
         if self._model is None:
-            alone = {"store": MemoryStateStore(), "prefix_cache": False}
-            model = ChatRWKV(**{**model_settings(self._settings), **alone})
+            of_nobody = {"store": MemoryStateStore(), "prefix_cache": False}
+            model = ChatRWKV(**{**model_settings(self._settings), **of_nobody})
             model.loaded()
             self._model = model
         name = next(iter(self._accounts))
