@@ -129,5 +129,7 @@ def _named(tool: Any) -> Mapping[str, Any]:
     function = tool.get("function") if isinstance(tool, Mapping) else None
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(name, str) or not name:
-        raise ApiError(400, f"A function needs a name, and {tool!r:.100} has none.", param="tools")
+        raise ApiError(
+            400, f"A function of tools needs a name: {tool!r:.100} has none.", param="tools"
+        )
     return function
