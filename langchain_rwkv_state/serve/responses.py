@@ -134,7 +134,12 @@ class _Turn:
         if conversation is not None:
             await require_conversation(tenant.store, conversation)
             return await begin_turn(
-                tenant, conversation, messages, options, on_conflict=asked.on_conflict
+                tenant,
+                conversation,
+                messages,
+                options,
+                ttl=self._ttl,
+                on_conflict=asked.on_conflict,
             )
         if before is not None:
             ref = await state_of(tenant.store, before, self._now, param="previous_response_id")

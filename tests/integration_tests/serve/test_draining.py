@@ -68,16 +68,9 @@ def serve(tiny_model, tmp_path) -> Serve:
     def served(**settings: Any) -> AbstractContextManager[tuple[str, Server]]:
         # Without penalties a random model says the same over and over, and never its end.
         greedy = dict.fromkeys(("temperature", "presence_penalty", "frequency_penalty"), 0)
-        known: dict[str, Any] = {
-            "name": "model",
-            "strategy": "cpu fp32",
-            "options": greedy,
-            **settings,
-        }
-        store = str(tmp_path / "states")
-        return served_in_a_thread(
-            make_app(ServeSettings(str(tiny_model(7)), store=store, **known, **settings))
-        )
+        settings = {"name": "model", "strategy": "cpu fp32", "options": greedy, **settings}
+        settings["store"] = str(tmp_path / "states")
+        return served_in_a_thread(make_app(ServeSettings(str(tiny_model(7)), **settings)))
 
     return served
 
