@@ -3,7 +3,8 @@
 The same questions are put by turns to the engine alone (requests made ready, one event loop that
 takes the pieces) and to the server by HTTP; the client is another process, whose time does not
 count. On the demo model the time of the processor is compared, at the sampling that a model has of
-its own. On a model of 12x768 it is the answers' tokens in a second, of long answers of one length.
+its own, each question with a seed, so that both say the same. On a model of 12x768 it is the
+answers' tokens in a second, of long answers of one length. Nothing is taken from a prefix cache.
 
     python -m benchmarks.serve_cost [--quick] [--check] [--out DIR]
 """
@@ -17,15 +18,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
-import uvicorn
 from langchain_core.messages import HumanMessage
 
 from benchmarks import common
@@ -33,6 +33,7 @@ from benchmarks.models import ROOT, write_apart
 from langchain_rwkv_state import ChatRWKV
 from langchain_rwkv_state.engine import Done, Engine, Request
 from langchain_rwkv_state.serve import ServeSettings, make_app
+from tests.helpers.server import serving
 
 CPU_GOAL = 1.6
 THROUGHPUT_GOAL = 0.85
@@ -88,16 +89,16 @@ class Bench:
         self._settings = settings
         self._options = options
         self._chat = ChatRWKV(
-            model=settings.model, strategy=settings.strategy, store=settings.store
+            model=settings.model, strategy=settings.strategy, **(settings.options or {})
         )
         self._engine = self._chat.loaded().engine
-        self._asked = 0
 
-    def questions(self, count: int) -> list[str]:
-        """Returns questions of which none was asked before: nothing of them is cached."""
-        known = range(self._asked, self._asked + count)
-        self._asked += count
-        return [f"{n}. " + QUESTIONS[n % len(QUESTIONS)].format(n=n) for n in known]
+    def questions(self, count: int) -> list[tuple[str, dict[str, Any]]]:
+        """Returns questions, each with the options of its call."""
+        return [
+            (f"{n}. " + QUESTIONS[n % len(QUESTIONS)].format(n=n), {"seed": n, **self._options})
+            for n in range(count)
+        ]
 
     # -- the engine alone -------------------------------------------------------------------
 
@@ -105,8 +106,8 @@ class Bench:
         """Has the engine answer so many questions."""
         before = self._engine.stats().decoded_tokens
         waiting = [
-            self._chat.plan_call([HumanMessage(text)], None, self._options)[1].request
-            for text in self.questions(count)
+            self._chat.plan_call([HumanMessage(text)], None, options)[1].request
+            for text, options in self.questions(count)
         ]
         firsts: list[float] = []
         cpu, start = time.process_time(), time.perf_counter()
@@ -133,28 +134,19 @@ class Bench:
     @contextlib.contextmanager
     def served(self) -> Iterator[subprocess.Popen[str]]:
         """Serves on loopback; yields a client."""
-        config = uvicorn.Config(
-            make_app(self._settings), port=0, log_level="warning", access_log=False
-        )
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        while not server.started:
-            time.sleep(0.05)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        client = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.serve_client", "127.0.0.1", str(port)],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            yield client
-        finally:
-            client.communicate()
-            server.should_exit = True
-            thread.join()
+        with serving(make_app(self._settings)) as url:
+            place = urlsplit(url)
+            client = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.serve_client", "127.0.0.1", str(place.port)],
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            try:
+                yield client
+            finally:
+                client.communicate()
 
     def by_http(self, client: subprocess.Popen[str], count: int, at_once: int) -> Round:
         """Has a client ask so many questions."""
@@ -165,9 +157,9 @@ class Bench:
                 "model": self._settings.model_name,
                 "messages": [{"role": "user", "content": text}],
                 "stream": True,
-                **self._options,
+                **options,
             }
-            for text in self.questions(count)
+            for text, options in self.questions(count)
         ]
         before, cpu = self._engine.stats().decoded_tokens, time.process_time()
         client.stdin.write(json.dumps({"bodies": bodies, "at_once": at_once}) + "\n")
@@ -210,12 +202,15 @@ def main() -> int:
     torch.set_num_threads(1)
     quick = arguments.quick
     rounds, count, at_once = (1, 6, 3) if quick else (5, 200, 16)
-    tokens = 4 if quick else 48
+    tokens = 4 if quick else 32
     settings = {"rounds": rounds, "answers": count, "at_once": at_once, "long": tokens}
     report = common.Report("serve_cost", settings)
     with tempfile.TemporaryDirectory() as name:
-        store = str(Path(name) / "states")
-        demo = Bench(ServeSettings(model="demo", store=store), {})
+        known: dict[str, Any] = {
+            "store": str(Path(name) / "states"),
+            "options": {"prefix_cache": False},
+        }
+        demo = Bench(ServeSettings(model="demo", **known), {})
         alone, http = demo.by_turns(rounds, count, at_once)
         ratio = statistics.median(b.cpu_ms / a.cpu_ms for a, b in zip(alone, http, strict=True))
         _tell(report, "demo", alone, http)
@@ -223,8 +218,8 @@ def main() -> int:
         report.add(common.Check(what, ratio, CPU_GOAL, "at most", "times", rounds * count))
 
         path = write_apart(Path(name) / "large.pth", quick=quick, speaking=True)
-        large = Bench(ServeSettings(model=str(path), store=store), {"max_tokens": tokens})
-        each = 2 * at_once
+        large = Bench(ServeSettings(model=str(path), **known), {"max_tokens": tokens})
+        each = at_once
         alone, http = large.by_turns(min(rounds, 3), each, at_once)
         share = statistics.median(b.tokens_a_second for b in http) / statistics.median(
             a.tokens_a_second for a in alone
