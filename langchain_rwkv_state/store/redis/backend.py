@@ -22,7 +22,7 @@ from langchain_rwkv_state.store.redis.keys import Keys
 from langchain_rwkv_state.store.redis.moments import Moments
 from langchain_rwkv_state.store.redis.space import Space
 from langchain_rwkv_state.store.redis.tables import RedisTables
-from langchain_rwkv_state.store.redis.upkeep import check_indices
+from langchain_rwkv_state.store.redis.upkeep import check_indices, write_log_anew
 from langchain_rwkv_state.store.rows import StateRow
 from langchain_rwkv_state.store.tables import Changes, Sql, Tables
 
@@ -60,6 +60,7 @@ class RedisBackend:
         self.client = client
         self.keys = keys
         self._blobs = blobs
+        self._timeout = timeout_seconds
         self._moments = Moments(client, keys, timeout_seconds)
         functions.load(client)
 
@@ -159,17 +160,9 @@ class RedisBackend:
                     yield key.decode().removeprefix(prefix), UNCOMMITTED_SECONDS
 
     def scrub(self, digests: Collection[str]) -> None:
-        """See `Backend.scrub`: Redis writes its log anew in the background, without it."""
-        names = [name for name, _ in self.blobs() if name[:64] in digests]
-        self.drop_blobs(names)
-        with errors():
-            from redis.exceptions import ResponseError
-
-            try:
-                self.client.bgrewriteaof()
-            except ResponseError as error:
-                if "in progress" not in str(error):
-                    raise
+        """See `Backend.scrub`: Redis writes its log anew, without what was deleted."""
+        self.drop_blobs([name for name, _ in self.blobs() if name[:64] in digests])
+        write_log_anew(self.client, self._timeout)
 
     # -- upkeep ----------------------------------------------------------------------------------
 

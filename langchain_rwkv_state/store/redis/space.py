@@ -150,7 +150,14 @@ class Space:
     def between(
         self, key: bytes, low: bytes = b"-", high: bytes = b"+", limit: int | None = None
     ) -> list[bytes]:
-        """Returns members of a sorted set from `low` to `high`, as ``ZRANGEBYLEX`` names these."""
+        """Returns members of a sorted set of one score, from `low` to `high`, sorted.
+
+        Args:
+            key: The set.
+            low: The first, as ``ZRANGEBYLEX`` names it.
+            high: The last.
+            limit: How many at most.
+        """
         op: Op = (b"ZRANGEBYLEX", key, low, high)
         own = self._sorted.get(key, {})
         if limit is not None:
@@ -163,11 +170,18 @@ class Space:
         }
         return sorted(found)[:limit]
 
-    def until(self, key: bytes, end: float, limit: int) -> list[bytes]:
+    def members(self, key: bytes) -> list[bytes]:
+        """Returns all members of a sorted set of whatever scores."""
+        own = self._sorted.get(key, {})
+        found = [each for each in self.read([(b"ZRANGE", key, b"0", b"-1")])[0] if each not in own]
+        return [*found, *(member for member, score in own.items() if score is not None)]
+
+    def until(self, key: bytes, end: float, limit: int | None = None) -> list[bytes]:
         """Returns members of a sorted set whose scores are at most `end`, the lowest first."""
         own = self._sorted.get(key, {})
-        room = b"%d" % (limit + len(own))
-        op: Op = (b"ZRANGEBYSCORE", key, b"-inf", repr(end).encode(), b"LIMIT", b"0", room)
+        op: Op = (b"ZRANGEBYSCORE", key, b"-inf", repr(end).encode())
+        if limit is not None:
+            op = (*op, b"LIMIT", b"0", b"%d" % (limit + len(own)))
         found = [member for member in self.read([op])[0] if member not in own]
         found += [member for member, score in own.items() if score is not None and score <= end]
         return found[:limit]
