@@ -67,7 +67,7 @@ def main() -> int:
     settings: dict[str, Any] = {
         "rounds": arguments.rounds or (1 if quick else 3),
         "commits": {"2.4 MB": 2 if quick else 40, "35 MB": 1 if quick else 5},
-        "processes": [1, 2] if quick else [1, 4],
+        "processes": [1] if quick else [1, 4],
         "state_bytes": {
             name: (SMALL if quick else layout).nbytes for name, layout in SIZES.items()
         },
@@ -99,18 +99,21 @@ def _places(folder: Path, always: RedisServer, everysec: RedisServer) -> dict[st
 def _measure(report: common.Report, places: dict[str, Place], *, quick: bool) -> None:
     """Lets the stores take turns, for each size and number of processes."""
     context = multiprocessing.get_context("spawn")
-    for size, layout in SIZES.items():
-        found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in places}
-        count = report.settings["commits"][size]
-        for processes in report.settings["processes"]:
-            with ProcessPoolExecutor(processes, mp_context=context) as pool:
-                list(pool.map(_warm_up, range(processes)))  # imports are not timed
-                for name, each in _by_turns(
-                    pool, places, SMALL if quick else layout, count, processes, report.settings
-                ).items():
-                    found[name][str(processes)] = each
-        report.results[size] = found
-        _print(size, found)
+    found: dict[str, dict[str, dict[str, dict[str, float]]]] = {
+        size: {name: {} for name in places} for size in SIZES
+    }
+    settings = report.settings
+    for processes in settings["processes"]:
+        with ProcessPoolExecutor(processes, mp_context=context) as pool:
+            list(pool.map(_warm_up, range(processes)))  # imports are not timed
+            for size, layout in SIZES.items():
+                count = settings["commits"][size]
+                used = SMALL if quick else layout
+                for name, each in _by_turns(pool, places, used, count, processes, settings).items():
+                    found[size][name][str(processes)] = each
+    report.results.update(found)
+    for size, by_place in found.items():
+        _print(size, by_place)
 
 
 def _by_turns(
