@@ -65,7 +65,7 @@ def _title(process: psutil.Process) -> str:
 
 
 @contextmanager
-def serving(*arguments: str, app: str = APP, seconds: float = 90) -> Iterator[Cluster]:
+def serving(*arguments: str, app: str = APP, seconds: float = 240) -> Iterator[Cluster]:
     """Serves the application until the block is left.
 
     Args:

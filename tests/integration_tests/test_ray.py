@@ -18,7 +18,8 @@ from tests.helpers.redis_server import redis_server
 
 pytestmark = pytest.mark.skipif(ray_cluster.MISSING is not None, reason=str(ray_cluster.MISSING))
 _REPLICAS = 3
-_BACK_SECONDS = 20
+_BACK_SECONDS = 20  # with the cores to itself
+_PATIENCE_SECONDS = 90  # on a machine that does other things, too
 _MINUTES = float(os.environ.get("RWKV_STATE_RAY_MINUTES", "3"))
 
 
@@ -67,11 +68,11 @@ def test_a_conversation_goes_on_over_replicas_and_over_the_death_of_one(tmp_path
         at = time.monotonic()
         while len(cluster.replicas().keys() - {killed}) < _REPLICAS:
             go_on()
-            assert time.monotonic() - at < _BACK_SECONDS, "a replica was not replaced"
+            assert time.monotonic() - at < _PATIENCE_SECONDS, "a replica was not replaced"
         new: set[str] = set()
         while len(new) < _REPLICAS:
             new.add(go_on())
-            assert time.monotonic() - at < 2 * _BACK_SECONDS, "the new replica serves nobody"
+            assert time.monotonic() - at < _PATIENCE_SECONDS, "the new replica serves nobody"
         assert new != seen
 
         # Each turn stands where it was: any of them can be gone on from, by whoever takes it.
