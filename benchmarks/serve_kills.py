@@ -218,7 +218,7 @@ class Client:
             if found.status_code == 404:
                 return 0
             if found.status_code == 200:
-                return int(found.json()["metadata"]["turns"])
+                return int(found.json()["turns"])
             await asyncio.sleep(0.2)
 
     async def check_end(self, talk: Talk) -> None:

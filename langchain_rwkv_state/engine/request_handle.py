@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 
 from langchain_rwkv_state.engine.callbacks import must_not_wait
 from langchain_rwkv_state.engine.interruption import join
@@ -100,7 +100,7 @@ class RequestHandle:
         finally:
             self.cancel()
 
-    async def batches(self) -> AsyncIterator[list[Event]]:
+    async def batches(self) -> AsyncGenerator[list[Event]]:
         """Yields the events in lists: all that are there each time, and one at least."""
         try:
             while True:

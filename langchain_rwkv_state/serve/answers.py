@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages.ai import add_ai_message_chunks
 
 from langchain_rwkv_state.conversation.session_turn import SESSION_KEY, OnConflict
 from langchain_rwkv_state.engine import Delta, Done, RequestHandle
@@ -265,16 +266,20 @@ async def begin_turn(
 async def _turn(
     tenant: Tenant, first: AIMessageChunk, chunks: AsyncIterator[AIMessageChunk]
 ) -> AsyncGenerator[list[Event]]:
-    said = first
+    heard = [first]
     try:
         if pieces := pieces_of(first):
             yield [*pieces]
         async for chunk in chunks:
-            said = said + chunk
+            heard.append(chunk)
             if pieces := pieces_of(chunk):
                 yield [*pieces]
+    except BaseException:  # left, or failed: what was read is not known here
+        tenant.usage.spent(read=0, cached=0, answered=len(heard))
+        raise
     finally:
         await chunks.aclose()  # type: ignore[attr-defined] # an asynchronous generator
+    said = add_ai_message_chunks(*heard)  # all at once: a message that grows is copied each time
     about, usage = said.response_metadata, said.usage_metadata
     if usage is None:
         raise RuntimeError("An answer says nothing of its usage.")

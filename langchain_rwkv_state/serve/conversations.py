@@ -113,6 +113,9 @@ def _document(name: str, info: SessionInfo) -> dict[str, Any]:
         "object": "conversation",
         "created_at": int(info.created_seconds),
         "metadata": {},
+        # Ours: by it, whoever never heard how a turn ended learns whether it was committed.
+        "turns": info.n_turns,
+        "tokens": info.n_tokens,
     }
 
 

@@ -101,7 +101,8 @@ def _orphans(backend: Backend, found: _AllRows) -> Iterator[str]:
         lost = ref in needed and ref not in found.states
         if name in named or lost or age <= _WRITING_SECONDS:
             continue
-        if not _is_named(backend.view(0.0), name):  # by a row that came since
+        # By a row that came since, and may have gone again with its file.
+        if not _is_named(backend.view(0.0), name) and backend.blob_exists(name):
             yield name
 
 

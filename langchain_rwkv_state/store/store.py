@@ -53,7 +53,7 @@ from langchain_rwkv_state.store.settings import (
     is_whole,
     require_messages,
 )
-from langchain_rwkv_state.store.tables import Changes, Tables
+from langchain_rwkv_state.store.tables import RENEW_AFTER, Changes, Tables
 from langchain_rwkv_state.store.transcript import logged_session, texts
 from langchain_rwkv_state.store.verbs import Threads, twin
 from langchain_rwkv_state.store.writes import OpenStore
@@ -65,7 +65,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("langchain_rwkv_state.store")
 
 T = TypeVar("T")
-_RENEW_AFTER = 0.1  # of the time to live: a read renews no more often than that
 _PRUNE_BATCH = 50  # things a transaction, so that writers wait for a few milliseconds only
 
 
@@ -166,7 +165,7 @@ class TableStore(OpenStore):
         def work(changes: Changes) -> None:
             changes.hold(ref, Holder.OWNER, owner, seconds)
             if self._settings.sliding:
-                changes.renew_kept(owner, 1 - _RENEW_AFTER)
+                changes.renew_kept(owner, 1 - RENEW_AFTER)
 
         self._with_state(ref, work)
 
@@ -660,7 +659,7 @@ def _expect_head(head: str | None, session: str, parent: str | None) -> None:
 
 def _worn(expires: float, ttl: float, now: float) -> bool:
     """Says whether a tenth of a time to live has passed since it last started."""
-    return expires < math.inf and expires - now <= (1 - _RENEW_AFTER) * ttl
+    return expires < math.inf and expires - now <= (1 - RENEW_AFTER) * ttl
 
 
 def _check_state(value: object) -> None:

@@ -41,6 +41,8 @@ RowT = TypeVar("RowT", bound=Row)
 
 TOMBSTONE_SECONDS = 7 * 86400.0
 LOG_ENTRIES = 100
+RENEW_AFTER = 0.1
+"""Of a time to live: a read renews no more often than that."""
 _PAGE = 32  # holds that are read at a time, as `_HOLDS` says
 _TOTALS = "totals"
 

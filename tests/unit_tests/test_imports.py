@@ -60,6 +60,7 @@ def test_without_langchain_all_else_can_be_imported():
         "    None if name.partition('.')[0] == 'langchain' else find(name, *where))\n"
         "from langchain_rwkv_state import *\n"
         "assert ChatRWKV and rwkv_node and 'RWKVStateMiddleware' not in globals()\n"
+        "assert RedisStateStore and 'redis' not in sys.modules\n"
         "try:\n"
         "    from langchain_rwkv_state import RWKVStateMiddleware\n"
         "except ImportError as error:\n"

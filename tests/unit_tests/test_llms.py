@@ -33,6 +33,14 @@ def told(llm: RWKVLLM, prompt: str, **options: Any) -> tuple[str, str]:
 
 
 class TestEveryWayOfAsking:
+    def test_a_plan_is_what_a_call_asks_the_engine(self, llm):
+        engine, planned, request = llm.plan_call("Once upon", ["."], {"max_tokens": 5})
+        done = engine.submit(request).result()
+        assert done.text == llm.invoke("Once upon", stop=["."], max_tokens=5)
+        assert tuple(planned.ids) == request.prompt
+        with pytest.raises(ValueError, match="did you mean max_tokens"):
+            llm.plan_call("Once upon", None, {"max_token": 5})
+
     async def test_gives_the_same_text(self, llm):
         expected = llm.invoke("Once upon")
         assert expected

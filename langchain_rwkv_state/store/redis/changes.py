@@ -19,6 +19,7 @@ from langchain_rwkv_state.store.redis.keys import (
     DIGEST_BYTES,
     ROW,
     TOP,
+    decode,
     encode,
     holder,
     number,
@@ -282,17 +283,15 @@ class RedisChanges(Changes, RedisTables):
 
     def _worn(self, owner: str, left: float) -> list[Raw]:
         name = name_bytes(owner)
+        digests = self._space.until(self._keys.kept(name), self.now)
         field = holder(Holder.OWNER, name)
-        digests = self._kept_digests(name)
         found = self._space.fields([(self._keys.state(each), (field,)) for each in digests])
         worn: list[Raw] = []
         for digest, (data,) in zip(digests, found, strict=True):
-            if data is None:
-                continue
-            raw = self._raw_hold((digest, int(Holder.OWNER), name))
-            if raw is None or not isinstance(raw[3], float) or not isinstance(raw[4], float):
-                continue
-            if raw[3] > self.now and raw[3] - self.now <= left * raw[4]:
+            raw = decode(HoldRow.TABLE, (digest, int(Holder.OWNER), name), data or b"")
+            expires, ttl = raw[3], raw[4]
+            ends = isinstance(expires, float) and isinstance(ttl, float)
+            if ends and self.now < expires <= self.now + left * ttl:
                 worn.append(raw)
         return worn
 

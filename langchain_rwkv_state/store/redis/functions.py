@@ -5,6 +5,9 @@ decided on, and only if that stands writes all that came of it, in one step that
 of. So the rules of turns are those of every other store, and stand in one place. A call carries an
 id of its own, which is noted with what it did: a call that redis-py sends again after a lost
 connection finds its id, and is answered as the first time.
+
+What reads too much to be looked at again in one go (a check of a large store) goes by the number of
+writes instead, and where somebody always writes, it has all writers wait for a while.
 """
 
 from __future__ import annotations
@@ -105,8 +108,12 @@ local function apply(keys, args)
     if redis.call('EXISTS', done) == 1 then
         return 'done'
     end
-    local limit, growth = tonumber(args[2]), tonumber(args[3])
-    local stands, at = stand(args, 4)
+    local held_up = redis.call('GET', keys[1] .. 'pause')
+    if held_up and held_up ~= args[2] then
+        return 'stale'
+    end
+    local limit, growth = tonumber(args[3]), tonumber(args[4])
+    local stands, at = stand(args, 5)
     if not stands then
         return 'stale'
     end
@@ -130,6 +137,7 @@ local function apply(keys, args)
         end
     end
     if number > 0 then
+        redis.call('HINCRBY', keys[1] .. 'totals', 'version', 1)
         redis.call('SET', done, '1', 'EX', REMEMBERED)
     end
     return 'done'

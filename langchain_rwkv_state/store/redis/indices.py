@@ -7,6 +7,7 @@ names a row, or a hash in which some row must be. The easy mistake is to change 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from langchain_rwkv_state.store.rows import (
     StateRow,
     Table,
 )
+from langchain_rwkv_state.store.tables import RENEW_AFTER
 
 
 class Entry(NamedTuple):
@@ -62,9 +64,10 @@ def entries(keys: Keys, table: Table, columns: Sequence[Any]) -> list[Entry]:
     if table is StateRow.TABLE:
         return [Entry(keys.states, columns[0])]
     if table is HoldRow.TABLE:
-        digest, kind, owner, expires, _ = columns
+        digest, kind, owner, expires, ttl = columns
         held = holder(kind, owner)
-        owners = [Entry(keys.kept(owner), digest)] if kind == Holder.OWNER else []
+        kept = Entry(keys.kept(owner), digest, _worn_from(expires, ttl))
+        owners = [kept] if kind == Holder.OWNER else []
         return [
             Entry(keys.states, digest),  # a hold whose state is lost is to be found, too
             Entry(keys.holds(digest), held),
@@ -76,6 +79,11 @@ def entries(keys: Keys, table: Table, columns: Sequence[Any]) -> list[Entry]:
     if table is QueueRow.TABLE:
         return [Entry(keys.queues, numbered(columns[0], columns[1]), columns[5])]
     return []
+
+
+def _worn_from(expires: float | None, ttl: float | None) -> float:
+    """Returns from when on a hold is due to start anew when its owner is used."""
+    return math.inf if expires is None or ttl is None else expires - (1 - RENEW_AFTER) * ttl
 
 
 def row_of(keys: Keys, index: bytes, member: bytes) -> tuple[Table, tuple[Any, ...]] | None:

@@ -55,6 +55,7 @@ class Keys:
         tombstones: Hash: when states expired.
         names: Sorted set: the sessions' names.
         states: Sorted set: the states' digests.
+        pause: Text: who has all that write wait.
         queues: Sorted set: places in queues, by their ends.
     """
 
@@ -66,6 +67,7 @@ class Keys:
         self.tombstones = self.base + b"tombstones"
         self.names = self.base + b"names"
         self.states = self.base + b"states"
+        self.pause = self.base + b"pause"
         self.queues = self.base + b"queues"
 
     def session(self, name: bytes) -> bytes:

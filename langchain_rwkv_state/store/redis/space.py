@@ -16,13 +16,17 @@ from langchain_rwkv_state.store.redis.keys import Keys
 
 Page = Callable[[bytes, bytes], list[tuple[bytes, bytes | None, bytes | None]]]
 """Returns sessions from a name to another: names, rows and newest turns."""
-Sure = Callable[[float, Callable[[Any], Any]], Any]
-"""Looks at the tables of a time, and believes that something is gone only as of one moment."""
+Sure = Callable[[Callable[["Space"], Any]], Any]
+"""Runs a look, and believes that something is gone only as of one moment."""
 Run = Callable[[Sequence[Op]], list[Any]]
 """Runs commands at once and returns their replies."""
 
 _MEMBERS = 8
 _FIELDS = 500  # of one command: Lua takes no more than some thousands of words at once
+
+
+class TooMuch(Exception):
+    """More was read than can be looked at again in one go."""
 
 
 class Space:
@@ -34,6 +38,7 @@ class Space:
         page: Reads sessions in order.
         sure: Makes sure of what a view says; ``None`` where all that is read is noted: each reply
             is then read once, and can be held against what is there later.
+        most: How many commands are noted at most; ``None`` for any number.
 
     Attributes:
         keys: As given.
@@ -43,13 +48,22 @@ class Space:
         growth: By how many it grows.
     """
 
-    def __init__(self, keys: Keys, run: Run, page: Page, sure: Sure | None = None) -> None:
+    def __init__(
+        self,
+        keys: Keys,
+        run: Run,
+        page: Page,
+        sure: Sure | None = None,
+        *,
+        most: int | None = None,
+    ) -> None:
         self.keys = keys
         self.page = page
         self.sure = sure
         self.limit: int | None = None
         self.growth = 0
         self._run = run
+        self._most = most
         self._seen: dict[Op, Any] = {}
         self._early: dict[Op, Any] = {}
         self._hashes: dict[bytes, dict[bytes, bytes | None]] = {}
@@ -75,6 +89,8 @@ class Space:
                 self._seen[op] = self._early.pop(op)
         new = [op for op in dict.fromkeys(ops) if op not in self._seen]
         if new:
+            if self._most is not None and len(self._seen) + len(new) > self._most:
+                raise TooMuch
             self._seen.update(zip(new, self._run(new), strict=True))
         return [self._seen[op] for op in ops]
 
@@ -134,7 +150,14 @@ class Space:
     def between(
         self, key: bytes, low: bytes = b"-", high: bytes = b"+", limit: int | None = None
     ) -> list[bytes]:
-        """Returns members of a sorted set from `low` to `high`, as ``ZRANGEBYLEX`` names these."""
+        """Returns members of a sorted set of one score, from `low` to `high`, sorted.
+
+        Args:
+            key: The set.
+            low: The first, as ``ZRANGEBYLEX`` names it.
+            high: The last.
+            limit: How many at most.
+        """
         op: Op = (b"ZRANGEBYLEX", key, low, high)
         own = self._sorted.get(key, {})
         if limit is not None:
@@ -147,11 +170,18 @@ class Space:
         }
         return sorted(found)[:limit]
 
-    def until(self, key: bytes, end: float, limit: int) -> list[bytes]:
+    def members(self, key: bytes) -> list[bytes]:
+        """Returns all members of a sorted set of whatever scores."""
+        own = self._sorted.get(key, {})
+        found = [each for each in self.read([(b"ZRANGE", key, b"0", b"-1")])[0] if each not in own]
+        return [*found, *(member for member, score in own.items() if score is not None)]
+
+    def until(self, key: bytes, end: float, limit: int | None = None) -> list[bytes]:
         """Returns members of a sorted set whose scores are at most `end`, the lowest first."""
         own = self._sorted.get(key, {})
-        room = b"%d" % (limit + len(own))
-        op: Op = (b"ZRANGEBYSCORE", key, b"-inf", repr(end).encode(), b"LIMIT", b"0", room)
+        op: Op = (b"ZRANGEBYSCORE", key, b"-inf", repr(end).encode())
+        if limit is not None:
+            op = (*op, b"LIMIT", b"0", b"%d" % (limit + len(own)))
         found = [member for member in self.read([op])[0] if member not in own]
         found += [member for member, score in own.items() if score is not None and score <= end]
         return found[:limit]
@@ -185,6 +215,10 @@ class Space:
     def is_one(self) -> bool:
         """Whether all that was read was read at once."""
         return len(self._seen) < 2  # one command is one moment
+
+    def only_saw(self, read: tuple[Op, Any]) -> None:
+        """Notes one command and its reply in the place of all that was read."""
+        self._seen = dict([read])
 
     def seen(self) -> list[bytes]:
         """Returns all that was read, as `functions.STAND` takes it."""

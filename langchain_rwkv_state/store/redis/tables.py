@@ -110,7 +110,7 @@ class RedisTables(Tables):
         ]
 
     def _all_places(self) -> list[Raw]:
-        members = self._space.between(self._keys.queues)
+        members = self._space.members(self._keys.queues)
         names = dict.fromkeys(name_of(member) for member in members)
         return [raw for name in names for raw in self._places(name)]
 
@@ -151,13 +151,13 @@ class RedisTables(Tables):
 
     def state(self, ref: str) -> StateRow:
         if self._space.sure is not None:
-            found: StateRow = self._space.sure(self.now, lambda tables: tables.state(ref))
+            found: StateRow = self._space.sure(lambda at: RedisTables(at, self.now).state(ref))
             return found
         return super().state(ref)
 
     def lives(self, ref: str) -> bool:
         if self._space.sure is not None:
-            return bool(self._space.sure(self.now, lambda tables: tables.lives(ref)))
+            return bool(self._space.sure(lambda at: RedisTables(at, self.now).lives(ref)))
         return super().lives(ref)
 
     def holders(self, ref: str, kind: Holder | None = None) -> Iterator[HoldRow | None]:
@@ -201,7 +201,7 @@ class RedisTables(Tables):
         return [hold for _, hold in holds if hold.expires > self.now]
 
     def _kept_digests(self, owner: bytes) -> list[bytes]:
-        return self._space.between(self._keys.kept(owner))
+        return sorted(self._space.members(self._keys.kept(owner)))
 
     def _tombstone(self, ref: str) -> Raw | None:
         digest = ref_bytes(ref)

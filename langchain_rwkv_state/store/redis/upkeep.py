@@ -1,4 +1,4 @@
-"""Holds the indices of a store in Redis against its rows, and the files against both.
+"""Holds the indices of a store in Redis against its rows, and takes what went off its disk.
 
 The keys are scanned, since an index that has lost a name cannot tell of it. The easy mistake is to
 believe the scan: somebody writes meanwhile, so whatever looks wrong is looked at again, as of one
@@ -7,11 +7,12 @@ moment, before it is told or mended.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from langchain_rwkv_state.errors import StateCorrupt
+from langchain_rwkv_state.errors import StateCorrupt, StoreError
 from langchain_rwkv_state.store.records import CheckReport
 from langchain_rwkv_state.store.redis.connect import errors
 from langchain_rwkv_state.store.redis.indices import Entry, entries, held_by, row_of
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from redis import Redis
 
 _PAGE = 500
+
+_LOOK_SECONDS = 0.05
 
 Look = Callable[[Callable[[Space], Any]], Any]
 """Runs a look, or a transaction, on what it sees."""
@@ -79,7 +82,7 @@ def _candidates(client: Redis, keys: Keys, space: Space) -> Iterator[Entry]:
     due = [keys.due(table) for table in (SessionRow.TABLE, HoldRow.TABLE, TOMBSTONES)]
     own = (keys.names, keys.states, keys.queues, *due)
     for index in _scanned(client, keys, (b"h:", b"o:", b"g:"), *own):
-        for member in space.between(index):
+        for member in space.members(index):
             yield Entry(index, member, None)
 
 
@@ -181,3 +184,54 @@ def _mend(keys: Keys, space: Space, entry: Entry) -> bool:
     for each in right:
         space.enter(*each)
     return bool(right)
+
+
+def write_log_anew(client: Redis, timeout_seconds: float) -> None:
+    """Has Redis write its log of changes anew, in which what was deleted still stands.
+
+    A server without such a log keeps snapshots, and what was deleted goes with the next one.
+
+    Args:
+        client: A connection.
+        timeout_seconds: How long to wait until that is done.
+
+    Raises:
+        StoreError: It is not done yet, or may not be asked for.
+    """
+    from redis.exceptions import ResponseError
+
+    with errors():
+        if not _log(client)["aof_enabled"]:
+            return
+        deadline = time.monotonic() + timeout_seconds
+        while not _begun(client, ResponseError):
+            _wait(deadline)
+        while any(_log(client)[f"aof_rewrite_{each}"] for each in ("in_progress", "scheduled")):
+            _wait(deadline)
+        done = _log(client)["aof_last_bgrewrite_status"]
+    if done != "ok":
+        raise StoreError(f"Redis could not write its log anew ({done}): see the server's own log.")
+
+
+def _log(client: Redis) -> Any:
+    return client.info("persistence")
+
+
+def _begun(client: Redis, refused: type[Exception]) -> bool:
+    """Has the log written anew; says no where that is under way from before the deletion."""
+    try:
+        client.bgrewriteaof()
+    except refused as error:
+        if "in progress" in str(error):
+            return False
+        raise
+    return True
+
+
+def _wait(deadline: float) -> None:
+    if time.monotonic() > deadline:
+        raise StoreError(
+            "Redis is still writing its log anew, without what was deleted: it goes on by itself, "
+            "and INFO persistence says when it is done."
+        )
+    time.sleep(_LOOK_SECONDS)  # Redis tells nobody when it is done

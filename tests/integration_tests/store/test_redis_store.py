@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from langchain_rwkv_state.errors import (
     StoreFull,
 )
 from langchain_rwkv_state.store import RedisStateStore
+from langchain_rwkv_state.store.redis import moments, tables
 from langchain_rwkv_state.store.redis.blobs import UNCOMMITTED_SECONDS
 from langchain_rwkv_state.testing.states import DAY, Reader, SetClock, chat, random_state, turns
+from tests.helpers.found import forms_of_ids, forms_of_ref, found_in
 from tests.helpers.redis_server import RedisServer, redis_server
 
 Open = Callable[..., RedisStateStore]
@@ -64,7 +67,7 @@ def store(make: Open) -> RedisStateStore:
 def key_of(store: RedisStateStore, ref: str) -> bytes:
     """Returns the key of a state's bytes."""
     row = store._view().state(ref)
-    key = store._backend._keys.bytes_key(row.blob)  # type: ignore[attr-defined]
+    key = store._backend.keys.bytes_key(row.blob)  # type: ignore[attr-defined]
     assert isinstance(key, bytes)
     return key
 
@@ -383,6 +386,33 @@ def test_an_index_that_lost_an_entry_is_made_again(make: Open, client: Any) -> N
     assert store.sessions() == ["bob"]
 
 
+# -- redaction -----------------------------------------------------------------------------------
+
+
+def test_redacted_turns_are_off_the_servers_disk(
+    make: Open, client: Any, server: RedisServer
+) -> None:
+    client.config_set("rdbcompression", "no")
+    store, runtime = make(log="tokens"), Reader()
+    said = [[number * 1111 + each for each in range(6)] for number in range(1, 5)]
+    refs: list[str | None] = [None]
+    state = runtime.zero_state()
+    for ids in said:
+        _, state = runtime.forward(ids, state)
+        refs.append(store.stage(state, parent=refs[-1], tokens=ids))
+        store.commit("bob", refs[-1] or "", refs[-2])
+    gone = refs[2] or ""
+    wanted = {**forms_of_ids(said[1]), **forms_of_ref(gone)}
+    assert found_in(server.folder / "appendonlydir", wanted)
+    result = store.redact("bob", [2], runtime)
+    assert "bob" in str(result)
+    assert store.session("bob").n_turns == 3  # type: ignore[union-attr]
+    with pytest.raises(StateNotFound):
+        store.get(gone)
+    assert found_in(server.folder / "appendonlydir", wanted) == []
+    assert store.check().sound
+
+
 # -- room ----------------------------------------------------------------------------------------
 
 
@@ -422,3 +452,102 @@ def test_large_states_lie_in_a_shared_directory(
     assert store.check().sound
     store.delete_session("bob")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+# -- many ----------------------------------------------------------------------------------------
+
+
+def test_what_reads_much_is_of_one_moment_beside_writers(
+    make: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moments, "_MOST", 10)
+    here, there = make(0), make(1)
+    for number in range(10):
+        turns(here, f"s{number}", 1)
+        here.keep(here.head(f"s{number}") or "", "thread")
+    done = threading.Event()
+    conflicts: list[Exception] = []
+
+    def write() -> None:
+        head, number = there.head("s0"), 0
+        while not done.is_set():
+            ref = there.stage(random_state([number, 99]))
+            try:
+                there.commit("s0", ref, head)
+            except SessionConflict as error:
+                conflicts.append(error)
+            head, number = ref, number + 1
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(3):
+            assert here.check().problems == ()
+        assert here.check(fix=True).repaired == ()
+        assert here.release("thread") == 10
+    finally:
+        done.set()
+        writer.join()
+    assert not conflicts
+    assert here.check().sound
+    assert here.kept("thread") == []
+
+
+def test_who_holds_writers_up_and_dies_does_so_for_seconds_only(
+    store: RedisStateStore, client: Any
+) -> None:
+    (ref,) = turns(store, "bob", 1)
+    backend: Any = store._backend
+    client.set(backend.keys.pause, "another", px=300)
+    assert store.head("bob") == ref, "whoever reads goes on"
+    store.commit("bob", store.stage(random_state([8])), ref)
+    assert not client.exists(backend.keys.pause)
+
+
+def test_names_are_listed_in_pages(store: RedisStateStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (moments, tables):
+        monkeypatch.setattr(module, "PAGE", 3)
+    for name in "gfedcba":
+        store.append_unread(name, ['"one"'])
+    assert store.sessions() == list("abcdefg")
+    store.append_unread("aa", ['"one"'])
+    assert store.sessions("a") == ["a", "aa"]
+
+
+def test_places_in_queues_with_ends_of_their_own_are_all_swept(
+    make: Open, clock: SetClock, client: Any
+) -> None:
+    store = make(clock=clock)
+    for number, name in enumerate("cab"):
+        store.enter_queue(name, "mine", 10 + number)
+        store.enter_queue(name, "another", 30 - number)
+    clock.advance(25)
+    store.prune()
+    assert [len(store.queue(name)) for name in "abc"] == [1, 1, 1]
+    clock.advance(25)
+    store.prune()
+    assert client.keys("*:q:*") == client.keys("*:queues") == []
+
+
+def test_a_use_of_an_owner_reads_only_what_is_due(
+    make: Open, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make(clock=clock)
+    refs = [store.put(random_state([number])) for number in range(30)]
+    for ref in refs:
+        store.keep(ref, "thread", ttl=100)
+    backend: Any = store._backend
+    asked: list[Any] = []
+    own = backend._moments.run
+
+    def run(ops: Any) -> Any:
+        asked.extend(ops)
+        return own(ops)
+
+    monkeypatch.setattr(backend._moments, "run", run)
+    store.keep(refs[0], "thread", ttl=100)
+    assert len(asked) < 15
+    clock.advance(60)
+    store.keep(refs[0], "thread", ttl=100)
+    clock.advance(60)
+    assert len(store.kept("thread")) == 30

@@ -399,6 +399,23 @@ class TestAsync:
         assert found == list(engine.submit(request))
         assert (await engine.submit(request).aresult()) == found[-1]
 
+    async def test_in_lists_they_are_the_same_and_none_is_empty(self, engine, ask):
+        request = ask([*WORLD.encode(" Hello there."), 261])
+        expected = list(engine.submit(request))
+        handle = engine.submit(request)
+        handle.result()  # all are there, and come at once
+        assert [events async for events in handle.batches()] == [expected]
+        lists = [events async for events in engine.submit(request).batches()]
+        assert all(lists)
+        assert [event for events in lists for event in events] == expected
+
+    async def test_leaving_the_lists_cancels(self, engine, ask):
+        handle = engine.submit(ask([*WORLD.encode(" one two three four five six seven")]))
+        lists = handle.batches()
+        await anext(lists)
+        await lists.aclose()
+        assert handle.over
+
     async def test_the_loop_runs_on_while_the_model_works(self, engine, ask, runtime):
         gate = Gate(runtime)
         task = asyncio.create_task(
@@ -427,6 +444,8 @@ class TestAsync:
             await engine.submit(ask()).aresult()
         with pytest.raises(EngineError, match="no memory"):
             [event async for event in engine.submit(ask())]
+        with pytest.raises(EngineError, match="no memory"):
+            [events async for events in engine.submit(ask()).batches()]
 
     def test_a_loop_that_was_closed_meanwhile_does_no_harm(self, engine, ask, runtime):
         gate = Gate(runtime)

@@ -90,7 +90,7 @@ def space(replies: dict[tuple[bytes, ...], Any], asked: list[Any], *, views: boo
         asked.extend(ops)
         return [replies.get(op, [None] * (len(op) - 2)) for op in ops]
 
-    return Space(KEYS, run, lambda *_: [], (lambda now, work: None) if views else None)
+    return Space(KEYS, run, lambda *_: [], (lambda work: None) if views else None)
 
 
 def test_a_transaction_reads_once_and_finds_what_it_wrote() -> None:
