@@ -16,10 +16,10 @@ from fastapi import APIRouter
 from langchain_rwkv_state.conversation.unread import as_unread
 from langchain_rwkv_state.serve.errors import ApiError, unsupported
 from langchain_rwkv_state.serve.fields import Body
-from langchain_rwkv_state.serve.models import Asks
+from langchain_rwkv_state.serve.models import Asks, Settings
 from langchain_rwkv_state.serve.response_items import read_items
 from langchain_rwkv_state.state import StateLayout, zero_state
-from langchain_rwkv_state.store import SessionInfo, StateStore
+from langchain_rwkv_state.store import TTL, SessionInfo, StateStore
 
 router = APIRouter()
 
@@ -35,7 +35,7 @@ class ConversationRequest(Body):
 
 @router.post("/v1/conversations")
 async def create_conversation(
-    tenant: Asks, asked: ConversationRequest | None = None
+    tenant: Asks, settings: Settings, asked: ConversationRequest | None = None
 ) -> dict[str, Any]:
     """Makes a conversation; items are read with its first turn."""
     asked = asked or ConversationRequest()
@@ -46,9 +46,9 @@ async def create_conversation(
     name = _MADE_HERE + secrets.token_hex(24)
     texts = [as_unread(message) for message in read_items(asked.items)] if asked.items else []
     if texts:
-        await tenant.store.aappend_unread(name, texts)
+        await tenant.store.aappend_unread(name, texts, settings.ttl)
     else:
-        await _begin_empty(tenant.store, name)
+        await _begin_empty(tenant.store, name, settings.ttl)
     return _document(name, await _session(tenant.store, name))
 
 
@@ -100,10 +100,10 @@ async def _session(store: StateStore, name: str) -> SessionInfo:
     return info
 
 
-async def _begin_empty(store: StateStore, name: str) -> None:
+async def _begin_empty(store: StateStore, name: str, ttl: TTL) -> None:
     """Makes a session that has read nothing: one that was rewound to before its first turn."""
     layout = StateLayout.of(7, n_layer=1, n_embd=64, head_size=64)
-    await store.abegin(name, zero_state(layout, "conversation"))
+    await store.abegin(name, zero_state(layout, "conversation"), ttl=ttl)
     await store.arewind(name)
 
 

@@ -120,6 +120,7 @@ class _Turn:
         except Exception as error:
             if not is_begun:
                 raise
+            self._tenant.usage.failed(error)
             yield unsent + events.fail(as_api_error(error))
         finally:
             await answer.aclose()
@@ -134,7 +135,12 @@ class _Turn:
         if conversation is not None:
             await require_conversation(tenant.store, conversation)
             return await begin_turn(
-                tenant, conversation, messages, options, on_conflict=asked.on_conflict
+                tenant,
+                conversation,
+                messages,
+                options,
+                ttl=self._ttl,
+                on_conflict=asked.on_conflict,
             )
         if before is not None:
             ref = await state_of(tenant.store, before, self._now, param="previous_response_id")

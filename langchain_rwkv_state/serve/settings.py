@@ -54,7 +54,8 @@ class ServeSettings:
         options: Other settings of `ChatRWKV`, such as ``temperature``, ``max_tokens``, ``slots``.
         name: What clients call the model; ``None`` for its name without a path and a suffix.
         store: Where conversations are kept: a directory or a URL; ``None`` for the user's own.
-        ttl: How long the state of a response can be gone on from; ``None`` for the store's default.
+        ttl: How long a response or a conversation can be gone on from, from its last use on;
+            ``None`` for the store's default.
         api_key_file: Names of tenants and their keys; ``None`` for one tenant without a key.
         limits: Of each key that sets no others.
         drain_seconds: How long what runs may go on once the server was told to stop.

@@ -199,6 +199,48 @@ def test_what_ran_out_says_so(tmp_path):
     assert caught.value.code == "expired"
 
 
+def test_a_turn_goes_on_at_any_server_over_the_store(tmp_path):
+    settings = ServeSettings(model="demo", store=str(tmp_path / "states"))
+    with serving(settings) as one, serving(settings) as other:
+        before = None
+        for turn in range(4):
+            url = (one, other)[turn % 2]
+            with OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+                said = "What is my name?" if turn else "My name is Bob."
+                answer = client.responses.create(**GREEDY, input=said, previous_response_id=before)
+            assert "Bob" in answer.output_text
+            before = answer.id
+
+
+def test_an_id_of_another_key_is_as_one_that_never_was(tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("ann sk-ann-0123456789abcdef\nbob sk-bob-0123456789abcdef\n")
+    keys.chmod(0o600)
+    settings = ServeSettings(model="demo", store=str(tmp_path / "s"), api_key_file=str(keys))
+    with serving(settings) as address:
+        ann, bob = (
+            OpenAI(base_url=f"{address}/v1", api_key=f"sk-{name}-0123456789abcdef", max_retries=0)
+            for name in ("ann", "bob")
+        )
+        with ann, bob:
+            one = ann.responses.create(**GREEDY, input="My name is Ann.")
+            talk = ann.conversations.create()
+            told = []
+            for known in (one.id, one.id[:-32] + "0" * 32):
+                with pytest.raises(openai.NotFoundError) as caught:
+                    bob.responses.create(**GREEDY, input="Who?", previous_response_id=known)
+                told.append(caught.value.message.replace(known, "ID"))
+                with pytest.raises(openai.NotFoundError):
+                    bob.responses.delete(known)
+            assert told[0] == told[1]
+            with pytest.raises(openai.NotFoundError):
+                bob.conversations.retrieve(talk.id)
+            again = ann.responses.create(
+                **GREEDY, input="What is my name?", previous_response_id=one.id
+            )
+    assert again.output_text == "Your name is Ann."
+
+
 def test_a_conversation_is_made_used_and_deleted(client):
     made = client.conversations.create()
     assert client.conversations.retrieve(made.id) == made

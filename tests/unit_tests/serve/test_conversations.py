@@ -150,6 +150,25 @@ async def test_who_leaves_in_the_middle_has_said_nothing(served):
     assert text_of(await served.say("Hi.", "bob")) == "Hello."
 
 
+async def test_one_that_ran_out_does_not_begin_anew():
+    now = [1_796_000_000.0]
+    scripted = ScriptedChat(store=MemoryStateStore(clock=lambda: now[0]))
+    scripted.will_say(" Hello.", "Hi.")
+    async with AsgiClient(app_over(scripted.chat, ttl=60)) as client:
+        served = Served(scripted, client)
+        empty, filled = (
+            await served.begin(),
+            await served.begin(items=[{"role": "user", "content": "Hi."}]),
+        )
+        used = (await served.begin())["id"]
+        now[0] += 50
+        assert text_of(await served.say("Hi.", used)) == "Hello."
+        now[0] += 50
+        for name, status in ((empty["id"], 404), (filled["id"], 404), (used, 200)):
+            assert (await served.say("Who?", name)).status == status
+    scripted.close()
+
+
 @pytest.mark.parametrize(
     ("method", "path"), [("GET", "/bob/items"), ("POST", "/bob/items"), ("POST", "/bob")]
 )
