@@ -154,6 +154,7 @@ NOT_RUN = {
     "docs/tutorials/chat_service.md": 1,
     "docs/tutorials/states.md": 1,
     "docs/tutorials/operator.md": 2,
+    "docs/deploy.md": 4,  # servers that go on until they are stopped, Docker, several machines
 }
 README = ["Your name is Marlow.\nI don't know where you live.\n", "Your name is Marlow.\n", ""]
 
