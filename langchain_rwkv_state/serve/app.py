@@ -16,7 +16,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from langchain_rwkv_state._version import __version__
-from langchain_rwkv_state.errors import RWKVStateError, StoreError
+from langchain_rwkv_state.errors import RWKVStateError
 from langchain_rwkv_state.serve import (
     chat,
     completions,
