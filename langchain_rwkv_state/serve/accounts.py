@@ -30,6 +30,9 @@ class Usage:
             answered: Tokens of the answer.
         """
 
+    def failed(self, error: BaseException) -> None:
+        """Takes note of what ended an answer in the middle of its stream."""
+
 
 class Account(Usage):
     """What a tenant may ask, and what it uses.
@@ -39,6 +42,7 @@ class Account(Usage):
         limits: What it may ask.
         ledger: Counts, also for other processes.
         on_spent: Told of each answer: tokens of the prompt, cached ones among them, of the answer.
+        on_failed: Told of what ended an answer in the middle of its stream.
         clock: Seconds that only grow.
 
     Attributes:
@@ -51,12 +55,14 @@ class Account(Usage):
         limits: Limits,
         ledger: Ledger | None = None,
         on_spent: Callable[[int, int, int], None] = lambda *_: None,
+        on_failed: Callable[[BaseException], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name = name
         self.limits = limits
         self._uses = (ledger or OwnLedger()).of(name)
         self._on_spent = on_spent
+        self._on_failed = on_failed
         self._clock = clock
         self._at = clock()
         self._seen = self._uses.tokens()
@@ -103,6 +109,10 @@ class Account(Usage):
         """See `Usage.spent`."""
         self._uses.add(tokens=read - cached + answered)
         self._on_spent(read, cached, answered)
+
+    def failed(self, error: BaseException) -> None:
+        """See `Usage.failed`."""
+        self._on_failed(error)
 
     def headers(self) -> Headers:
         """Returns what a tenant is told of its limits, under OpenAI's names."""

@@ -16,7 +16,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from langchain_rwkv_state._version import __version__
-from langchain_rwkv_state.errors import RWKVStateError, StoreError
+from langchain_rwkv_state.errors import RWKVStateError
 from langchain_rwkv_state.serve import (
     chat,
     completions,
@@ -96,8 +96,7 @@ async def _look(tenants: Tenants, metrics: Metrics) -> None:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    if isinstance(error, StoreError):
-        request.app.state.metrics.store_failed(error)
+    request.app.state.metrics.failed(error)
     told = as_api_error(error)
     return Response(told.body, told.status, told.headers, "application/json")
 

@@ -117,6 +117,7 @@ async def _stream(
     except Exception as error:
         if not begun:
             raise
+        tenant.usage.failed(error)
         yield event({"error": as_api_error(error).error})
     else:
         yield DONE

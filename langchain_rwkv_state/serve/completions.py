@@ -189,6 +189,7 @@ async def _stream(begin: _Begin, chunks: Chunks, leads: Sequence[str]) -> AsyncG
     except Exception as error:
         if not begun:
             raise
+        asked[0].cost.failed(error)
         yield event({"error": as_api_error(error).error})
         return
     yield as_bytes([chunks.usage(_usage(asked, ends))]) + DONE

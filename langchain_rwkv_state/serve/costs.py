@@ -40,6 +40,10 @@ class Cost:
         """Returns how many tokens of these had not to be read."""
         return self.known + done.reused
 
+    def failed(self, error: BaseException) -> None:
+        """Tells the usage what ended the answer in the middle of its stream."""
+        self._usage.failed(error)
+
     def count(self, events: list[Event]) -> None:
         """Counts what came; where the end is among it, the usage is told."""
         self._pieces += len(events)

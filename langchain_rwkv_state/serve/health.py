@@ -38,7 +38,7 @@ async def ready(request: Request) -> Response:
         return _not_ready(f"The store did not answer within {_STORE_SECONDS:g} s.")
     except (RWKVStateError, OSError) as error:
         metrics: Metrics = request.app.state.metrics
-        metrics.store_failed(error)
+        metrics.failed(error)
         # Who asks needs no key, and an error may tell where the store is.
         return _not_ready(f"The store cannot be used ({type(error).__name__}).")
     return JSONResponse({"status": "ready"})

@@ -12,6 +12,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from langchain_rwkv_state.errors import StoreError
+
 if TYPE_CHECKING:
     from langchain_rwkv_state.model_stats import ModelStats
 
@@ -53,6 +55,7 @@ class Metrics:
             "tokens", "Tokens of prompts that were read, or cached, and of answers.", *_OF_TOKENS
         )
         self._store_errors = counter("store_errors", "Failures of a store.", "error")
+        self._broken = counter("broken_streams", "Answers that failed in their stream.", "error")
         self.tenants = gauge("open_tenants", "Tenants whose store is open.")
         self.draining = gauge("draining", "1 while the server ends, 0 else.", "livemax")
         self.workers = gauge("workers", "Processes that serve.")
@@ -110,9 +113,15 @@ class Metrics:
         for kind, tokens in (("read", read - cached), ("cached", cached), ("answered", answered)):
             self._tokens.labels(tenant, kind).inc(tokens)
 
-    def store_failed(self, error: BaseException) -> None:
-        """Counts a failure of a store, by the error's class."""
-        self._store_errors.labels(type(error).__name__).inc()
+    def failed(self, error: BaseException) -> None:
+        """Counts what was answered with an error, where it is a failure of a store."""
+        if isinstance(error, StoreError):
+            self._store_errors.labels(type(error).__name__).inc()
+
+    def stream_failed(self, error: BaseException) -> None:
+        """Counts what ended an answer in the middle of its stream, by the error's class."""
+        self._broken.labels(type(error).__name__).inc()
+        self.failed(error)
 
     def look(self, stats: ModelStats) -> None:
         """Copies a model's figures."""

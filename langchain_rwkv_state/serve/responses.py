@@ -120,6 +120,7 @@ class _Turn:
         except Exception as error:
             if not is_begun:
                 raise
+            self._tenant.usage.failed(error)
             yield unsent + events.fail(as_api_error(error))
         finally:
             await answer.aclose()

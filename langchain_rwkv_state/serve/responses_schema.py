@@ -115,7 +115,7 @@ class ResponseRequest(Body):
         return self.store is not False
 
     @property
-    def told(self) -> bool:
+    def wants_logprobs(self) -> bool:
         """Whether log-probabilities are asked for."""
         return LOGPROBS in (self.include or ()) or bool(self.top_logprobs)
 
@@ -159,7 +159,7 @@ class ResponseRequest(Body):
             found["response_format"] = _format(self.text.format)
         if self.reasoning is not None and (effort := self.reasoning.effort) is not None:
             found["reasoning"] = _EFFORTS.get(effort, effort)
-        if self.told:
+        if self.wants_logprobs:
             found |= {"logprobs": True, "top_logprobs": self.top_logprobs or 0}
         return {name: value for name, value in found.items() if value is not None}
 

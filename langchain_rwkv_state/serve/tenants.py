@@ -113,7 +113,8 @@ class Tenants:
             known = self._accounts.get(name)
             if known is None:
                 told = partial(self._metrics.spent, name)
-                self._accounts[name] = Account(name, each, self._ledger, told)
+                failed = self._metrics.stream_failed
+                self._accounts[name] = Account(name, each, self._ledger, told, failed)
             else:
                 known.change(each)
 

@@ -112,6 +112,8 @@ def test_what_does_not_end_in_time_ends_with_the_protocols_error(serve):
             last = stream.end()
             assert last["type"] == "response.failed"
             assert "closed" in last["response"]["error"]["message"]
+        text = server.config.app.state.metrics.text().decode()
+        assert 'rwkv_state_broken_streams_total{error="EngineError"} 2.0' in text
         until(lambda: server.should_exit)
         assert not server.cut_off
 
