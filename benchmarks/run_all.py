@@ -12,12 +12,12 @@ import sys
 
 from benchmarks import common, tables
 
-# `endurance` is not here: it takes an hour of its own.
+# Neither `endurance` nor `serve_kills` is here: they take an hour and ten minutes of their own.
 BENCHMARKS = (
     *("recall", "conversation", "store", "speed", "crowd", "int8"),
     *("sampling", "corrections", "codecs", "retention", "prefix_cache", "staging", "model_files"),
     *("constraints", "startup", "sharing", "moving", "agent_calls", "agent_thread"),
-    *("host_cost", "stores", "serve_cost", "serve_talk", "serve_workers", "serve_kills"),
+    *("host_cost", "stores", "serve_cost", "serve_talk", "serve_workers"),
 )
 
 

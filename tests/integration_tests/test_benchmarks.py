@@ -36,6 +36,7 @@ SCRIPTS = sorted(
 NEEDS = {
     "endurance": (os.name != "nt", "counts descriptors"),
     "model_files": (Path("/proc/self/clear_refs").exists(), "asks Linux for the peak of memory"),
+    "serve_kills": (bool(redis_server.BINARY), "starts a redis-server"),
     "store": (hasattr(os, "fork"), "forks writers and kills them"),
     "stores": (bool(redis_server.BINARY), "starts a redis-server"),
 }
@@ -66,7 +67,7 @@ def results(tmp_path_factory):
 
 
 def test_all_benchmarks_are_run_together_but_for_the_hour_of_load():
-    assert sorted((*run_all.BENCHMARKS, "endurance")) == SCRIPTS
+    assert sorted((*run_all.BENCHMARKS, "endurance", "serve_kills")) == SCRIPTS
 
 
 @pytest.mark.slow
