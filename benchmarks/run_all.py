@@ -17,7 +17,7 @@ BENCHMARKS = (
     *("recall", "conversation", "store", "speed", "crowd", "int8"),
     *("sampling", "corrections", "codecs", "retention", "prefix_cache", "staging", "model_files"),
     *("constraints", "startup", "sharing", "moving", "agent_calls", "agent_thread"),
-    *("host_cost", "stores", "serve_talk", "serve_cost"),
+    *("host_cost", "stores", "serve_cost", "serve_talk"),
 )
 
 

@@ -40,7 +40,6 @@ from langchain_rwkv_state.prefix_cache.stats import (
 )
 from langchain_rwkv_state.store import StateStore
 from langchain_rwkv_state.store.clock import TTL, ttl_seconds
-from langchain_rwkv_state.store.lazy import lazy_store
 from langchain_rwkv_state.store.redacted_ids import RedactedIds, listeners
 from langchain_rwkv_state.store.schema import DATABASE
 
@@ -115,7 +114,7 @@ class PrefixStateCache:
         self._only_reads = _only_reads
         self._clock = clock
         self._disk = DiskSide(self._directory, disk_bytes, self._ttl, clock, only_reads=_only_reads)
-        self._shared = SharedSide(lazy_store(shared) if isinstance(shared, str) else shared)
+        self._shared = SharedSide(shared)
         self._begin_anew()
         _caches.add(self)
 
@@ -411,9 +410,10 @@ class PrefixStateCache:
         return self._disk.flush(seconds)
 
     def close(self) -> None:
-        """Writes what is to be written, and lets go of memory and disk."""
+        """Writes what is to be written, and lets go of memory and disk, and of a named store."""
         self.flush()
         self._disk.close()
+        self._shared.close()
 
     # -- what it did -------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from langchain_rwkv_state.prefix_cache.index import Index
 from langchain_rwkv_state.prefix_cache.radix_tree import pack
 from langchain_rwkv_state.state import Derivation, RWKVState
 from langchain_rwkv_state.store import StateStore
+from langchain_rwkv_state.store.lazy import lazy_store
 from langchain_rwkv_state.store.pins import SharedPin, SharedPins
 
 LOOK_SECONDS = 5.0
@@ -55,16 +56,21 @@ class SharedSide:
     """Shares one cache's pins through a store.
 
     Args:
-        store: Whose pins are shared; ``None`` for no sharing.
+        store: Whose pins are shared, or its URL; ``None`` for no sharing.
 
     Attributes:
+        store: The store.
         errors: Times that the store could not be used.
 
     Raises:
         ValueError: The store shares no pins.
     """
 
-    def __init__(self, store: StateStore | None) -> None:
+    def __init__(self, store: StateStore | str | None) -> None:
+        self._is_named = isinstance(store, str)
+        self._closed = False
+        if isinstance(store, str):
+            store = lazy_store(store)
         if store is not None and not store.shares_pins:
             raise ValueError(
                 f"shared is a store in Redis or its URL, and {store!r} shares no pins: on one "
@@ -104,7 +110,7 @@ class SharedSide:
 
     def look_soon(self) -> None:
         """Has somebody look for news, if that is due; returns at once."""
-        if self.store is None or not self._models or time.monotonic() < self._due:
+        if self.store is None or not self._models or time.monotonic() < self._due or self._closed:
             return
         if self._looking.acquire(blocking=False):
             self._looking.release()
@@ -151,6 +157,12 @@ class SharedSide:
         ]
         return sum(pins.drop_pin(pin.name, pin.namespace) for pin in gone)
 
+    def close(self) -> None:
+        """Looks no more, and closes the store where it was named by its URL."""
+        self._closed = True
+        if self._is_named and self.store is not None:
+            self.store.close()
+
     # -- looking -----------------------------------------------------------------------------
 
     def _look(self) -> None:
@@ -163,6 +175,8 @@ class SharedSide:
             try:
                 self._take_in(store.shared_pins())
             except Exception as error:  # noqa: BLE001 # no answer is to fail for it
+                if self._closed:
+                    return
                 self.errors += 1
                 self._due = time.monotonic() + _RETRY_SECONDS
                 logger.warning("Pins of %r are not shared for a while: %s", store, error)

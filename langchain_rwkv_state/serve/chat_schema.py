@@ -95,6 +95,7 @@ def tool_options(tools: Sequence[Mapping[str, Any]], choice: Any) -> dict[str, A
         if tool.get("type") != "function":
             kind = tool.get("type")
             raise unsupported(f"tools[{at}].type", f"tools are functions, got {kind!r:.100}.")
+        _named(tool)
     if choice is None:
         return {"tools": [*tools]} if tools else {}
     if isinstance(choice, str) and choice in ("none", "auto", "required"):
@@ -105,8 +106,9 @@ def tool_options(tools: Sequence[Mapping[str, Any]], choice: Any) -> dict[str, A
     if kind == "allowed_tools":
         allowed = choice.get("allowed_tools")
         mode = allowed.get("mode") if isinstance(allowed, Mapping) else None
-        if isinstance(allowed, Mapping) and mode in ("auto", "required"):
-            names = [_named(each)["name"] for each in allowed.get("tools") or ()]
+        given = allowed.get("tools") if isinstance(allowed, Mapping) else None
+        if isinstance(given, list) and mode in ("auto", "required"):
+            names = [_named(each)["name"] for each in given]
             kept = [tool for tool in tools if _named(tool)["name"] in names]
             if kept:
                 return {"tools": kept, "tool_choice": mode}
@@ -125,6 +127,9 @@ def _named(tool: Any) -> Mapping[str, Any]:
         ApiError: It has no name.
     """
     function = tool.get("function") if isinstance(tool, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise ApiError(400, f"A tool's function needs a name, got {tool!r:.100}.", param="tools")
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(name, str) or not name:
+        raise ApiError(
+            400, f"A function of tools needs a name: {tool!r:.100} has none.", param="tools"
+        )
     return function

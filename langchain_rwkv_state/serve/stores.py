@@ -7,8 +7,10 @@ knows a reference of such a store reads what it stands for.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+from langchain_rwkv_state.prefix_cache import DIRECTORY_VARIABLE, PrefixStateCache
 from langchain_rwkv_state.serve.settings import ServeSettings
 from langchain_rwkv_state.store import DiskStateStore, StateStore, default_directory, open_store
 from langchain_rwkv_state.store.memory import MemoryStateStore
@@ -41,6 +43,18 @@ def open_store_of(settings: ServeSettings, tenant: str | None) -> StateStore:
     # Of a URL that names a tenant, ours are parts: two servers may share one Redis.
     before = url.settings.get("tenant")
     return url.open(tenant=tenant if before is None else f"{before}-{tenant}")
+
+
+def shared_cache(settings: ServeSettings) -> PrefixStateCache | None:
+    """Returns a prefix cache that shares pins with all servers over one Redis.
+
+    They lie in the store that the URL itself names, for all tenants, each pin under its salt, which
+    is a tenant's name. ``None`` for a store elsewhere: then the process's own cache will do.
+    """
+    url = url_of(settings.store)
+    if url is None or not url.is_redis:
+        return None
+    return PrefixStateCache(disk=os.environ.get(DIRECTORY_VARIABLE) or None, shared=url.text)
 
 
 def is_memory(store: str | None) -> bool:

@@ -20,10 +20,13 @@ from langchain_rwkv_state import ChatRWKV, PrefixStateCache, RWKVStateHistory
 from langchain_rwkv_state.cli import app
 from langchain_rwkv_state.errors import StoreError
 from langchain_rwkv_state.prefix_cache import shared
+from langchain_rwkv_state.serve import ServeSettings
+from langchain_rwkv_state.serve.tenants import Tenants
 from langchain_rwkv_state.store import open_store
 from langchain_rwkv_state.store.redis.pins import CODE, RedisPinRows
 from langchain_rwkv_state.store.redis.store import RedisStateStore
 from tests.helpers.redis_server import RedisServer, redis_server
+from tests.helpers.served_tenants import write_keys
 
 MakeChat = Callable[..., ChatRWKV]
 SYSTEM = SystemMessage("You are a helper that answers in few words, and in the words it was asked.")
@@ -181,6 +184,43 @@ class TestPinnedPrefixes:
         assert reused(replica(), SYSTEM, HumanMessage("One.")) == 0
         assert reused(replica(cache_salt="bob"), SYSTEM, HumanMessage("One.")) == 0
         assert reused(replica(cache_salt="ada"), SYSTEM, HumanMessage("One.")) > 0
+
+    def test_of_a_tenant_of_a_server_are_its_own(
+        self, replica: Callable[..., ChatRWKV], url: str, tmp_path: Path
+    ) -> None:
+        one = replica(cache_salt="alice")
+        one.pin_prefix([SYSTEM], name="support")
+        keys = write_keys(tmp_path)
+        options = {"max_tokens": 1, "temperature": 0}
+        tenants = Tenants(
+            ServeSettings(
+                one.model, "package cpu fp32", store=url, api_key_file=keys, options=options
+            )
+        )
+        try:
+            for name, finds in {"alice": True, "bob": False}.items():
+                chat = tenants._opened(name).chat
+                assert (reused(chat, SYSTEM, HumanMessage("One.")) > 0) == finds
+                chat.unload()
+                chat.store.close()
+        finally:
+            tenants.close()
+
+    def test_outlive_an_upkeep_and_a_killed_server(
+        self, replica: Callable[..., ChatRWKV], url: str, server: RedisServer
+    ) -> None:
+        one = replica()
+        one.pin_prefix([SYSTEM], name="support")
+        with open_store(url) as store:
+            store.prune()
+            assert store.check(fix=True).sound
+        server.restart()
+        assert reused(replica(), SYSTEM, HumanMessage("One.")) > 0
+        one.pin_prefix([SYSTEM, HumanMessage("Hello.")], name="support")
+        with open_store(url) as store:
+            assert store.stats().states == 1
+            cache_of(one).unpin("support")
+            assert store.stats().states == 0
 
     def test_are_kept_from_no_answer_by_a_server_that_is_away(
         self, make_chat: MakeChat, caplog: pytest.LogCaptureFixture

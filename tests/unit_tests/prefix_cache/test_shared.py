@@ -10,6 +10,7 @@ from langchain_rwkv_state import MemoryStateStore, PrefixStateCache
 from langchain_rwkv_state.errors import StoreError
 from langchain_rwkv_state.prefix_cache import CachedState, Namespace, shared
 from langchain_rwkv_state.state import Derivation, StateLayout
+from langchain_rwkv_state.store import urls
 from langchain_rwkv_state.store.redacted_ids import RedactedIds
 from tests.helpers.shared_pins import SharingStore
 from tests.helpers.states import random_state
@@ -206,6 +207,18 @@ def test_a_store_that_shares_nothing_is_refused():
     for kind in (MemoryStateStore(), "memory:", "file:somewhere"):
         with pytest.raises(ValueError, match="shares no pins"):
             PrefixStateCache(shared=kind)
+
+
+def test_closed_it_closes_what_it_opened_and_no_other(store, monkeypatch):
+    given = PrefixStateCache(shared=store)
+    given.close()
+    assert store.sessions() == []
+    monkeypatch.setattr(urls, "_redis_class", lambda: lambda *_, **__: store)
+    named = PrefixStateCache(shared="redis://test_shared")
+    named.warm("model")
+    named.close()
+    with pytest.raises(StoreError, match="closed"):
+        store.sessions()
 
 
 def test_its_text_shows_no_password():

@@ -352,6 +352,20 @@ async def test_a_model_that_cannot_think_says_so():
         ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].type"),
         ({"tools": [ADD], "tool_choice": "sometimes"}, "tool_choice"),
         ({"tools": [ADD], "tool_choice": {"type": "custom"}}, "tool_choice"),
+        ({"tools": [{"type": "function", "function": {"name": 3}}]}, "tools"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [ADD], "tool_choice": {"type": "function"}}, "tools"),
+        ({"tools": [ADD], "tool_choice": {"type": "allowed_tools"}}, "tool_choice"),
+        (
+            {
+                "tools": [ADD],
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "allowed_tools": {"mode": "auto", "tools": 3},
+                },
+            },
+            "tool_choice",
+        ),
         ({"messages": []}, "messages"),
         ({"model": "gpt-4o"}, "model"),
     ],
