@@ -18,6 +18,7 @@ BENCHMARKS = (
     *("sampling", "corrections", "codecs", "retention", "prefix_cache", "staging", "model_files"),
     *("constraints", "startup", "sharing", "moving", "agent_calls", "agent_thread"),
     *("host_cost", "stores", "serve_cost", "serve_talk", "serve_workers", "serve_kills"),
+    "serve_crowd",
 )
 
 
