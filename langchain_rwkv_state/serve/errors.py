@@ -103,6 +103,8 @@ _KNOWN: tuple[tuple[type[RWKVStateError], int, str, str, dict[str, str]], ...] =
     (StoreError, 503, SERVER, "store_unavailable", {"retry-after": "5"}),
 )
 
+_OF_THE_STORE = (StateCorrupt, StoreError, StoreFull)
+
 
 def as_api_error(error: BaseException) -> ApiError:
     """Returns what a client is told of an error; what nobody expected is logged."""
@@ -112,7 +114,10 @@ def as_api_error(error: BaseException) -> ApiError:
         if isinstance(error, known):
             if status >= 500:
                 logger.warning("%s: %s", type(error).__name__, error)
-            return ApiError(status, str(error), code=code, kind=kind, headers=headers)
+            message = str(error)
+            if isinstance(error, _OF_THE_STORE):  # it may tell where the store is, and what in it
+                message = f"The server's store failed ({type(error).__name__}); its log says more."
+            return ApiError(status, message, code=code, kind=kind, headers=headers)
     if isinstance(error, ValueError):
         return ApiError(400, str(error))
     logger.error("An error that nobody expected", exc_info=error)

@@ -288,7 +288,10 @@ async def test_a_store_that_is_full_ends_the_stream_with_the_failure(served, mon
     monkeypatch.setattr(served.store, "keep", full)
     last = (await served.events())[-1]
     assert last["type"] == "response.failed"
-    assert last["response"]["error"] == {"code": "store_full", "message": "No room."}
+    assert last["response"]["error"] == {
+        "code": "store_full",
+        "message": "The server's store failed (StoreFull); its log says more.",
+    }
     assert (await served.ask()).status == 507
 
 
