@@ -16,6 +16,7 @@ from langchain_rwkv_state.errors import (
     DeadlineExceeded,
     EngineBusy,
     EngineError,
+    GrammarError,
     RWKVStateError,
     SessionConflict,
     StateCorrupt,
@@ -94,12 +95,15 @@ _KNOWN: tuple[tuple[type[RWKVStateError], int, str, str, dict[str, str]], ...] =
     (StateMismatch, 400, INVALID, "state_mismatch", {}),
     (SessionConflict, 409, INVALID, "conversation_conflict", {"x-should-retry": "false"}),
     (EngineBusy, 429, "requests", "engine_busy", {"retry-after": "1"}),
+    (GrammarError, 400, INVALID, "invalid_json_schema", {}),
     (DeadlineExceeded, 504, SERVER, "deadline_exceeded", {"x-should-retry": "false"}),
     (EngineError, 503, SERVER, "engine_unavailable", {"retry-after": "5"}),
     (StoreFull, 507, SERVER, "store_full", {"x-should-retry": "false"}),
     (StateCorrupt, 500, SERVER, "state_corrupt", {"x-should-retry": "false"}),
     (StoreError, 503, SERVER, "store_unavailable", {"retry-after": "5"}),
 )
+
+_OF_THE_STORE = (StateCorrupt, StoreError, StoreFull)
 
 
 def as_api_error(error: BaseException) -> ApiError:
@@ -110,7 +114,10 @@ def as_api_error(error: BaseException) -> ApiError:
         if isinstance(error, known):
             if status >= 500:
                 logger.warning("%s: %s", type(error).__name__, error)
-            return ApiError(status, str(error), code=code, kind=kind, headers=headers)
+            message = str(error)
+            if isinstance(error, _OF_THE_STORE):  # it may tell where the store is, and what in it
+                message = f"The server's store failed ({type(error).__name__}); its log says more."
+            return ApiError(status, message, code=code, kind=kind, headers=headers)
     if isinstance(error, ValueError):
         return ApiError(400, str(error))
     logger.error("An error that nobody expected", exc_info=error)

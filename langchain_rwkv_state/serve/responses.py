@@ -16,6 +16,7 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 from langchain_core.messages import BaseMessage, SystemMessage
 
+from langchain_rwkv_state.errors import StoreError
 from langchain_rwkv_state.messages import marker
 from langchain_rwkv_state.prompt.markers import leading_system
 from langchain_rwkv_state.serve.answers import Answer, Answered, begin, begin_turn
@@ -92,6 +93,14 @@ class _Turn:
                         self._output.begin_empty()
                         return self._document.ended(self._output, event)
                     self._output.take(event)
+        except StoreError as error:
+            if self._asked.conversation_name is None:
+                raise
+            # The turn may have been committed: sent again, it would be a second one.
+            self._tenant.usage.failed(error)
+            told = as_api_error(error)
+            told.headers = {"x-should-retry": "false"}
+            raise told from error
         finally:
             await answer.aclose()
         raise RuntimeError("An answer ended without its end.")
