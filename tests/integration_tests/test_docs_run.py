@@ -147,7 +147,7 @@ NOT_RUN = {
     "docs/toolbox/codecs.md": 1,
     "docs/toolbox/recall.md": 2,
     "docs/toolbox/watch.md": 4,
-    "docs/serve.md": 3,
+    "docs/serve.md": 4,
     "docs/thinking.md": 1,
     "README.md": 1,
     "docs/tutorials/first_hour.md": 1,
