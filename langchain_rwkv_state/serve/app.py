@@ -112,7 +112,9 @@ async def _plain(request: Request, error: Exception) -> Response:
     """Answers what the router itself refuses: an unknown path, another method."""
     assert isinstance(error, HTTPException)  # noqa: S101 # as it was registered for
     path = request.url.path
-    if error.status_code == 405:
+    if error.status_code not in (404, 405):
+        message = f"{request.method} {path}: {error.detail}."
+    elif error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "another")
         message = f"{path} has no {request.method}, but {allowed}."
     elif f"/v1{path}".startswith(_PARTS):
