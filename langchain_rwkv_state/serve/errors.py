@@ -32,6 +32,12 @@ logger = logging.getLogger("langchain_rwkv_state.serve")
 INVALID = "invalid_request_error"
 SERVER = "server_error"
 
+# The store's own words name references, which are no matter of a client's.
+_LOST_RACE = (
+    "Another turn of this conversation was faster, and nothing of this one is kept: send it again "
+    'to go on from there, or with on_conflict: "wait", which queues behind the turns before it.'
+)
+
 
 class ApiError(Exception):
     """An error as a client is told of it.
@@ -114,10 +120,10 @@ def as_api_error(error: BaseException) -> ApiError:
         if isinstance(error, known):
             if status >= 500:
                 logger.warning("%s: %s", type(error).__name__, error)
-            message = str(error)
+            told = _LOST_RACE if known is SessionConflict else str(error)
             if isinstance(error, _OF_THE_STORE):  # it may tell where the store is, and what in it
-                message = f"The server's store failed ({type(error).__name__}); its log says more."
-            return ApiError(status, message, code=code, kind=kind, headers=headers)
+                told = f"The server's store failed ({type(error).__name__}); its log says more."
+            return ApiError(status, told, code=code, kind=kind, headers=headers)
     if isinstance(error, ValueError):
         return ApiError(400, str(error))
     logger.error("An error that nobody expected", exc_info=error)

@@ -21,7 +21,7 @@ from langchain_rwkv_state.messages import marker
 from langchain_rwkv_state.prompt.markers import leading_system
 from langchain_rwkv_state.serve.answers import Answer, Answered, begin, begin_turn
 from langchain_rwkv_state.serve.conversations import require_conversation
-from langchain_rwkv_state.serve.errors import ApiError, as_api_error
+from langchain_rwkv_state.serve.errors import ApiError, as_api_error, unsupported
 from langchain_rwkv_state.serve.models import Asks, Settings, require_model
 from langchain_rwkv_state.serve.replies import EventStream, JsonReply
 from langchain_rwkv_state.serve.response_events import ResponseDocument, ResponseEvents
@@ -65,6 +65,14 @@ async def get_response(response_id: str) -> dict[str, Any]:
         f"The words of {response_id!r:.100} are not kept, only the state behind them: keep the "
         "answer where you got it, or go on from it with previous_response_id.",
         code="unsupported",
+    )
+
+
+@router.post("/v1/responses/{response_id}/cancel")
+async def cancel_response(response_id: str) -> dict[str, Any]:
+    """Says how a response is cancelled here."""
+    raise unsupported(
+        "cancel", f"{response_id!r:.100} is not in the background. Leave a request to end it."
     )
 
 
