@@ -62,7 +62,7 @@ class RedisBackend:
         self._blobs = blobs
         self._timeout = timeout_seconds
         self._moments = Moments(client, keys, timeout_seconds)
-        functions.load(client)
+        functions.require(client, keys.base)
 
     def sql(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """See `Backend.sql`.

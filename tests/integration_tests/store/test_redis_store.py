@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import pickle
+import shutil
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +25,8 @@ from langchain_rwkv_state.errors import (
 from langchain_rwkv_state.store import RedisStateStore
 from langchain_rwkv_state.store.redis import moments, tables
 from langchain_rwkv_state.store.redis.blobs import UNCOMMITTED_SECONDS
+from langchain_rwkv_state.store.redis.keys import encode, row_place
+from langchain_rwkv_state.store.rows import TOMBSTONES, ref_bytes
 from langchain_rwkv_state.testing.states import DAY, Reader, SetClock, chat, random_state, turns
 from tests.helpers.found import forms_of_ids, forms_of_ref, found_in
 from tests.helpers.redis_server import RedisServer, redis_server
@@ -192,6 +197,31 @@ def test_a_reply_that_is_lost_is_no_conflict(
     assert lost == [b"done"]
     assert [entry.ref for entry in store.log("bob")] == [ref, first]
     assert store.check().sound
+
+
+def test_a_reply_reads_the_same_here_and_there_whatever_the_servers_locale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tmp_path / "en_US.utf8"
+    words = ["localedef", "-i", "en_US", "-f", "UTF-8", str(made)]
+    if not shutil.which(words[0]) or subprocess.run(words, capture_output=True).returncode:  # noqa: S603
+        pytest.skip("no locale can be made here: it takes Debian's package locales")
+    monkeypatch.setenv("LOCPATH", str(tmp_path))
+    monkeypatch.setenv("LC_ALL", "en_US.UTF-8")
+    with (
+        redis_server() as started,
+        RedisStateStore(started.url, timeout_seconds=1, history=0) as store,
+        started.client() as client,
+    ):
+        with client.pipeline() as pipeline:
+            for number in range(20):
+                ref = f"rwkv1-{hashlib.sha256(b'%d' % number).hexdigest()}"
+                place = row_place(store._backend.keys, TOMBSTONES, (ref_bytes(ref),))  # type: ignore[attr-defined]
+                pipeline.hset(*place, encode(TOMBSTONES, TOMBSTONES.pack((ref, 1e12))))
+            pipeline.execute()
+        report = store.check(fix=True)  # which reads all tombstones in one transaction
+        assert report.repaired, report.problems
+        assert store.check().sound
 
 
 def test_functions_that_the_server_lost_are_loaded_again(
@@ -433,6 +463,16 @@ def test_a_full_redis_refuses_and_what_was_there_stays(store: RedisStateStore, c
     client.config_set("maxmemory", 0)
     assert store.check().sound
     store.commit("bob", mine, None)
+
+
+def test_a_full_redis_can_be_opened_to_make_room_in_it(
+    store: RedisStateStore, make: Open, client: Any
+) -> None:
+    turns(store, "bob", 1)
+    client.config_set("maxmemory", 1)
+    another = make(1)
+    assert another.sessions() == ["bob"]
+    assert another.delete_session("bob")
 
 
 def test_large_states_lie_in_a_shared_directory(
