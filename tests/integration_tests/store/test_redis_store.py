@@ -106,6 +106,17 @@ def test_objects_of_one_process_over_one_tenant_share_what_is_staged(make: Open)
         make(tenant="other").get(ref)
 
 
+def test_what_a_server_is_to_promise_is_looked_at_by_each_object(make: Open, client: Any) -> None:
+    client.config_set("appendfsync", "everysec")
+    try:
+        make(persistence="everysec")
+        with pytest.raises(StoreError, match="may lose turns"):
+            make()
+    finally:
+        client.config_set("appendfsync", "always")
+    make()
+
+
 def test_one_tenant_sees_nothing_of_another(make: Open) -> None:
     mine, theirs = make(tenant="a:s"), make(tenant="a")
     refs = turns(mine, "bob", 2)
@@ -204,7 +215,7 @@ def test_a_reply_reads_the_same_here_and_there_whatever_the_servers_locale(
 ) -> None:
     made = tmp_path / "en_US.utf8"
     words = ["localedef", "-i", "en_US", "-f", "UTF-8", str(made)]
-    if not shutil.which(words[0]) or subprocess.run(words, capture_output=True).returncode:  # noqa: S603
+    if not shutil.which(words[0]) or subprocess.run(words, capture_output=True).returncode:
         pytest.skip("no locale can be made here: it takes Debian's package locales")
     monkeypatch.setenv("LOCPATH", str(tmp_path))
     monkeypatch.setenv("LC_ALL", "en_US.UTF-8")
@@ -441,6 +452,26 @@ def test_redacted_turns_are_off_the_servers_disk(
         store.get(gone)
     assert found_in(server.folder / "appendonlydir", wanted) == []
     assert store.check().sound
+
+
+def test_redacted_states_leave_no_file_though_whoever_was_to_delete_it_died(
+    make: Open, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, runtime = make(log="tokens", blobs=tmp_path, large_bytes=0), Reader()
+    state, ref = runtime.zero_state(), None
+    for ids in ([1, 2, 3], [4, 5, 6]):
+        _, state = runtime.forward(ids, state)
+        before, ref = ref, store.stage(state, parent=ref, tokens=ids)
+        store.commit("bob", ref, before)
+    backend = store._backend
+    monkeypatch.setattr(backend, "drop_blobs", lambda _: None)
+    client.set(f"{backend.keys.folder}:hold", "1")  # type: ignore[attr-defined]
+    with pytest.raises(StoreError, match="not all that was deleted is off the disk yet"):
+        store.redact("bob", [2], runtime)
+    assert list(tmp_path.rglob(f"{(ref or '')[-64:]}*"))
+    client.delete(f"{backend.keys.folder}:hold")  # type: ignore[attr-defined]
+    make(1, blobs=tmp_path)
+    assert not list(tmp_path.rglob(f"{(ref or '')[-64:]}*"))
 
 
 # -- room ----------------------------------------------------------------------------------------
