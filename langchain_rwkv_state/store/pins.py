@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from langchain_rwkv_state.errors import StateCorrupt, StoreError
+from langchain_rwkv_state.errors import StateCorrupt, StateNotFound, StoreError
 from langchain_rwkv_state.state import LOSSY
 from langchain_rwkv_state.store.settings import check_name
 
@@ -112,6 +112,10 @@ class PinRows(ABC):
         """Deletes rows, and notes their owners as retired."""
 
     @abstractmethod
+    def owner(self, key: bytes) -> str | None:
+        """Returns who keeps the state of a row, ``None`` where there is no row."""
+
+    @abstractmethod
     def read(self, since: int) -> tuple[int, Mapping[bytes, bytes] | None]:
         """Returns the generation, and all rows where it is another than `since`."""
 
@@ -152,7 +156,13 @@ class KeptPins:
         key = _key(name, namespace)
         pin = SharedPin(name, namespace, tuple(ids), ref)
         self._rows.put(key, _row(key, pin), owner)
-        self._store.keep(ref, owner, ttl=math.inf)
+        try:
+            self._store.keep(ref, owner, ttl=math.inf)
+        except StateNotFound:
+            if self._rows.owner(key) == owner:
+                raise
+        if self._rows.owner(key) != owner:  # another took its place, and released it before that
+            self._store.release(owner)
         self._release()
         return ref
 

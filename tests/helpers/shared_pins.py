@@ -20,7 +20,7 @@ class DictRows(PinRows):
         self.whole_reads = self.looks = 0
 
     def put(self, key: bytes, row: bytes, owner: str) -> None:
-        if self.rows.get(key) != row:
+        if self.owners.get(key) != owner:
             self._retire(key)
             self.rows[key], self.owners[key] = row, owner
             self.generation += 1
@@ -30,6 +30,9 @@ class DictRows(PinRows):
             self._retire(key)
             self.rows.pop(key, None)
         self.generation += 1
+
+    def owner(self, key: bytes) -> str | None:
+        return self.owners.get(key)
 
     def _retire(self, key: bytes) -> None:
         owner = self.owners.pop(key, None)

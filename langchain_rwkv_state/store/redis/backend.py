@@ -48,6 +48,7 @@ class RedisBackend:
     Attributes:
         client: As given.
         keys: As given.
+        promises: What the server was found to promise, as `connect.check_persistence` has it.
 
     Raises:
         StoreError: The server cannot be reached, or does not take functions.
@@ -59,10 +60,11 @@ class RedisBackend:
     def __init__(self, client: Redis, keys: Keys, blobs: Blobs, timeout_seconds: float) -> None:
         self.client = client
         self.keys = keys
+        self.promises: set[str] = set()
         self._blobs = blobs
         self._timeout = timeout_seconds
         self._moments = Moments(client, keys, timeout_seconds)
-        functions.load(client)
+        functions.require(client, keys.base)
 
     def sql(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """See `Backend.sql`.
@@ -139,13 +141,13 @@ class RedisBackend:
         key = self.keys.bytes_key(name)
         if key is None:
             return "it stays where it is until it is swept"
-        aside = self.keys.base + b"aside:" + name.encode()
+        aside = self.keys.aside(name)
         with errors():
             if not self.client.exists(key):
                 return "it is gone"
             self.client.rename(key, aside)
             self.client.persist(aside)
-        return f"it is the value of {aside.decode()} now"
+        return f"it is the value of {aside} now"
 
     def blobs(self) -> Iterator[tuple[str, float]]:
         """See `Backend.blobs`: of bytes in Redis that have lasted longer than their first expiry.
@@ -161,7 +163,12 @@ class RedisBackend:
 
     def scrub(self, digests: Collection[str]) -> None:
         """See `Backend.scrub`: Redis writes its log anew, without what was deleted."""
-        self.drop_blobs([name for name, _ in self.blobs() if name[:64] in digests])
+        for start in (self.keys.blob(""), self.keys.aside("")) if digests else ():
+            with errors():
+                for key in self.client.scan_iter(match=f"{start}*", count=_SCANNED):
+                    if key.decode().removeprefix(start)[:64] in digests:
+                        self.client.unlink(key)
+        self._blobs.erase(digests)
         write_log_anew(self.client, self._timeout)
 
     # -- upkeep ----------------------------------------------------------------------------------

@@ -82,6 +82,17 @@ class Blobs(Protocol):
         """Deletes what no row names any more, as far as it is there."""
         ...
 
+    def erase(self, digests: Collection[str]) -> None:
+        """Deletes all files of some states, those too that no row ever named.
+
+        Args:
+            digests: The last 64 digits of the states' references.
+
+        Raises:
+            StoreError: They cannot be deleted, or are held for a backup.
+        """
+        ...
+
     def orphans(self, known: Collection[BlobPlace]) -> list[BlobPlace]:
         """Returns the files older than `ORPHAN_SECONDS` that are not in `known`.
 
@@ -192,6 +203,9 @@ class RedisBlobs:
             for start in range(0, len(keys), _MANY):
                 self._client.unlink(*keys[start : start + _MANY])
 
+    def erase(self, digests: Collection[str]) -> None:
+        """See `Blobs.erase`: there are no files."""
+
     def orphans(self, known: Collection[BlobPlace]) -> list[BlobPlace]:
         """Returns nothing: what no row names expires."""
         del known
@@ -267,6 +281,15 @@ class FileBlobs(RedisBlobs):
         with errors():
             found: Any = self._client.exists(self._hold)
         return bool(found)
+
+    def erase(self, digests: Collection[str]) -> None:
+        """See `Blobs.erase`."""
+        if digests and self._is_held():
+            raise StoreError(
+                f"The files of what was deleted are held for a backup, by the key {self._hold}: "
+                "they go when the store is next opened once that key is gone."
+            )
+        self._files.drop_of(digests)
 
     def orphans(self, known: Collection[BlobPlace]) -> list[BlobPlace]:
         """See `Blobs.orphans`."""

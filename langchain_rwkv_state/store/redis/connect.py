@@ -23,11 +23,13 @@ Persistence = Literal["always", "everysec", "trusted", "none"]
 
 OLDEST = (7, 0)
 """The first Redis with functions."""
+RESENDS = 3
+"""How often a command whose connection is lost is sent again."""
+CONNECT_SECONDS = 10.0
+"""How long a connection may take to be made, at most."""
 _SCHEMES = ("redis", "rediss", "unix")
 _OURS = ("decode_responses", "protocol", "encoding", "encoding_errors")
-_RETRIES = 3
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 0.5
-_CONNECT_SECONDS = 10.0
 
 
 def connect(url: str, *, timeout_seconds: float = 60.0, persistence: str = "always") -> Redis:
@@ -63,8 +65,8 @@ def connect(url: str, *, timeout_seconds: float = 60.0, persistence: str = "alwa
             url,
             protocol=2,  # lists and numbers look the same in every redis-py
             socket_timeout=timeout_seconds,
-            socket_connect_timeout=min(timeout_seconds, _CONNECT_SECONDS),
-            retry=Retry(pauses, _RETRIES, (lost,)),
+            socket_connect_timeout=min(timeout_seconds, CONNECT_SECONDS),
+            retry=Retry(pauses, RESENDS, (lost,)),
             retry_on_error=[lost],  # redis-py 5 sends nothing again without
         )
     except ValueError as error:

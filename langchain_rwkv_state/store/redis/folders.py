@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol
@@ -52,6 +52,10 @@ class Files(Protocol):
 
     def drop_all(self, names: Sequence[str]) -> None:
         """Deletes files, as far as they are there."""
+        ...
+
+    def drop_of(self, digests: Collection[str]) -> None:
+        """Deletes all files whose names begin so."""
         ...
 
     def all(self) -> Iterator[tuple[str, float]]:
@@ -259,6 +263,14 @@ class _RemoteFiles:
             # One that stays is found by the next sweep: no row names it.
             with suppress(FileNotFoundError, StoreError), self._root.told("be deleted"):
                 self._root.fs.rm_file(self._path(name))
+
+    def drop_of(self, digests: Collection[str]) -> None:
+        with self._root.told("be deleted"):
+            for start in {digest[:2] for digest in digests}:
+                with suppress(FileNotFoundError):
+                    for path in self._root.fs.find(self._root.join(self._folder, start)):
+                        if PurePosixPath(path).name[:64] in digests:
+                            self._root.fs.rm_file(path)
 
     def all(self) -> Iterator[tuple[str, float]]:
         now = time.time()

@@ -22,16 +22,21 @@ from langchain_rwkv_state.store.redis.connect import errors
 if TYPE_CHECKING:
     from redis import Redis
 
-LIBRARY = "rwkv_state_1"
-"""Its number rises with each change, so that two releases can use one server."""
-APPLY, FREE, STAND, NAMES = (f"{LIBRARY}_{each}" for each in ("apply", "free", "stand", "names"))
-REMEMBERED_SECONDS = 600
-"""How long a call's id is known."""
-
 Op = tuple[bytes, ...]
 """A command of Redis."""
 
-CODE = """#!lua name=LIBRARY
+_CODE = """#!lua name=LIBRARY
+
+-- Says which of two texts comes first by their bytes: `<` goes by the server's locale.
+local function before(one, other)
+    for i = 1, #one do
+        local mine, its = string.byte(one, i), string.byte(other, i)
+        if mine ~= its then
+            return mine < its
+        end
+    end
+    return false
+end
 
 -- A reply as one text; Python has the same in `plain`.
 local function plain(op, reply)
@@ -45,9 +50,10 @@ local function plain(op, reply)
     local parts = {}
     if op[1] == 'HGETALL' then
         for i = 1, #reply, 2 do
-            parts[#parts + 1] = plain(op, reply[i]) .. plain(op, reply[i + 1])
+            local pair = plain({}, reply[i]) .. plain({}, reply[i + 1])
+            parts[#parts + 1] = redis.sha1hex(pair)  -- of one length, and soon told apart
         end
-        table.sort(parts)
+        table.sort(parts, before)
     else
         for i = 1, #reply do
             parts[i] = plain({}, reply[i])
@@ -113,7 +119,7 @@ local function apply(keys, args)
         return 'stale'
     end
     local limit, growth = tonumber(args[3]), tonumber(args[4])
-    local stands, at = stand(args, 5)
+    local stands, at = stand(args, 6)
     if not stands then
         return 'stale'
     end
@@ -138,7 +144,7 @@ local function apply(keys, args)
     end
     if number > 0 then
         redis.call('HINCRBY', keys[1] .. 'totals', 'version', 1)
-        redis.call('SET', done, '1', 'EX', REMEMBERED)
+        redis.call('SET', done, '1', 'EX', args[5])
     end
     return 'done'
 end
@@ -169,13 +175,24 @@ redis.register_function{
 redis.register_function{
     function_name = 'LIBRARY_names', callback = names, flags = {'no-writes'}
 }
-""".replace("LIBRARY", LIBRARY).replace(  # no braces to escape, as a format's
-    "REMEMBERED", str(REMEMBERED_SECONDS)
-)
+"""
+LIBRARY = f"rwkv_state_{hashlib.sha1(_CODE.encode(), usedforsecurity=False).hexdigest()[:12]}"
+"""It is named by what is in it, so that two releases can use one server."""
+CODE = _CODE.replace("LIBRARY", LIBRARY)  # no braces to escape, as a format's
+APPLY, FREE, STAND, NAMES = (f"{LIBRARY}_{each}" for each in ("apply", "free", "stand", "names"))
+
+
+def require(client: Redis, base: bytes) -> None:
+    """Has the functions in a server: one that has them is changed in nothing, full or not.
+
+    Raises:
+        StoreError: It cannot be reached, takes no functions, or does not let this user do that.
+    """
+    call(client, STAND, base, [b"0"], reads=True)
 
 
 def load(client: Redis) -> None:
-    """Puts the functions into a server, in the place of what goes by their name.
+    """Puts the functions into a server.
 
     Raises:
         StoreError: It cannot be reached, or does not let this user do that.
@@ -221,7 +238,7 @@ def plain(op: Op, reply: Any) -> bytes:
         return b"$%d:%b" % (len(reply), reply)
     if op and op[0] == b"HGETALL":
         pairs = reply.items() if isinstance(reply, dict) else zip(*[iter(reply)] * 2, strict=True)
-        parts = sorted(plain((), field) + plain((), value) for field, value in pairs)
+        parts = sorted(_sha1(plain((), field) + plain((), value)) for field, value in pairs)
     else:
         parts = [plain((), each) for each in reply]
     return b"*%d:%b" % (len(parts), b"".join(parts))
@@ -229,8 +246,11 @@ def plain(op: Op, reply: Any) -> bytes:
 
 def with_digest(op: Op, reply: Any) -> list[bytes]:
     """Returns a command and the digest of what it found, as `STAND` takes them."""
-    digest = hashlib.sha1(plain(op, reply), usedforsecurity=False).hexdigest()
-    return counted([*op, digest.encode()])
+    return counted([*op, _sha1(plain(op, reply))])
+
+
+def _sha1(data: bytes) -> bytes:
+    return hashlib.sha1(data, usedforsecurity=False).hexdigest().encode()
 
 
 def counted(words: Sequence[bytes]) -> list[bytes]:

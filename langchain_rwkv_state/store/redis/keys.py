@@ -107,6 +107,10 @@ class Keys:
         """Returns the key of a state's bytes."""
         return f"{self.base.decode()}b:{name}"
 
+    def aside(self, name: str) -> str:
+        """Returns the key of bytes that were set aside."""
+        return f"{self.base.decode()}aside:{name}"
+
     def place(self, blob: str) -> str:
         """Returns where a state's bytes are, as `blobs` has it, from what the state's row says."""
         name, _, place = blob.partition("@")

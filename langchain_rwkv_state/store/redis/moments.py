@@ -11,6 +11,7 @@ before another's turn and one behind it.
 
 from __future__ import annotations
 
+import math
 import random
 import secrets
 import threading
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from langchain_rwkv_state.errors import StoreError
 from langchain_rwkv_state.store.redis import functions
-from langchain_rwkv_state.store.redis.connect import errors
+from langchain_rwkv_state.store.redis.connect import CONNECT_SECONDS, RESENDS, errors
 from langchain_rwkv_state.store.redis.functions import APPLY, FREE, NAMES, STAND, Op
 from langchain_rwkv_state.store.redis.keys import Keys
 from langchain_rwkv_state.store.redis.space import Space, TooMuch
@@ -37,6 +38,7 @@ _LOOKS = 8
 _MOST = 5000  # commands that are looked at again at once: Redis does nothing else for 50 ms
 _STILL_SECONDS = 5.0
 _STILLS = 3
+_LEAST_REMEMBERED_SECONDS = 600
 _NOBODY = b"-"
 
 
@@ -172,7 +174,8 @@ class Moments:
         self._require_open()
         limit = b"-" if space.limit is None else b"%d" % space.limit
         call = secrets.token_hex(16).encode()
-        args = [call, token, limit, b"%d" % space.growth, *seen, *space.written()]
+        known = b"%d" % remembered_seconds(self._timeout)
+        args = [call, token, limit, b"%d" % space.growth, known, *seen, *space.written()]
         name = FREE if freeing else APPLY
         return bytes(functions.call(self._client, name, self._keys.base, args)) == b"done"
 
@@ -231,6 +234,16 @@ class Moments:
             own.only_saw(((b"GET", self._keys.pause), token))
             own.also(b"DEL", self._keys.pause)
             self._applied(own, token, own.seen(), freeing=True)
+
+
+def remembered_seconds(timeout_seconds: float) -> int:
+    """Returns how long a call's id is known: longer than redis-py may yet send the call again.
+
+    Args:
+        timeout_seconds: How long an answer is waited for, each time that it is sent.
+    """
+    again = RESENDS * (timeout_seconds + CONNECT_SECONDS)
+    return max(_LEAST_REMEMBERED_SECONDS, math.ceil(2 * again))
 
 
 class _Outcome(Generic[T]):

@@ -101,6 +101,12 @@ class RedisPinRows(PinRows):
         """See `PinRows.drop`."""
         self._call("drop", *(key.hex() for key in keys))
 
+    def owner(self, key: bytes) -> str | None:
+        """See `PinRows.owner`."""
+        with errors():
+            found: Any = self._client.hget(self._base + b"pins:owners", key.hex())
+        return None if found is None else found.decode()
+
     def read(self, since: int) -> tuple[int, Mapping[bytes, bytes] | None]:
         """See `PinRows.read`."""
         found = self._call("read", str(since), reads=True)

@@ -21,7 +21,7 @@ from langchain_rwkv_state.store.records import Codec, LogKind
 from langchain_rwkv_state.store.redis.backend import RedisBackend
 from langchain_rwkv_state.store.redis.blobs import LARGE_BYTES, open_blobs
 from langchain_rwkv_state.store.redis.clock import ServerClock
-from langchain_rwkv_state.store.redis.connect import Persistence, connect, shown
+from langchain_rwkv_state.store.redis.connect import Persistence, check_persistence, connect, shown
 from langchain_rwkv_state.store.redis.keys import Keys
 from langchain_rwkv_state.store.redis.pins import RedisPinRows
 from langchain_rwkv_state.store.resources import OPEN_STORES, Resources
@@ -120,10 +120,19 @@ class RedisStateStore(TableStore):
             except BaseException:
                 client.close()
                 raise
+            backend.promises.add(persistence)
             return Resources(backend, StagedFiles(None))
 
+        def fits(found: Resources) -> bool:
+            backend = found.backend
+            assert isinstance(backend, RedisBackend)  # noqa: S101 # as `opened` made it
+            if backend.is_usable and persistence not in backend.promises:
+                check_persistence(backend.client, persistence)
+                backend.promises.add(persistence)
+            return backend.is_usable
+
         key = ("redis", url, tenant, None if blobs is None else str(blobs))
-        held = OPEN_STORES.held(key, opened, fits=lambda found: found.backend.is_usable)
+        held = OPEN_STORES.held(key, opened, fits=fits)
         super().__init__(held, settings)
 
     def _shared_clock(self, clock: Callable[[], float]) -> StoreClock:

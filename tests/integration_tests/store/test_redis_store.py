@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import pickle
+import shutil
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +25,8 @@ from langchain_rwkv_state.errors import (
 from langchain_rwkv_state.store import RedisStateStore
 from langchain_rwkv_state.store.redis import moments, tables
 from langchain_rwkv_state.store.redis.blobs import UNCOMMITTED_SECONDS
+from langchain_rwkv_state.store.redis.keys import encode, row_place
+from langchain_rwkv_state.store.rows import TOMBSTONES, ref_bytes
 from langchain_rwkv_state.testing.states import DAY, Reader, SetClock, chat, random_state, turns
 from tests.helpers.found import forms_of_ids, forms_of_ref, found_in
 from tests.helpers.redis_server import RedisServer, redis_server
@@ -99,6 +104,17 @@ def test_objects_of_one_process_over_one_tenant_share_what_is_staged(make: Open)
     make().commit("bob", ref, None)
     with pytest.raises(StateNotFound):
         make(tenant="other").get(ref)
+
+
+def test_what_a_server_is_to_promise_is_looked_at_by_each_object(make: Open, client: Any) -> None:
+    client.config_set("appendfsync", "everysec")
+    try:
+        make(persistence="everysec")
+        with pytest.raises(StoreError, match="may lose turns"):
+            make()
+    finally:
+        client.config_set("appendfsync", "always")
+    make()
 
 
 def test_one_tenant_sees_nothing_of_another(make: Open) -> None:
@@ -192,6 +208,31 @@ def test_a_reply_that_is_lost_is_no_conflict(
     assert lost == [b"done"]
     assert [entry.ref for entry in store.log("bob")] == [ref, first]
     assert store.check().sound
+
+
+def test_a_reply_reads_the_same_here_and_there_whatever_the_servers_locale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tmp_path / "en_US.utf8"
+    words = ["localedef", "-i", "en_US", "-f", "UTF-8", str(made)]
+    if not shutil.which(words[0]) or subprocess.run(words, capture_output=True).returncode:
+        pytest.skip("no locale can be made here: it takes Debian's package locales")
+    monkeypatch.setenv("LOCPATH", str(tmp_path))
+    monkeypatch.setenv("LC_ALL", "en_US.UTF-8")
+    with (
+        redis_server() as started,
+        RedisStateStore(started.url, timeout_seconds=1, history=0) as store,
+        started.client() as client,
+    ):
+        with client.pipeline() as pipeline:
+            for number in range(20):
+                ref = f"rwkv1-{hashlib.sha256(b'%d' % number).hexdigest()}"
+                place = row_place(store._backend.keys, TOMBSTONES, (ref_bytes(ref),))  # type: ignore[attr-defined]
+                pipeline.hset(*place, encode(TOMBSTONES, TOMBSTONES.pack((ref, 1e12))))
+            pipeline.execute()
+        report = store.check(fix=True)  # which reads all tombstones in one transaction
+        assert report.repaired, report.problems
+        assert store.check().sound
 
 
 def test_functions_that_the_server_lost_are_loaded_again(
@@ -413,6 +454,26 @@ def test_redacted_turns_are_off_the_servers_disk(
     assert store.check().sound
 
 
+def test_redacted_states_leave_no_file_though_whoever_was_to_delete_it_died(
+    make: Open, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, runtime = make(log="tokens", blobs=tmp_path, large_bytes=0), Reader()
+    state, ref = runtime.zero_state(), None
+    for ids in ([1, 2, 3], [4, 5, 6]):
+        _, state = runtime.forward(ids, state)
+        before, ref = ref, store.stage(state, parent=ref, tokens=ids)
+        store.commit("bob", ref, before)
+    backend = store._backend
+    monkeypatch.setattr(backend, "drop_blobs", lambda _: None)
+    client.set(f"{backend.keys.folder}:hold", "1")  # type: ignore[attr-defined]
+    with pytest.raises(StoreError, match="not all that was deleted is off the disk yet"):
+        store.redact("bob", [2], runtime)
+    assert list(tmp_path.rglob(f"{(ref or '')[-64:]}*"))
+    client.delete(f"{backend.keys.folder}:hold")  # type: ignore[attr-defined]
+    make(1, blobs=tmp_path)
+    assert not list(tmp_path.rglob(f"{(ref or '')[-64:]}*"))
+
+
 # -- room ----------------------------------------------------------------------------------------
 
 
@@ -433,6 +494,16 @@ def test_a_full_redis_refuses_and_what_was_there_stays(store: RedisStateStore, c
     client.config_set("maxmemory", 0)
     assert store.check().sound
     store.commit("bob", mine, None)
+
+
+def test_a_full_redis_can_be_opened_to_make_room_in_it(
+    store: RedisStateStore, make: Open, client: Any
+) -> None:
+    turns(store, "bob", 1)
+    client.config_set("maxmemory", 1)
+    another = make(1)
+    assert another.sessions() == ["bob"]
+    assert another.delete_session("bob")
 
 
 def test_large_states_lie_in_a_shared_directory(

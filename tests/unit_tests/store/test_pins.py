@@ -105,6 +105,25 @@ def test_what_was_not_released_is_by_the_next(store, pins, monkeypatch):
     assert kept(store) == 1
 
 
+@pytest.mark.parametrize("others", [A, B])
+def test_of_two_that_pin_one_name_at_once_the_first_leaves_no_state_for_good(
+    store, pins, monkeypatch, others
+):
+    put = store.pin_rows.put
+
+    def put_before_another(*given):
+        monkeypatch.undo()
+        put(*given)
+        pins.put_pin("a", "model", others, state(others))
+
+    monkeypatch.setattr(store.pin_rows, "put", put_before_another)
+    pins.put_pin("a", "model", A, state(A))
+    assert [pin.ids for pin in pins.pins().pins] == [others]
+    assert kept(store) == 1
+    pins.drop_pin("a")
+    assert kept(store) == 0
+
+
 def test_a_changed_row_is_told_of_and_hides_no_other(store, pins, caplog):
     pins.put_pin("a", "model", A, state(A))
     pins.put_pin("b", "model", B, state(B))

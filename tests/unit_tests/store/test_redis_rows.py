@@ -11,6 +11,7 @@ from langchain_rwkv_state.errors import StateCorrupt, StoreError
 from langchain_rwkv_state.store.redis.functions import CODE, LIBRARY, plain
 from langchain_rwkv_state.store.redis.indices import entries, row_of
 from langchain_rwkv_state.store.redis.keys import Keys, decode, encode
+from langchain_rwkv_state.store.redis.moments import remembered_seconds
 from langchain_rwkv_state.store.redis.space import Space
 from langchain_rwkv_state.store.redis.tables import RedisTables
 from langchain_rwkv_state.store.rows import (
@@ -144,5 +145,12 @@ def test_replies_become_one_text_however_a_hash_is_ordered() -> None:
 
 def test_the_functions_carry_the_librarys_name() -> None:
     assert CODE.startswith(f"#!lua name={LIBRARY}\n")
-    assert "REMEMBERED" not in CODE
+    assert "LIBRARY" not in CODE
     assert os.linesep == "\n" or "\r" not in CODE
+
+
+@pytest.mark.parametrize("timeout_seconds", [0.1, 60.0, 900.0])
+def test_a_call_is_known_longer_than_it_may_be_sent_again(timeout_seconds: float) -> None:
+    known = remembered_seconds(timeout_seconds)
+    assert known >= 600
+    assert known > 3 * (timeout_seconds + 10)  # as often, and after a connection was made

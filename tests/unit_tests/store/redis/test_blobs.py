@@ -127,6 +127,19 @@ def test_no_file_is_deleted_while_a_backup_holds_them(redis, shared, monkeypatch
     assert blobs.read(place) is None
 
 
+def test_all_files_of_a_state_are_erased_but_not_under_a_backup(redis, shared):
+    blobs = opened(redis, shared, large_bytes=0)
+    named, lost = (blobs.write(redis, "k", REF, [STATE]) for _ in range(2))
+    other = blobs.write(redis, "k", "rwkv-state:" + "abc" + "d" * 61, [STATE])
+    redis.set(f"{MARKER}:hold", "1")
+    with pytest.raises(StoreError, match=f"held for a backup, by the key {MARKER}:hold"):
+        blobs.erase({REF[-64:]})
+    assert blobs.read(named) == STATE
+    redis.unlink(f"{MARKER}:hold")
+    blobs.erase({REF[-64:], "0" * 64})
+    assert [blobs.read(each) for each in (named, lost, other)] == [None, None, STATE]
+
+
 def test_tenants_and_other_redises_do_not_sweep_each_other(redis, shared):
     mine = opened(redis, shared, large_bytes=0)
     theirs = opened(DictRedis(), shared, large_bytes=0)
