@@ -12,7 +12,7 @@ import sys
 
 from benchmarks import common, tables
 
-# `endurance`, `serve_kills` and `serve_crowd` are not here: each takes ten minutes to an hour of its own.
+# `endurance`, `serve_kills` and `serve_crowd` are not here: they take ten minutes to an hour.
 BENCHMARKS = (
     *("recall", "conversation", "store", "speed", "crowd", "int8"),
     *("sampling", "corrections", "codecs", "retention", "prefix_cache", "staging", "model_files"),

@@ -148,7 +148,6 @@ NOT_RUN = {
     "docs/toolbox/codecs.md": 1,
     "docs/toolbox/recall.md": 2,
     "docs/toolbox/watch.md": 4,
-    "docs/prefix_cache.md": 1,
     "docs/serve.md": 4,
     "docs/thinking.md": 1,
     "README.md": 1,
