@@ -32,6 +32,11 @@ class Backend(Protocol):
         """Whether each state has a row of diskcache's own table, too."""
         ...
 
+    @property
+    def may_be_late(self) -> bool:
+        """Whether a transaction that came to a `StoreError` may yet happen: over a network."""
+        ...
+
     def sql(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Runs one statement, outside of a transaction, or in that of `look`.
 
@@ -168,6 +173,7 @@ class SqlTables:
     """What a backend that runs SQL gives as tables."""
 
     lists_states: bool
+    may_be_late = False
 
     if TYPE_CHECKING:
 

@@ -207,13 +207,16 @@ class OpenStore(StateStore):
                 work(changes)
                 return adopted
 
-            adopted = False
+            needed = False
             try:
-                adopted = self._write(transaction)
+                needed = self._write(transaction)
             except _Vanished:
                 continue
+            except StoreError:
+                needed = self._backend.may_be_late  # a row that comes yet is to find its bytes
+                raise
             finally:
-                if fresh is not None and not adopted:
+                if fresh is not None and not needed:
                     self._tidy(fresh)
             return
         raise StoreError(f"The state {ref} was deleted as fast as it was written: try again.")

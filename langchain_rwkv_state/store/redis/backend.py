@@ -56,6 +56,7 @@ class RedisBackend:
 
     read_only = False
     lists_states = False
+    may_be_late = True
 
     def __init__(self, client: Redis, keys: Keys, blobs: Blobs, timeout_seconds: float) -> None:
         self.client = client

@@ -106,6 +106,29 @@ def test_objects_of_one_process_over_one_tenant_share_what_is_staged(make: Open)
         make(tenant="other").get(ref)
 
 
+def test_a_commit_that_arrives_after_all_finds_its_file(
+    make: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import redis
+
+    store = make(blobs=tmp_path, large_bytes=0)
+    client = store._backend.client  # type: ignore[attr-defined]
+    own, late = client.fcall, []
+
+    def lose(*args: Any) -> Any:
+        late.append(args)
+        raise redis.exceptions.TimeoutError("no answer")
+
+    monkeypatch.setattr(client, "fcall", lose)
+    ref = store.stage(random_state([8]))
+    with pytest.raises(StoreError, match="not known"):
+        store.commit("bob", ref, None)
+    assert store.head("bob") is None
+    assert own(*late[-1]) == b"done"
+    assert store.head("bob") == ref
+    assert make(1, blobs=tmp_path).get(ref) == random_state([8])
+
+
 def test_what_a_server_is_to_promise_is_looked_at_by_each_object(make: Open, client: Any) -> None:
     client.config_set("appendfsync", "everysec")
     try:
