@@ -150,7 +150,7 @@ def _command(command: Any, context: Any) -> Iterator[str]:
     ]
     if shown:
         yield "| | what it is |\n|---|---|"
-        yield from (f"| `{_cell(name)}` | {_cell(text)} |" for name, text in shown)
+        yield from (f"| `{_line(name)}` | {_cell(text)} |" for name, text in shown)
         yield ""
     for name, each in sorted(getattr(command, "commands", {}).items()):
         if not each.hidden:
@@ -158,5 +158,10 @@ def _command(command: Any, context: Any) -> Iterator[str]:
                 yield from _command(each, inner)
 
 
+def _line(text: str) -> str:
+    return " ".join(text.replace("\\[", "[").split())
+
+
 def _cell(text: str) -> str:
-    return " ".join(text.replace("\\[", "[").replace("|", "\\|").split())
+    """Returns a text as a table's cell; within code a bar ends none, and is not to be marked."""
+    return _line(text).replace("|", "\\|")
