@@ -12,7 +12,7 @@ import sys
 
 from benchmarks import common, tables
 
-# Neither `endurance` nor `serve_kills` is here: they take an hour and ten minutes of their own.
+# `endurance`, `serve_kills` and `serve_crowd` are not here: they take ten minutes to an hour.
 BENCHMARKS = (
     *("recall", "conversation", "store", "speed", "crowd", "int8"),
     *("sampling", "corrections", "codecs", "retention", "prefix_cache", "staging", "model_files"),

@@ -58,6 +58,10 @@ class SchemaError(RWKVStateError, ValueError):
     """A JSON schema has what an answer cannot be held to while it is decoded."""
 
 
+class GrammarError(EngineError, SchemaError):
+    """An answer that was begun cannot be held to its schema, which asks for too much at once."""
+
+
 class MarkerError(RWKVStateError, ValueError):
     """A state marker among the messages is malformed, doubled or out of place."""
 

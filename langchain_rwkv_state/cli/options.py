@@ -248,9 +248,9 @@ def store_directory(place: str | None, *, what: str = "This") -> Path:
     url = _url(place)
     if url is not None and url.scheme != "file":
         raise typer.BadParameter(
-            f"{what} is for a store in a directory, and {url.shown} is none. A Redis server is "
-            "copied, checked and restored by its own means; `export` and `import` carry a session "
-            "from any store to any other.",
+            f"{what} is for a store in a directory, and {url.shown} is none. A Redis server "
+            "copies itself: `redis-cli --rdb FILE`, and docs/redis.md for the way back. `export` "
+            "and `import` carry a session from any store to any other.",
             param_hint="'--store'",
         )
     if url is not None:

@@ -31,13 +31,17 @@ from langchain_rwkv_state.cli.options import (
 )
 
 
-def _read_size(text: str) -> int:
+def _read_size(text: str, *, least: int = 1) -> int:
     from langchain_rwkv_state.serve.sizes import read_size
 
     try:
-        return read_size(text)
+        return read_size(text, least=least)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def _read_cache_size(text: str) -> int:
+    return _read_size(text, least=0)
 
 
 def serve(
@@ -106,6 +110,16 @@ def serve(
             "--body", parser=_read_size, metavar="SIZE", help="The most bytes of a request's body."
         ),
     ] = "4MB",  # type: ignore[assignment] # as the parser takes it
+    prefix_cache: Annotated[
+        int | None,
+        typer.Option(
+            "--prefix-cache",
+            parser=_read_cache_size,
+            metavar="SIZE",
+            show_default="5 % of free memory",
+            help="Memory of each process for states of what was read before; 0 for none.",
+        ),
+    ] = None,
     drain: Annotated[
         float,
         typer.Option(
@@ -179,6 +193,7 @@ def serve(
         ttl=ttl,
         api_key_file=None if api_key_file is None else str(api_key_file),
         limits=Limits(requests, tokens_per_minute, body),
+        prefix_cache_bytes=prefix_cache,
         drain_seconds=drain,
     )
 

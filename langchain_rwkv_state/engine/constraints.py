@@ -28,7 +28,7 @@ import numpy.typing as npt
 from langchain_rwkv_state._fork import in_forked_child
 from langchain_rwkv_state.engine.request import Thought, common
 from langchain_rwkv_state.engine.sampler import LogitsRow, Sampler
-from langchain_rwkv_state.errors import EngineError, SchemaError
+from langchain_rwkv_state.errors import EngineError, GrammarError, SchemaError
 from langchain_rwkv_state.grammar.constraint import Constraint
 from langchain_rwkv_state.grammar.json_schema import parts
 from langchain_rwkv_state.tokenizer import Tokenizer
@@ -490,7 +490,7 @@ class _Held:
     def _check(self) -> None:
         """Raises what the matcher met: it would allow nothing but the end from now on."""
         if self._matcher.is_error():
-            raise EngineError(
+            raise GrammarError(
                 f"An answer could not be held to its grammar: {_reason(self._matcher)}. Simplify "
                 "the schema (shorter bounds, fewer choices)."
             )

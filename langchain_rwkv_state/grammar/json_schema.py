@@ -116,7 +116,10 @@ def held_schema(schema: Mapping[str, Any], what: str = "The schema") -> dict[str
     found = list(parts(copied, what))
     for place, part in found:
         _check(part, _where(what, place))
-    endless = _endless(copied, found)
+    try:
+        endless = _endless(copied, found)
+    except RecursionError:
+        raise SchemaError(f"{what} is nested too deeply: make it flatter.") from None
     if endless is not None:
         raise SchemaError(
             f"{what} refers to itself without end at {endless!r}, so that nothing finite fits it: "

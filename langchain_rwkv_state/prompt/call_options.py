@@ -202,7 +202,11 @@ def as_tools(tools: Sequence[Any], *, strict: bool | None = None) -> tuple[dict[
     for each in (_as_tool(tool, strict) for tool in tools):
         name = function_of(each)["name"]
         known = found.setdefault(name, each)
-        if _untitled(known) != _untitled(each):
+        try:
+            is_same = known is each or _untitled(known) == _untitled(each)
+        except RecursionError:
+            is_same = False
+        if not is_same:
             raise ValueError(f"Two tools are called {name!r}: give them names that differ.")
     return tuple(found.values())
 
@@ -233,7 +237,7 @@ def _as_tool(tool: Any, strict: bool | None) -> dict[str, Any]:
             # LangChain writes out what is shared, and of what refers to itself it writes nothing.
             found["function"]["parameters"] = schema
         function_of(found)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(
             f"A tool is {tool!r:.100}, which cannot be read ({error}): pass a function with "
             "annotations, a pydantic model, a TypedDict, a JSON schema with a title, or a "

@@ -161,21 +161,22 @@ async def begin(
     engine, call = await asyncio.to_thread(
         tenant.chat.plan_call, messages, given.pop("stop", None), given
     )
-    handle = engine.submit(call.request)
+    cost = Cost(tenant.usage, call.plan.base.n_tokens, len(call.request.prompt))
+    handle = engine.submit(cost.watching(call.request))
     return Answer(
-        _answered(tenant, call, handle, keep=keep),
-        end=lambda: _ended(tenant, call, handle, keep=keep),
+        _answered(tenant, call, handle, cost, keep=keep),
+        end=lambda: _ended(tenant, call, handle, cost, keep=keep),
         leave=handle.cancel,
     )
 
 
 async def _answered(
-    tenant: Tenant, call: ChatCall, handle: RequestHandle, *, keep: bool
+    tenant: Tenant, call: ChatCall, handle: RequestHandle, cost: Cost, *, keep: bool
 ) -> AsyncGenerator[list[Event]]:
     # Then the engine's pieces are the answer's, and no message of LangChain's is made of each.
     plain = not (call.tools or call.plan.continued) and call.request.logprobs is None
     pieces = call.stream()
-    with _cost(tenant, call) as cost:
+    with cost:
         async for events in handle.batches():
             cost.count(events)
             found: list[Event] = []
@@ -190,17 +191,15 @@ async def _answered(
                 yield found
 
 
-async def _ended(tenant: Tenant, call: ChatCall, handle: RequestHandle, *, keep: bool) -> Answered:
-    with _cost(tenant, call) as cost:
+async def _ended(
+    tenant: Tenant, call: ChatCall, handle: RequestHandle, cost: Cost, *, keep: bool
+) -> Answered:
+    with cost:
         async for events in handle.batches():
             cost.count(events)
             if isinstance(done := events[-1], Done):
                 return await _answer_of(tenant, call, done, cost, keep=keep)
     raise RuntimeError("An answer ended without its end.")
-
-
-def _cost(tenant: Tenant, call: ChatCall) -> Cost:
-    return Cost(tenant.usage, call.plan.base.n_tokens, len(call.request.prompt))
 
 
 async def _answer_of(

@@ -34,6 +34,13 @@ from langchain_rwkv_state.serve.settings import ServeSettings
 from langchain_rwkv_state.serve.tenants import Tenants
 
 _LOOK_SECONDS = 2.0
+_PARTS = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/conversations",
+    "/v1/models",
+)
 
 
 def make_app(
@@ -104,7 +111,17 @@ async def _failed(request: Request, error: Exception) -> Response:
 async def _plain(request: Request, error: Exception) -> Response:
     """Answers what the router itself refuses: an unknown path, another method."""
     assert isinstance(error, HTTPException)  # noqa: S101 # as it was registered for
-    message = f"{request.method} {request.url.path}: {error.detail}."
+    path = request.url.path
+    if error.status_code not in (404, 405):
+        message = f"{request.method} {path}: {error.detail}."
+    elif error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another")
+        message = f"{path} has no {request.method}, but {allowed}."
+    elif f"/v1{path}".startswith(_PARTS):
+        message = f"There is no {path} here, but /v1{path}: let the client's base URL end with /v1."
+    else:
+        parts = ", ".join(_PARTS)
+        message = f"There is no {request.method} {path} here: what there is begins with {parts}."
     return await _failed(request, ApiError(error.status_code, message, headers=error.headers))
 
 
@@ -113,5 +130,21 @@ async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 # as it was registered for
     first = error.errors()[0]
     param = ".".join(str(part) for part in first["loc"] if part != "body") or None
-    told = ApiError(400, f"{param or 'The body'}: {first['msg']}.", param=param)
+    if first["type"] == "json_invalid":
+        why = first.get("ctx", {}).get("error", "it cannot be read")
+        told = ApiError(400, f"The body is no JSON, at character {param}: {why}.")
+    elif param is None and not _is_json(request):
+        # A browser sends other types from any page without asking; this one it asks about first.
+        told = ApiError(
+            400, "The body is not said to be JSON: send `Content-Type: application/json`."
+        )
+    else:
+        told = ApiError(400, f"{param or 'The body'}: {first['msg']}.", param=param)
     return await _failed(request, told)
+
+
+def _is_json(request: Request) -> bool:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return kind == "application/json" or (
+        kind.startswith("application/") and kind.endswith("+json")
+    )

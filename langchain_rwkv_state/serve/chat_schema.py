@@ -108,7 +108,7 @@ def tool_options(tools: Sequence[Mapping[str, Any]], choice: Any) -> dict[str, A
         mode = allowed.get("mode") if isinstance(allowed, Mapping) else None
         given = allowed.get("tools") if isinstance(allowed, Mapping) else None
         if isinstance(given, list) and mode in ("auto", "required"):
-            names = [_named(each)["name"] for each in given]
+            names = {_named(each)["name"] for each in given}
             kept = [tool for tool in tools if _named(tool)["name"] in names]
             if kept:
                 return {"tools": kept, "tool_choice": mode}

@@ -128,9 +128,9 @@ async def _begin(tenant: Tenant, texts: Sequence[str], options: Mapping[str, Any
     with ExitStack() as until_all:
         asked = []
         for engine, plan, request in planned:
-            handle = engine.submit(request)
-            until_all.callback(handle.cancel)
             cost = Cost(tenant.usage, plan.base.n_tokens, len(request.prompt))
+            handle = engine.submit(cost.watching(request))
+            until_all.callback(handle.cancel)
             asked.append(_Asked(handle, cost))
         until_all.pop_all()
     return asked

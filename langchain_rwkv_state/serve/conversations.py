@@ -52,23 +52,10 @@ async def create_conversation(
     return _document(name, await _session(tenant.store, name))
 
 
-@router.get("/v1/conversations/{name}")
-async def get_conversation(name: str, tenant: Asks) -> dict[str, Any]:
-    """Describes a conversation."""
-    return _document(name, await _session(tenant.store, name))
-
-
-@router.delete("/v1/conversations/{name}")
-async def delete_conversation(name: str, tenant: Asks) -> dict[str, Any]:
-    """Deletes a conversation; responses of it that were kept can still be gone on from."""
-    if not await tenant.store.adelete_session(name):
-        raise _not_found(name)
-    return {"id": name, "object": "conversation.deleted", "deleted": True}
-
-
-@router.get("/v1/conversations/{name}/items")
-@router.post("/v1/conversations/{name}/items")
-@router.post("/v1/conversations/{name}")
+# Before the others: a name may hold slashes.
+@router.get("/v1/conversations/{name:path}/items")
+@router.post("/v1/conversations/{name:path}/items")
+@router.post("/v1/conversations/{name:path}")
 async def no_items(name: str) -> dict[str, Any]:
     """Says that no words are kept."""
     raise ApiError(
@@ -77,6 +64,20 @@ async def no_items(name: str) -> dict[str, Any]:
         "say in a turn what it is to know.",
         code="unsupported",
     )
+
+
+@router.get("/v1/conversations/{name:path}")
+async def get_conversation(name: str, tenant: Asks) -> dict[str, Any]:
+    """Describes a conversation."""
+    return _document(name, await _session(tenant.store, name))
+
+
+@router.delete("/v1/conversations/{name:path}")
+async def delete_conversation(name: str, tenant: Asks) -> dict[str, Any]:
+    """Deletes a conversation; responses of it that were kept can still be gone on from."""
+    if not await tenant.store.adelete_session(name):
+        raise _not_found(name)
+    return {"id": name, "object": "conversation.deleted", "deleted": True}
 
 
 async def require_conversation(store: StateStore, name: str) -> None:

@@ -5,10 +5,11 @@ Who leaves early has had the prompt read, and the tokens until then: limits coun
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
-from langchain_rwkv_state.engine import Done, Event
+from langchain_rwkv_state.engine import Done, Event, Request
 from langchain_rwkv_state.serve.tenants import Usage
 
 
@@ -29,12 +30,24 @@ class Cost:
         self.known = known
         self._prompt = prompt
         self._pieces = 0
+        self._at: int | None = None  # where in the prompt the engine was first seen
+        self._read_on = 0
         self._told = False
 
     @property
     def read(self) -> int:
         """What the answer stands on, in tokens."""
         return self.known + self._prompt
+
+    def watching(self, request: Request) -> Request:
+        """Returns a request that tells how far its prompt was read, for whoever leaves before."""
+        return replace(request, on_progress=self._progress)
+
+    def _progress(self, at: int, _: int) -> None:
+        # On the engine's thread. What it had read when it was first seen may have been cached.
+        if self._at is None:
+            self._at = at
+        self._read_on = at - self._at
 
     def cached(self, done: Done) -> int:
         """Returns how many tokens of these had not to be read."""
@@ -64,6 +77,10 @@ class Cost:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Tells the usage of an answer that was left, if anything of it was seen."""
-        if self._pieces and not self._told:
+        """Tells the usage of an answer that was left, as far as it had come."""
+        if self._told:
+            return
+        if self._pieces:  # then all of the prompt was read
             self._tell(self.known, self._pieces)
+        elif self._read_on:
+            self._tell(self.read - self._read_on, 0)

@@ -6,6 +6,8 @@ From `begin` on nothing new is let in; what runs goes on. All of it is on one ev
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class Drain:
@@ -19,6 +21,7 @@ class Drain:
     def __init__(self) -> None:
         self.begun = False
         self.running = 0
+        self._waiting: set[asyncio.Timeout] = set()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -36,6 +39,21 @@ class Drain:
     def begin(self) -> None:
         """Lets nothing new in."""
         self.begun = True
+
+    @contextmanager
+    def waits(self, limit: asyncio.Timeout) -> Iterator[None]:
+        """Says that a request waits for its client, under a limit that `cut` lets run out."""
+        self._waiting.add(limit)
+        try:
+            yield
+        finally:
+            self._waiting.discard(limit)
+
+    def cut(self) -> None:
+        """Ends the waiting for clients."""
+        for limit in self._waiting:
+            if not limit.expired():
+                limit.reschedule(0.0)
 
     async def idle_within(self, seconds: float) -> bool:
         """Waits until nothing runs; says whether that was so within a time."""

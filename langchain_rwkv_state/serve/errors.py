@@ -16,6 +16,7 @@ from langchain_rwkv_state.errors import (
     DeadlineExceeded,
     EngineBusy,
     EngineError,
+    GrammarError,
     RWKVStateError,
     SessionConflict,
     StateCorrupt,
@@ -30,6 +31,12 @@ logger = logging.getLogger("langchain_rwkv_state.serve")
 
 INVALID = "invalid_request_error"
 SERVER = "server_error"
+
+# The store's own words name references, which are no matter of a client's.
+_LOST_RACE = (
+    "Another turn of this conversation was faster, and nothing of this one is kept: send it again "
+    'to go on from there, or with on_conflict: "wait", which queues behind the turns before it.'
+)
 
 
 class ApiError(Exception):
@@ -94,12 +101,15 @@ _KNOWN: tuple[tuple[type[RWKVStateError], int, str, str, dict[str, str]], ...] =
     (StateMismatch, 400, INVALID, "state_mismatch", {}),
     (SessionConflict, 409, INVALID, "conversation_conflict", {"x-should-retry": "false"}),
     (EngineBusy, 429, "requests", "engine_busy", {"retry-after": "1"}),
+    (GrammarError, 400, INVALID, "invalid_json_schema", {}),
     (DeadlineExceeded, 504, SERVER, "deadline_exceeded", {"x-should-retry": "false"}),
     (EngineError, 503, SERVER, "engine_unavailable", {"retry-after": "5"}),
     (StoreFull, 507, SERVER, "store_full", {"x-should-retry": "false"}),
     (StateCorrupt, 500, SERVER, "state_corrupt", {"x-should-retry": "false"}),
     (StoreError, 503, SERVER, "store_unavailable", {"retry-after": "5"}),
 )
+
+_OF_THE_STORE = (StateCorrupt, StoreError, StoreFull)
 
 
 def as_api_error(error: BaseException) -> ApiError:
@@ -110,7 +120,10 @@ def as_api_error(error: BaseException) -> ApiError:
         if isinstance(error, known):
             if status >= 500:
                 logger.warning("%s: %s", type(error).__name__, error)
-            return ApiError(status, str(error), code=code, kind=kind, headers=headers)
+            told = _LOST_RACE if known is SessionConflict else str(error)
+            if isinstance(error, _OF_THE_STORE):  # it may tell where the store is, and what in it
+                told = f"The server's store failed ({type(error).__name__}); its log says more."
+            return ApiError(status, told, code=code, kind=kind, headers=headers)
     if isinstance(error, ValueError):
         return ApiError(400, str(error))
     logger.error("An error that nobody expected", exc_info=error)

@@ -64,13 +64,14 @@ class Body(BaseModel):
                 return True
             raise unsupported(name, known.why)
         names = sorted({*cls.model_fields, *cls.refused, *cls.passed})
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+        # Of a long name all takes long, and it is no misspelling.
+        near = difflib.get_close_matches(name[:100], names, n=1, cutoff=0.6)
         hint = f"did you mean {near[0]}?" if near else f"it knows {', '.join(names)}."
         raise ApiError(
             400,
-            f"The request has a field {name!r} that nobody knows: {hint}",
+            f"The request has a field {name!r:.100} that nobody knows: {hint}",
             code="unknown_parameter",
-            param=name,
+            param=name[:100],
         )
 
 

@@ -6,6 +6,7 @@ piece of an answer but to look at it as it passes.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, MutableMapping
 from typing import Any
@@ -75,7 +76,7 @@ class Gate:
                 raise _ending()
             name = self._tenants.name_of(_key(scope))
             account = self._tenants.account(name)
-            body = _Body(receive, account.limits.body_bytes)
+            body = _Body(receive, account.limits.body_bytes, self._drain)
             body.check(scope)
             account.enter()
         except ApiError as error:
@@ -140,9 +141,12 @@ class _Watched:
 class _Body:
     """Counts a request's body as it comes: one that is too large is never whole in memory."""
 
-    def __init__(self, receive: Receive, most: int) -> None:
+    def __init__(self, receive: Receive, most: int, drain: Drain) -> None:
         self._receive = receive
         self._most = most
+        self._drain = drain
+        self._until: float | None = None
+        self._whole = False
         self._seen = 0
         self.too_large = False
 
@@ -157,14 +161,31 @@ class _Body:
             raise ApiError(413, self._says(), code="body_too_large", headers=_CLOSE)
 
     async def receive(self) -> MutableMapping[str, Any]:
-        message = await self._receive()
+        if self._whole:
+            return await self._receive()
+        if self._until is None:
+            self._until = asyncio.get_running_loop().time() + _BODY_SECONDS
+        try:
+            async with asyncio.timeout_at(self._until) as limit:
+                with self._drain.waits(limit):
+                    message = await self._receive()
+        except TimeoutError:
+            raise self._late() from None
         if message["type"] == "http.request":
+            self._whole = not message.get("more_body", False)
             self._seen += len(message.get("body", b""))
             if self._seen > self._most:
                 self.too_large = True
                 # Of what is raised where a body is read, FastAPI lets this alone pass.
                 raise HTTPException(413, self._says(), headers=_CLOSE)
         return message
+
+    def _late(self) -> HTTPException:
+        if self._drain.begun:
+            return HTTPException(503, _ENDING, headers=_AGAIN)
+        return HTTPException(
+            408, f"The body was not whole after {_BODY_SECONDS:g} s: send it faster", headers=_CLOSE
+        )
 
     def _says(self) -> str:
         return (
@@ -173,16 +194,21 @@ class _Body:
         )
 
 
+_BODY_SECONDS = 120.0  # who sends for longer holds a place, and an end of the server up
 _CLOSE = {"connection": "close"}  # else the rest would be read, to be thrown away
+
+
+_ENDING = "The server is ending and takes no more requests: try again, another may answer"
+_AGAIN = {"retry-after": "5", "connection": "close"}
 
 
 def _ending() -> ApiError:
     return ApiError(
         503,
-        "The server is ending and takes no more requests: try again, another may answer.",
+        _ENDING + ".",
         code="shutting_down",
         kind=SERVER,
-        headers={"retry-after": "5", "connection": "close"},
+        headers=_AGAIN,
     )
 
 

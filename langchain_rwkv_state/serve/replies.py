@@ -9,11 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
+
+logger = logging.getLogger("langchain_rwkv_state.serve")
+
+_STALLED_SECONDS = 60.0
+"""How long a client may take nothing of an answer: what it does not take stays in memory."""
 
 
 class _Reply(Response):
@@ -100,7 +106,16 @@ class EventStream(_Reply):
                 if not started:
                     await send(self._start())
                     started = True
-                await send({"type": "http.response.body", "body": event, "more_body": True})
+                try:
+                    # It waits only where the client takes less than there is.
+                    async with asyncio.timeout(_STALLED_SECONDS):
+                        await send({"type": "http.response.body", "body": event, "more_body": True})
+                except TimeoutError:
+                    logger.warning(
+                        "A client took nothing of its stream for %g s, and is left",
+                        _STALLED_SECONDS,
+                    )
+                    return
             if not started:
                 await send(self._start())
             await send({"type": "http.response.body", "body": b""})

@@ -16,11 +16,12 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 from langchain_core.messages import BaseMessage, SystemMessage
 
+from langchain_rwkv_state.errors import StoreError
 from langchain_rwkv_state.messages import marker
 from langchain_rwkv_state.prompt.markers import leading_system
 from langchain_rwkv_state.serve.answers import Answer, Answered, begin, begin_turn
 from langchain_rwkv_state.serve.conversations import require_conversation
-from langchain_rwkv_state.serve.errors import ApiError, as_api_error
+from langchain_rwkv_state.serve.errors import ApiError, as_api_error, unsupported
 from langchain_rwkv_state.serve.models import Asks, Settings, require_model
 from langchain_rwkv_state.serve.replies import EventStream, JsonReply
 from langchain_rwkv_state.serve.response_events import ResponseDocument, ResponseEvents
@@ -67,6 +68,14 @@ async def get_response(response_id: str) -> dict[str, Any]:
     )
 
 
+@router.post("/v1/responses/{response_id}/cancel")
+async def cancel_response(response_id: str) -> dict[str, Any]:
+    """Says how a response is cancelled here."""
+    raise unsupported(
+        "cancel", f"{response_id!r:.100} is not in the background. Leave a request to end it."
+    )
+
+
 class _Turn:
     """A request for a response, and what comes of it."""
 
@@ -92,6 +101,14 @@ class _Turn:
                         self._output.begin_empty()
                         return self._document.ended(self._output, event)
                     self._output.take(event)
+        except StoreError as error:
+            if self._asked.conversation_name is None:
+                raise
+            # The turn may have been committed: sent again, it would be a second one.
+            self._tenant.usage.failed(error)
+            told = as_api_error(error)
+            told.headers = {"x-should-retry": "false"}
+            raise told from error
         finally:
             await answer.aclose()
         raise RuntimeError("An answer ended without its end.")

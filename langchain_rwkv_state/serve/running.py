@@ -130,6 +130,7 @@ class Server(uvicorn.Server):
         drain = self._app.state.drain
         if not await drain.idle_within(seconds):
             logger.warning("%d requests have not ended, and fail now", drain.running)
+            drain.cut()
             await asyncio.to_thread(self._app.state.tenants.stop)
             await drain.idle_within(last_seconds)
         self.should_exit = True

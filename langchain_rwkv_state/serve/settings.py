@@ -58,6 +58,8 @@ class ServeSettings:
             ``None`` for the store's default.
         api_key_file: Names of tenants and their keys; ``None`` for one tenant without a key.
         limits: Of each key that sets no others.
+        prefix_cache_bytes: Of states in memory that save reading what was read before, for all
+            tenants, in each process; 0 for none, ``None`` for 5 % of the memory that is free.
         drain_seconds: How long what runs may go on once the server was told to stop.
         open_tenants: So many tenants' stores stay open though nobody asks.
         idle_seconds: A tenant's store is closed when nobody asked for so long.
@@ -76,6 +78,7 @@ class ServeSettings:
     ttl: TTL = None
     api_key_file: str | None = None
     limits: Limits = Limits()
+    prefix_cache_bytes: int | None = None
     drain_seconds: float = 30.0
     open_tenants: int = 64
     idle_seconds: float = 600.0
@@ -86,6 +89,10 @@ class ServeSettings:
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise ServeError(f"{name} is {value!r}: give seconds, from 0 on.")
+        if self.prefix_cache_bytes is not None and self.prefix_cache_bytes < 0:
+            raise ServeError(
+                f"prefix_cache_bytes is {self.prefix_cache_bytes!r}: give bytes, 0 for no cache."
+            )
         if self.open_tenants < 1:
             raise ServeError(f"open_tenants is {self.open_tenants!r}: give a number from 1 on.")
 

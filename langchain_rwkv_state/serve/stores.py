@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from langchain_rwkv_state.prefix_cache import DIRECTORY_VARIABLE, PrefixStateCache
 from langchain_rwkv_state.serve.settings import ServeSettings
@@ -45,16 +46,20 @@ def open_store_of(settings: ServeSettings, tenant: str | None) -> StateStore:
     return url.open(tenant=tenant if before is None else f"{before}-{tenant}")
 
 
-def shared_cache(settings: ServeSettings) -> PrefixStateCache | None:
-    """Returns a prefix cache that shares pins with all servers over one Redis.
+def cache_of(settings: ServeSettings) -> PrefixStateCache | Literal[False]:
+    """Returns the server's prefix cache, ``False`` for none; a tenant's name is its salt there.
 
-    They lie in the store that the URL itself names, for all tenants, each pin under its salt, which
-    is a tenant's name. ``None`` for a store elsewhere: then the process's own cache will do.
+    Over Redis it shares pins with all servers there: they lie in the store that the URL itself
+    names, for all tenants, each pin under its salt.
     """
+    if settings.prefix_cache_bytes == 0:
+        return False
     url = url_of(settings.store)
-    if url is None or not url.is_redis:
-        return None
-    return PrefixStateCache(disk=os.environ.get(DIRECTORY_VARIABLE) or None, shared=url.text)
+    return PrefixStateCache(
+        settings.prefix_cache_bytes,
+        disk=os.environ.get(DIRECTORY_VARIABLE) or None,
+        shared=None if url is None or not url.is_redis else url.text,
+    )
 
 
 def is_memory(store: str | None) -> bool:

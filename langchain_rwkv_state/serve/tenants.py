@@ -22,7 +22,7 @@ from langchain_rwkv_state.serve.keys import METRICS, Keys
 from langchain_rwkv_state.serve.ledger import Ledger, OwnLedger
 from langchain_rwkv_state.serve.metrics import Metrics
 from langchain_rwkv_state.serve.settings import Limits, ServeSettings
-from langchain_rwkv_state.serve.stores import open_store_of, shared_cache
+from langchain_rwkv_state.serve.stores import cache_of, open_store_of
 from langchain_rwkv_state.store import MemoryStateStore, StateStore
 
 __all__ = ["Tenant", "Tenants", "Usage"]
@@ -93,7 +93,7 @@ class Tenants:
         self._model: ChatRWKV | None = None
         self._let_go: set[asyncio.Task[None]] = set()
         self._keys: Keys | None = None
-        self._cache = shared_cache(settings)
+        self._cache = cache_of(settings)
         self.read_keys()
 
     # -- the server's life, on any thread ----------------------------------------------------
@@ -150,7 +150,7 @@ class Tenants:
         if self._model is not None:
             self._model.unload()
             self._model = None
-        if self._cache is not None:
+        if self._cache:
             self._cache.close()
 
     def stats(self) -> ModelStats:
@@ -321,8 +321,7 @@ class Tenants:
         """Opens a tenant; on any thread."""
         alone = self._keys is None
         store = open_store_of(self._settings, None if alone else name)
-        cache = {} if self._cache is None else {"prefix_cache": self._cache}
-        about = {**cache, **model_settings(self._settings), "store": store}
+        about = {**model_settings(self._settings), "store": store, "prefix_cache": self._cache}
         if not alone:
             about["cache_salt"] = name
         account = self._accounts[name]

@@ -16,6 +16,9 @@ from langchain_rwkv_state.errors import ModelLoadError
 from langchain_rwkv_state.tokenizer._port import identity_of, joined, unreadable, well_formed
 
 END_OF_TEXT = "<|endoftext|>"
+_LONG = 8192
+"""Characters; `tokenizers` lets other threads run while it encodes a batch, but not a text. It
+starts threads for that, so what is short goes without."""
 _END_NAMES = (END_OF_TEXT, "</s>", "<|im_end|>")
 
 
@@ -70,7 +73,11 @@ class JsonTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a text, none of them special; lone surrogates become U+FFFD."""
-        return list(self._codec.encode(well_formed(text), add_special_tokens=False).ids)
+        text = well_formed(text)
+        if len(text) < _LONG:
+            return list(self._codec.encode(text, add_special_tokens=False).ids)
+        [found] = self._codec.encode_batch_fast([text], add_special_tokens=False)
+        return list(found.ids)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """Returns the raw bytes of ids; special and unknown ones have none."""

@@ -67,7 +67,7 @@ def results(tmp_path_factory):
 
 
 def test_all_benchmarks_are_run_together_but_for_the_hour_of_load():
-    assert sorted((*run_all.BENCHMARKS, "endurance", "serve_kills")) == SCRIPTS
+    assert sorted((*run_all.BENCHMARKS, "endurance", "serve_crowd", "serve_kills")) == SCRIPTS
 
 
 @pytest.mark.slow

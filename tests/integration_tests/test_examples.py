@@ -27,6 +27,11 @@ EXPECTED = {
     ],
     "fork.py": ["You live in Lisbon.", "You live in Kyoto.", "Nice to meet you, Ottilie."],
     "structured.py": ["Person(name='Marlow', age=31, city='Lisbon')", "name='Tilda', age=58"],
+    "serve_client.py": [
+        "You live in Lisbon.",
+        "You live in Kyoto.",
+        "-- a stream\nYour name is Marlow.\n",
+    ],
     "demo.py": [
         "It recalled 3 of 3 facts.",
         "tokens, in 6 turns",

@@ -86,7 +86,7 @@ def test_the_reference_has_every_command_and_public_name(site):
     commands = (site / "reference/commands.html").read_text("utf-8")
     for name in typer.main.get_command(app).commands:  # type: ignore[attr-defined]
         assert f'id="rwkv-state-{name}"' in commands
-    assert "<code>--store DIR</code>" in commands
+    assert "<code>--store DIR|URL</code>" in commands
     for page, names in {
         "chat_models": (
             *("ChatRWKV.with_session", "ChatRWKV.with_sessions", "ChatRWKV.prefill"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import threading
+import time
 from pathlib import Path
 
 import pyrwkv_tokenizer
@@ -17,6 +19,7 @@ from langchain_rwkv_state.tokenizer import (
     JsonTokenizer,
     StreamDecoder,
     WorldTokenizer,
+    _json,
     load_tokenizer,
     well_formed,
 )
@@ -107,6 +110,28 @@ def test_both_are_what_the_port_asks_for(tiny: JsonTokenizer) -> None:
 
 class TestJsonTokenizer:
     """What a tokenizer.json may hold."""
+
+    def test_a_long_text_is_encoded_as_a_short_one_while_others_run(self, tiny, monkeypatch):
+        text = "The cat sat on the mat, and 1, 2. " * 20_000
+        beats: list[float] = []
+        done = threading.Event()
+
+        def beat():
+            while not done.wait(0.001):
+                beats.append(time.perf_counter())
+
+        thread = threading.Thread(target=beat)
+        thread.start()
+        try:
+            begun = time.perf_counter()
+            found = tiny.encode(text)
+            ended = time.perf_counter()
+        finally:
+            done.set()
+            thread.join()
+        assert len([at for at in beats if begun < at < ended]) > 5
+        monkeypatch.setattr(_json, "_LONG", len(text) + 1)
+        assert tiny.encode(text) == found
 
     def test_an_end_of_text_not_marked_as_special_is_special_nonetheless(self, tmp_path):
         path = write_tokenizer(tmp_path / "tokenizer.json")

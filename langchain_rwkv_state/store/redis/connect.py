@@ -217,7 +217,9 @@ def check_persistence(
         settings = _settings(client)
     problem = lost_by(settings, info, wanted)
     if problem is not None:
-        raise StoreError(problem)
+        raise StoreError(
+            f"{problem} In a store's URL that is ?persistence=, a word without quotes."
+        )
 
 
 def _settings(client: Redis) -> Mapping[str, str] | None:

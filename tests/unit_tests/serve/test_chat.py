@@ -496,3 +496,32 @@ async def test_pieces_that_are_there_already_go_in_one_write(served):
     await exchange.task
     assert len(events) > 8
     assert exchange.sent <= 4
+
+
+# -- schemas that ask for too much -----------------------------------------------------------------
+
+
+def nested(depth):
+    schema: dict[str, object] = {"type": "string"}
+    for _ in range(depth):
+        schema = {"type": "object", "properties": {"a": schema}, "required": ["a"]}
+    return schema
+
+
+WIDE = {"type": "object", "properties": {f"p{at}": {"type": "string"} for at in range(3000)}}
+
+
+@pytest.mark.parametrize("schema", [nested(400), WIDE], ids=["deep", "wide"])
+async def test_a_schema_that_cannot_be_held_is_the_clients_fault(served, schema):
+    served.will_say(" Hi.")
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    answer = {"type": "json_schema", "json_schema": {"name": "f", "schema": schema}}
+    for fields in ({"tools": [tool], "tool_choice": "required"}, {"response_format": answer}):
+        reply = await served.ask(**fields)
+        assert reply.status == 400, reply.body
+
+
+async def test_the_name_of_an_unknown_field_is_told_in_short(served):
+    reply = await served.ask(**{"x" * 100_000: 1})
+    assert reply.status == 400
+    assert len(reply.body) < 2000

@@ -117,6 +117,8 @@ async def test_who_loses_the_race_is_told_not_to_try_again(served):
     lost, won = sorted(replies, key=lambda reply: -reply.status)
     assert (won.status, lost.status) == (200, 409)
     assert lost.error["code"] == "conversation_conflict"
+    assert "on_conflict" in lost.error["message"]
+    assert "rwkv1-" not in lost.error["message"]  # a reference is the store's, not a client's
     assert lost.headers["x-should-retry"] == "false"
     assert served.store.session("bob").n_turns == 1
 
@@ -177,3 +179,10 @@ async def test_no_words_and_no_metadata_are_kept(served, method, path):
     assert (reply.status, reply.error["code"]) == (400, "unsupported")
     reply = await served.client.post(PATH, {"metadata": {"a": "b"}})
     assert (reply.status, reply.error["param"]) == (400, "metadata")
+
+
+async def test_a_name_may_hold_slashes(served):
+    text_of(await served.say("Hi.", "shop/bob"))
+    assert (await served.client.get(f"{PATH}/shop/bob")).json()["id"] == "shop/bob"
+    assert "no words" in (await served.client.get(f"{PATH}/shop/bob/items")).error["message"]
+    assert (await served.client.request("DELETE", f"{PATH}/shop/bob")).json()["deleted"]

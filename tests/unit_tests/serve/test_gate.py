@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from starlette.exceptions import HTTPException
 
-from langchain_rwkv_state.serve import ServeSettings, make_app
+from langchain_rwkv_state.serve import ServeSettings, gate, make_app
 from langchain_rwkv_state.serve.drain import Drain
 from langchain_rwkv_state.serve.gate import Gate
 from langchain_rwkv_state.serve.metrics import Metrics
@@ -227,3 +228,59 @@ async def test_a_server_whose_store_is_away_is_not_ready_and_does_not_say_where_
 def test_a_limit_that_lets_nothing_in_is_refused(limits):
     with pytest.raises(ServeError, match="from 1 on"):
         Limits(**limits)
+
+
+class HalfSent:
+    """A request of which one byte comes, and no more."""
+
+    def __init__(self, tmp_path):
+        self.drain = Drain()
+        metrics = Metrics()
+        tenants = ModellessTenants(ServeSettings(api_key_file=write_keys(tmp_path)), metrics)
+        self._gate = Gate(self._read, tenants, self.drain, metrics)
+        self._sent = False
+        self.reading = asyncio.Event()
+
+    async def _read(self, scope, receive, send):
+        try:
+            while (await receive()).get("more_body"):
+                pass
+        except HTTPException as error:  # as FastAPI does
+            start = {"type": "http.response.start", "status": error.status_code, "headers": []}
+            await send(start)
+
+    async def _receive(self):
+        if self._sent:
+            self.reading.set()
+            await asyncio.Event().wait()
+        self._sent = True
+        return {"type": "http.request", "body": b"{", "more_body": True}
+
+    async def ask(self):
+        """Returns the status that the waiting ends with."""
+        key = [(name.lower().encode(), each.encode()) for name, each in bearer("alice").items()]
+        scope = {"type": "http", "path": "/v1/chat/completions", "headers": key}
+
+        async def send(message):
+            found.append(message)
+
+        found: list = []
+        async with asyncio.timeout(10):
+            await self._gate(scope, self._receive, send)
+        return found[0]["status"]
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(gate, "_BODY_SECONDS", 0.02)
+    half = HalfSent(tmp_path)
+    assert await half.ask() == 408
+    assert half.drain.running == 0
+
+
+async def test_who_is_still_sending_when_the_server_ends_may_try_again(tmp_path):
+    half = HalfSent(tmp_path)
+    asked = asyncio.ensure_future(half.ask())
+    await half.reading.wait()
+    half.drain.begin()
+    half.drain.cut()
+    assert await asked == 503

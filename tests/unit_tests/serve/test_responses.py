@@ -8,7 +8,7 @@ import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 
 from langchain_rwkv_state import MemoryStateStore
-from langchain_rwkv_state.errors import StoreFull
+from langchain_rwkv_state.errors import StoreError, StoreFull
 from langchain_rwkv_state.messages import marker
 from langchain_rwkv_state.serve.response_ids import ResponseId
 from tests.helpers.asgi_client import AsgiClient
@@ -288,7 +288,10 @@ async def test_a_store_that_is_full_ends_the_stream_with_the_failure(served, mon
     monkeypatch.setattr(served.store, "keep", full)
     last = (await served.events())[-1]
     assert last["type"] == "response.failed"
-    assert last["response"]["error"] == {"code": "store_full", "message": "No room."}
+    assert last["response"]["error"] == {
+        "code": "store_full",
+        "message": "The server's store failed (StoreFull); its log says more.",
+    }
     assert (await served.ask()).status == 507
 
 
@@ -366,3 +369,17 @@ async def test_what_says_nothing_is_taken_and_labels_come_back(served):
     }
     answer = await served.answer(**neutral)
     assert (answer["metadata"], answer["user"], answer["truncation"]) == ({"a": "b"}, "u", "auto")
+
+
+@pytest.mark.parametrize(("fields", "again"), [({"conversation": "talk"}, "false"), ({}, None)])
+async def test_a_turn_that_may_have_been_committed_is_not_to_be_sent_again(
+    served, monkeypatch, fields, again
+):
+    async def lost(*_, **__):
+        raise StoreError("The connection is lost.")
+
+    for name in ("acommit", "akeep", "to_its_end"):
+        monkeypatch.setattr(type(served.store), name, lost)
+    reply = await served.ask(**fields)
+    assert reply.status == 503
+    assert reply.headers.get("x-should-retry") == again

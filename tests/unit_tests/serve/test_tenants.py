@@ -7,10 +7,11 @@ import threading
 
 import pytest
 
+from langchain_rwkv_state import PrefixStateCache
 from langchain_rwkv_state.serve import ServeSettings
 from langchain_rwkv_state.serve.errors import ApiError
 from langchain_rwkv_state.serve.settings import ServeError
-from langchain_rwkv_state.serve.stores import open_store_of
+from langchain_rwkv_state.serve.stores import cache_of, open_store_of
 from tests.helpers.served_tenants import KEYS, ModellessTenants, write_keys
 
 
@@ -123,3 +124,16 @@ def test_each_tenant_has_a_store_of_its_own(tmp_path, place):
     assert again.sessions() == ["talk"]
     for store in (alone, alice, bob, again):
         store.close()
+
+
+@pytest.mark.parametrize(("asked", "held"), [(None, True), (1 << 20, True), (0, False)])
+def test_a_server_has_a_prefix_cache_of_its_own_unless_told_otherwise(tmp_path, asked, held):
+    found = cache_of(ServeSettings(store=str(tmp_path), prefix_cache_bytes=asked))
+    assert isinstance(found, PrefixStateCache) is held
+    if asked:
+        assert repr(found) == f"PrefixStateCache({asked}, disk=None)"
+
+
+def test_a_prefix_cache_of_less_than_nothing_is_refused():
+    with pytest.raises(ServeError, match="prefix_cache_bytes is -1"):
+        ServeSettings(prefix_cache_bytes=-1)

@@ -285,15 +285,16 @@ class TestOneDirectoryOneStore:
     def test_a_dropped_store_stays_open_only_as_long_as_what_it_staged_lives(
         self, path, monkeypatch
     ):
-        gc.collect()  # those that other tests dropped go before
+        gc.collect()  # those that other tests dropped, with what they staged, go before
+        now = time.monotonic() + 16 * 60
+        monkeypatch.setattr(time, "monotonic", lambda: now)
         OPEN_STORES.sweep()
         held = len(OPEN_STORES)
         DiskStateStore(path).stage(random_state([1]))
         gc.collect()
         OPEN_STORES.sweep()
         assert len(OPEN_STORES) == held + 1
-        later = time.monotonic() + 16 * 60
-        monkeypatch.setattr(time, "monotonic", lambda: later)
+        now += 16 * 60
         OPEN_STORES.sweep()
         assert len(OPEN_STORES) == held
 
