@@ -106,7 +106,7 @@ class Buffer:
         coming = self._coming and self._coming()
         if coming is not None:
             coming()
-        elif self._event is not None:
+        if self._event is not None:  # another thread may have been the one who waited
             self._event.synchronize()
         self._event = self._coming = None
 

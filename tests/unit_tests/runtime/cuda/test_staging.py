@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import torch
 
 from langchain_rwkv_state.runtime.cuda.staging import Ring
@@ -21,6 +23,17 @@ def test_numbers_go_through_a_ring_and_back(card: StandIn) -> None:
     for step, wait in enumerate(pending):
         assert wait().tolist() == [2 * step, 2 * step + 2, 2 * step + 4]
     assert pending[0]().tolist() == [0, 2, 4]
+
+
+def test_what_another_thread_took_leaves_a_buffer_that_may_be_written(card: StandIn) -> None:
+    ring, numbers = Ring(16, depth=1), torch.ones(4, dtype=torch.int32)
+    card.holds(numbers)
+    pending = ring.fetch(numbers)
+    other = threading.Thread(target=pending)
+    other.start()
+    other.join()
+    ring.send([2, 3, 4, 5], numbers)
+    assert pending().tolist() == [1, 1, 1, 1]
 
 
 def test_numbers_do_not_overtake_each_other(card: StandIn) -> None:
