@@ -13,15 +13,24 @@ endif
 BIN := $(VENV)/$(BINARIES)
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
-.PHONY: demo test tests integration_tests test-thorough test-oldest lint typing docs docs-serve unit integration \
+.PHONY: demo test tests integration_tests unit_and_shared integration_else test-thorough test-oldest lint typing docs docs-serve unit integration \
 	browser redis gpu gpu-quick gpu-peers bench dist format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
 
-# The two halves of the tests beside each other, each with its output in one piece.
+# The tests beside each other in two halves that take about as long, each with its output in one piece.
 test: lint typing
-	$(MAKE) -j2 $(SYNC) unit integration
+	$(MAKE) -j2 $(SYNC) unit_and_shared integration_else
+
+# What shares states: the server, and stores of several processes and machines.
+SHARED := tests/integration_tests/serve tests/integration_tests/store
+
+unit_and_shared: unit redis
+	$(BIN)/python -m pytest $(SHARED) -q --durations=25
+
+integration_else: $(VENV)/.dev browser redis
+	$(BIN)/python -m pytest tests/integration_tests $(addprefix --ignore=,$(SHARED)) -q --durations=25
 
 # The names that LangChain's own packages have for them.
 tests: unit

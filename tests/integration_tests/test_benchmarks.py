@@ -40,7 +40,11 @@ NEEDS = {
     "store": (hasattr(os, "fork"), "forks writers and kills them"),
     "stores": (bool(redis_server.BINARY), "starts a redis-server"),
 }
-OPTIONS = {"retention": ["-n", "1"]}
+OPTIONS = {
+    "retention": ["-n", "1"],
+    # A directory's workers are killed in serve/test_workers.py.
+    "serve_kills": ["--store", "redis", "--seconds", "3", "--every", "1.5"],
+}
 
 
 class Results:
