@@ -13,8 +13,9 @@ endif
 BIN := $(VENV)/$(BINARIES)
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
-.PHONY: demo test tests integration_tests unit_and_shared integration_else test-thorough test-oldest lint typing docs docs-serve unit integration \
-	browser redis gpu gpu-quick gpu-peers bench dist format clean
+.PHONY: demo test tests integration_tests unit_and_shared integration_else unit integration \
+	test-thorough test-oldest test-ray lint typing docs docs-serve browser redis \
+	gpu gpu-quick gpu-peers bench dist format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -51,6 +52,12 @@ FACES := $(wildcard $(addprefix tests/unit_tests/, test_chat_models*.py test_llm
 
 test-oldest: $(OLDEST)/.dev
 	$(OLDEST)/$(BINARIES)/python -m pytest $(FACES) -q
+
+# Three replicas over one store: Ray takes 320 MB, so it has a place of its own, on top of $(VENV).
+RAY := .venv-ray
+
+test-ray: $(RAY)/.dev
+	$(RAY)/$(BINARIES)/python -m pytest tests/unit_tests/ray tests/integration_tests/test_ray.py -q
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -129,7 +136,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(OLDEST) dist site .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(OLDEST) $(RAY) dist site .mypy_cache .ruff_cache .pytest_cache
 
 $(OLDEST)/.dev: Makefile $(VENV)/.dev
 	rm -rf $(OLDEST)
@@ -138,6 +145,14 @@ $(OLDEST)/.dev: Makefile $(VENV)/.dev
 		$$($(OLDEST)/$(BINARIES)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/base.pth
 	$(OLDEST)/$(BINARIES)/python -m pip install --quiet --ignore-installed --no-deps \
 		langchain-core==$(OLDEST_CORE) langchain==$(OLDEST_LANGCHAIN)
+	touch $@
+
+$(RAY)/.dev: pyproject.toml constraints.txt $(VENV)/.dev
+	rm -rf $(RAY)
+	$(BIN)/python -m venv $(RAY)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+		$$($(RAY)/$(BINARIES)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/base.pth
+	$(RAY)/$(BINARIES)/python -m pip install --quiet -c constraints.txt "ray[serve]>=2.60"
 	touch $@
 
 $(BIN)/python$(EXE):

@@ -29,7 +29,7 @@ import psutil
 ROOT = Path(__file__).parents[2]
 _READY = b"READY\n"
 APP = "langchain_rwkv_state.ray:app"
-MISSING = None if find_spec("ray") else "Ray is not installed: pip install 'ray[serve]'"
+MISSING = None if find_spec("ray") else "Ray is not installed: `make test-ray` runs this"
 
 
 @dataclass(frozen=True)
