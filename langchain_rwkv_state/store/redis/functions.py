@@ -109,6 +109,45 @@ local function last(key, left)
     end
 end
 
+-- What the words of ours run; and what a key must hold for a command not to fail.
+local inside = {
+    COUNT = {{'HGET', 'f'}, {'HSET', 'f', 'v'}, {'HINCRBY', 'f', '1'}},
+    LAST = {{'HGET', 'f'}, {'PERSIST'}, {'PEXPIRE', '1', 'GT'}}
+}
+local kinds = {
+    COUNT = 'hash', LAST = 'hash', HSET = 'hash', HDEL = 'hash', HINCRBY = 'hash',
+    ZADD = 'zset', ZREM = 'zset'
+}
+
+-- Says why some command would fail: nothing takes back those that ran before it.
+local function refusal(ops)
+    for _, op in ipairs(ops) do
+        local key, kind = op[2], kinds[op[1]]
+        local found = kind and redis.call('TYPE', key).ok
+        if kind and found ~= 'none' and found ~= kind then
+            return 'WRONGTYPE the key ' .. key .. ' was changed: it is a ' .. found
+        end
+        for _, each in ipairs(inside[op[1]] or {op}) do
+            local may
+            if each == op then
+                may = redis.acl_check_cmd(unpack(op))
+            else
+                may = redis.acl_check_cmd(each[1], key, unpack(each, 2))
+            end
+            if not may then
+                return 'NOPERM this user may not run ' .. each[1] .. ' on ' .. key
+            end
+        end
+        if op[1] == 'COUNT' then
+            for _, each in ipairs(redis.call('HMGET', key, 'nbytes', 'sessions')) do
+                if each and not string.find(each, '^%-?%d+$') then
+                    return 'ERR ' .. key .. ' was changed: check(fix=True) counts the rows again'
+                end
+            end
+        end
+    end
+end
+
 local function apply(keys, args)
     local done = keys[1] .. 'x:' .. args[1]
     if redis.call('EXISTS', done) == 1 then
@@ -130,10 +169,25 @@ local function apply(keys, args)
         end
     end
     local number = tonumber(args[at])
+    if number == 0 then
+        return 'done'
+    end
     at = at + 1
-    for _ = 1, number do
-        local op
-        op, at = taken(args, at)
+    local ops = {}
+    for i = 1, number do
+        ops[i], at = taken(args, at)
+    end
+    local totals = keys[1] .. 'totals'
+    if not string.find(redis.call('HGET', totals, 'version') or '0', '^%d+$') then
+        table.insert(ops, {'HDEL', totals, 'version'})
+    end
+    table.insert(ops, {'HINCRBY', totals, 'version', '1'})
+    table.insert(ops, {'SET', done, '1', 'EX', args[5]})
+    local refused = refusal(ops)
+    if refused then
+        return redis.error_reply(refused)
+    end
+    for _, op in ipairs(ops) do
         if op[1] == 'COUNT' then
             count(op[2], op[3], op[4], op[5], op[6])
         elseif op[1] == 'LAST' then
@@ -141,10 +195,6 @@ local function apply(keys, args)
         else
             redis.call(unpack(op))
         end
-    end
-    if number > 0 then
-        redis.call('HINCRBY', keys[1] .. 'totals', 'version', 1)
-        redis.call('SET', done, '1', 'EX', args[5])
     end
     return 'done'
 end

@@ -450,6 +450,49 @@ def test_an_index_that_lost_an_entry_is_made_again(make: Open, client: Any) -> N
     assert store.sessions() == ["bob"]
 
 
+@pytest.mark.parametrize("broken", ["totals", "names", "version"])
+def test_a_commit_that_could_not_be_done_to_its_end_is_not_begun(
+    store: RedisStateStore, client: Any, broken: str
+) -> None:
+    (first,) = turns(store, "bob", 1)
+    keys = store._backend.keys  # type: ignore[attr-defined]
+    ref = store.stage(random_state([5]), parent=first)
+    if broken == "version":  # nothing but a number that goes up: it begins anew
+        client.hset(keys.totals, "version", "many")
+        store.commit("bob", ref, first)
+        assert store.check().sound
+        return
+    if broken == "totals":
+        client.hset(keys.totals, "nbytes", "many")
+    else:
+        client.delete(keys.names)
+        client.set(keys.names, "a text")
+    before = {key: client.dump(key) for key in client.keys("*") if b":b:" not in key}
+    with pytest.raises(StoreError, match="was changed"):
+        store.commit("bob", ref, first)
+    assert {key: client.dump(key) for key in client.keys("*") if b":b:" not in key} == before
+    assert store.head("bob") == first
+
+
+@pytest.mark.parametrize("command", ["zadd", "pexpire", "hincrby", "unlink"])
+def test_a_user_who_may_not_do_all_of_a_commit_does_nothing_of_it(
+    make: Open, server: RedisServer, client: Any, command: str
+) -> None:
+    sees = make(history=0)
+    (first,) = turns(sees, "bob", 1)
+    client.acl_setuser("al", True, passwords=["+pw"], commands=["+@all", f"-{command}"], keys=["*"])
+    try:
+        url = server.url.replace("unix://", "unix://al:pw@")
+        with RedisStateStore(url, history=0) as store:
+            ref = store.stage(random_state([5]), parent=first)
+            with pytest.raises(StoreError, match=command.upper()):
+                store.commit("bob", ref, first)
+    finally:
+        client.acl_deluser("al")
+    assert sees.head("bob") == first
+    assert sees.check().sound
+
+
 # -- redaction -----------------------------------------------------------------------------------
 
 
