@@ -85,18 +85,16 @@ class Gate:
         self._drain.enter()
         watched.account = account
         try:
-            tenant = await self._tenants.enter(name)
-            try:
+            async with self._tenants.using(name) as tenant:
                 scope.setdefault("state", {})["tenant"] = tenant
                 await self._app(scope, body.receive, watched.send)
-            finally:
-                self._tenants.leave(name)
         except ApiError:
             raise
         except Exception as error:
             if watched.status is not None:
                 raise
             # Its store could not be opened, or nobody expected it.
+            metrics.failed(error)
             raise as_api_error(error) from error
         finally:
             if body.too_large:

@@ -129,8 +129,9 @@ class Metrics:
             gauge.set(getattr(stats, name))
         for name, counter in self._totals.items():
             total = getattr(stats, name)
+            before = self._looked[name]
             # A total that is less than before began anew with its engine.
-            counter.inc(max(total - self._looked[name], 0) if self._looked[name] else total)
+            counter.inc(total - before if total >= before else total)
             self._looked[name] = total
 
     def text(self) -> bytes:

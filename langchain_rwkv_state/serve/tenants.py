@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -125,8 +127,8 @@ class Tenants:
             RWKVStateError: It cannot be had.
         """
         if self._model is None:
-            alone = {"store": MemoryStateStore(), "prefix_cache": False}
-            model = ChatRWKV(**{**model_settings(self._settings), **alone})
+            about = {"store": MemoryStateStore(), "prefix_cache": self._cache}
+            model = ChatRWKV(**{**model_settings(self._settings), **about})
             model.loaded()
             self._model = model
         name = next(iter(self._accounts))
@@ -141,8 +143,17 @@ class Tenants:
         if self._model is not None:
             self._model.loaded().engine.close()
 
+    async def aclose(self) -> None:
+        """Lets go of stores and model, once no store is being opened or closed any more."""
+        while pending := [
+            *(place.opening for place in self._places.values() if place.opening is not None),
+            *self._let_go,
+        ]:
+            await asyncio.wait(pending)
+        await asyncio.to_thread(self.close)
+
     def close(self) -> None:
-        """Lets go of stores and model."""
+        """Lets go of stores and model, where no event loop runs that opens them."""
         for place in self._places.values():
             if place.tenant is not None:
                 _close(place.tenant)
@@ -155,11 +166,10 @@ class Tenants:
 
     def stats(self) -> ModelStats:
         """Returns what the model does and did."""
-        for place in self._places.values():
-            if place.tenant is not None:
-                return place.tenant.chat.stats()
-        settings = self._settings
-        return ModelStats(settings.model, settings.strategy, loaded=False)
+        model, settings = self._model, self._settings
+        if model is None:
+            return ModelStats(settings.model, settings.strategy, loaded=False)
+        return model.stats()
 
     # -- who asks ----------------------------------------------------------------------------
 
@@ -201,24 +211,20 @@ class Tenants:
         """Returns what a tenant may ask, and uses."""
         return self._accounts[name]
 
-    async def of(self, key: str | None) -> Tenant:
-        """Returns the tenant of a key, open for as long as it is asked now and then.
-
-        Args:
-            key: As it was sent; ``None`` for none.
+    @asynccontextmanager
+    async def using(self, name: str) -> AsyncIterator[Tenant]:
+        """Gives a tenant, opened if need be, and open to the end of the block.
 
         Raises:
-            ApiError: It opens nothing.
             RWKVStateError: Its store cannot be opened.
         """
-        name = self.name_of(key)
         try:
-            return await self.enter(name)
+            yield await self.enter(name)
         finally:
             self.leave(name)
 
     async def enter(self, name: str) -> Tenant:
-        """Returns a tenant, opened if need be, and open until `leave`; that is due in any case.
+        """Returns a tenant, open until `leave`, which is due in any case: see `using`.
 
         Raises:
             RWKVStateError: Its store cannot be opened.
@@ -258,11 +264,8 @@ class Tenants:
             RWKVStateError: It cannot.
         """
         name = next(reversed(self._places), next(iter(self._accounts)))
-        try:
-            tenant = await self.enter(name)
+        async with self.using(name) as tenant:
             await tenant.store.asession(_PROBED, renew=False)
-        finally:
-            self.leave(name)
 
     # -- opening and closing -----------------------------------------------------------------
 
@@ -285,6 +288,10 @@ class Tenants:
     async def _open(self, name: str, place: _Place) -> Tenant:
         try:
             tenant = await asyncio.to_thread(self._opened, name)
+        except BaseException:
+            if not place.users:  # whoever asked has left
+                self._places.pop(name, None)
+            raise
         finally:
             place.opening = None
         place.tenant = tenant

@@ -224,6 +224,34 @@ async def test_a_server_whose_store_is_away_is_not_ready_and_does_not_say_where_
     assert 'store_errors_total{error="StoreError"} 1.0' in app.state.metrics.text().decode()
 
 
+async def test_a_store_that_could_not_be_opened_is_counted_and_closed_in_its_time_later(tmp_path):
+    gated = Gated(tmp_path, idle_seconds=0.01)
+    gated.tenants.failures = 1
+    async with gated.client as client:
+        reply = await client.get("/any")
+        assert (reply.status, reply.error["code"]) == (503, "store_unavailable")
+        assert (await client.get("/any")).status == 200
+        async with asyncio.timeout(10):
+            while gated.tenants.closed != ["alice"]:  # noqa: ASYNC110 # nobody tells of it
+                await asyncio.sleep(0.001)
+    assert 'store_errors_total{error="StoreError"} 1.0' in gated.metrics.text().decode()
+
+
+async def test_settings_that_are_wrong_are_no_fault_of_who_asks_nor_told_to_them(
+    tmp_path, monkeypatch
+):
+    gated = Gated(tmp_path)
+
+    def opened(name):
+        raise ValueError("redis://secret is no store.")
+
+    monkeypatch.setattr(gated.tenants, "_opened", opened)
+    async with gated.client as client:
+        reply = await client.get("/any")
+    assert reply.status == 500
+    assert b"secret" not in reply.body
+
+
 @pytest.mark.parametrize("limits", [{"requests": 0}, {"tokens_per_minute": -1}, {"body_bytes": 0}])
 def test_a_limit_that_lets_nothing_in_is_refused(limits):
     with pytest.raises(ServeError, match="from 1 on"):

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 from langchain_rwkv_state import PrefixStateCache
+from langchain_rwkv_state.model_stats import ModelStats
 from langchain_rwkv_state.serve import ServeSettings
 from langchain_rwkv_state.serve.errors import ApiError
+from langchain_rwkv_state.serve.metrics import Metrics
 from langchain_rwkv_state.serve.settings import ServeError
 from langchain_rwkv_state.serve.stores import cache_of, open_store_of
+from langchain_rwkv_state.serve.tenants import Tenants
 from tests.helpers.served_tenants import KEYS, ModellessTenants, write_keys
 
 
@@ -77,20 +81,68 @@ async def test_a_store_is_closed_when_nobody_asked_for_long_and_opened_again(tmp
 
 async def test_of_too_many_open_stores_the_one_asked_longest_ago_is_closed(tmp_path):
     known = tenants(tmp_path, open_tenants=1)
-    await known.of(KEYS["alice"])
-    await known.of(KEYS["bob"])
+    for name in ("alice", "bob"):
+        async with known.using(name):
+            pass
     await until(lambda: known.closed == ["alice"])
-    await known.of(KEYS["bob"])
+    async with known.using("bob"):
+        pass
     assert known.opened == ["alice", "bob"]
 
 
 async def test_a_store_in_use_is_not_closed_for_others(tmp_path):
     known = tenants(tmp_path, open_tenants=1)
     await known.enter("alice")
-    await known.of(KEYS["bob"])
+    async with known.using("bob"):
+        pass
     await until(lambda: known.closed == ["bob"])
     known.leave("alice")
     assert known.closed == ["bob"]
+
+
+async def test_a_store_that_fails_to_open_when_nobody_waits_any_more_leaves_nothing(tmp_path):
+    known = tenants(tmp_path)
+    known.failures = 1
+    task = asyncio.ensure_future(known.enter("alice"))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    known.leave("alice")
+    await until(lambda: not known._places)
+
+
+async def test_a_store_that_is_being_opened_at_the_end_is_closed(tmp_path, monkeypatch):
+    known = tenants(tmp_path)
+    go_on, original = threading.Event(), known._opened
+
+    def slowly(name):
+        assert go_on.wait(10)
+        return original(name)
+
+    monkeypatch.setattr(known, "_opened", slowly)
+    asking = asyncio.ensure_future(known.enter("alice"))
+    await asyncio.sleep(0)
+    ending = asyncio.ensure_future(known.aclose())
+    await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.gather(asking, ending)
+    assert known.closed == ["alice"]
+
+
+def test_figures_of_the_model_are_there_though_no_store_is_open(tmp_path):
+    known = tenants(tmp_path)
+    known._model = SimpleNamespace(  # type: ignore[assignment]
+        stats=lambda: ModelStats("demo", "cpu fp32", loaded=True, steps=3)
+    )
+    assert Tenants.stats(known).steps == 3
+
+
+def test_a_total_that_begins_anew_goes_on_in_its_counter():
+    metrics = Metrics()
+    for steps in (10, 12, 5, 6):
+        metrics.look(ModelStats("demo", "cpu fp32", loaded=True, steps=steps))
+    assert "rwkv_state_engine_steps_total 18.0" in metrics.text().decode()
 
 
 async def test_keys_are_read_anew_and_those_that_left_open_nothing(tmp_path):
