@@ -25,6 +25,7 @@ from langchain_rwkv_state.prompt.content import REASONING_KEY
 from langchain_rwkv_state.prompt.logprobs import LOGPROBS_KEY, logprobs_metadata
 from langchain_rwkv_state.prompt.markers import STATE_KEY
 from langchain_rwkv_state.serve.costs import Cost
+from langchain_rwkv_state.serve.errors import checking
 from langchain_rwkv_state.serve.tenants import Tenant
 from langchain_rwkv_state.store import TTL
 
@@ -155,12 +156,14 @@ async def begin(
         keep: Whether the state behind the answer is staged, for whoever keeps it.
 
     Raises:
-        RWKVStateError, ValueError: As a call of `ChatRWKV`: it cannot be had.
+        ApiError: The request asks for what cannot be had.
+        RWKVStateError: As a call of `ChatRWKV`.
     """
     given = dict(options)
-    engine, call = await asyncio.to_thread(
-        tenant.chat.plan_call, messages, given.pop("stop", None), given
-    )
+    with checking():
+        engine, call = await asyncio.to_thread(
+            tenant.chat.plan_call, messages, given.pop("stop", None), given
+        )
     cost = Cost(tenant.usage, call.plan.base.n_tokens, len(call.request.prompt))
     handle = engine.submit(cost.watching(call.request))
     return Answer(
@@ -248,17 +251,19 @@ async def begin_turn(
         on_conflict: ``wait`` for the turns before, or ``raise`` where another was faster.
 
     Raises:
+        ApiError: The request asks for what cannot be had.
         SessionConflict: Another turn was faster.
-        RWKVStateError, ValueError: As a call of a session.
+        RWKVStateError: As a call of a session.
     """
-    session = await asyncio.to_thread(
-        tenant.chat.with_session, conversation, ttl=ttl, on_conflict=on_conflict
-    )
-    chunks = session.astream(list(messages), **options)
-    try:
-        first = await anext(chunks)
-    except StopAsyncIteration:
-        raise RuntimeError("A turn ended without a word.") from None
+    with checking():  # a session plans a turn once its first chunk is asked for
+        session = await asyncio.to_thread(
+            tenant.chat.with_session, conversation, ttl=ttl, on_conflict=on_conflict
+        )
+        chunks = session.astream(list(messages), **options)
+        try:
+            first = await anext(chunks)
+        except StopAsyncIteration:
+            raise RuntimeError("A turn ended without a word.") from None
     return Answer(_turn(tenant, first, chunks))
 
 

@@ -76,7 +76,7 @@ def make_app(
         finally:
             if looks is not None:
                 looks.cancel()
-            await asyncio.to_thread(tenants.close)
+            await tenants.aclose()
 
     app = FastAPI(title="langchain-rwkv-state", version=__version__, lifespan=lifespan)
     app.state.settings = settings
@@ -90,7 +90,7 @@ def make_app(
     app.add_exception_handler(HTTPException, _plain)
     app.add_exception_handler(Exception, _failed)
     # By their own kinds, or each would be logged as an error that nobody expected, too.
-    for kind in (ApiError, ValueError, RWKVStateError):
+    for kind in (ApiError, RWKVStateError):
         app.add_exception_handler(kind, _failed)
     return app
 

@@ -20,7 +20,7 @@ from langchain_rwkv_state.engine import Done, Event, RequestHandle, TokenLogprob
 from langchain_rwkv_state.serve.chunks import DONE, Chunks, as_bytes, quoted
 from langchain_rwkv_state.serve.costs import Cost
 from langchain_rwkv_state.serve.envelopes import about, usage
-from langchain_rwkv_state.serve.errors import ApiError, as_api_error, unsupported
+from langchain_rwkv_state.serve.errors import ApiError, as_api_error, checking, unsupported
 from langchain_rwkv_state.serve.fields import Refused, Sampled
 from langchain_rwkv_state.serve.merging import merged
 from langchain_rwkv_state.serve.models import Asks, Settings, require_model
@@ -118,13 +118,15 @@ async def _begin(tenant: Tenant, texts: Sequence[str], options: Mapping[str, Any
     """Asks the engine for all answers, or for none.
 
     Raises:
-        RWKVStateError, ValueError: They cannot be had.
+        ApiError: The request asks for what cannot be had.
+        RWKVStateError: As a call of `RWKVLLM`.
     """
     given = dict(options)
     stop = given.pop("stop", None)
-    planned = await asyncio.to_thread(
-        lambda: [tenant.llm.plan_call(text, stop, given) for text in texts]
-    )
+    with checking():
+        planned = await asyncio.to_thread(
+            lambda: [tenant.llm.plan_call(text, stop, given) for text in texts]
+        )
     with ExitStack() as until_all:
         asked = []
         for engine, plan, request in planned:

@@ -14,7 +14,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from langchain_rwkv_state.conversation.unread import as_unread
-from langchain_rwkv_state.serve.errors import ApiError, unsupported
+from langchain_rwkv_state.serve.errors import ApiError, checking, unsupported
 from langchain_rwkv_state.serve.fields import Body
 from langchain_rwkv_state.serve.models import Asks, Settings
 from langchain_rwkv_state.serve.response_items import read_items
@@ -75,7 +75,9 @@ async def get_conversation(name: str, tenant: Asks) -> dict[str, Any]:
 @router.delete("/v1/conversations/{name:path}")
 async def delete_conversation(name: str, tenant: Asks) -> dict[str, Any]:
     """Deletes a conversation; responses of it that were kept can still be gone on from."""
-    if not await tenant.store.adelete_session(name):
+    with checking():
+        known = await tenant.store.adelete_session(name)
+    if not known:
         raise _not_found(name)
     return {"id": name, "object": "conversation.deleted", "deleted": True}
 
@@ -95,7 +97,8 @@ async def require_conversation(store: StateStore, name: str) -> None:
 
 
 async def _session(store: StateStore, name: str) -> SessionInfo:
-    info = await store.asession(name, renew=False)
+    with checking():
+        info = await store.asession(name, renew=False)
     if info is None:
         raise _not_found(name)
     return info

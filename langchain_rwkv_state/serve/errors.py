@@ -1,23 +1,25 @@
 """Turns what went wrong into OpenAI's errors: a status, and a body that says what and where.
 
 A client library tries a 408, 409, 429 and 5xx again by itself, which ``x-should-retry`` decides
-where it is set. The easy mistake is to tell one tenant what belongs to another: a state that is
-none of the tenant's is not found, whatever it is.
+where it is set. The easy mistakes are to tell one tenant what belongs to another (a state that is
+none of the tenant's is not found, whatever it is), and to take a mistake of ours for a client's: a
+`ValueError` is one of the request's values only where these are checked, within `checking`.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from langchain_rwkv_state.errors import (
     DeadlineExceeded,
     EngineBusy,
     EngineError,
-    GrammarError,
     RWKVStateError,
+    SchemaError,
     SessionConflict,
     StateCorrupt,
     StateExpired,
@@ -101,7 +103,7 @@ _KNOWN: tuple[tuple[type[RWKVStateError], int, str, str, dict[str, str]], ...] =
     (StateMismatch, 400, INVALID, "state_mismatch", {}),
     (SessionConflict, 409, INVALID, "conversation_conflict", {"x-should-retry": "false"}),
     (EngineBusy, 429, "requests", "engine_busy", {"retry-after": "1"}),
-    (GrammarError, 400, INVALID, "invalid_json_schema", {}),
+    (SchemaError, 400, INVALID, "invalid_json_schema", {}),
     (DeadlineExceeded, 504, SERVER, "deadline_exceeded", {"x-should-retry": "false"}),
     (EngineError, 503, SERVER, "engine_unavailable", {"retry-after": "5"}),
     (StoreFull, 507, SERVER, "store_full", {"x-should-retry": "false"}),
@@ -124,9 +126,24 @@ def as_api_error(error: BaseException) -> ApiError:
             if isinstance(error, _OF_THE_STORE):  # it may tell where the store is, and what in it
                 told = f"The server's store failed ({type(error).__name__}); its log says more."
             return ApiError(status, told, code=code, kind=kind, headers=headers)
-    if isinstance(error, ValueError):
-        return ApiError(400, str(error))
     logger.error("An error that nobody expected", exc_info=error)
     return ApiError(
         500, f"The server failed ({type(error).__name__}); its log says more.", kind=SERVER
     )
+
+
+@contextmanager
+def checking() -> Iterator[None]:
+    """Has a `ValueError` of its block told as what is wrong with the request.
+
+    Such a block holds what checks a request's values: planning a call, looking up a name.
+
+    Raises:
+        ApiError: It is a 400, in the words of the `ValueError`.
+    """
+    try:
+        yield
+    except SchemaError:  # has a word of its own, wherever it is raised
+        raise
+    except ValueError as error:
+        raise ApiError(400, str(error)) from error
