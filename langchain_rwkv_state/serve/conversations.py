@@ -18,8 +18,7 @@ from langchain_rwkv_state.serve.errors import ApiError, checking, unsupported
 from langchain_rwkv_state.serve.fields import Body
 from langchain_rwkv_state.serve.models import Asks, Settings
 from langchain_rwkv_state.serve.response_items import read_items
-from langchain_rwkv_state.state import StateLayout, zero_state
-from langchain_rwkv_state.store import TTL, SessionInfo, StateStore
+from langchain_rwkv_state.store import SessionInfo, StateStore
 
 router = APIRouter()
 
@@ -48,7 +47,7 @@ async def create_conversation(
     if texts:
         await tenant.store.aappend_unread(name, texts, settings.ttl)
     else:
-        await _begin_empty(tenant.store, name, settings.ttl)
+        await tenant.store.acreate_session(name, settings.ttl)
     return _document(name, await _session(tenant.store, name))
 
 
@@ -102,13 +101,6 @@ async def _session(store: StateStore, name: str) -> SessionInfo:
     if info is None:
         raise _not_found(name)
     return info
-
-
-async def _begin_empty(store: StateStore, name: str, ttl: TTL) -> None:
-    """Makes a session that has read nothing: one that was rewound to before its first turn."""
-    layout = StateLayout.of(7, n_layer=1, n_embd=64, head_size=64)
-    await store.abegin(name, zero_state(layout, "conversation"), ttl=ttl)
-    await store.arewind(name)
 
 
 def _document(name: str, info: SessionInfo) -> dict[str, Any]:

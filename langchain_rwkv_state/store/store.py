@@ -261,6 +261,17 @@ class TableStore(OpenStore):
 
         self._with_state(ref, work, first=first)
 
+    def create_session(self, session: str, ttl: TTL = None) -> None:
+        self._check(session=session)
+        ttl_seconds(ttl, self._ttl)
+
+        def work(changes: Changes) -> None:
+            _require_free(changes, session)
+            row, _ = self._heads.living(changes, session)
+            changes.save_session(self._heads.renewed(row, changes.now, ttl, None), None)
+
+        self._write(work)
+
     def append_unread(self, session: str, messages: Sequence[str], ttl: TTL = None) -> None:
         self._check(session=session)
         check_texts(messages, "messages")

@@ -188,6 +188,22 @@ class StoreVerbs(ABC):
         """
 
     @abstractmethod
+    def create_session(self, session: str, ttl: TTL = None) -> None:
+        """Makes a session that has read nothing yet, so that it is there before its first turn.
+
+        A commit of a first turn needs none. This is for names that are given out: one that is not
+        there any more was deleted, or ran out, and does not begin anew unnoticed.
+
+        Args:
+            session: Its name: 1 to 512 characters.
+            ttl: Its time to live; ``None`` for the store's default.
+
+        Raises:
+            SessionConflict: There is such a session; it stays as it is.
+            StoreFull: No room.
+        """
+
+    @abstractmethod
     def append_unread(self, session: str, messages: Sequence[str], ttl: TTL = None) -> None:
         """Keeps messages (JSON texts) behind whatever head the session has now.
 
@@ -454,6 +470,7 @@ class AsyncVerbs(StoreVerbs):
     ahead = twin(StoreVerbs.head)
     asession = twin(StoreVerbs.session)
     acommit = twin(StoreVerbs.commit)
+    acreate_session = twin(StoreVerbs.create_session)
     aappend_unread = twin(StoreVerbs.append_unread)
     alog = twin(StoreVerbs.log)
     asessions = twin(StoreVerbs.sessions)

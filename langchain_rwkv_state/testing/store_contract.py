@@ -388,6 +388,7 @@ class StateStoreContract(ABC):
             lambda: store.session(name),
             lambda: store.log(name),
             lambda: store.commit(name, ref, None),
+            lambda: store.create_session(name),
             lambda: store.append_unread(name, ["{}"]),
             lambda: store.fork(name, "al"),
             lambda: store.fork("al", name),
@@ -500,6 +501,32 @@ class StateStoreContract(ABC):
         assert all(newer.parent == older.ref for newer, older in pairwise(log))
         assert store.stats().states == 2
         assert store.check().sound
+
+    # -- sessions without a turn -----------------------------------------------------------------
+
+    def test_a_session_may_be_there_before_its_first_turn(self, store: Any) -> None:
+        store.create_session("bob")
+        info = store.session("bob")
+        assert (info.head, info.unread, info.n_turns, info.n_tokens) == (None, (), 0, 0)
+        assert (store.sessions(), store.head("bob"), store.log("bob")) == (["bob"], None, [])
+        assert store.stats().states == 0
+        ref = store.stage(random_state([1]))
+        store.commit("bob", ref, None)
+        assert (store.head("bob"), store.session("bob").n_turns) == (ref, 1)
+
+    def test_a_session_that_is_there_is_not_made_again(self, store: Any) -> None:
+        store.append_unread("bob", ['"one"'])
+        with pytest.raises(SessionConflict, match="bob"):
+            store.create_session("bob")
+        assert store.session("bob").unread == ('"one"',)
+
+    def test_a_session_without_a_turn_runs_out_as_any(self, store: Any, clock: SetClock) -> None:
+        store.create_session("bob", ttl=50)
+        clock.advance(51)
+        assert store.session("bob") is None
+        store.create_session("bob")
+        assert store.delete_session("bob")
+        assert store.sessions() == []
 
     # -- unread ----------------------------------------------------------------------------------
 
@@ -971,6 +998,7 @@ class StateStoreContract(ABC):
             lambda: store.put(random_state([1]), ttl=ttl),
             lambda: store.commit("bob", ref, None, ttl=ttl),
             lambda: store.keep(ref, "thread", ttl=ttl),
+            lambda: store.create_session("new", ttl=ttl),
             lambda: store.append_unread("bob", ["{}"], ttl=ttl),
             lambda: make_store(ttl=ttl),
         ):
@@ -1563,6 +1591,7 @@ class StateStoreContract(ABC):
             lambda: store.head("bob"),
             lambda: store.session("bob"),
             lambda: store.commit("bob", ref, None),
+            lambda: store.create_session("new"),
             lambda: store.append_unread("bob", ["{}"]),
             lambda: store.log("bob"),
             lambda: store.sessions(),
