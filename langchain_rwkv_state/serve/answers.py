@@ -1,33 +1,32 @@
 """Makes an answer, as pieces that any protocol can put into its own words.
 
-An answer that goes on from a state, or from nothing, is asked of the engine itself: nothing of
-LangChain's stands between two tokens. One that is a conversation's turn is its session's. Either is
-planned, and taken by the engine, before the first piece is waited for, so that what is wrong with a
-request is told by a status and not in the middle of a stream. Whoever closes an answer, or is
-cancelled while it waits for a piece, has it left within a step.
+Each is asked of the engine itself: nothing of LangChain's stands between two tokens. A turn of a
+conversation has its session's steps around that, up to the commit. An answer is planned, and taken
+by the engine, before the first piece is waited for, so that what is wrong with a request is told by
+a status and not in the middle of a stream. Whoever closes an answer, or is cancelled while it waits
+for a piece, has it left within a step.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.messages.ai import add_ai_message_chunks
 
-from langchain_rwkv_state.conversation.session_turn import SESSION_KEY, OnConflict
+from langchain_rwkv_state.conversation.session_turn import GONE, OnConflict, SessionTurn
+from langchain_rwkv_state.conversation.steps import arun
 from langchain_rwkv_state.engine import Delta, Done, RequestHandle
 from langchain_rwkv_state.prompt import plan as turn
 from langchain_rwkv_state.prompt.answer_message import ChatCall
 from langchain_rwkv_state.prompt.content import REASONING_KEY
 from langchain_rwkv_state.prompt.logprobs import LOGPROBS_KEY, logprobs_metadata
-from langchain_rwkv_state.prompt.markers import STATE_KEY
 from langchain_rwkv_state.serve.costs import Cost
 from langchain_rwkv_state.serve.errors import checking
 from langchain_rwkv_state.serve.tenants import Tenant
-from langchain_rwkv_state.store import TTL
+from langchain_rwkv_state.store import TTL, StateStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,45 +98,25 @@ class Answer:
 
     Args:
         batches: Gives them, all that are there each time.
-        end: Waits for the end alone, where that is cheaper than to take the pieces, too.
-        leave: Leaves an answer of which nothing was taken yet.
+        leave: Leaves the answer, also where nothing of it was taken yet.
     """
 
     def __init__(
-        self,
-        batches: AsyncGenerator[list[Event]],
-        *,
-        end: Callable[[], Awaitable[Answered]] | None = None,
-        leave: Callable[[], None] | None = None,
+        self, batches: AsyncGenerator[list[Event]], leave: Callable[[], Awaitable[None]]
     ) -> None:
         self._batches = batches
-        self._end = end
         self._leave = leave
 
     def batches(self) -> AsyncIterator[list[Event]]:
         """Returns the pieces in lists: all that are there each time."""
         return self._batches
 
-    async def __aiter__(self) -> AsyncIterator[Event]:
-        """Yields the pieces one by one."""
-        async for events in self._batches:
-            for event in events:
-                yield event
-
-    async def whole(self) -> Answered:
-        """Waits for the end, and returns the answer."""
-        if self._end is not None:
-            return await self._end()
-        async for events in self._batches:
-            if isinstance(events[-1], Answered):
-                return events[-1]
-        raise RuntimeError("An answer ended without its end.")
-
     async def aclose(self) -> None:
-        """Leaves the answer; after its end, does nothing."""
-        await self._batches.aclose()
-        if self._leave is not None:
-            self._leave()
+        """Leaves the answer, which is due however it ended."""
+        try:
+            await self._batches.aclose()
+        finally:
+            await self._leave()
 
 
 async def begin(
@@ -159,64 +138,87 @@ async def begin(
         ApiError: The request asks for what cannot be had.
         RWKVStateError: As a call of `ChatRWKV`.
     """
+    asked = await _ask(tenant, messages, options)
+
+    async def leave() -> None:
+        asked.handle.cancel()
+
+    return Answer(_answered(tenant, asked, keep=keep), leave)
+
+
+async def whole(
+    tenant: Tenant, messages: Sequence[BaseMessage], options: Mapping[str, Any]
+) -> Answered:
+    """Returns a whole answer, of which no state is kept: its pieces are not even made.
+
+    Args:
+        tenant: Who asks.
+        messages: What is said.
+        options: As for `begin`.
+
+    Raises:
+        ApiError, RWKVStateError: As `begin`.
+    """
+    asked = await _ask(tenant, messages, options)
+    with asked.cost as cost:
+        async for events in asked.handle.batches():
+            cost.count(events)
+            if isinstance(done := events[-1], Done):
+                return await _answer_of(tenant, asked, done, keep=False)
+    raise RuntimeError("An answer ended without its end.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What the engine was asked for."""
+
+    call: ChatCall
+    handle: RequestHandle
+    cost: Cost
+
+
+async def _ask(
+    tenant: Tenant, messages: Sequence[BaseMessage], options: Mapping[str, Any]
+) -> _Asked:
     given = dict(options)
     with checking():
         engine, call = await asyncio.to_thread(
             tenant.chat.plan_call, messages, given.pop("stop", None), given
         )
     cost = Cost(tenant.usage, call.plan.base.n_tokens, len(call.request.prompt))
-    handle = engine.submit(cost.watching(call.request))
-    return Answer(
-        _answered(tenant, call, handle, cost, keep=keep),
-        end=lambda: _ended(tenant, call, handle, cost, keep=keep),
-        leave=handle.cancel,
-    )
+    return _Asked(call, engine.submit(cost.watching(call.request)), cost)
 
 
-async def _answered(
-    tenant: Tenant, call: ChatCall, handle: RequestHandle, cost: Cost, *, keep: bool
-) -> AsyncGenerator[list[Event]]:
+async def _answered(tenant: Tenant, asked: _Asked, *, keep: bool) -> AsyncGenerator[list[Event]]:
+    call = asked.call
     # Then the engine's pieces are the answer's, and no message of LangChain's is made of each.
     plain = not (call.tools or call.plan.continued) and call.request.logprobs is None
     pieces = call.stream()
-    with cost:
-        async for events in handle.batches():
+    with asked.cost as cost:
+        async for events in asked.handle.batches():
             cost.count(events)
             found: list[Event] = []
             for event in events:
                 if not plain:
-                    found += [piece for chunk in pieces.take(event) for piece in pieces_of(chunk)]
+                    found += [piece for chunk in pieces.take(event) for piece in _pieces_of(chunk)]
                 elif isinstance(event, Delta):
                     found.append(Piece(event.text, event.thought))
                 if isinstance(event, Done):
-                    found.append(await _answer_of(tenant, call, event, cost, keep=keep))
+                    found.append(await _answer_of(tenant, asked, event, keep=keep))
             if found:
                 yield found
 
 
-async def _ended(
-    tenant: Tenant, call: ChatCall, handle: RequestHandle, cost: Cost, *, keep: bool
-) -> Answered:
-    with cost:
-        async for events in handle.batches():
-            cost.count(events)
-            if isinstance(done := events[-1], Done):
-                return await _answer_of(tenant, call, done, cost, keep=keep)
-    raise RuntimeError("An answer ended without its end.")
-
-
-async def _answer_of(
-    tenant: Tenant, call: ChatCall, done: Done, cost: Cost, *, keep: bool
-) -> Answered:
-    ref = None
+async def _answer_of(tenant: Tenant, asked: _Asked, done: Done, *, keep: bool) -> Answered:
+    call, ref = asked.call, None
     if keep:
         ref = await asyncio.to_thread(turn.stage, call.plan, done, tenant.chat.answer_store)
     message = call.message(done)
     return Answered(
         message,
         _reason(message, done.finish_reason),
-        cost.read,
-        cost.cached(done),
+        asked.cost.read,
+        asked.cost.cached(done),
         done.answer_tokens,
         done.thought_tokens,
         ref,
@@ -255,61 +257,45 @@ async def begin_turn(
         SessionConflict: Another turn was faster.
         RWKVStateError: As a call of a session.
     """
-    with checking():  # a session plans a turn once its first chunk is asked for
-        session = await asyncio.to_thread(
-            tenant.chat.with_session, conversation, ttl=ttl, on_conflict=on_conflict
-        )
-        chunks = session.astream(list(messages), **options)
-        try:
-            first = await anext(chunks)
-        except StopAsyncIteration:
-            raise RuntimeError("A turn ended without a word.") from None
-    return Answer(_turn(tenant, first, chunks))
-
-
-async def _turn(
-    tenant: Tenant, first: AIMessageChunk, chunks: AsyncIterator[AIMessageChunk]
-) -> AsyncGenerator[list[Event]]:
-    heard = [first]
+    store = tenant.store
+    turn = SessionTurn(store, conversation, messages, ttl=ttl, on_conflict=on_conflict)
     try:
-        if pieces := pieces_of(first):
-            yield [*pieces]
-        async for chunk in chunks:
-            heard.append(chunk)
-            if pieces := pieces_of(chunk):
-                yield [*pieces]
-    except BaseException:  # left, or failed: what was read is not known here
-        tenant.usage.spent(read=0, cached=0, answered=len(heard))
+        with checking():
+            to_read = await arun(turn.begin(), store)
+        try:
+            answer = await begin(tenant, to_read, options, keep=True)
+        except GONE as error:
+            raise (await arun(turn.lost(error), store)) from error
+    except BaseException:
+        await arun(turn.end(), store)
         raise
-    finally:
-        await chunks.aclose()  # type: ignore[attr-defined] # an asynchronous generator
-    said = add_ai_message_chunks(*heard)  # all at once: a message that grows is copied each time
-    about, usage = said.response_metadata, said.usage_metadata
-    if usage is None:
-        raise RuntimeError("An answer says nothing of its usage.")
-    cached = usage.get("input_token_details", {}).get("cache_read", 0)
-    tenant.usage.spent(read=usage["input_tokens"], cached=cached, answered=usage["output_tokens"])
-    message = AIMessage(
-        content=said.content,
-        tool_calls=said.tool_calls,
-        invalid_tool_calls=said.invalid_tool_calls,
-        additional_kwargs=said.additional_kwargs,
-    )
-    answered = Answered(
-        message,
-        _reason(message, about["finish_reason"]),
-        usage["input_tokens"],
-        cached,
-        usage["output_tokens"],
-        usage.get("output_token_details", {}).get("reasoning", 0),
-        about.get(STATE_KEY),
-        about.get(SESSION_KEY),
-        about.get(LOGPROBS_KEY),
-    )
-    yield [answered]
+
+    async def leave() -> None:
+        try:
+            await answer.aclose()  # first: the model is to have left it when the next turn begins
+        finally:
+            await arun(turn.end(), store)
+
+    return Answer(_committed(turn, store, answer), leave)
 
 
-def pieces_of(chunk: AIMessageChunk) -> list[Piece]:
+async def _committed(
+    turn: SessionTurn, store: StateStore, answer: Answer
+) -> AsyncGenerator[list[Event]]:
+    """Yields an answer's pieces, and its end once the state behind it is the session's."""
+    async for events in answer.batches():
+        *pieces, end = events
+        if not isinstance(end, Answered):
+            yield events
+            continue
+        if pieces:
+            yield pieces
+        if end.ref is None:
+            raise RuntimeError("No state was kept behind a turn.")
+        yield [replace(end, session=await arun(turn.commit(end.ref, end.message), store))]
+
+
+def _pieces_of(chunk: AIMessageChunk) -> list[Piece]:
     """Returns what a chunk of LangChain's holds."""
     found = []
     thought = chunk.additional_kwargs.get(REASONING_KEY)

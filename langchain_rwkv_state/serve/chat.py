@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from langchain_rwkv_state.prompt.content import REASONING_KEY
 from langchain_rwkv_state.prompt.json_text import json_text
-from langchain_rwkv_state.serve.answers import Answered, Piece, begin
+from langchain_rwkv_state.serve.answers import Answered, Piece, begin, whole
 from langchain_rwkv_state.serve.chat_schema import ChatBody
 from langchain_rwkv_state.serve.chunks import DONE, Chunks, as_bytes, quoted
 from langchain_rwkv_state.serve.envelopes import about, usage
@@ -47,7 +47,7 @@ async def complete_chat(body: ChatBody, tenant: Asks, settings: Settings) -> Res
 async def _whole(
     tenant: Tenant, model: str, messages: Sequence[BaseMessage], options: dict[str, Any]
 ) -> dict[str, Any]:
-    answered = await (await begin(tenant, messages, options)).whole()
+    answered = await whole(tenant, messages, options)
     choice = {
         "index": 0,
         "message": _message(answered),

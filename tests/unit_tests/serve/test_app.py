@@ -55,7 +55,9 @@ async def test_a_mistake_of_the_servers_is_not_told_as_one_of_the_clients(
         raise ValueError("a mistake of ours")
 
     monkeypatch.setattr(answers, "_reason", broken)
-    said = {"messages": [{"role": "user", "content": "Hi."}]} if "chat" in path else {"input": "Hi."}
+    said = (
+        {"messages": [{"role": "user", "content": "Hi."}]} if "chat" in path else {"input": "Hi."}
+    )
     reply = await client.post(path, {"model": "demo", **said})
     assert reply.status == 500
     assert b"of ours" not in reply.body

@@ -18,8 +18,9 @@ PATH = "/v1/conversations"
 class Served:
     """A scripted model, and a client of it."""
 
-    def __init__(self, scripted, client):
+    def __init__(self, scripted, client, usage=None):
         self.scripted, self.client, self.store = scripted, client, scripted.chat.store
+        self.usage = usage
 
     async def begin(self, **fields):
         return (await self.client.post(PATH, fields)).json()
@@ -35,8 +36,9 @@ async def served():
     scripted.will_say(" Hello.", "Hi.")
     said = [HumanMessage("Hi."), AIMessage("Hello."), HumanMessage("Who?")]
     scripted.will_say(" Bob.", said)
-    async with AsgiClient(app_over(scripted.chat)) as client:
-        yield Served(scripted, client)
+    app = app_over(scripted.chat)
+    async with AsgiClient(app) as client:
+        yield Served(scripted, client, app.state.tenants.usage)
     scripted.close()
 
 
@@ -132,7 +134,9 @@ async def test_who_waits_has_its_turn(served):
 
 
 async def test_a_stream_that_loses_the_race_ends_with_the_conflict(served):
-    known = {"model": "demo", "input": "Hi.", "conversation": "bob", "stream": True}
+    served.scripted.runtime.script(served.scripted.prompt("Go."), [66] * 500)
+    known = {"model": "demo", "input": "Go.", "conversation": "bob", "stream": True}
+    known["max_output_tokens"] = 500
     async with served.client.stream("/v1/responses", known) as stream:
         events = stream.data()
         await anext(events)
@@ -150,6 +154,26 @@ async def test_who_leaves_in_the_middle_has_said_nothing(served):
         await anext(stream.data())
     assert served.store.session("bob") is None
     assert text_of(await served.say("Hi.", "bob")) == "Hello."
+
+
+async def test_who_leaves_a_turn_is_counted_what_was_read_of_it(served):
+    said = "Go on. " * 50
+    served.scripted.runtime.script(served.scripted.prompt(said.strip()), [66] * 5000)
+    known = {"model": "demo", "input": said, "conversation": "bob", "stream": True}
+    async with served.client.stream("/v1/responses", known) as stream:
+        await anext(stream.data())
+    [(read, cached, answered)] = served.usage.answers
+    assert read - cached > 100
+    assert answered
+
+
+async def test_who_leaves_while_a_turn_is_made_gives_its_place_to_the_next(served):
+    served.scripted.runtime.script(served.scripted.prompt("Go."), [66] * 5000)
+    known = {"model": "demo", "input": "Go.", "conversation": "bob", "on_conflict": "wait"}
+    async with served.client.stream("/v1/responses", {**known, "stream": True}) as stream:
+        await anext(stream.data())
+        assert len(served.store.queue("bob")) == 1
+    assert not served.store.queue("bob")
 
 
 async def test_one_that_ran_out_does_not_begin_anew():
