@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_rwkv_state.loaded import find_loaded
 from langchain_rwkv_state.ray.shared import require_reachable
 from langchain_rwkv_state.serve import ServeSettings, make_app
+from langchain_rwkv_state.serve.health import why_not_ready
 from langchain_rwkv_state.serve.settings import ServeError
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Replica:
         if loaded is not None:
             stats = loaded.engine.stats()
             self._well.engine(stats.steps, stats.queued + stats.active)
-        self._well.ready(*await _ready(self._app))
+        self._well.ready(await why_not_ready(self._app))
 
 
 class Signed:
@@ -117,60 +118,27 @@ class Health:
                 f"{now - self._moved:.0f} s: this replica is to be replaced."
             )
 
-    def ready(self, status: int, why: str) -> None:
-        """Takes note of what ``/ready`` answered.
+    def ready(self, why_not: str | None) -> None:
+        """Takes note of whether the server takes requests.
 
         Args:
-            status: HTTP's.
-            why: What stood in the answer.
+            why_not: Why it does not; ``None`` where it does.
 
         Raises:
             ServeError: It was not ready for a minute.
         """
         now = self._clock()
-        if status < 400:
+        if why_not is None:
             self._was_ready, self._told = now, False
             return
         if now - self._was_ready > _UNREADY_SECONDS:
             raise ServeError(
-                f"This replica was not ready for {now - self._was_ready:.0f} s ({status}: {why}): "
+                f"This replica was not ready for {now - self._was_ready:.0f} s ({why_not}): "
                 "it is to be replaced."
             )
         if not self._told:
-            logger.warning("The replica is not ready (%d): %s", status, why)
+            logger.warning("The replica is not ready: %s", why_not)
             self._told = True
-
-
-async def _ready(app: FastAPI) -> tuple[int, str]:
-    """Asks the server whether it is ready, and returns status and body."""
-    scope: Scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": "GET",
-        "scheme": "http",
-        "path": "/ready",
-        "raw_path": b"/ready",
-        "root_path": "",
-        "query_string": b"",
-        "headers": [],
-        "client": ("127.0.0.1", 0),
-        "server": ("127.0.0.1", 0),
-    }
-    status, body = 500, b""
-
-    async def receive() -> Message:
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    async def send(message: Message) -> None:
-        nonlocal status, body
-        if message["type"] == "http.response.start":
-            status = message["status"]
-        else:
-            body += message.get("body", b"")
-
-    await app(scope, receive, send)
-    return status, body.decode("utf-8", "replace")[:500]
 
 
 def _own_name() -> str:

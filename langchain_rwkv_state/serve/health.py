@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from langchain_rwkv_state.errors import RWKVStateError
@@ -26,22 +25,11 @@ async def health() -> dict[str, str]:
 
 @router.get("/ready")
 async def ready(request: Request) -> Response:
-    """Says whether requests are taken: a model is loaded, a store answers, and none is ending."""
-    drain: Drain = request.app.state.drain
-    tenants: Tenants = request.app.state.tenants
-    if drain.begun:
-        return _not_ready("The server is ending.")
-    try:
-        async with asyncio.timeout(_STORE_SECONDS):
-            await tenants.probe()
-    except TimeoutError:
-        return _not_ready(f"The store did not answer within {_STORE_SECONDS:g} s.")
-    except (RWKVStateError, OSError) as error:
-        metrics: Metrics = request.app.state.metrics
-        metrics.failed(error)
-        # Who asks needs no key, and an error may tell where the store is.
-        return _not_ready(f"The store cannot be used ({type(error).__name__}).")
-    return JSONResponse({"status": "ready"})
+    """Says whether requests are taken."""
+    why = await why_not_ready(request.app)
+    if why is None:
+        return JSONResponse({"status": "ready"})
+    return JSONResponse({"status": "not ready", "reason": why}, 503, headers={"retry-after": "5"})
 
 
 @router.get("/metrics")
@@ -52,6 +40,24 @@ async def metrics(request: Request) -> Response:
     return Response(await asyncio.to_thread(found.text), media_type=CONTENT_TYPE)
 
 
-def _not_ready(why: str) -> Response:
-    body: dict[str, Any] = {"status": "not ready", "reason": why}
-    return JSONResponse(body, 503, headers={"retry-after": "5"})
+async def why_not_ready(app: FastAPI) -> str | None:
+    """Returns why no requests are taken; ``None`` where the store answers and nothing is ending.
+
+    Args:
+        app: As `make_app` returned it, started.
+    """
+    drain: Drain = app.state.drain
+    tenants: Tenants = app.state.tenants
+    if drain.begun:
+        return "The server is ending."
+    try:
+        async with asyncio.timeout(_STORE_SECONDS):
+            await tenants.probe()
+    except TimeoutError:
+        return f"The store did not answer within {_STORE_SECONDS:g} s."
+    except (RWKVStateError, OSError) as error:
+        metrics: Metrics = app.state.metrics
+        metrics.failed(error)
+        # Who asks needs no key, and an error may tell where the store is.
+        return f"The store cannot be used ({type(error).__name__})."
+    return None

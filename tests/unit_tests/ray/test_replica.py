@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from langchain_rwkv_state.ray.replica import Health, Signed
+from langchain_rwkv_state.ray import replica
+from langchain_rwkv_state.ray.replica import Health, Replica, Signed
+from langchain_rwkv_state.serve import ServeSettings, make_app
 from langchain_rwkv_state.serve.settings import ServeError
+from tests.helpers.served_tenants import ModellessTenants
 
 
 class Clock:
@@ -50,22 +53,39 @@ def test_a_rest_before_a_request_does_not_count(health, clock):
 
 
 def test_a_store_may_be_away_for_a_moment_and_is_told_of_once(health, clock, caplog):
-    health.ready(200, "")
+    health.ready(None)
     clock.now = 30
     for _ in range(3):
-        health.ready(503, "no Redis")
+        health.ready("no Redis")
     assert caplog.text.count("no Redis") == 1
     clock.now = 59
-    health.ready(200, "")
+    health.ready(None)
     clock.now = 118
-    health.ready(503, "no Redis")
+    health.ready("no Redis")
     assert caplog.text.count("no Redis") == 2
 
 
 def test_a_replica_that_is_not_ready_for_a_minute_is_to_be_replaced(health, clock):
     clock.now = 61
-    with pytest.raises(ServeError, match=r"not ready for 61 s \(503: no Redis\)"):
-        health.ready(503, "no Redis")
+    with pytest.raises(ServeError, match=r"not ready for 61 s \(no Redis\)"):
+        health.ready("no Redis")
+
+
+async def test_a_replica_asks_its_own_server_whether_it_takes_requests(
+    monkeypatch, tmp_path, clock
+):
+    settings = ServeSettings(model=str(tmp_path / "none.pth"), store=str(tmp_path))
+    app = make_app(settings, tenants=ModellessTenants(settings))
+    monkeypatch.setattr(replica, "_machines", lambda: 1)
+    monkeypatch.setattr(replica, "_own_name", lambda: "abc")
+    monkeypatch.setattr(replica, "make_app", lambda _: app)
+    monkeypatch.setattr(replica, "Health", lambda: Health(clock))
+    served = Replica(settings)
+    await served.check_health()
+    app.state.drain.begin()
+    clock.now = 61
+    with pytest.raises(ServeError, match="The server is ending"):
+        await served.check_health()
 
 
 async def test_an_answer_says_which_replica_gave_it():
