@@ -43,7 +43,8 @@ async def create_conversation(
             "metadata", "a conversation is a state, and nothing beside. Leave it out."
         )
     name = _MADE_HERE + secrets.token_hex(24)
-    texts = [as_unread(message) for message in read_items(asked.items)] if asked.items else []
+    items = read_items(asked.items, named="items") if asked.items else []
+    texts = [as_unread(message) for message in items]
     if texts:
         await tenant.store.aappend_unread(name, texts, settings.ttl)
     else:

@@ -26,12 +26,13 @@ from langchain_rwkv_state.serve.errors import ApiError, unsupported
 _TEXT_PARTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text")
 
 
-def read_items(given: object, *, whole: bool = True) -> list[BaseMessage]:
+def read_items(given: object, *, whole: bool = True, named: str = "input") -> list[BaseMessage]:
     """Returns what is said, as messages.
 
     Args:
         given: A text, or a list of items.
         whole: Whether all that was ever said is here, so that the result of a call needs the call.
+        named: The field that they stand in.
 
     Raises:
         ApiError: An item is none, or none that can be read.
@@ -39,12 +40,12 @@ def read_items(given: object, *, whole: bool = True) -> list[BaseMessage]:
     if isinstance(given, str):
         return [HumanMessage(given)]
     if not isinstance(given, list):
-        raise _wrong("input", f"is {given!r:.100}: pass a text or a list of items")
+        raise _wrong(named, f"is {given!r:.100}: pass a text or a list of items")
     if not given:
-        raise _wrong("input", "is empty, with nothing to answer: pass at least one item")
+        raise _wrong(named, "is empty, with nothing to answer: pass at least one item")
     found = _Messages(whole=whole)
     for place, item in enumerate(given):
-        found.take(item, f"input[{place}]")
+        found.take(item, f"{named}[{place}]")
     return found.end()
 
 

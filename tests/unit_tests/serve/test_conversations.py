@@ -70,6 +70,11 @@ async def test_each_turn_goes_on_from_the_one_before(served, given):
     assert served.store.session(name).n_turns == 2
 
 
+async def test_items_that_cannot_be_read_are_named_as_they_were_sent(served):
+    reply = await served.client.post(PATH, {"items": [{"role": "user", "content": 1}]})
+    assert (reply.status, reply.error["param"]) == (400, "items[0].content")
+
+
 async def test_a_name_of_the_clients_own_begins_with_its_first_turn(served):
     assert (await served.client.get(f"{PATH}/bob")).status == 404
     assert text_of(await served.say("Hi.", "bob")) == "Hello."
