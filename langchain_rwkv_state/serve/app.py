@@ -30,6 +30,7 @@ from langchain_rwkv_state.serve.errors import ApiError, as_api_error
 from langchain_rwkv_state.serve.gate import Gate
 from langchain_rwkv_state.serve.ledger import Ledger
 from langchain_rwkv_state.serve.metrics import Metrics
+from langchain_rwkv_state.serve.replies import error_reply
 from langchain_rwkv_state.serve.settings import ServeSettings
 from langchain_rwkv_state.serve.tenants import Tenants
 
@@ -103,9 +104,9 @@ async def _look(tenants: Tenants, metrics: Metrics) -> None:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    request.app.state.metrics.failed(error)
-    told = as_api_error(error)
-    return Response(told.body, told.status, told.headers, "application/json")
+    told_by = error.__cause__ if isinstance(error, ApiError) else None
+    request.app.state.metrics.failed(told_by or error)
+    return error_reply(as_api_error(error))
 
 
 async def _plain(request: Request, error: Exception) -> Response:

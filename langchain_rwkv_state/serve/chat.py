@@ -23,7 +23,7 @@ from langchain_rwkv_state.serve.envelopes import about, usage
 from langchain_rwkv_state.serve.errors import as_api_error
 from langchain_rwkv_state.serve.messages import to_langchain
 from langchain_rwkv_state.serve.models import Asks, Settings, require_model
-from langchain_rwkv_state.serve.replies import EventStream, JsonReply, event
+from langchain_rwkv_state.serve.replies import EventStream, JsonReply, error_event
 from langchain_rwkv_state.serve.tenants import Tenant
 
 router = APIRouter()
@@ -118,7 +118,7 @@ async def _stream(
         if not begun:
             raise
         tenant.usage.failed(error)
-        yield event({"error": as_api_error(error).error})
+        yield error_event(as_api_error(error))
     else:
         yield DONE
     finally:

@@ -10,14 +10,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from langchain_rwkv_state.serve.errors import ApiError, unsupported
-from langchain_rwkv_state.serve.fields import Refused, Sampled
+from langchain_rwkv_state.serve.fields import Completing, Refused
 
 Effort = Literal["none", "minimal", "low", "medium", "high"]
 
 _EFFORTS: Mapping[str, Any] = {"none": False, "minimal": "low"}
 
 
-class ChatBody(Sampled):
+def reasoning_options(effort: Effort | None) -> dict[str, Any]:
+    """Returns `ChatRWKV`'s option for how much a model is to think."""
+    return {} if effort is None else {"reasoning": _EFFORTS.get(effort, effort)}
+
+
+class ChatBody(Completing):
     """A request for a chat completion."""
 
     passed = frozenset(
@@ -71,8 +76,7 @@ class ChatBody(Sampled):
             found["parallel_tool_calls"] = self.parallel_tool_calls
         if self.response_format is not None:
             found["response_format"] = self.response_format
-        if self.reasoning_effort is not None:
-            found["reasoning"] = _EFFORTS.get(self.reasoning_effort, self.reasoning_effort)
+        found |= reasoning_options(self.reasoning_effort)
         if self.top_logprobs is not None and not self.logprobs:
             raise ApiError(400, "top_logprobs goes with logprobs=true alone.", param="top_logprobs")
         if self.logprobs:

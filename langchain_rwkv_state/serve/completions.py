@@ -21,10 +21,10 @@ from langchain_rwkv_state.serve.chunks import DONE, Chunks, as_bytes, quoted
 from langchain_rwkv_state.serve.costs import Cost
 from langchain_rwkv_state.serve.envelopes import about, usage
 from langchain_rwkv_state.serve.errors import ApiError, as_api_error, checking, unsupported
-from langchain_rwkv_state.serve.fields import Refused, Sampled
+from langchain_rwkv_state.serve.fields import Completing, Refused
 from langchain_rwkv_state.serve.merging import merged
 from langchain_rwkv_state.serve.models import Asks, Settings, require_model
-from langchain_rwkv_state.serve.replies import EventStream, JsonReply, event
+from langchain_rwkv_state.serve.replies import EventStream, JsonReply, error_event
 from langchain_rwkv_state.serve.tenants import Tenant
 
 router = APIRouter()
@@ -34,7 +34,7 @@ _TOKENS = 16  # OpenAI's default, of this protocol alone
 _MOST_LOGPROBS = 5
 
 
-class CompletionBody(Sampled):
+class CompletionBody(Completing):
     """A request for completions of texts."""
 
     passed = frozenset({"user"})
@@ -192,7 +192,7 @@ async def _stream(begin: _Begin, chunks: Chunks, leads: Sequence[str]) -> AsyncG
         if not begun:
             raise
         asked[0].cost.failed(error)
-        yield event({"error": as_api_error(error).error})
+        yield error_event(as_api_error(error))
         return
     yield as_bytes([chunks.usage(_usage(asked, ends))]) + DONE
 

@@ -8,7 +8,6 @@ none of the tenant's is not found, whatever it is), and to take a mistake of our
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -80,11 +79,6 @@ class ApiError(Exception):
             "param": self.param,
             "code": self.code,
         }
-
-    @property
-    def body(self) -> bytes:
-        """The whole body."""
-        return json.dumps({"error": self.error}, ensure_ascii=False).encode("utf-8", "replace")
 
 
 def unsupported(param: str, why: str) -> ApiError:

@@ -94,12 +94,10 @@ Texts = Annotated[list[str], BeforeValidator(_texts)]
 
 
 class Sampled(Body):
-    """A body that asks for sampled text: what chats and completions have in common."""
+    """A body that asks for sampled text: what all requests for answers have in common."""
 
     model: str
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -108,6 +106,22 @@ class Sampled(Body):
     penalty_decay: float | None = None
     seed: int | None = None
     stop: Texts | None = None
+
+    def sampling(self) -> dict[str, Any]:
+        """Returns what was set of `ChatRWKV`'s options of a call."""
+        names = (
+            *("temperature", "top_p", "top_k", "seed", "stop"),
+            *("presence_penalty", "frequency_penalty", "penalty_decay"),
+        )
+        found = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+class Completing(Sampled):
+    """A body that asks for completions: what chats and texts have in common."""
+
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
 
     @property
     def with_usage(self) -> bool:
@@ -126,9 +140,5 @@ class Sampled(Body):
 
     def sampling(self) -> dict[str, Any]:
         """Returns what was set of `ChatRWKV`'s options of a call."""
-        names = (
-            *("max_tokens", "temperature", "top_p", "top_k", "seed", "stop"),
-            *("presence_penalty", "frequency_penalty", "penalty_decay"),
-        )
-        found = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in found.items() if value is not None}
+        most = {} if self.max_tokens is None else {"max_tokens": self.max_tokens}
+        return super().sampling() | most

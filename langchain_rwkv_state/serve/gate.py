@@ -18,6 +18,7 @@ from langchain_rwkv_state.serve.accounts import Account
 from langchain_rwkv_state.serve.drain import Drain
 from langchain_rwkv_state.serve.errors import SERVER, ApiError, as_api_error
 from langchain_rwkv_state.serve.metrics import Metrics
+from langchain_rwkv_state.serve.replies import error_reply
 from langchain_rwkv_state.serve.tenants import Tenants
 
 _OPEN = frozenset(("/health", "/ready"))  # to whoever has no key: they tell nothing
@@ -58,7 +59,7 @@ class Gate:
         except ApiError as error:
             if watched.status is not None:
                 raise
-            await _tell(error, watched.send)
+            await error_reply(error)(scope, receive, watched.send)
         finally:
             self._metrics.running.dec()
             route = getattr(scope.get("route"), "path", "other")
@@ -225,16 +226,3 @@ def _header(scope: Scope, name: bytes) -> bytes | None:
             found: bytes = value
             return found
     return None
-
-
-async def _tell(error: ApiError, send: Send) -> None:
-    headers = [(name.encode(), value.encode()) for name, value in error.headers.items()]
-    body = error.body
-    headers += [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-    ]
-    if error.status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

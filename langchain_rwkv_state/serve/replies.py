@@ -16,6 +16,8 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from langchain_rwkv_state.serve.errors import ApiError
+
 logger = logging.getLogger("langchain_rwkv_state.serve")
 
 _STALLED_SECONDS = 60.0
@@ -125,6 +127,11 @@ class EventStream(_Reply):
                 await close()
 
 
+def error_reply(error: ApiError) -> Response:
+    """Returns the response that tells of an error."""
+    return Response(dumps({"error": error.error}), error.status, error.headers, "application/json")
+
+
 async def _left(receive: Receive) -> None:
     """Waits until the client has left."""
     while (await receive())["type"] != "http.disconnect":
@@ -137,12 +144,6 @@ def dumps(document: Any) -> bytes:
     return text.encode("utf-8", "replace")
 
 
-def event(document: Any, name: str | None = None) -> bytes:
-    """Returns a server-sent event.
-
-    Args:
-        document: Its data, as JSON.
-        name: What it is called; without, it has no name.
-    """
-    head = b"" if name is None else b"event: " + name.encode() + b"\n"
-    return head + b"data: " + dumps(document) + b"\n\n"
+def error_event(error: ApiError) -> bytes:
+    """Returns the event that ends a stream of completions whose answer failed."""
+    return b"data: " + dumps({"error": error.error}) + b"\n\n"

@@ -105,7 +105,6 @@ class _Turn:
             if self._asked.conversation_name is None:
                 raise
             # The turn may have been committed: sent again, it would be a second one.
-            self._tenant.usage.failed(error)
             told = as_api_error(error)
             told.headers = {"x-should-retry": "false"}
             raise told from error

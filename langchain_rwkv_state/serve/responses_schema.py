@@ -11,18 +11,13 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from langchain_rwkv_state.serve.chat_schema import Effort, tool_options
+from langchain_rwkv_state.serve.chat_schema import Effort, reasoning_options, tool_options
 from langchain_rwkv_state.serve.errors import ApiError, unsupported
-from langchain_rwkv_state.serve.fields import Body, Refused, Texts
+from langchain_rwkv_state.serve.fields import Body, Refused, Sampled
 from langchain_rwkv_state.store.rows import NAME_MAX
 
 LOGPROBS = "message.output_text.logprobs"
 
-_PASSED_ON = (
-    *("temperature", "top_p", "top_k", "seed", "stop"),
-    *("presence_penalty", "frequency_penalty", "penalty_decay"),
-)
-_EFFORTS: Mapping[str, Any] = {"none": False, "minimal": "low"}
 _Summary = Literal["auto", "concise", "detailed"]
 
 
@@ -44,7 +39,7 @@ class TextOptions(Body):
     format: dict[str, Any] | None = None
 
 
-class ResponseRequest(Body):
+class ResponseRequest(Sampled):
     """A request for a response."""
 
     passed = frozenset(
@@ -64,30 +59,20 @@ class ResponseRequest(Body):
         "service_tier": Refused("all requests are served alike.", ("auto", "default")),
     }
 
-    model: str
     input: Any = None
     instructions: str | None = None
     previous_response_id: str | None = None
     conversation: Any = None
     on_conflict: Literal["raise", "wait"] = "raise"
     store: bool | None = None
-    stream: bool | None = None
     include: list[str] | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
-    temperature: float | None = None
-    top_p: float | None = None
     max_output_tokens: int | None = Field(None, ge=1)
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    seed: int | None = None
-    stop: Texts | None = None
-    top_k: int | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    penalty_decay: float | None = None
     metadata: dict[str, str] | None = None
     user: str | None = None
     safety_identifier: str | None = None
@@ -150,15 +135,14 @@ class ResponseRequest(Body):
         Raises:
             ApiError: One cannot be had.
         """
-        found = {name: getattr(self, name) for name in _PASSED_ON}
-        found["max_tokens"] = self.max_output_tokens
+        found = {**self.sampling(), "max_tokens": self.max_output_tokens}
         found |= tool_options([*map(_in_chat, self.tools or ())], _choice(self.tool_choice))
         if self.tools:
             found["parallel_tool_calls"] = self.parallel_tool_calls
         if self.text is not None and self.text.format is not None:
             found["response_format"] = _format(self.text.format)
-        if self.reasoning is not None and (effort := self.reasoning.effort) is not None:
-            found["reasoning"] = _EFFORTS.get(effort, effort)
+        if self.reasoning is not None:
+            found |= reasoning_options(self.reasoning.effort)
         if self.wants_logprobs:
             found |= {"logprobs": True, "top_logprobs": self.top_logprobs or 0}
         return {name: value for name, value in found.items() if value is not None}

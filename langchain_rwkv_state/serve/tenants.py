@@ -282,7 +282,9 @@ class Tenants:
                 if key is None
                 else "This API key is not known here: ask whoever runs the server for one."
             )
-            raise ApiError(401, says, code="invalid_api_key")
+            raise ApiError(
+                401, says, code="invalid_api_key", headers={"www-authenticate": "Bearer"}
+            )
         return name
 
     async def _open(self, name: str, place: _Place) -> Tenant:

@@ -383,3 +383,6 @@ async def test_a_turn_that_may_have_been_committed_is_not_to_be_sent_again(
     reply = await served.ask(**fields)
     assert reply.status == 503
     assert reply.headers.get("x-should-retry") == again
+    figures = served.client._app.state.metrics.text().decode()
+    assert 'store_errors_total{error="StoreError"} 1.0' in figures
+    assert "broken_streams_total{" not in figures, "it was no stream"
