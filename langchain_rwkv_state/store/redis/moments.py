@@ -310,8 +310,9 @@ class Moments:
 
 
 _REPLACED = (
-    "Redis holds another store by now than the one that was opened: what it had was lost or deleted, "
-    "wholly or its secret or folder alone. Nothing was changed; close the store and open it again."
+    "Redis holds another store by now than the one that was opened: what it had was lost or "
+    "deleted, wholly or its secret or folder alone. Nothing was changed; close the store and open "
+    "it again."
 )
 
 

@@ -560,6 +560,32 @@ def test_nothing_is_written_into_another_store_than_the_one_that_was_opened(
         assert make(blobs=tmp_path, large_bytes=0).sessions() == ["carl"]
 
 
+@pytest.mark.parametrize("field", [b"007", b"9" * 30, b"9" * 5000])
+def test_a_field_that_is_no_rows_hides_no_row(
+    store: RedisStateStore, client: Any, field: bytes
+) -> None:
+    refs = turns(store, "bob", 2)
+    client.hset(store._backend.keys.session(b"bob"), field, "x")  # type: ignore[attr-defined]
+    assert [entry.ref for entry in store.log("bob")] == refs[::-1]
+    assert store.check().sound
+
+
+@pytest.mark.parametrize("member", [b"", b"h", b"hx", b"\xff\xff"])
+def test_a_member_that_is_no_holder_is_told_and_taken_out(
+    store: RedisStateStore, client: Any, member: bytes
+) -> None:
+    (ref,) = turns(store, "bob", 1)
+    keys = store._backend.keys  # type: ignore[attr-defined]
+    for index in (keys.holds(ref_bytes(ref)), keys.base + b"due:holds"):
+        client.zadd(index, {member: 0})
+    assert store.fork("bob", "twin") == ref
+    assert not store.check(fix=True).sound
+    assert store.check().sound
+    client.zadd(keys.base + b"due:holds", {member: 0})
+    store.prune()
+    assert store.check().sound
+
+
 # -- redaction -----------------------------------------------------------------------------------
 
 
