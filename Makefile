@@ -13,7 +13,7 @@ endif
 BIN := $(VENV)/$(BINARIES)
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
-.PHONY: demo test tests integration_tests unit_and_shared integration_else unit integration \
+.PHONY: demo test tests integration_tests unit_and_folders integration_else unit integration \
 	test-thorough test-oldest test-ray lint typing docs docs-serve browser redis \
 	gpu gpu-quick gpu-peers bench dist format clean
 
@@ -22,16 +22,16 @@ demo: $(VENV)/.demo
 
 # The tests beside each other in two halves that take about as long, each with its output in one piece.
 test: lint typing
-	$(MAKE) -j2 $(SYNC) unit_and_shared integration_else
+	$(MAKE) -j2 $(SYNC) unit_and_folders integration_else
 
-# What shares states: the server, and stores of several processes and machines.
-SHARED := tests/integration_tests/serve tests/integration_tests/store
+# The integration tests that are in folders run behind the unit tests: the halves are as long by that.
+FOLDERS := $(addprefix tests/integration_tests/, runtime serve store)
 
-unit_and_shared: unit redis
-	$(BIN)/python -m pytest $(SHARED) -q --durations=25
+unit_and_folders: unit redis
+	$(BIN)/python -m pytest $(FOLDERS) -q --durations=25
 
 integration_else: $(VENV)/.dev browser redis
-	$(BIN)/python -m pytest tests/integration_tests $(addprefix --ignore=,$(SHARED)) -q --durations=25
+	$(BIN)/python -m pytest tests/integration_tests $(addprefix --ignore=,$(FOLDERS)) -q --durations=25
 
 # The names that LangChain's own packages have for them.
 tests: unit

@@ -16,6 +16,13 @@ from collections.abc import Sequence
 from typing import Any
 
 END = b"0\r\n\r\n"
+QUESTIONS = (
+    "Good morning. How are you?",
+    "My name is Bob. What is my name?",
+    "What is the capital of France?",
+    "I have {n} apples and a dog. What do I have?",
+    "My cat is called Tom{n}. What is my cat called?",
+)
 
 
 class Client:

@@ -30,6 +30,7 @@ from langchain_core.messages import HumanMessage
 
 from benchmarks import common
 from benchmarks.models import ROOT, write_apart
+from benchmarks.serve_client import QUESTIONS
 from langchain_rwkv_state import ChatRWKV
 from langchain_rwkv_state.engine import Done, Engine, Request
 from langchain_rwkv_state.serve import ServeSettings, make_app
@@ -37,13 +38,6 @@ from tests.helpers.server import serving
 
 CPU_GOAL = 1.6
 THROUGHPUT_GOAL = 0.85
-QUESTIONS = (
-    "Good morning. How are you?",
-    "My name is Bob. What is my name?",
-    "What is the capital of France?",
-    "I have {n} apples and a dog. What do I have?",
-    "My cat is called Tom{n}. What is my cat called?",
-)
 
 
 @dataclass(frozen=True)

@@ -260,12 +260,13 @@ def compare(talks: list[Talk]) -> int:
 async def hold(servers: Servers, number: int, seconds: float, every: float) -> dict[str, Any]:
     """Holds talks while servers are killed; returns what came of it."""
     talks = [Talk(each) for each in range(number)]
-    client = Client(servers.urls, time.monotonic() + seconds)
+    until = time.monotonic() + seconds
+    client = Client(servers.urls, until)
     under_way = asyncio.gather(*map(client.talk, talks))
-    while not under_way.done():
+    # A client whose turn failed looks for it after the time is up: then servers have to come back.
+    while time.monotonic() + every < until:
         await asyncio.wait([under_way], timeout=every)
-        if not under_way.done():
-            await asyncio.to_thread(servers.kill_one)
+        await asyncio.to_thread(servers.kill_one)
     await under_way
     for url in servers.urls:
         await asyncio.to_thread(wait_until_ready, url)

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,11 +24,10 @@ import psutil
 
 from benchmarks import common
 from benchmarks.models import ROOT, write_apart
-from benchmarks.serve_cost import QUESTIONS
+from benchmarks.serve_client import QUESTIONS
 from tests.helpers.server import served_by_command
 
 _MEMORY_GOAL = 1.5
-_WAYS = (1, 2, 3)
 
 
 class Served:
@@ -96,15 +96,38 @@ def served(model: str, workers: int, store: Path) -> Iterator[Served]:
             client.communicate()
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured.
+
+    Attributes:
+        ways: Numbers of processes; the last one's memory is compared with the first one's.
+        rounds: Repetitions on the demo model.
+        count: Answers a round.
+        at_once: Streams at a time.
+        tokens: Of an answer of the large model.
+    """
+
+    ways: tuple[int, ...] = (1, 2, 3)
+    rounds: int = 3
+    count: int = 300
+    at_once: int = 100
+    tokens: int = 24
+
+
+QUICK = Sizes((1, 2), 1, 6, 3, 4)
+
+
 def measure(
-    report: common.Report, name: str, model: str, rounds: int, count: int, at_once: int, tokens: int
+    report: common.Report, name: str, model: str, rounds: int, count: int, sizes: Sizes
 ) -> None:
     """Serves a model in each way, by turns, and notes what was found."""
-    options = {"max_tokens": tokens} if tokens else {}
-    told: dict[int, list[dict[str, Any]]] = {ways: [] for ways in _WAYS}
+    at_once = sizes.at_once
+    options = {} if name == "demo" else {"max_tokens": sizes.tokens}
+    told: dict[int, list[dict[str, Any]]] = {ways: [] for ways in sizes.ways}
     memory: dict[int, tuple[float, float]] = {}
     for number in range(rounds):
-        for ways in _WAYS:
+        for ways in sizes.ways:
             with tempfile.TemporaryDirectory() as folder, served(model, ways, Path(folder)) as one:
                 one.ask(range(at_once), at_once, options)  # slots are opened, threads are there
                 found = one.ask(range(1000, 1000 + count), at_once, options)
@@ -130,23 +153,25 @@ def measure(
     head = ["processes", "answers/s", "events/s", "first p50, s", "p99, s", "PSS, MB", "RSS, MB"]
     common.print_table(f"{at_once} streams of {name}", head, rows)
     if name != "demo":
-        ratio = memory[_WAYS[-1]][0] / memory[1][0]
-        what = f"memory of {_WAYS[-1]} workers to that of one process, {name}"
+        most = sizes.ways[-1]
+        ratio = memory[most][0] / memory[1][0]
+        what = f"memory of {most} workers to that of one process, {name}"
         report.add(common.Check(what, ratio, _MEMORY_GOAL, "at most", "times"))
 
 
 def main(words: Sequence[str] | None = None) -> int:
     arguments = common.parser("One process that serves, or several.").parse_args(words)
     quick = arguments.quick
-    rounds, count, at_once = (1, 6, 3) if quick else (3, 300, 100)
+    sizes = QUICK if quick else Sizes()
     report = common.Report(
-        "serve_workers", {"rounds": rounds, "answers": count, "streams": at_once}
+        "serve_workers",
+        {"rounds": sizes.rounds, "answers": sizes.count, "streams": sizes.at_once},
     )
-    measure(report, "demo", "demo", rounds, count, at_once, 0)
+    if not quick:  # each process takes seconds to start, and the tests serve this one, too
+        measure(report, "demo", "demo", sizes.rounds, sizes.count, sizes)
     with tempfile.TemporaryDirectory() as folder:
         path = write_apart(Path(folder) / "large.pth", quick=quick, speaking=True)
-        few = count if quick else at_once
-        measure(report, path.stem, str(path), 1, few, at_once, 4 if quick else 24)
+        measure(report, path.stem, str(path), 1, sizes.count if quick else sizes.at_once, sizes)
     return report.finish(arguments)
 
 

@@ -43,7 +43,7 @@ NEEDS = {
 OPTIONS = {
     "retention": ["-n", "1"],
     # A directory's workers are killed in serve/test_workers.py.
-    "serve_kills": ["--store", "redis", "--seconds", "3", "--every", "1.5"],
+    "serve_kills": ["--store", "redis", "--seconds", "2", "--every", "0.9"],
 }
 
 
@@ -118,6 +118,15 @@ def test_a_crowd_answers_as_each_conversation_alone(results):
     found = results.of("crowd")["results"]
     assert not found["storm"]["wrong"]
     assert found["talks"]["answers_as_the_engine_alone"]["sessions"] == 100
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not redis_server.BINARY, reason="It starts a redis-server.")
+def test_nothing_is_lost_where_servers_over_one_redis_are_killed(results):
+    found = results.of("serve_kills")["results"]["redis"]
+    assert found["killed"] == 2
+    assert found["compared"] == found["acknowledged"] > 0
+    assert found["problems"] == 0
 
 
 @pytest.mark.slow

@@ -67,6 +67,18 @@ class RedisBackend:
         self._moments = Moments(client, keys, timeout_seconds)
         functions.require(client, keys.base)
 
+    def bind(self, secret: bytes) -> None:
+        """Has no change made in another store than that of a secret: see `Moments.bind`.
+
+        Raises:
+            StoreError: There is another store by now.
+        """
+
+        def is_known(row: bytes | None) -> bool:
+            return row is not None and secret.hex().encode() in row
+
+        self._moments.bind(self._blobs.folder, is_known)
+
     def sql(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """See `Backend.sql`.
 
@@ -204,7 +216,7 @@ class RedisBackend:
     @property
     def is_usable(self) -> bool:
         """See `Backend.is_usable`."""
-        return not self._moments.closed
+        return not self._moments.closed and not self._moments.replaced
 
     def close(self) -> None:
         """See `Backend.close`."""

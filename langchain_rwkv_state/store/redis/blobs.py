@@ -44,7 +44,13 @@ _FOLDER = re.compile(r"[0-9a-f]{32}")
 
 
 class Blobs(Protocol):
-    """Bytes of states, outside the rows that name them."""
+    """Bytes of states, outside the rows that name them.
+
+    Attributes:
+        folder: The name of the tenant's folder, ``None`` where all is in Redis.
+    """
+
+    folder: str | None
 
     def write(self, client: Redis, key: str, ref: str, parts: Sequence[Buffer]) -> BlobPlace:
         """Writes a state's bytes, durably, before any row names them.
@@ -158,7 +164,9 @@ def open_blobs(
             "mounted, and is it the directory that the other machines name? If those files are "
             f"lost, delete the key {marker} to go on without them."
         )
-    return FileBlobs(client, root.files(folder), f"{marker}:hold", large_bytes)
+    opened = FileBlobs(client, root.files(folder), f"{marker}:hold", large_bytes)
+    opened.folder = folder
+    return opened
 
 
 class RedisBlobs:
@@ -170,6 +178,7 @@ class RedisBlobs:
 
     def __init__(self, client: Redis) -> None:
         self._client = client
+        self.folder: str | None = None
 
     def write(self, client: Redis, key: str, ref: str, parts: Sequence[Buffer]) -> BlobPlace:
         """See `Blobs.write`."""

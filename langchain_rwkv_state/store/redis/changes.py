@@ -13,7 +13,7 @@ from typing import Any
 
 from langchain_rwkv_state.store import rows
 from langchain_rwkv_state.store.redis.functions import Op
-from langchain_rwkv_state.store.redis.indices import entries, held_by
+from langchain_rwkv_state.store.redis.indices import entries, is_held_by
 from langchain_rwkv_state.store.redis.keys import (
     BYTES,
     DIGEST_BYTES,
@@ -307,10 +307,10 @@ class RedisChanges(Changes, RedisTables):
             if table is SessionRow.TABLE:
                 found.append((member,))
                 continue
-            key: tuple[Any, ...] = (member,)
+            key: tuple[Any, ...] | None = (member,)
             if table is HoldRow.TABLE:
-                key = held_by(member[:DIGEST_BYTES], member[DIGEST_BYTES:])
-            raw = self._raw(table, key)
+                key = is_held_by(member[:DIGEST_BYTES], member[DIGEST_BYTES:])
+            raw = None if key is None else self._raw(table, key)
             if raw is None:  # the index alone is left
                 self._space.enter(index, member, None)
             else:

@@ -76,6 +76,12 @@ def connect(url: str, *, timeout_seconds: float = 60.0, persistence: str = "alwa
             info = _info(client)
         check_server(info)
         check_persistence(client, persistence, info=info)
+    except TypeError as error:  # redis-py hands what it does not know to a connection
+        client.close()
+        raise ValueError(
+            f"The URL {shown(url)} has a setting behind its '?' that redis-py does not know: give "
+            f"a store's own as arguments, or the whole URL to open_store(). ({error})"
+        ) from error
     except BaseException:
         client.close()
         raise

@@ -148,10 +148,45 @@ class _Local:
 
 
 class _LocalFiles(StateFiles):
-    """State files, as the store on disk has them."""
+    """State files, as the store on disk has them, in a folder that may be unmounted meanwhile."""
 
     def new_name(self, ref: str) -> str:
         return f"{_digest(ref)}-{secrets.token_hex(8)}"
+
+    def write(self, name: str, parts: Sequence[Buffer]) -> None:
+        self._require_there()  # or one would be made below where the share was
+        super().write(name, parts)
+
+    def read(self, name: str, nbytes: int | None = None) -> bytes | None:
+        return self._there(super().read(name, nbytes))
+
+    def read_start(self, name: str, nbytes: int) -> bytes | None:
+        return self._there(super().read_start(name, nbytes))
+
+    def drop_of(self, digests: Collection[str]) -> None:
+        self._require_there()
+        super().drop_of(digests)
+
+    def all(self) -> Iterator[tuple[str, float]]:
+        self._require_there()
+        yield from super().all()
+
+    def _there(self, found: bytes | None) -> bytes | None:
+        if found is None:
+            self._require_there()
+        return found
+
+    def _require_there(self) -> None:
+        """Tells a folder that is away from a file that is missing.
+
+        Raises:
+            StoreError: It is away.
+        """
+        if not self._root.is_dir():
+            raise StoreError(
+                f"The folder {self._root} with this tenant's large states is away: is the share "
+                "still mounted?"
+            )
 
 
 def _digest(ref: str) -> str:

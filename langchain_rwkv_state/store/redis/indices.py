@@ -128,3 +128,11 @@ def held_by(digest: bytes, held: bytes) -> tuple[bytes, int, bytes]:
         ValueError: That made no such thing.
     """
     return digest, int(held[1:2]), held[2:]
+
+
+def is_held_by(digest: bytes, held: bytes) -> tuple[bytes, int, bytes] | None:
+    """Returns what `held_by` does; ``None`` for what `keys.holder` did not make."""
+    try:
+        return held_by(digest, held)
+    except ValueError:
+        return None

@@ -9,8 +9,9 @@ only tell where rows may be.
 
 from __future__ import annotations
 
+import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -40,6 +41,7 @@ _COUNT = struct.Struct(">q")
 _NUMBER = struct.Struct(">d")
 _LENGTH = struct.Struct(">I")
 _SUM_BYTES = 16
+_FIELD = re.compile(rb"0|[1-9][0-9]{0,17}")  # of a log row; no longer than 64 bits have
 
 
 class Keys:
@@ -134,6 +136,11 @@ def holder(kind: int, owner: bytes) -> bytes:
 def number(seq: int) -> bytes:
     """Returns the field of a log row, or of a place in a queue."""
     return b"%d" % seq
+
+
+def numbers(found: Iterable[bytes]) -> list[int]:
+    """Returns the numbers among a hash's fields, sorted; what `number` did not write is none."""
+    return sorted(int(field) for field in found if _FIELD.fullmatch(field))
 
 
 def numbered(name: bytes, seq: int) -> bytes:

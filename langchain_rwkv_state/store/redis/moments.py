@@ -11,6 +11,7 @@ before another's turn and one behind it.
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import secrets
@@ -24,12 +25,15 @@ from langchain_rwkv_state.errors import StoreError
 from langchain_rwkv_state.store.redis import functions
 from langchain_rwkv_state.store.redis.connect import CONNECT_SECONDS, RESENDS, errors
 from langchain_rwkv_state.store.redis.functions import APPLY, FREE, NAMES, STAND, Op
-from langchain_rwkv_state.store.redis.keys import Keys
+from langchain_rwkv_state.store.redis.keys import Keys, row_place
 from langchain_rwkv_state.store.redis.space import Space, TooMuch
 from langchain_rwkv_state.store.redis.tables import PAGE
+from langchain_rwkv_state.store.rows import META
 
 if TYPE_CHECKING:
     from redis import Redis
+
+logger = logging.getLogger("langchain_rwkv_state.store")
 
 T = TypeVar("T")
 Work = Callable[[Space], T]
@@ -52,6 +56,7 @@ class Moments:
 
     Attributes:
         closed: Whether nothing is to be run any more.
+        replaced: Whether another store was found in the place of the one that was opened.
     """
 
     def __init__(self, client: Redis, keys: Keys, timeout_seconds: float) -> None:
@@ -59,7 +64,9 @@ class Moments:
         self._keys = keys
         self._timeout = timeout_seconds
         self._at_work = threading.local()
+        self._same: dict[Op, Any] = {}
         self.closed = False
+        self.replaced = False
 
     # -- spaces ----------------------------------------------------------------------------------
 
@@ -97,6 +104,63 @@ class Moments:
     def _require_open(self) -> None:
         if self.closed:
             raise StoreError("The store is closed: open it again to use it.")
+
+    # -- the same store --------------------------------------------------------------------------
+
+    def bind(self, folder: str | None, is_known: Callable[[Any], bool]) -> None:
+        """Has all changes from now on made sure that the store is the one that was opened.
+
+        A server that lost all it had is an empty store, in which whoever comes first makes a new
+        secret and a new folder: what a process wrote that goes by the old ones, nobody could read.
+
+        Args:
+            folder: The name of the folder of large states, ``None`` where none is used.
+            is_known: Says whether the row of the secret is the one that was read before.
+
+        Raises:
+            StoreError: It is another store by now.
+        """
+        if self._same:
+            return
+        about = (b"HGET", *row_place(self._keys, META, (b"about",)))
+        same: dict[Op, Any] = {about: self.run([about])[0]}
+        if folder is not None:
+            same[b"GET", self._keys.folder.encode()] = folder.encode()
+        if not is_known(same[about]) or self.run(list(same)) != list(same.values()):
+            raise StoreError(_REPLACED)
+        self._same = same
+
+    def _require_same(self) -> None:
+        """Makes sure that a change was not refused because the store is another one.
+
+        Raises:
+            StoreError: It is.
+        """
+        for _ in range(_LOOKS):
+            if self.run(list(self._same)) == list(self._same.values()):
+                return
+            parts = (self._keys.totals, self._keys.names, self._keys.states, self._keys.meta)
+            empty: dict[Op, Any] = {(b"EXISTS", key): 0 for key in (*parts, *self._marks())}
+            if self.run(list(empty)) != list(empty.values()):
+                break
+            self._put_back(empty)
+        self.replaced = True
+        raise StoreError(_REPLACED)
+
+    def _marks(self) -> list[bytes]:
+        return [op[1] for op in self._same]
+
+    def _put_back(self, empty: dict[Op, Any]) -> None:
+        """Gives a store that lost everything its secret and its folder again."""
+        space = Space(self._keys, self.run, self._page)
+        for op, value in self._same.items():
+            space.also(b"HSET" if op[0] == b"HGET" else b"SET", *op[1:], value)
+        if self._applied(space, _NOBODY, space.seen(empty), freeing=False):
+            logger.warning(
+                "Redis has lost all that the store %s held (it came back empty, or all was "
+                "deleted): its sessions are gone, and it goes on with the secret that it had.",
+                self._keys.base.decode(),
+            )
 
     # -- looks and transactions ------------------------------------------------------------------
 
@@ -139,8 +203,10 @@ class Moments:
             if not outcome.is_there or not space.is_changed:
                 if space.is_one or self._stands(space):
                     return outcome.taken()
-            elif self._applied(space, _NOBODY, space.seen(), freeing=freeing):
+            elif self._applied(space, _NOBODY, self._seen(space), freeing=freeing):
                 return outcome.taken()
+            else:
+                self._require_same()
             if time.monotonic() > deadline:
                 raise StoreError(
                     f"Others write the same so often that nothing came of {self._timeout:.0f} "
@@ -211,7 +277,14 @@ class Moments:
     def _written(self, space: Space, token: bytes, *, freeing: bool) -> bool:
         if not space.is_changed:
             return True
-        return self._applied(space, token, space.seen(), freeing=freeing)
+        if self._applied(space, token, self._seen(space), freeing=freeing):
+            return True
+        self._require_same()
+        return False
+
+    def _seen(self, space: Space) -> list[bytes]:
+        """Returns what must stand for a change: all that it read, and that the store is ours."""
+        return space.seen(self._same)
 
     def _version(self) -> tuple[Op, Any]:
         op = (b"HGET", self._keys.totals, b"version")
@@ -234,6 +307,13 @@ class Moments:
             own.only_saw(((b"GET", self._keys.pause), token))
             own.also(b"DEL", self._keys.pause)
             self._applied(own, token, own.seen(), freeing=True)
+
+
+_REPLACED = (
+    "Redis holds another store by now than the one that was opened: what it had was lost or "
+    "deleted, wholly or its secret or folder alone. Nothing was changed; close the store and open "
+    "it again."
+)
 
 
 def remembered_seconds(timeout_seconds: float) -> int:

@@ -7,7 +7,8 @@ is to believe several reads that came one after the other: somebody may have wri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from langchain_rwkv_state.errors import StoreError
@@ -220,10 +221,11 @@ class Space:
         """Notes one command and its reply in the place of all that was read."""
         self._seen = dict([read])
 
-    def seen(self) -> list[bytes]:
-        """Returns all that was read, as `functions.STAND` takes it."""
-        found = [b"%d" % len(self._seen)]
-        for op, reply in self._seen.items():
+    def seen(self, more: Mapping[Op, Any] = MappingProxyType({})) -> list[bytes]:
+        """Returns all that was read, and some more, as `functions.STAND` takes it."""
+        every = {**self._seen, **more}
+        found = [b"%d" % len(every)]
+        for op, reply in every.items():
             found += with_digest(op, reply)
         return found
 

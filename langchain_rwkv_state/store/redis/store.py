@@ -134,6 +134,13 @@ class RedisStateStore(TableStore):
         key = ("redis", url, tenant, None if blobs is None else str(blobs))
         held = OPEN_STORES.held(key, opened, fits=fits)
         super().__init__(held, settings)
+        backend = self._backend
+        assert isinstance(backend, RedisBackend)  # noqa: S101 # as `opened` made it
+        try:
+            backend.bind(self._key)
+        except BaseException:
+            held.release()
+            raise
 
     def _shared_clock(self, clock: Callable[[], float]) -> StoreClock:
         if clock is not time.time:

@@ -14,6 +14,7 @@ from typing import Any
 from langchain_rwkv_state.errors import StateCorrupt
 from langchain_rwkv_state.store import rows
 from langchain_rwkv_state.store.records import LogEntry
+from langchain_rwkv_state.store.redis.indices import is_held_by
 from langchain_rwkv_state.store.redis.keys import (
     ROW,
     TOP,
@@ -21,6 +22,7 @@ from langchain_rwkv_state.store.redis.keys import (
     holder,
     name_of,
     number,
+    numbers,
     pack_top,
     row_place,
     top_number,
@@ -104,10 +106,7 @@ class RedisTables(Tables):
 
     def _places(self, name: bytes) -> list[Raw]:
         found = self._space.hash(self._keys.queue(name))
-        return [
-            decode(QueueRow.TABLE, (name, seq), found[number(seq)])
-            for seq in sorted(int(field) for field in found if field.isdigit())
-        ]
+        return [decode(QueueRow.TABLE, (name, seq), found[number(seq)]) for seq in numbers(found)]
 
     def _all_places(self) -> list[Raw]:
         members = self._space.members(self._keys.queues)
@@ -178,8 +177,9 @@ class RedisTables(Tables):
             key = self._keys.state(digest)
             values = self._space.fields([(key, members)])[0] if members else []
             for member, value in zip(members, values, strict=True):
-                held = (digest, int(member[1:2]), member[2:])
-                yield decode(HoldRow.TABLE, held, value or b"")
+                held = is_held_by(digest, member)
+                if held is not None:
+                    yield decode(HoldRow.TABLE, held, value or b"")
             if len(members) < few:
                 return
             low, few = b"(" + members[-1], PAGE
@@ -323,15 +323,12 @@ def _sound(name: bytes, data: bytes) -> Raw:
 
 def _log_of(name: bytes, found: dict[bytes, bytes]) -> list[Raw]:
     """Returns the log rows in a session's hash, oldest first."""
-    return [
-        decode(LOG, (name, seq), found[number(seq)])
-        for seq in sorted(int(field) for field in found if field.isdigit())
-    ]
+    return [decode(LOG, (name, seq), found[number(seq)]) for seq in numbers(found)]
 
 
 def newest(found: dict[bytes, bytes]) -> int:
     """Returns the highest number of the log rows in a session's hash; -1 for none."""
-    return max((int(field) for field in found if field.isdigit()), default=-1)
+    return max(numbers(found), default=-1)
 
 
 def is_behind(top: bytes | None, seq: int) -> bool:

@@ -84,6 +84,11 @@ def test_a_user_who_may_not_see_the_settings_has_to_vouch_for_them(server):
         connect(guest.replace("=word", "=wrong"))
 
 
+def test_a_setting_that_redis_py_does_not_know_is_no_possible_url(server):
+    with pytest.raises(ValueError, match=r"open_store.*tenant"):
+        connect(f"{server.url}&tenant=x")
+
+
 def test_a_replica_is_refused(server):
     with connect(server.url) as client:
         client.replicaof("127.0.0.1", 1)

@@ -493,6 +493,99 @@ def test_a_user_who_may_not_do_all_of_a_commit_does_nothing_of_it(
     assert sees.check().sound
 
 
+def test_a_share_that_is_unmounted_meanwhile_takes_no_state_and_costs_none(
+    make: Open, tmp_path: Path
+) -> None:
+    share, off = tmp_path / "share", tmp_path / "off"
+    share.mkdir()
+    store = make(blobs=share, large_bytes=0)
+    refs = turns(store, "bob", 2)
+    ref = store.stage(random_state([8]), parent=refs[1])
+    share.rename(off)
+    share.mkdir()
+    for verb in (
+        lambda: store.commit("bob", ref, refs[1]),
+        lambda: store.get(refs[1]),
+        lambda: store.check(fix=True),
+    ):
+        with pytest.raises(StoreError, match="still mounted"):
+            verb()
+    assert list(share.iterdir()) == []
+    share.rmdir()
+    off.rename(share)
+    assert store.head("bob") == refs[1]
+    store.commit("bob", ref, refs[1])
+    assert store.get(ref) == random_state([8])
+    assert store.check().sound
+
+
+# -- a server that lost all ----------------------------------------------------------------------
+
+
+def test_who_goes_on_in_an_emptied_server_is_read_by_who_comes_later(
+    make: Open, client: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    here, also = (make(each, blobs=tmp_path, large_bytes=0) for each in (0, 1))
+    (old,) = turns(here, "bob", 1)
+    client.flushall()
+    ref = here.stage(random_state([8]), parent=old)
+    with pytest.raises(SessionConflict):
+        here.commit("bob", ref, old)
+    (new,) = turns(here, "eve", 1)
+    turns(also, "al", 1)
+    assert "Redis has lost all" in caplog.text
+    later = make(2, blobs=tmp_path, large_bytes=0)
+    assert later.sessions() == ["al", "eve"]
+    assert later.get(new) == here.get(new)
+    assert later.check().sound
+
+
+@pytest.mark.parametrize("lost", ["all", "secret", "folder"])
+def test_nothing_is_written_into_another_store_than_the_one_that_was_opened(
+    make: Open, client: Any, tmp_path: Path, lost: str
+) -> None:
+    here = make(blobs=tmp_path, large_bytes=0)
+    turns(here, "bob", 1)
+    keys = here._backend.keys  # type: ignore[attr-defined]
+    if lost == "all":
+        client.flushall()
+        turns(make(1, blobs=tmp_path, large_bytes=0), "carl", 1)
+    else:
+        client.delete(keys.meta if lost == "secret" else keys.folder)
+    before = {key: client.dump(key) for key in client.keys("*")}
+    with pytest.raises(StoreError, match="another store by now"):
+        turns(here, "eve", 1)
+    assert {key: client.dump(key) for key in client.keys("*")} == before
+    if lost == "all":
+        assert make(blobs=tmp_path, large_bytes=0).sessions() == ["carl"]
+
+
+@pytest.mark.parametrize("field", [b"007", b"9" * 30, b"9" * 5000])
+def test_a_field_that_is_no_rows_hides_no_row(
+    store: RedisStateStore, client: Any, field: bytes
+) -> None:
+    refs = turns(store, "bob", 2)
+    client.hset(store._backend.keys.session(b"bob"), field, "x")  # type: ignore[attr-defined]
+    assert [entry.ref for entry in store.log("bob")] == refs[::-1]
+    assert store.check().sound
+
+
+@pytest.mark.parametrize("member", [b"", b"h", b"hx", b"\xff\xff"])
+def test_a_member_that_is_no_holder_is_told_and_taken_out(
+    store: RedisStateStore, client: Any, member: bytes
+) -> None:
+    (ref,) = turns(store, "bob", 1)
+    keys = store._backend.keys  # type: ignore[attr-defined]
+    for index in (keys.holds(ref_bytes(ref)), keys.base + b"due:holds"):
+        client.zadd(index, {member: 0})
+    assert store.fork("bob", "twin") == ref
+    assert not store.check(fix=True).sound
+    assert store.check().sound
+    client.zadd(keys.base + b"due:holds", {member: 0})
+    store.prune()
+    assert store.check().sound
+
+
 # -- redaction -----------------------------------------------------------------------------------
 
 

@@ -227,5 +227,5 @@ def test_a_folder_that_is_gone_is_an_error(redis, tmp_path):
     (folder,) = tmp_path.iterdir()
     folder.rmdir()
     folder.write_bytes(b"")
-    with pytest.raises(StoreError, match="could not be written"):
+    with pytest.raises(StoreError, match="still mounted"):
         blobs.write(redis, "k", REF, [STATE])
