@@ -23,7 +23,7 @@ from langchain_rwkv_state.serve.errors import ApiError
 from langchain_rwkv_state.serve.keys import METRICS, Keys
 from langchain_rwkv_state.serve.ledger import Ledger, OwnLedger
 from langchain_rwkv_state.serve.metrics import Metrics
-from langchain_rwkv_state.serve.settings import Limits, ServeSettings
+from langchain_rwkv_state.serve.settings import ServeSettings
 from langchain_rwkv_state.serve.stores import cache_of, open_store_of
 from langchain_rwkv_state.store import MemoryStateStore, StateStore
 
@@ -47,7 +47,6 @@ class Tenant:
         chat: Answers its messages; what it reads is kept apart from that of others.
         llm: Completes its texts, likewise.
         store: Its conversations, and nobody else's.
-        limits: What it may ask.
         usage: Hears what its answers cost.
     """
 
@@ -55,7 +54,6 @@ class Tenant:
     chat: ChatRWKV
     llm: RWKVLLM
     store: StateStore
-    limits: Limits = field(default_factory=Limits)
     usage: Usage = field(default_factory=Usage)
 
 
@@ -333,7 +331,6 @@ class Tenants:
         about = {**model_settings(self._settings), "store": store, "prefix_cache": self._cache}
         if not alone:
             about["cache_salt"] = name
-        account = self._accounts[name]
         try:
             chat = ChatRWKV(**about)
             llm = RWKVLLM(**{each: value for each, value in about.items() if each not in _OF_CHATS})
@@ -342,7 +339,7 @@ class Tenants:
         except BaseException:
             store.close()
             raise
-        return Tenant(name, chat, llm, store, account.limits, account)
+        return Tenant(name, chat, llm, store, self._accounts[name])
 
 
 def model_settings(settings: ServeSettings) -> dict[str, Any]:

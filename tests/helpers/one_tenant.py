@@ -8,7 +8,6 @@ from fastapi import FastAPI
 
 from langchain_rwkv_state import RWKVLLM, ChatRWKV
 from langchain_rwkv_state.serve import ServeSettings, make_app
-from langchain_rwkv_state.serve.settings import Limits
 from langchain_rwkv_state.serve.tenants import Tenant, Tenants, Usage
 
 
@@ -47,7 +46,7 @@ class OneTenant(Tenants):
         if chat._loaded is not None and llm._loaded is None:
             llm._loaded = chat._loaded
         self.usage = Spent()
-        self._one = Tenant("one", chat, llm, chat.store, Limits(), self.usage)
+        self._one = Tenant("one", chat, llm, chat.store, self.usage)
 
     def load(self) -> None:
         """Loads nothing anew."""

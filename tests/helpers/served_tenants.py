@@ -63,7 +63,7 @@ class ModellessTenants(Tenants):
         model = _NoModel()
         account = self.account(name)
         store = _Store(name, self.closed)
-        return Tenant(name, cast("Any", model), cast("Any", model), store, account.limits, account)
+        return Tenant(name, cast("Any", model), cast("Any", model), store, account)
 
 
 class _NoModel:
