@@ -92,17 +92,15 @@ class ResponseId:
         )
 
 
-async def state_of(store: StateStore, given: str, now: float, *, param: str | None = None) -> str:
-    """Returns the reference of the state that a response's id stands for.
+def read_id(given: str, *, param: str | None = None) -> ResponseId:
+    """Reads an id that a client sent.
 
     Args:
-        store: The store of whoever asks.
         given: The id.
-        now: The time.
-        param: Where it was given.
+        param: Where it was given; ``None`` for the path.
 
     Raises:
-        ApiError: It is no id of a response, or nothing is held for it.
+        ApiError: It is no id of a response.
     """
     known = ResponseId.parse(given)
     if known is None:
@@ -113,6 +111,22 @@ async def state_of(store: StateStore, given: str, now: float, *, param: str | No
             code="invalid_response_id",
             param=param,
         )
+    return known
+
+
+async def state_of(store: StateStore, given: str, now: float, *, param: str | None = None) -> str:
+    """Returns the reference of the state that a response's id stands for.
+
+    Args:
+        store: The store of whoever asks.
+        given: The id.
+        now: The time.
+        param: Where it was given; ``None`` for the path.
+
+    Raises:
+        ApiError: It is no id of a response, or nothing is held for it.
+    """
+    known = read_id(given, param=param)
     held = await store.akept(known.owner)
     if not held:
         error = known.gone(now)

@@ -25,7 +25,7 @@ from langchain_rwkv_state.serve.errors import ApiError, as_api_error, unsupporte
 from langchain_rwkv_state.serve.models import Asks, Settings, require_model
 from langchain_rwkv_state.serve.replies import EventStream, JsonReply
 from langchain_rwkv_state.serve.response_events import ResponseDocument, ResponseEvents
-from langchain_rwkv_state.serve.response_ids import ResponseId, state_of
+from langchain_rwkv_state.serve.response_ids import ResponseId, read_id, state_of
 from langchain_rwkv_state.serve.response_items import read_items
 from langchain_rwkv_state.serve.response_output import Output
 from langchain_rwkv_state.serve.responses_schema import ResponseRequest
@@ -50,9 +50,7 @@ async def create_response(asked: ResponseRequest, tenant: Asks, settings: Settin
 async def delete_response(response_id: str, tenant: Asks) -> dict[str, Any]:
     """Lets go of the state behind a response; what goes on from it already is as it was."""
     await state_of(tenant.store, response_id, time.time())
-    known = ResponseId.parse(response_id)
-    if known is not None:
-        await tenant.store.arelease(known.owner)
+    await tenant.store.arelease(read_id(response_id).owner)
     return {"id": response_id, "object": "response", "deleted": True}
 
 

@@ -29,6 +29,18 @@ async def until(true) -> None:
             await asyncio.sleep(0.001)
 
 
+def held_up(known, monkeypatch) -> threading.Event:
+    """Has stores open only once the event is set."""
+    go_on, original = threading.Event(), known._opened
+
+    def slowly(name):
+        assert go_on.wait(10)
+        return original(name)
+
+    monkeypatch.setattr(known, "_opened", slowly)
+    return go_on
+
+
 async def test_two_first_requests_at_once_open_a_store_once(tmp_path):
     known = tenants(tmp_path)
     first, second = await asyncio.gather(known.enter("alice"), known.enter("alice"))
@@ -38,13 +50,7 @@ async def test_two_first_requests_at_once_open_a_store_once(tmp_path):
 
 async def test_who_leaves_while_a_store_is_opened_takes_it_from_nobody(tmp_path, monkeypatch):
     known = tenants(tmp_path)
-    go_on, original = threading.Event(), known._opened
-
-    def slowly(name):
-        assert go_on.wait(10)
-        return original(name)
-
-    monkeypatch.setattr(known, "_opened", slowly)
+    go_on = held_up(known, monkeypatch)
     leaving = asyncio.ensure_future(known.enter("alice"))
     staying = asyncio.ensure_future(known.enter("alice"))
     await asyncio.sleep(0)
@@ -114,13 +120,7 @@ async def test_a_store_that_fails_to_open_when_nobody_waits_any_more_leaves_noth
 
 async def test_a_store_that_is_being_opened_at_the_end_is_closed(tmp_path, monkeypatch):
     known = tenants(tmp_path)
-    go_on, original = threading.Event(), known._opened
-
-    def slowly(name):
-        assert go_on.wait(10)
-        return original(name)
-
-    monkeypatch.setattr(known, "_opened", slowly)
+    go_on = held_up(known, monkeypatch)
     asking = asyncio.ensure_future(known.enter("alice"))
     await asyncio.sleep(0)
     ending = asyncio.ensure_future(known.aclose())
